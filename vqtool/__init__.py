@@ -1,0 +1,22 @@
+"""vqtool: train, use and inspect vector-quantised autoencoders."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vqtool.quantizers import VectorQuantizer as VectorQuantizer
+    from vqtool.tokenizer import load as load
+
+__all__ = ["VectorQuantizer", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    # On demand, so that the command line answers --help without waiting for torch.
+    if name == "VectorQuantizer":
+        from vqtool.quantizers import VectorQuantizer
+
+        return VectorQuantizer
+    if name == "load":
+        from vqtool.tokenizer import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,132 @@
+"""The model: normalise - encoder - quantizer - decoder - denormalise, composed from its settings.
+
+Shapes: B batch, C channels, L positions per sample, D code dimension, Q levels; size is (), (T,) or (H, W).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from vqtool.data import SampleSpec
+from vqtool.errors import ConfigError
+from vqtool.modality import Classes, Values
+from vqtool.nets import EncoderSettings, NetSettings, Size
+from vqtool.quantizers import QuantizerOutput, QuantizerSettings
+from vqtool.settings import Settings
+
+
+class ModelSettings(Settings):
+    """The model block of the config."""
+
+    encoder: EncoderSettings = Field(description="the network that makes vectors of samples")
+    quantizer: QuantizerSettings = Field(description="what makes indices of vectors")
+    decoder: EncoderSettings | None = Field(None, description="left out, it mirrors the encoder")
+
+
+class AutoencoderOutput(NamedTuple):
+    """What one training forward gives."""
+
+    prediction: Tensor
+    """(B, C, *size) in normalised units, or logits (B, classes, *size)."""
+    target: Tensor
+    """(B, C, *size) in normalised units, or classes (B, *size)."""
+    latents: Tensor
+    """(B, L, D) the encoder's vectors."""
+    quantizer: QuantizerOutput
+    """Losses and indices."""
+
+
+class Autoencoder(nn.Module):
+    """A model for samples of one spec.
+
+    Args:
+        settings: resolved, as `resolve_model` leaves them.
+        spec: of the samples.
+        mean, scale: C numbers each, what normalising subtracts and divides by; a checkpoint overwrites them.
+    """
+
+    def __init__(self, settings: ModelSettings, spec: SampleSpec, mean: Sequence[float], scale: Sequence[float]) -> None:
+        super().__init__()
+        assert settings.decoder is not None
+        assert isinstance(settings.quantizer.codebook_dim, int)
+        self.spec = spec
+        self.settings = settings
+        self.modality = Classes(spec.classes, settings.encoder.dim(1)) if spec.classes else Values(mean, scale)
+        self.quantizer = settings.quantizer.build(settings.quantizer.codebook_dim)
+        self.encoder = settings.encoder.encoder(self.modality.inputs, spec.size, self.quantizer.dim)
+        self.decoder = settings.decoder.decoder(self.modality.outputs, spec.size, self.quantizer.dim)
+
+    def forward(self, x: Tensor) -> AutoencoderOutput:
+        """Reconstruct (B, C, *size) values or (B, *size) classes."""
+        latents = self.latents(x)
+        quantizer = self.quantizer(latents)
+        prediction = self.decoder(quantizer.quantized, self.size_of(x))
+        return AutoencoderOutput(prediction, self.modality.target(x), latents, quantizer)
+
+    def latents(self, x: Tensor) -> Tensor:
+        """The encoder's vectors (B, L, D)."""
+        vectors: Tensor = self.encoder(self.modality(x))
+        return vectors
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Indices (B, L), or (B, L, Q)."""
+        return self.quantizer.encode(self.latents(x))
+
+    def predict(self, indices: Tensor, size: Size) -> Tensor:
+        """What the decoder makes of indices, in normalised units or as logits."""
+        prediction: Tensor = self.decoder(self.quantizer.decode(indices), size)
+        return prediction
+
+    def decode(self, indices: Tensor, size: Size) -> Tensor:
+        """(B, C, *size) in the data's own units, or classes (B, *size)."""
+        return self.modality.restore(self.predict(indices, size))
+
+    def grid(self, size: Size) -> Size:
+        """The row-major shape behind L for samples of `size`."""
+        return self.settings.encoder.grid(size)
+
+    def size_of(self, x: Tensor) -> Size:
+        """The size of a batch of samples."""
+        return tuple(x.shape[1:] if self.spec.classes else x.shape[2:])
+
+    @property
+    def any_size(self) -> bool:
+        """Whether samples of other sizes than the spec's can be taken."""
+        assert self.settings.decoder is not None
+        return self.settings.encoder.any_size and self.settings.decoder.any_size
+
+
+def resolve_model(settings: ModelSettings, spec: SampleSpec) -> ModelSettings:
+    """Settings with the width of the codes and the decoder filled in.
+
+    Raises:
+        ConfigError: an encoder, decoder or quantizer does not fit the data or the other.
+    """
+    decoder = settings.decoder or settings.encoder
+    _check_net("model.encoder", settings.encoder, spec)
+    _check_net("model.decoder", decoder, spec)
+    encoded, decoded = settings.encoder.grid(spec.size), decoder.grid(spec.size)
+    if math.prod(encoded) != math.prod(decoded):
+        raise ConfigError(
+            f"model.decoder: expects {math.prod(decoded)} positions a sample (grid {decoded}), but the encoder gives "
+            f"{math.prod(encoded)} (grid {encoded})"
+        )
+    dim = settings.quantizer.codebook_dim
+    if dim == "auto":
+        dim = settings.encoder.dim(spec.channels)
+    quantizer = settings.quantizer.model_copy(update={"codebook_dim": dim})
+    return settings.model_copy(update={"quantizer": quantizer, "decoder": decoder})
+
+
+def _check_net(where: str, net: NetSettings, spec: SampleSpec) -> None:
+    kinds = {0: "vectors (C,)", 1: "sequences (C, T)", 2: "images (C, H, W)"}
+    what = f"{'classes' if spec.classes else kinds[len(spec.size)]} of rows {spec.row_shape}, layout {spec.layout}"
+    if len(spec.size) not in net.ranks:
+        takes = " or ".join(kinds[rank] for rank in net.ranks)
+        raise ConfigError(f"{where}.kind: {net.kind} takes {takes}; the data are {what}")
+    if spec.classes and not net.takes_classes:
+        raise ConfigError(f"{where}.kind: {net.kind} takes values; the data are {what}")
+

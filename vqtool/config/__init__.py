@@ -1,0 +1,7 @@
+"""The whole run as typed, frozen settings, and the YAML that they are read from."""
+
+from vqtool.config.load import load_config, write_config
+from vqtool.config.schema import RunSettings
+from vqtool.config.training import BEST_METRICS, TrainingSettings
+
+__all__ = ["BEST_METRICS", "RunSettings", "TrainingSettings", "load_config", "write_config"]

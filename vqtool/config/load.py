@@ -1,0 +1,68 @@
+"""From a config file and overrides to settings, and back to a file."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from vqtool.config.overrides import apply_overrides
+from vqtool.config.problems import describe
+from vqtool.config.schema import RunSettings
+from vqtool.config.yaml_reader import CORE_SCHEMA, read_yaml
+from vqtool.errors import ConfigError
+from vqtool.files import replacing
+
+# A config is a page or two; what is larger is something else.
+_LARGEST = 1 << 20
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, which quotes also those strings that only YAML 1.2 would take for something else."""
+
+
+for _tag, _pattern, _first in CORE_SCHEMA:
+    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, _first)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
+    """Read, override and validate a config; the name defaults to the file's.
+
+    Raises:
+        ConfigError: everything that is wrong, a line each.
+    """
+    tree = read_yaml(_read(path), str(path))
+    if not isinstance(tree.values, dict):
+        raise ConfigError(f"{path}: expected keys and values, such as `data:` and `model:`")
+    apply_overrides(tree, overrides, RunSettings)
+    if tree.values.get("name") is None:
+        tree.values["name"] = path.stem
+    problems = list(tree.problems)
+    try:
+        settings = RunSettings.model_validate(tree.values)
+    except ValidationError as error:
+        problems += describe(error, tree, RunSettings)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return settings
+
+
+def write_config(path: Path, settings: RunSettings) -> None:
+    """Write all settings, defaults included."""
+    text = yaml.dump(settings.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def _read(path: Path) -> str:
+    try:
+        if os.path.getsize(path) > _LARGEST:
+            raise ConfigError(f"{path}: over {_LARGEST:,} bytes; not a config")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text") from error

@@ -1,0 +1,51 @@
+"""`--set KEY=VALUE`: dotted keys over a config file's values."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from vqtool.config.fields import Block, blocks_under
+from vqtool.config.yaml_reader import Tree, read_yaml
+from vqtool.errors import ConfigError
+
+
+def apply_overrides(tree: Tree, overrides: Sequence[str], root: Block) -> None:
+    """Write overrides into a tree. Those that choose a `kind` go first, so that their order does not matter.
+
+    Raises:
+        ConfigError: one is not KEY=VALUE.
+    """
+    pairs = [_parse(override) for override in overrides]
+    for path, value in sorted(pairs, key=lambda pair: pair[0][-1] != "kind"):
+        _set(tree, path, value, root)
+
+
+def _parse(override: str) -> tuple[tuple[str, ...], Tree]:
+    key, equals, text = override.partition("=")
+    path = tuple(key.strip().split("."))
+    if not equals or not all(path):
+        raise ConfigError(f"--set {override}: expected KEY=VALUE, with a dotted key such as training.steps=100")
+    return path, read_yaml(text, f"--set {key.strip()}")
+
+
+def _set(tree: Tree, path: tuple[str, ...], value: Tree, block: Block | None) -> None:
+    values = tree.values
+    for depth, key in enumerate(path[:-1]):
+        if not isinstance(values.get(key), dict):
+            values[key] = {}
+            tree.places[path[: depth + 1]] = value.places[()]
+        members = blocks_under(block, key) if block else {}
+        if depth == len(path) - 2 and path[-1] == "kind":
+            _drop_unknown(values[key], members, value.values)
+        values = values[key]
+        block = members.get("") or members.get(str(values.get("kind")))
+    values[path[-1]] = value.values
+    tree.places |= {(*path, *inner): value.places[()] for inner in value.places}
+    tree.problems += value.problems
+
+
+def _drop_unknown(values: dict[str, Any], members: dict[str, Block], kind: Any) -> None:
+    """Before a block takes another kind: drop the keys that the new kind does not know."""
+    new = members.get(str(kind))
+    if new and values.get("kind") != kind:
+        for key in [key for key in values if key not in new.model_fields]:
+            del values[key]

@@ -1,0 +1,95 @@
+"""What validation found, in words: place, key, what is wrong, and the nearest name that would do."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import ValidationError
+
+from vqtool.config.fields import Block, block_at, blocks_under
+from vqtool.config.yaml_reader import Path, Tree, dotted
+
+
+def describe(error: ValidationError, tree: Tree, root: Block) -> list[str]:
+    """One line for each key that is wrong, in the order of the file."""
+    found: dict[Path, list[str]] = {}
+    for fault in error.errors(include_url=False):
+        path = _path(fault["loc"], tree.values, root)
+        if fault["type"] == "union_tag_invalid":
+            path = (*path, "kind")
+        found.setdefault(path, []).append(_message(fault, path, tree, root))
+    lines = []
+    for path, messages in found.items():
+        value = _value_at(tree.values, path)
+        got = "" if value is _ABSENT or isinstance(value, dict) else f" (got {value!r:.60})"
+        told = any(message.startswith(("unknown", "missing")) for message in messages)
+        text = " or ".join(dict.fromkeys(messages)) + ("" if told else got)
+        lines.append(f"{tree.place(path)}: {dotted(path)}: {text}")
+    return lines
+
+
+_ABSENT = object()
+
+
+def _path(location: tuple[int | str, ...], values: Any, block: Block | None) -> Path:
+    """The keys of pydantic's location, without the tags that it puts where a union chose a member."""
+    path: list[int | str] = []
+    rest = list(location)
+    while rest:
+        key = rest.pop(0)
+        path.append(key)
+        if block is None:
+            continue
+        members = blocks_under(block, str(key))
+        if "" not in members and members and rest:
+            rest.pop(0)
+        block = block_at(block, {key: _value_at(values, tuple(path))}, (key,))
+        if block is None:
+            # Below a leaf there are only the branches of its union, and the items of a list.
+            path += [part for part in rest if isinstance(part, int)]
+            break
+    return tuple(path)
+
+
+def _value_at(values: Any, path: Path) -> Any:
+    for key in path:
+        if isinstance(values, dict) and key in values:
+            values = values[key]
+        elif isinstance(values, list) and isinstance(key, int) and key < len(values):
+            values = values[key]
+        else:
+            return _ABSENT
+    return values
+
+
+def _message(fault: Any, path: Path, tree: Tree, root: Block) -> str:
+    match fault["type"]:
+        case "extra_forbidden":
+            block = block_at(root, tree.values, path[:-1])
+            return "unknown key" + _nearest(str(path[-1]), block.model_fields if block else ())
+        case "missing":
+            return "missing"
+        case "union_tag_not_found":
+            return f"needs a kind, one of {fault['ctx'].get('expected_tags', _kinds(path, root, tree))}"
+        case "union_tag_invalid":
+            names = [name.strip("' ") for name in fault["ctx"]["expected_tags"].split(", ")]
+            return f"unknown kind {fault['ctx']['tag']!r}" + _nearest(fault["ctx"]["tag"], names)
+        case "literal_error":
+            names = [name.strip("' ") for name in fault["ctx"]["expected"].replace(" or ", ", ").split(", ")]
+            return f"expected {fault['ctx']['expected']}" + _nearest(str(fault["input"]), names, only_close=True)
+    message: str = fault["msg"]
+    message = message.removeprefix("Value error, ").replace("Input should be", "expected", 1)
+    return message.replace("a valid integer", "an integer").replace("a valid", "a")
+
+
+def _kinds(path: Path, root: Block, tree: Tree) -> str:
+    block = block_at(root, tree.values, path[:-1])
+    return ", ".join(blocks_under(block, str(path[-1]))) if block and path else ""
+
+
+def _nearest(name: str, names: Iterable[str], only_close: bool = False) -> str:
+    names = list(names)
+    close = get_close_matches(name, names, n=1)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return "" if only_close or not names else f"; known are {', '.join(names)}"

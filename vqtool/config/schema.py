@@ -1,0 +1,22 @@
+"""The whole run as typed, frozen settings. It only composes: each block stands beside what it configures."""
+
+from pydantic import Field
+
+from vqtool.autoencoder import ModelSettings
+from vqtool.config.training import TrainingSettings
+from vqtool.data import DataKind
+from vqtool.losses import LossSettings
+from vqtool.settings import Settings
+
+
+class RunSettings(Settings):
+    """All that a run depends on."""
+
+    name: str | None = Field(
+        None, pattern=r"^[^/\\\x00-\x1f]*[^/\\.\x00-\x1f][^/\\\x00-\x1f]*$", description="left out: the config file's"
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="of weights, split, order and synthetic samples")
+    data: DataKind = Field(description="where samples come from")
+    model: ModelSettings = Field(description="what is trained")
+    loss: LossSettings = Field(LossSettings(), description="what it is trained by")
+    training: TrainingSettings = Field(TrainingSettings(), description="how")

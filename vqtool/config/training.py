@@ -1,0 +1,49 @@
+"""The training block of the config."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from vqtool.settings import Settings
+
+# Metrics that can choose the best model, and whether smaller is better.
+BEST_METRICS = {
+    "validation/loss/total": True,
+    "validation/loss/reconstruction": True,
+    "validation/loss/commitment": True,
+    "validation/loss/entropy": True,
+    "codebook/usage": False,
+    "codebook/perplexity": False,
+    "codebook/entropy": False,
+    "codebook/soft_entropy": False,
+}
+
+
+class TrainingSettings(Settings):
+    """How long, how fast, and what is kept along the way. All intervals are in steps."""
+
+    steps: int = Field(2000, ge=1, description="updates of the weights")
+    batch_size: int = Field(128, ge=1, description="samples a step")
+    learning_rate: float = Field(1e-3, gt=0, description="of AdamW, after warm-up")
+    warmup_steps: int = Field(100, ge=0, description="over which the learning rate rises")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="of the learning rate after warm-up")
+    weight_decay: float = Field(0.01, ge=0, description="of weight matrices; never of codes, norms and biases")
+    gradient_clip: float | None = Field(1.0, gt=0, description="largest norm of all gradients together; null: none")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the networks in training; quantizing, validating and encoding are float32 always"
+    )
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: cuda, else mps, else cpu")
+    log_every: int = Field(50, ge=1, description="losses of the training batch")
+    validate_every: int = Field(500, ge=1, description="a pass over the validation part; the last step has one too")
+    checkpoint_every: int = Field(500, ge=1, description="what resuming needs; the last step has one too")
+    keep_checkpoints: int = Field(2, ge=1, description="how many of the last checkpoints to keep")
+    best_metric: Literal[
+        "validation/loss/total",
+        "validation/loss/reconstruction",
+        "validation/loss/commitment",
+        "validation/loss/entropy",
+        "codebook/usage",
+        "codebook/perplexity",
+        "codebook/entropy",
+        "codebook/soft_entropy",
+    ] = Field("validation/loss/reconstruction", description="what the best model is best by")

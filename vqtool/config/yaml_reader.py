@@ -1,0 +1,133 @@
+"""YAML text to plain values, with the line of every key.
+
+YAML 1.2's scalars, where 1e-3 is a number and `no` a word; a key twice, a tag or an alias is an error.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import yaml
+
+from vqtool.errors import ConfigError
+
+Path = tuple[str | int, ...]
+
+
+@dataclass
+class Tree:
+    """A config as it was written.
+
+    Attributes:
+        values: nested dicts, lists and scalars.
+        places: where each key, or item of a list, stands: `file:line`.
+        problems: what was wrong on the way.
+    """
+
+    values: Any = None
+    places: dict[Path, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def place(self, path: Path) -> str:
+        """Where a key stands, or else the closest block around it."""
+        while path and path not in self.places:
+            path = path[:-1]
+        return self.places.get(path, "")
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with YAML 1.2's core schema in place of YAML 1.1's, and without aliases."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(problem="aliases are not read; write the block out", problem_mark=mark)
+        return super().compose_node(parent, index)
+
+
+# The words and numbers of YAML 1.2's core schema: tag, pattern, the characters that one can begin with.
+CORE_SCHEMA = [
+    ("bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF"),
+    ("null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
+    ("int", re.compile(r"^[-+]?[0-9]+$"), "-+0123456789"),
+    (
+        "float",
+        re.compile(r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
+        "-+.0123456789",
+    ),
+]
+for _tag, _pattern, _first in CORE_SCHEMA:
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, _first)
+
+
+def read_yaml(text: str, name: str) -> Tree:
+    """Parse one YAML document; `name` is what to call it in places and messages.
+
+    Raises:
+        ConfigError: it is no YAML; names the line.
+    """
+    tree = Tree(places={(): name})
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        tree.values = None if node is None else _value(node, (), tree, name)
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{name}{line}: not YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{name}: nested too deeply") from error
+    return tree
+
+
+def _value(node: yaml.Node, path: Path, tree: Tree, name: str) -> Any:
+    place = f"{name}:{node.start_mark.line + 1}"
+    tree.places.setdefault(path, place)
+    if isinstance(node, yaml.MappingNode):
+        return _mapping(node, path, tree, name)
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(child, (*path, i), tree, name) for i, child in enumerate(node.value)]
+    convert = _SCALARS.get(node.tag.removeprefix("tag:yaml.org,2002:"))
+    try:
+        if convert:
+            return convert(node.value)
+        tree.problems.append(f"{place}: {dotted(path)}: the tag {node.tag} is not read")
+    except ValueError:
+        tree.problems.append(f"{place}: {dotted(path)}: {node.value[:40]!r} is no {node.tag.rpartition(':')[2]}")
+    return None
+
+
+def _mapping(node: yaml.MappingNode, path: Path, tree: Tree, name: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key_node, child in node.value:
+        key, place = str(key_node.value), f"{name}:{key_node.start_mark.line + 1}"
+        if not isinstance(key_node, yaml.ScalarNode):
+            tree.problems.append(f"{place}: {dotted(path)}: a key must be a word")
+        elif key in values:
+            tree.problems.append(f"{place}: {dotted((*path, key))}: a second time; first at {tree.places[*path, key]}")
+        else:
+            tree.places[*path, key] = place
+            values[key] = _value(child, (*path, key), tree, name)
+    return values
+
+
+def dotted(path: Path) -> str:
+    """`model.encoder.width` of a path; list items by number."""
+    return ".".join(str(part) for part in path) or "the config"
+
+
+def _float(text: str) -> float:
+    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+_SCALARS: dict[str, Callable[[str], Any]] = {
+    "bool": lambda text: text.lower() == "true",
+    "null": lambda text: None,
+    "int": int,
+    "float": _float,
+    "str": str,
+}

@@ -1,0 +1,215 @@
+"""A data set, resolved: what its samples are, which of them train and which validate, how they are normalised.
+
+Shapes: n rows, C channels; size is (), (T,) or (H, W).
+"""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from vqtool.data.layout import LAYOUTS, LayoutName, guess_layout, holds_classes, sample_shape
+from vqtool.data.order import split
+from vqtool.data.rows import RowNumbers, Rows
+from vqtool.data.scan import Moments
+from vqtool.data.settings import DataKind, DataSettings, TensorsSettings
+from vqtool.data.sources import FileSource, GeneratedSource, Source, Survey
+from vqtool.data.spec import SampleSpec, dtype_name
+from vqtool.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Rows as a network sees them: (n, C, *size) float32 values, or (n, *size) int64 classes.
+
+    Attributes:
+        numbers: which rows these are; None: all.
+    """
+
+    rows: Rows
+    spec: SampleSpec
+    numbers: RowNumbers | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows) if self.numbers is None else len(self.numbers)
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """The size of these samples, which need not be the one that the spec was made from."""
+        return sample_shape(self.spec.layout, self.rows.shape)[1]
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        """Rows start to stop in the user's own layout and type."""
+        return self.rows.read(start, stop) if self.numbers is None else self.rows.take(self.numbers[start:stop])
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Samples start to stop."""
+        return self.spec.samples(self.read_rows(start, stop))
+
+    def take(self, numbers: RowNumbers) -> Tensor:
+        """The samples of these numbers, in this order."""
+        return self.spec.samples(self.rows.take(numbers if self.numbers is None else self.numbers[numbers]))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Data made ready.
+
+    Attributes:
+        settings: with nothing left `auto`.
+        mean, scale: (C,) each, what normalising subtracts and divides by.
+    """
+
+    settings: DataKind
+    spec: SampleSpec
+    training: Samples
+    validation: Samples
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+
+
+def open_source(settings: DataKind, seed: int) -> Source:
+    """The run's own data, whole and in its order."""
+    if isinstance(settings, TensorsSettings):
+        return FileSource(settings.path, settings.key)
+    return GeneratedSource(settings, seed)
+
+
+def open_dataset(settings: DataKind, seed: int) -> Dataset:
+    """Open, scan and split the data, and resolve what its settings leave `auto`.
+
+    Raises:
+        DataError: the data cannot be used, or are not what the settings say.
+        ConfigError: a setting does not apply to such data.
+    """
+    source = open_source(settings, seed)
+    layout = _resolve_layout(settings, source)
+    held_out = None if isinstance(settings.validation, float) else FileSource(settings.validation, _key(settings))
+    if held_out is None:
+        numbers, validation_numbers = _split(source, settings, seed)
+        mask = np.zeros(len(source.rows), dtype=np.bool_)
+        mask[numbers] = True
+        survey = source.survey(layout, mask)
+    else:
+        numbers, validation_numbers = None, None
+        survey = source.survey(layout)
+    surveys = [(source, survey)] + ([(held_out, held_out.survey(layout))] if held_out else [])
+    spec = _resolve_spec(settings, layout, surveys)
+    if held_out:
+        spec.check_row(held_out.rows.shape, any_size=False, what=held_out.name)
+    mean, scale = _normalization(settings, spec, survey.moments)
+    return Dataset(
+        settings=_resolved(settings, spec),
+        spec=spec,
+        training=Samples(source.rows, spec, numbers),
+        validation=Samples((held_out or source).rows, spec, validation_numbers),
+        mean=mean,
+        scale=scale,
+    )
+
+
+def spec_of(settings: DataSettings) -> SampleSpec:
+    """The spec that resolved settings hold."""
+    if "auto" in (settings.layout, settings.channels, settings.size, settings.classes, settings.dtype):
+        raise ConfigError("data: layout, channels, size, classes and dtype are not all resolved")
+    assert not isinstance(settings.channels, str)
+    assert not isinstance(settings.classes, str)
+    assert settings.layout != "auto"
+    return SampleSpec(settings.layout, settings.channels, tuple(settings.size), settings.classes, settings.dtype)
+
+
+def _key(settings: DataKind) -> str | None:
+    return settings.key if isinstance(settings, TensorsSettings) else None
+
+
+def _resolve_layout(settings: DataKind, source: Source) -> LayoutName:
+    rows = source.rows
+    if settings.layout == "auto":
+        if not isinstance(settings, TensorsSettings):
+            return settings.source.layout
+        try:
+            return guess_layout(rows.shape, rows.dtype)
+        except DataError as error:
+            raise DataError(f"{source.name}: {error}") from error
+    if len(rows.shape) != LAYOUTS[settings.layout].rank:
+        raise DataError(
+            f"{source.name}: data.layout {settings.layout} means rows of {LAYOUTS[settings.layout].rank} axes, but they "
+            f"have shape {rows.shape}"
+        )
+    return settings.layout
+
+
+def _split(source: Source, settings: DataSettings, seed: int) -> tuple[RowNumbers, RowNumbers]:
+    if len(source.rows) < 2:
+        raise DataError(f"{source.name}: holds one row; a training and a validation part need at least two")
+    assert isinstance(settings.validation, float)
+    return split(len(source.rows), settings.validation, seed)
+
+
+def _resolve_spec(settings: DataSettings, layout: LayoutName, surveys: list[tuple[Source, Survey]]) -> SampleSpec:
+    source = surveys[0][0]
+    channels, size = sample_shape(layout, source.rows.shape)
+    spec = SampleSpec(layout, channels, size, _resolve_classes(settings, layout, surveys), dtype_name(source.rows.dtype))
+    for name in ("channels", "size", "dtype"):
+        given, found = getattr(settings, name), getattr(spec, name)
+        found = list(found) if name == "size" else found
+        if given not in ("auto", found):
+            raise DataError(f"{source.name}: data.{name} is {given}, but the array has {found} (rows {source.rows.shape})")
+    return spec
+
+
+def _resolve_classes(settings: DataSettings, layout: LayoutName, surveys: list[tuple[Source, Survey]]) -> int | None:
+    source, survey = surveys[0]
+    if not holds_classes(layout, source.rows.dtype):
+        if settings.classes not in ("auto", None):
+            raise ConfigError(
+                f"data.classes: {settings.classes}, but {source.name} holds values: classes are integers in layout T or HW, "
+                f"and this is {dtype_name(source.rows.dtype)} in layout {layout}"
+            )
+        return None
+    if settings.classes is None:
+        raise ConfigError(f"data.classes: null, but integers in layout {layout} are classes")
+    if settings.layout == "auto" and dtype_name(source.rows.dtype) == "uint8" and (survey.largest or 0) >= 128:
+        raise DataError(
+            f"{source.name}: bytes up to {survey.largest} without a channel axis can be read as classes or as grey values; "
+            f"set data.layout to {layout} for classes, or give the array a channel axis, (N, 1, ...), for values"
+        )
+    classes = settings.classes
+    if classes == "auto":
+        classes = 1 + max(survey.largest or 0 for _, survey in surveys)
+    for part, found in surveys:
+        part.check_classes(found, classes)
+    return classes
+
+
+def _normalization(
+    settings: DataSettings, spec: SampleSpec, moments: Moments | None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if spec.classes and settings.normalize != "none" and "normalize" in settings.model_fields_set:
+        raise ConfigError(f"data.normalize: {settings.normalize}, but classes are not normalised; leave it out, or set none")
+    if moments is None or settings.normalize == "none":
+        return (0.0,) * spec.channels, (1.0,) * spec.channels
+    mean, variance = np.array(moments.mean), np.array(moments.squares) / moments.count
+    if settings.normalize == "global":
+        # The channels have equal counts, so their variances about the common mean average.
+        variance = np.full_like(variance, (variance + (mean - mean.mean()) ** 2).mean())
+        mean = np.full_like(mean, mean.mean())
+    scale = np.where(variance > 0, np.sqrt(variance), 1.0)
+    return tuple(mean.tolist()), tuple(scale.tolist())
+
+
+def _resolved(settings: DataKind, spec: SampleSpec) -> DataKind:
+    changes = {
+        "layout": spec.layout,
+        "channels": spec.channels,
+        "size": list(spec.size),
+        "classes": spec.classes,
+        "dtype": spec.dtype,
+        "normalize": "none" if spec.classes else settings.normalize,
+    }
+    if isinstance(settings.validation, str):
+        changes["validation"] = os.path.abspath(settings.validation)
+    if isinstance(settings, TensorsSettings):
+        changes["path"] = os.path.abspath(settings.path)
+    return settings.model_copy(update=changes)

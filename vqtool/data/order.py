@@ -1,0 +1,48 @@
+"""The order of samples: a function of seed and epoch alone, so that a step number says which samples it sees."""
+
+import numpy as np
+
+from vqtool.data.rows import RowNumbers
+
+
+def split(rows: int, validation: float, seed: int) -> tuple[RowNumbers, RowNumbers]:
+    """Part row numbers 0..rows-1 at random into training and validation, both ascending, neither empty.
+
+    Args:
+        rows: at least 2.
+        validation: the fraction that goes to validation.
+    """
+    held_out = min(max(1, round(rows * validation)), rows - 1)
+    shuffled = np.random.default_rng([seed, 0]).permutation(rows)
+    return np.sort(shuffled[held_out:]), np.sort(shuffled[:held_out])
+
+
+class BatchOrder:
+    """Which samples make up each step's batch: epochs of fresh permutations, one after the other, cut into batches.
+
+    Args:
+        samples: number of training samples.
+        batch_size: B; a batch may reach over the end of an epoch.
+    """
+
+    def __init__(self, samples: int, batch_size: int, seed: int) -> None:
+        self._samples = samples
+        self._batch_size = batch_size
+        self._seed = seed
+        self._epoch = -1
+        self._order: RowNumbers = np.empty(0, dtype=np.int64)
+
+    def batch(self, step: int) -> RowNumbers:
+        """The sample numbers (B,) of a step, counted from 0."""
+        first, last = step * self._batch_size, (step + 1) * self._batch_size - 1
+        pieces = []
+        for epoch in range(first // self._samples, last // self._samples + 1):
+            start = epoch * self._samples
+            pieces.append(self._permutation(epoch)[max(first - start, 0) : last + 1 - start])
+        return np.concatenate(pieces)
+
+    def _permutation(self, epoch: int) -> RowNumbers:
+        if self._epoch != epoch:
+            self._epoch = epoch
+            self._order = np.random.default_rng([self._seed, 1, epoch]).permutation(self._samples)
+        return self._order

@@ -1,0 +1,157 @@
+"""One pass over a tensor file: every value is finite, its SHA-256, and the statistics that normalising needs.
+
+The result is kept in a cache under the file's size and time of change, so that a second pass is spared.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from vqtool.data.layout import LayoutName, holds_classes, rows_to_values
+from vqtool.data.rows import Rows
+from vqtool.errors import DataError, VqtoolError
+from vqtool.files import write_json
+
+# Bytes read at a time.
+_CHUNK = 1 << 24
+# Part of every cache entry's name: raise it when a scan comes to mean something else.
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, means and summed squared deviations of each channel (C,), which merge exactly (Chan et al. 1979)."""
+
+    count: int
+    mean: tuple[float, ...]
+    squares: tuple[float, ...]
+
+    @staticmethod
+    def of(values: Tensor) -> "Moments":
+        """Of (n, C, *size) values, in float64."""
+        channels = values.double().transpose(0, 1).flatten(1)
+        if channels.shape[1] == 0:
+            return Moments(0, (0.0,) * len(channels), (0.0,) * len(channels))
+        mean = channels.mean(dim=1)
+        squares = (channels - mean[:, None]).square().sum(dim=1)
+        return Moments(channels.shape[1], tuple(mean.tolist()), tuple(squares.tolist()))
+
+    def merge(self, other: "Moments") -> "Moments":
+        count = self.count + other.count
+        if count == 0:
+            return self
+        mean, others = np.array(self.mean), np.array(other.mean)
+        step = others - mean
+        squares = np.array(self.squares) + other.squares + step**2 * self.count * other.count / count
+        return Moments(count, tuple((mean + step * other.count / count).tolist()), tuple(squares.tolist()))
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a pass over a file found.
+
+    Attributes:
+        sha256: of the file's bytes.
+        moments: of its training rows; None for classes.
+        smallest, largest: of all values, for classes; None for values.
+    """
+
+    sha256: str
+    moments: Moments | None
+    smallest: int | None
+    largest: int | None
+
+
+def scan_file(path: Path, rows: Rows, layout: LayoutName, key: str | None, training: NDArray[np.bool_] | None) -> Scan:
+    """Scan a file, or find its scan in the cache.
+
+    Args:
+        path: of the file, whose array `rows` are.
+        layout: of the rows.
+        key: of the array in the file.
+        training: (N,) which rows count for the moments; None: all.
+
+    Raises:
+        DataError: a value is NaN, infinite or beyond float32; names the first such row.
+    """
+    entry = _cache_entry(path, layout, key, training)
+    cached = _cached(entry)
+    if cached is not None:
+        return cached
+    with path.open("rb") as file:
+        scan = scan_rows(str(path), rows, layout, training, file, path.stat().st_size)
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        write_json(entry, asdict(scan))
+    except (OSError, VqtoolError):
+        pass  # The cache only saves time.
+    return scan
+
+
+def scan_rows(
+    name: str, rows: Rows, layout: LayoutName, training: NDArray[np.bool_] | None, content: BinaryIO, size: int
+) -> Scan:
+    """Scan rows as they stand, and hash the `size` bytes of `content` that they come from.
+
+    Raises:
+        DataError: as `scan_file`.
+    """
+    classes = holds_classes(layout, rows.dtype)
+    digest = hashlib.sha256()
+    moments: Moments | None = None
+    bounds: list[int] = []
+    step = max(1, _CHUNK // max(1, rows.read(0, 1).nbytes))
+    with tqdm(total=len(rows), desc=f"scan {name}", unit=" rows", leave=False, disable=None, delay=1) as bar:
+        for start in range(0, len(rows), step):
+            stop = min(start + step, len(rows))
+            chunk = rows.read(start, stop)
+            # The hash follows the rows through the file, so that each page is fetched once.
+            digest.update(content.read(size * stop // len(rows) - content.tell()))
+            if classes:
+                bounds += [int(chunk.long().min()), int(chunk.long().max())]
+            else:
+                values = rows_to_values(chunk, layout)
+                _check_finite(values, name, start)
+                kept = Moments.of(values if training is None else values[torch.from_numpy(training[start:stop])])
+                moments = kept if moments is None else moments.merge(kept)
+            bar.update(stop - start)
+    return Scan(digest.hexdigest(), moments, min(bounds, default=None), max(bounds, default=None))
+
+
+def _check_finite(values: Tensor, name: str, start: int) -> None:
+    # A sum is finite only where all its terms are; the other way round it may overflow, and then the slow test decides.
+    if values.sum().isfinite():
+        return
+    bad = (~values.flatten(1).isfinite()).any(dim=1)
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        kind = "NaN" if values[row].isnan().any() else "an infinity, or a value beyond float32"
+        raise DataError(f"{name}: row {start + row} holds {kind}")
+
+
+def _cache_entry(path: Path, layout: LayoutName, key: str | None, training: NDArray[np.bool_] | None) -> Path:
+    status = path.stat()
+    split = None if training is None else hashlib.sha256(np.packbits(training)).hexdigest()
+    identity = [_VERSION, str(path.resolve()), status.st_size, status.st_mtime_ns, layout, key, split]
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "vqtool" / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()}.json"
+
+
+def _cached(entry: Path) -> Scan | None:
+    try:
+        fields = json.loads(entry.read_text(encoding="utf-8"))
+        moments = fields.pop("moments")
+        if moments is not None:
+            moments = Moments(moments["count"], tuple(moments["mean"]), tuple(moments["squares"]))
+        return Scan(moments=moments, **fields)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,175 @@
+"""From a path, or from synthetic settings, to rows that can be read, with the shards they come from."""
+
+import functools
+import glob
+import hashlib
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqtool.data.layout import LayoutName
+from vqtool.data.rows import NumpyRows, Rows, ShardedRows
+from vqtool.data.scan import Moments, Scan, scan_file, scan_rows
+from vqtool.data.settings import SyntheticSettings
+from vqtool.data.spec import dtype_name
+from vqtool.data.tensor_files import READERS, check_fits_memory, open_file
+from vqtool.errors import DataError
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of a source; for synthetic data, all of it.
+
+    Attributes:
+        name: of the file, without its folder.
+    """
+
+    name: str
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a scan of a whole source found: see `Scan`, whose fields these are over all shards."""
+
+    shards: tuple[Shard, ...]
+    moments: Moments | None
+    largest: int | None
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of the only shard; of several, that of their digests in order."""
+        digests = [shard.sha256 for shard in self.shards]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+class Source(ABC):
+    """Rows with a name.
+
+    Attributes:
+        name: what to call them in a message.
+    """
+
+    name: str
+    rows: Rows
+
+    def survey(self, layout: LayoutName, training: NDArray[np.bool_] | None = None) -> Survey:
+        """Scan all rows once; `training` (N,) says which of them count for the moments.
+
+        Raises:
+            DataError: a value is not finite, or a class is negative.
+        """
+        scanned = self._scan(layout, training)
+        moments = [scan.moments for _, scan in scanned if scan.moments is not None]
+        largest = [scan.largest for _, scan in scanned if scan.largest is not None]
+        if any(scan.smallest is not None and scan.smallest < 0 for _, scan in scanned):
+            raise DataError(
+                f"{self.name}: row {self._first_outside(None)} holds a negative integer; in layout {layout} integers "
+                "are classes, counted from 0"
+            )
+        return Survey(
+            shards=tuple(shard for shard, _ in scanned),
+            moments=functools.reduce(Moments.merge, moments) if moments else None,
+            largest=max(largest, default=None),
+        )
+
+    def check_classes(self, survey: Survey, classes: int) -> None:
+        """Refuse a class of `classes` or above.
+
+        Raises:
+            DataError: there is one; names the first row.
+        """
+        if survey.largest is not None and survey.largest >= classes:
+            raise DataError(
+                f"{self.name}: row {self._first_outside(classes)} holds a class of {classes} or above (the largest "
+                f"is {survey.largest}), but there are {classes} classes, counted from 0"
+            )
+
+    @abstractmethod
+    def _scan(self, layout: LayoutName, training: NDArray[np.bool_] | None) -> list[tuple[Shard, Scan]]:
+        """Each shard and what is found in it."""
+
+    def _first_outside(self, classes: int | None) -> int:
+        """The number of the first row with an integer below 0, or of `classes` or above."""
+        for row in range(len(self.rows)):
+            values = self.rows.read(row, row + 1).long()
+            if (values < 0).any() or (classes is not None and (values >= classes).any()):
+                return row
+        raise AssertionError("the scan saw such a row")
+
+
+class FileSource(Source):
+    """The rows of a file, a folder or a glob.
+
+    Args:
+        path: what `data.path` may be.
+        key: the name of the array in files of several.
+
+    Raises:
+        DataError: nothing is there, or the files do not agree in shape and type.
+    """
+
+    def __init__(self, path: str, key: str | None = None) -> None:
+        self.name = path
+        self._key = key
+        self._paths = _expand(path)
+        self._shards = [open_file(file, key) for file in self._paths]
+        _check_agree(self._paths, self._shards)
+        self.rows = self._shards[0] if len(self._shards) == 1 else ShardedRows(self._shards)
+
+    def _scan(self, layout: LayoutName, training: NDArray[np.bool_] | None) -> list[tuple[Shard, Scan]]:
+        found, start = [], 0
+        for path, rows in zip(self._paths, self._shards, strict=True):
+            kept = None if training is None else training[start : start + len(rows)]
+            scan = scan_file(path, rows, layout, self._key, kept)
+            found.append((Shard(path.name, len(rows), scan.sha256), scan))
+            start += len(rows)
+        return found
+
+
+class GeneratedSource(Source):
+    """Rows made up from a seed, held in memory.
+
+    Raises:
+        DataError: they would not fit.
+    """
+
+    def __init__(self, settings: SyntheticSettings, seed: int) -> None:
+        self.name = f"synthetic-{settings.source.kind}"
+        one = settings.source.generate(1, np.random.default_rng(seed))
+        check_fits_memory(2 * settings.samples * one.nbytes, f"{settings.samples:,} samples of {self.name}")
+        self._array = settings.source.generate(settings.samples, np.random.default_rng(seed))
+        self.rows = NumpyRows(self._array)
+
+    def _scan(self, layout: LayoutName, training: NDArray[np.bool_] | None) -> list[tuple[Shard, Scan]]:
+        content = io.BytesIO(self._array.tobytes())
+        scan = scan_rows(self.name, self.rows, layout, training, content, self._array.nbytes)
+        return [(Shard(self.name, len(self.rows), scan.sha256), scan)]
+
+
+def _expand(path: str) -> list[Path]:
+    if Path(path).is_dir():
+        found = [p for p in Path(path).iterdir() if p.suffix.lower() in READERS and not p.name.startswith(".")]
+    elif Path(path).exists() or not glob.has_magic(path):
+        return [Path(path)]
+    else:
+        found = [Path(p) for p in glob.glob(path, recursive=True)]
+    if not found:
+        raise DataError(f"{path}: no tensor file there; expected {', '.join(READERS)}")
+    return sorted(found)
+
+
+def _check_agree(paths: Sequence[Path], shards: Sequence[Rows]) -> None:
+    first = shards[0]
+    for path, rows in zip(paths, shards, strict=True):
+        if (rows.shape, rows.dtype) != (first.shape, first.dtype):
+            raise DataError(
+                f"{path}: rows of shape {rows.shape}, {dtype_name(rows.dtype)}, but {paths[0]} has "
+                f"{first.shape}, {dtype_name(first.dtype)}"
+            )

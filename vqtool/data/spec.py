@@ -1,0 +1,76 @@
+"""What a sample is: all that a model needs to know of the data.
+
+Shapes: n rows, C channels; size is (), (T,) or (H, W).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vqtool.data.layout import LayoutName, row_shape, rows_to_values, values_to_rows
+from vqtool.errors import DataError
+
+
+@dataclass(frozen=True)
+class SampleSpec:
+    """The resolved shape and type of the samples of a data set.
+
+    Attributes:
+        layout: which axis of a row is which.
+        channels: C; 1 for grids of classes.
+        size: the shape behind the channels.
+        classes: the number of classes; None for values.
+        dtype: the type of the user's array, by its torch name.
+    """
+
+    layout: LayoutName
+    channels: int
+    size: tuple[int, ...]
+    classes: int | None
+    dtype: str
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The shape of one row of the user's array."""
+        return row_shape(self.layout, self.channels, self.size)
+
+    def samples(self, rows: Tensor) -> Tensor:
+        """(n, *row) to (n, C, *size) float32 values, or (n, *size) int64 classes."""
+        return rows.to(torch.int64) if self.classes else rows_to_values(rows, self.layout)
+
+    def rows(self, samples: Tensor) -> Tensor:
+        """Samples back to rows of the user's type: rounded and clamped for integers, parted at one half for booleans."""
+        dtype = self.torch_dtype
+        rows = samples if self.classes else values_to_rows(samples, self.layout)
+        if dtype == torch.bool:
+            return rows >= 0.5
+        if dtype.is_floating_point or self.classes:
+            return rows.to(dtype)
+        limits = torch.iinfo(dtype)
+        return rows.double().round().clamp(limits.min, limits.max).to(dtype)
+
+    def check_row(self, shape: tuple[int, ...], any_size: bool, what: str) -> None:
+        """Refuse rows that are not like these.
+
+        Raises:
+            DataError: another number of axes or channels, or another size where `any_size` is False.
+        """
+        expected = self.row_shape
+        channel_axis = [i for i, n in enumerate(row_shape(self.layout, -1, self.size)) if n == -1]
+        fits = len(shape) == len(expected) and all(shape[i] == expected[i] for i in channel_axis)
+        if not fits or (shape != expected and not any_size):
+            raise DataError(
+                f"{what}: rows of shape {shape}, but the model was trained on rows of shape {expected} "
+                f"(layout {self.layout})"
+            )
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float32` of torch.float32."""
+    return str(dtype).removeprefix("torch.")

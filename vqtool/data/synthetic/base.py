@@ -1,0 +1,20 @@
+"""What a synthetic source promises."""
+
+from typing import Any, ClassVar
+
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from vqtool.data.layout import LayoutName
+from vqtool.settings import Settings
+
+
+class SourceSettings(Settings):
+    """Settings of one source of made-up samples."""
+
+    kind: str
+    layout: ClassVar[LayoutName]
+
+    def generate(self, samples: int, random: Generator) -> NDArray[Any]:
+        """(samples, *row): float32 values, or uint8 classes."""
+        raise NotImplementedError

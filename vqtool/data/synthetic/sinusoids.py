@@ -1,0 +1,31 @@
+"""Sums of sinusoids: windows of a signal with a few tones each."""
+
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+from pydantic import Field
+
+from vqtool.data.synthetic.base import SourceSettings
+
+
+class SinusoidsSettings(SourceSettings):
+    """Sequences that add up tones of random frequency, phase and loudness."""
+
+    kind: Literal["sinusoids"] = "sinusoids"
+    channels: int = Field(1, ge=1, description="channels, each with tones of its own")
+    length: int = Field(128, ge=2, description="steps a sequence")
+    tones: int = Field(3, ge=1, description="sinusoids a channel")
+    noise: float = Field(0.02, ge=0, description="standard deviation of the noise on top")
+    layout: ClassVar = "CT"
+
+    def generate(self, samples: int, random: Generator) -> NDArray[np.float32]:
+        signal = random.normal(scale=self.noise, size=(samples, self.channels, self.length))
+        time = np.arange(self.length) / self.length
+        for _ in range(self.tones):
+            # At least two steps a period, so that every tone can be seen; low ones are likelier.
+            cycles = self.length / 2 * random.power(0.5, size=(samples, self.channels, 1))
+            phase = random.uniform(0, 2 * np.pi, size=cycles.shape)
+            signal += random.uniform(0.2, 1, size=cycles.shape) * np.sin(2 * np.pi * cycles * time + phase)
+        return signal.astype(np.float32)

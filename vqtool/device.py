@@ -1,0 +1,24 @@
+"""Which device to compute on."""
+
+import torch
+
+from vqtool.errors import ConfigError
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called `name`; auto: cuda, else mps, else cpu.
+
+    Raises:
+        ConfigError: there is no such device on this machine.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device: {name!r} is no device; expected auto, cpu, mps, cuda or cuda:1") from error
+    if not available.get(device.type) or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+        here = ", ".join(kind for kind, there in available.items() if there)
+        raise ConfigError(f"device: {name} is not available on this machine; it has {here}")
+    return device

@@ -1,0 +1,33 @@
+"""What a user can be told. Raised where the fault is found, printed in one place: the command line."""
+
+
+class VqtoolError(Exception):
+    """Something the user can mend; its text says what and how."""
+
+
+class ConfigError(VqtoolError):
+    """The settings are wrong, or do not fit the data."""
+
+
+class DataError(VqtoolError):
+    """A tensor file or an index file cannot be used."""
+
+
+class CheckpointError(VqtoolError):
+    """A run directory, or a file in it, cannot be used."""
+
+
+class TrainingError(VqtoolError):
+    """Training cannot go on: a loss or gradient is not finite."""
+
+
+class Stopped(VqtoolError):
+    """A signal ended training; the state is saved.
+
+    Attributes:
+        signal: the number of the signal.
+    """
+
+    def __init__(self, signal: int, message: str) -> None:
+        super().__init__(message)
+        self.signal = signal

@@ -1,0 +1,150 @@
+"""A validation pass: losses and usage over all of it, for training and for eval alike.
+
+Shapes: n samples, L positions per sample, D code dimension, K codes, Q levels.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vqtool.autoencoder import Autoencoder
+from vqtool.chunks import chunk_rows, chunks
+from vqtool.data import Samples
+from vqtool.losses import LossSettings, reconstruction_loss
+from vqtool.quantizers import LevelStatistics
+from vqtool.quantizers.entropy import negative_entropy
+from vqtool.usage import Usage, entropy_of, normalized_entropy, usage_of
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a whole pass showed.
+
+    Attributes:
+        losses: total, reconstruction, commitment, entropy, in normalised units.
+        levels: usage of each level.
+        soft_entropies: entropy of each level's mean soft assignment, over ln K.
+        samples: how many were passed.
+    """
+
+    losses: dict[str, float]
+    levels: list[Usage]
+    soft_entropies: list[float]
+    samples: int
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """One chunk of a pass, on the CPU but for `latents`, without padding."""
+
+    rows: Tensor
+    """(n, *row) as they are in the user's array."""
+    restored: Tensor
+    """(n, *row) as decode would write them."""
+    reconstruction_loss: float
+    """mean over the chunk."""
+    commitment_loss: float
+    """mean over the chunk, the codebook loss included."""
+    statistics: list[LevelStatistics]
+    """raw terms of each level."""
+
+
+def reconstruct(model: Autoencoder, samples: Samples, loss: LossSettings, progress: str) -> Iterator[Reconstruction]:
+    """Pass samples through encoder, quantizer and decoder just as encode and decode do.
+
+    The model is in evaluation mode meanwhile. `progress` is what the bar is called.
+    """
+    rows = chunk_rows(model, samples.size)
+    training = model.training
+    model.eval()
+    try:
+        with tqdm(total=len(samples), desc=progress, unit=" samples", leave=False, disable=None, delay=1) as bar:
+            for start in range(0, len(samples), rows):
+                raw = samples.read_rows(start, min(start + rows, len(samples)))
+                yield _reconstruct_chunk(model, raw, rows, loss)
+                bar.update(len(raw))
+    finally:
+        model.train(training)
+
+
+@torch.no_grad()
+def _reconstruct_chunk(model: Autoencoder, raw: Tensor, rows: int, loss: LossSettings) -> Reconstruction:
+    device = next(iter(model.state_dict().values())).device
+    ((x, n),) = chunks(model.spec.samples(raw).to(device), rows)
+    size = model.size_of(x)
+    latents = model.latents(x)[:n]
+    quantized = model.quantizer(latents)
+    ((indices, _),) = chunks(quantized.indices, rows)
+    prediction = model.predict(indices, size)[:n]
+    return Reconstruction(
+        rows=raw,
+        restored=model.spec.rows(model.modality.restore(prediction).cpu()),
+        reconstruction_loss=float(reconstruction_loss(loss.reconstruction, prediction, model.modality.target(x[:n]))),
+        commitment_loss=float(quantized.commitment_loss),
+        statistics=model.quantizer.measure(latents, quantized.indices),
+    )
+
+
+class Pass:
+    """Sums the chunks of a pass into an evaluation."""
+
+    def __init__(self, model: Autoencoder, loss: LossSettings) -> None:
+        self._dim = model.quantizer.dim
+        self._loss = loss
+        self._samples = 0
+        self._reconstruction = 0.0
+        self._commitment = 0.0
+        self._levels: list[LevelStatistics] = []
+
+    def add(self, chunk: Reconstruction) -> None:
+        """Count a chunk in, weighted by its samples."""
+        n = len(chunk.rows)
+        self._samples += n
+        self._reconstruction += n * chunk.reconstruction_loss
+        self._commitment += n * chunk.commitment_loss
+        if not self._levels:
+            self._levels = chunk.statistics
+        else:
+            self._levels = [
+                LevelStatistics(*(mine + other for mine, other in zip(level, added, strict=True)))
+                for level, added in zip(self._levels, chunk.statistics, strict=True)
+            ]
+
+    def result(self) -> Evaluation:
+        """The evaluation of all that was added, at least one chunk."""
+        reconstruction = self._reconstruction / self._samples
+        commitment, entropy = raw_terms(self._levels, self._dim)
+        total = (
+            reconstruction
+            + self._loss.commitment * self._commitment / self._samples
+            + self._loss.entropy * entropy
+        )
+        return Evaluation(
+            losses={"total": total, "reconstruction": reconstruction, "commitment": commitment, "entropy": entropy},
+            levels=[usage_of(level.counts) for level in self._levels],
+            soft_entropies=[
+                normalized_entropy(entropy_of(level.soft_assignment), len(level.counts)) for level in self._levels
+            ],
+            samples=self._samples,
+        )
+
+
+def evaluate(model: Autoencoder, samples: Samples, loss: LossSettings) -> Evaluation:
+    """Losses and usage over all samples."""
+    whole = Pass(model, loss)
+    for chunk in reconstruct(model, samples, loss, "validate"):
+        whole.add(chunk)
+    return whole.result()
+
+
+def raw_terms(levels: Sequence[LevelStatistics], dim: int) -> tuple[float, float]:
+    """Commitment and entropy without any weight, averaged over levels, from statistics of vectors of width `dim`."""
+    commitment = entropy = 0.0
+    for level in levels:
+        vectors = int(level.counts.sum())
+        commitment += float(level.squared_distance) / (vectors * dim)
+        entropy += float(negative_entropy(level.soft_assignment / vectors))
+    return commitment / len(levels), entropy / len(levels)

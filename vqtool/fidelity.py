@@ -1,0 +1,73 @@
+"""How faithful decoded rows are to the user's own, in the data's own units.
+
+Shapes: n rows of shape `row`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """The error of what decode would write.
+
+    Attributes:
+        mse: mean squared error over all numbers; None for classes.
+        nmse: mse over the variance about the per-feature mean (1 - r2, variance-weighted); None for classes and for
+            constant data.
+        accuracy: the share of cells whose class is right; None for values.
+    """
+
+    mse: float | None
+    nmse: float | None
+    accuracy: float | None
+
+
+class ValueFidelity:
+    """Squared error and variance of values, in float64, merged chunk by chunk (Chan et al. 1979)."""
+
+    def __init__(self) -> None:
+        self._rows = 0
+        self._error = 0.0
+        self._mean = torch.zeros(())
+        self._squares = 0.0
+        self._first: Tensor | None = None
+        self._constant = True
+
+    def add(self, rows: Tensor, restored: Tensor) -> None:
+        """Count in (n, *row) true rows and their reconstructions."""
+        true, n = rows.double(), len(rows)
+        # Asked of the numbers themselves: the variance of constant data need not round to zero.
+        self._first = true[0] if self._first is None else self._first
+        self._constant = self._constant and bool((true == self._first).all())
+        self._error += float((restored.double() - true).square().sum())
+        mean = true.mean(dim=0)
+        total = self._rows + n
+        step = mean - self._mean
+        self._squares += float((true - mean).square().sum() + step.square().sum() * self._rows * n / total)
+        self._mean = self._mean + step * n / total
+        self._rows = total
+
+    def result(self) -> Fidelity:
+        """Over all that was added, at least one row."""
+        mse = self._error / (self._rows * self._mean.numel())
+        return Fidelity(mse, None if self._constant else self._error / self._squares, None)
+
+
+class ClassFidelity:
+    """The share of right cells."""
+
+    def __init__(self) -> None:
+        self._cells = 0
+        self._right = 0
+
+    def add(self, rows: Tensor, restored: Tensor) -> None:
+        """Count in (n, *row) true classes and their reconstructions."""
+        self._cells += rows.numel()
+        self._right += int((rows.long() == restored.long()).sum())
+
+    def result(self) -> Fidelity:
+        """Over all that was added, at least one row."""
+        return Fidelity(None, None, self._right / self._cells)

@@ -1,0 +1,124 @@
+"""The index file and its manifest: written, read, verified.
+
+Shapes: N samples, L positions per sample, Q levels.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqtool.errors import DataError
+from vqtool.files import replacing, write_json
+
+_FORMAT = "vqtool indices 1"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an index file says of itself; it holds no clock and no path.
+
+    Attributes:
+        shape: (N, L), or (N, L, Q).
+        dtype: the smallest unsigned type that holds the largest index.
+        grid: the row-major shape behind L.
+        codebook_sizes: K of each level.
+        row_shape: the shape of a row of the data.
+        model_sha256: of the model.safetensors that wrote the indices.
+        data_sha256: of the data; of several shards, that of their digests in order.
+        shards: name, rows and sha256 of each file of the data.
+    """
+
+    shape: list[int]
+    dtype: str
+    grid: list[int]
+    codebook_sizes: list[int]
+    row_shape: list[int]
+    model_sha256: str
+    data_sha256: str
+    shards: list[dict[str, Any]]
+    format: str = _FORMAT
+
+
+def index_dtype(codebook_sizes: tuple[int, ...]) -> np.dtype[Any]:
+    """The smallest unsigned type that holds every index of codebooks of these sizes."""
+    return np.min_scalar_type(max(codebook_sizes) - 1)
+
+
+def manifest_path(path: Path) -> Path:
+    """tokens.json of tokens.npy."""
+    return path.with_suffix(".json")
+
+
+def check_output(path: Path, overwrite: bool) -> None:
+    """Refuse an output that is there, or that is no .npy file in a folder that is.
+
+    Raises:
+        DataError: says which.
+    """
+    if path.suffix != ".npy":
+        raise DataError(f"{path}: the name of an output must end in .npy")
+    if not path.parent.is_dir():
+        raise DataError(f"{path}: there is no folder {path.parent}")
+    if path.exists() and not overwrite:
+        raise DataError(f"{path}: is there already; --overwrite replaces it")
+
+
+@contextmanager
+def writing_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
+    """Yield a mapped array to be filled; on success it becomes the .npy file `path`."""
+    with replacing(path) as part:
+        array = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=shape)
+        yield array
+        array.flush()
+
+
+@contextmanager
+def writing_indices(path: Path, manifest: Manifest) -> Iterator[NDArray[Any]]:
+    """Yield a mapped array to be filled; on success the index file and then its manifest take their names."""
+    with writing_array(path, tuple(manifest.shape), np.dtype(manifest.dtype)) as array:
+        yield array
+        # An old manifest must never stand beside new indices.
+        manifest_path(path).unlink(missing_ok=True)
+    write_json(manifest_path(path), asdict(manifest))
+
+
+def read_indices(path: Path) -> tuple[NDArray[Any], Manifest]:
+    """An index file, mapped, and its manifest.
+
+    Raises:
+        DataError: one of them is missing, damaged, or does not go with the other.
+    """
+    manifest = _read_manifest(path)
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a readable .npy file: {error}") from error
+    if list(array.shape) != manifest.shape or array.dtype.name != manifest.dtype:
+        raise DataError(
+            f"{path}: holds {array.dtype.name} {list(array.shape)}, but {manifest_path(path).name} says "
+            f"{manifest.dtype} {manifest.shape}"
+        )
+    return array, manifest
+
+
+def _read_manifest(path: Path) -> Manifest:
+    beside = manifest_path(path)
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    if not beside.exists():
+        raise DataError(f"{path}: has no manifest {beside.name} beside it, which says what model wrote the indices")
+    try:
+        fields = json.loads(beside.read_text(encoding="utf-8"))
+        if fields.get("format") != _FORMAT:
+            raise DataError(f"{beside}: not a manifest of this kind: format {fields.get('format')!r}, not {_FORMAT!r}")
+        return Manifest(**fields)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{beside}: not a manifest: {error}") from error

@@ -1,0 +1,15 @@
+"""Convolutions over sequences: (B, C, T) to (B, T / stride, D) and back."""
+
+from typing import ClassVar, Literal
+
+from torch import nn
+
+from vqtool.nets.convolution import ConvSettings
+
+
+class Conv1dSettings(ConvSettings):
+    """Strided convolutions and residual blocks, for sequences."""
+
+    kind: Literal["conv1d"] = "conv1d"
+    ranks: ClassVar = (1,)
+    conv: ClassVar = nn.Conv1d

@@ -1,0 +1,15 @@
+"""Convolutions over images: (B, C, H, W) to (B, H / stride · W / stride, D) and back."""
+
+from typing import ClassVar, Literal
+
+from torch import nn
+
+from vqtool.nets.convolution import ConvSettings
+
+
+class Conv2dSettings(ConvSettings):
+    """Strided convolutions and residual blocks, for images and grids."""
+
+    kind: Literal["conv2d"] = "conv2d"
+    ranks: ClassVar = (2,)
+    conv: ClassVar = nn.Conv2d

@@ -1,0 +1,91 @@
+"""What convolutions over sequences and over images share: residual blocks, halving, doubling."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from vqtool.nets.base import NetSettings, Size
+from vqtool.nets.padding import crop, pad_to_multiple, strided
+
+Conv = Callable[..., nn.Module]
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(act(norm(conv(act(norm(x)))))), normalised within each sample."""
+
+    def __init__(self, conv: Conv, width: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            _norm(width),
+            nn.SiLU(),
+            conv(width, width, 3, padding=1),
+            _norm(width),
+            nn.SiLU(),
+            conv(width, width, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.net(x)
+
+
+class ConvEncoder(nn.Module):
+    """(B, C, *size) to (B, L, D), each of `halvings` stages halving every axis."""
+
+    def __init__(self, conv: Conv, channels: int, width: int, halvings: int, blocks: int, dim: int) -> None:
+        super().__init__()
+        self.stride = 2**halvings
+        self.net = nn.Sequential(conv(channels, width, 3, padding=1))
+        for _ in range(halvings):
+            self.net.append(conv(width, width, 4, stride=2, padding=1))
+            self.net.extend(ResidualBlock(conv, width) for _ in range(blocks))
+        self.net.extend([_norm(width), nn.SiLU(), conv(width, dim, 1)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(pad_to_multiple(x, self.stride)).flatten(2).transpose(1, 2)
+
+
+class ConvDecoder(nn.Module):
+    """(B, L, D) to (B, C, *size), each of `doublings` stages doubling every axis."""
+
+    def __init__(self, conv: Conv, channels: int, width: int, doublings: int, blocks: int, dim: int) -> None:
+        super().__init__()
+        self.stride = 2**doublings
+        self.net = nn.Sequential(conv(dim, width, 1))
+        for _ in range(doublings):
+            self.net.extend(ResidualBlock(conv, width) for _ in range(blocks))
+            # Nearest, then a convolution: a transposed one leaves a checkerboard (Odena et al. 2016).
+            self.net.extend([nn.Upsample(scale_factor=2, mode="nearest"), conv(width, width, 3, padding=1)])
+        self.net.extend([_norm(width), nn.SiLU(), conv(width, channels, 3, padding=1)])
+
+    def forward(self, latents: Tensor, size: Size) -> Tensor:
+        grid = strided(size, self.stride)
+        return crop(self.net(latents.transpose(1, 2).unflatten(2, grid)), size)
+
+
+class ConvSettings(NetSettings):
+    """Strided convolutions and residual blocks."""
+
+    width: int = Field(64, ge=1, description="channels of the hidden layers")
+    halvings: int = Field(2, ge=0, le=10, description="stages that halve every axis: the stride is 2 to this power")
+    blocks: int = Field(2, ge=0, description="residual blocks a stage")
+    any_size: ClassVar = True
+    conv: ClassVar[Conv]
+
+    def dim(self, channels: int) -> int:
+        return self.width
+
+    def grid(self, size: Size) -> Size:
+        return strided(size, 2**self.halvings)
+
+    def encoder(self, channels: int, size: Size, dim: int) -> nn.Module:
+        return ConvEncoder(self.conv, channels, self.width, self.halvings, self.blocks, dim)
+
+    def decoder(self, channels: int, size: Size, dim: int) -> nn.Module:
+        return ConvDecoder(self.conv, channels, self.width, self.halvings, self.blocks, dim)
+
+
+def _norm(width: int) -> nn.GroupNorm:
+    groups = next(g for g in (8, 4, 2, 1) if width % g == 0)
+    return nn.GroupNorm(groups, width)

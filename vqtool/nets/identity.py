@@ -1,0 +1,54 @@
+"""No network at all: the codebook lies over the data itself, one position a vector, step or pixel."""
+
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from vqtool.errors import ConfigError
+from vqtool.nets.base import NetSettings, Size
+
+
+class IdentityEncoder(nn.Module):
+    """(B, C, *size) to (B, L, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(*x.shape[:2], -1).transpose(1, 2)
+
+
+class IdentityDecoder(nn.Module):
+    """(B, L, C) to (B, C, *size)."""
+
+    def forward(self, latents: Tensor, size: Size) -> Tensor:
+        return latents.transpose(1, 2).reshape(len(latents), -1, *size)
+
+
+class IdentitySettings(NetSettings):
+    """A pure codebook over the data."""
+
+    kind: Literal["identity"] = "identity"
+    ranks: ClassVar = (0, 1, 2)
+    any_size: ClassVar = True
+    takes_classes: ClassVar = False
+
+    def dim(self, channels: int) -> int:
+        return channels
+
+    def grid(self, size: Size) -> Size:
+        return size or (1,)
+
+    def encoder(self, channels: int, size: Size, dim: int) -> nn.Module:
+        self._check(channels, dim)
+        return IdentityEncoder()
+
+    def decoder(self, channels: int, size: Size, dim: int) -> nn.Module:
+        self._check(channels, dim)
+        return IdentityDecoder()
+
+    def _check(self, channels: int, dim: int) -> None:
+        if dim != channels:
+            raise ConfigError(
+                f"model.quantizer.codebook_dim: {dim}, but without a network the codes are as wide as the data, "
+                f"{channels}; set it to {channels} or auto"
+            )
+
+

@@ -1,0 +1,25 @@
+"""Sizes that a stride does not divide: padded on the way in, cropped on the way out."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqtool.nets.base import Size
+
+
+def pad_to_multiple(x: Tensor, stride: int) -> Tensor:
+    """Repeat the last values of each axis of (B, C, *size) until `stride` divides it."""
+    missing = [-length % stride for length in x.shape[2:]]
+    if not any(missing):
+        return x
+    # F.pad counts axes from the last.
+    return F.pad(x, [n for axis in reversed(missing) for n in (0, axis)], mode="replicate")
+
+
+def crop(x: Tensor, size: Size) -> Tensor:
+    """The first `size` of the trailing axes of (B, C, *padded)."""
+    return x[(..., *(slice(length) for length in size))]
+
+
+def strided(size: Size, stride: int) -> Size:
+    """The grid that a network of this stride makes of `size`, after padding."""
+    return tuple(-(-length // stride) for length in size)

@@ -1,0 +1,29 @@
+"""What every quantizer returns, and what it can be asked to measure."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class QuantizerOutput(NamedTuple):
+    """The four fields that any quantizer, with any option, returns."""
+
+    quantized: Tensor
+    """(..., D) the chosen codes, with the gradient of the straight-through estimator."""
+    indices: Tensor
+    """(...) int64; (..., Q) for a quantizer of Q levels."""
+    commitment_loss: Tensor
+    """() mean squared distance of vectors to their codes, and the codebook loss where there is one."""
+    entropy_loss: Tensor
+    """() negative entropy of the batch-mean soft assignment, in nats: minimised, codes are used evenly."""
+
+
+class LevelStatistics(NamedTuple):
+    """The raw terms of one level over N vectors, on the CPU: sums, so that passes over many batches add up."""
+
+    counts: Tensor
+    """(K,) int64, hits of each code."""
+    soft_assignment: Tensor
+    """(K,) float64, soft assignments summed over the vectors."""
+    squared_distance: Tensor
+    """() float64, squared distances to the chosen codes summed over vectors and dimensions."""

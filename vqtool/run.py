@@ -1,0 +1,110 @@
+"""The run directory: what is where, written and read."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import Tensor
+
+from vqtool.config import RunSettings, load_config, write_config
+from vqtool.errors import CheckpointError
+from vqtool.files import replacing, sha256, write_json
+
+# Hits of each code in the best validation pass, a tensor a level, beside the weights.
+_COUNTS = "validation.counts."
+
+
+class Run:
+    """A run directory, which need not exist yet.
+
+    Attributes:
+        config: the resolved settings.
+        model: the best model and its validation counts.
+        checkpoints: a folder, what resuming needs.
+        metrics: one JSON object a logged step.
+        summary: how it ended.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.config = self.folder / "config.yaml"
+        self.model = self.folder / "model.safetensors"
+        self.checkpoints = self.folder / "checkpoints"
+        self.metrics = self.folder / "metrics.jsonl"
+        self.summary = self.folder / "summary.json"
+
+    @property
+    def exists(self) -> bool:
+        """Whether the folder already holds a run."""
+        return self.config.exists()
+
+    def create(self, settings: RunSettings) -> None:
+        """Make the folder and write the settings.
+
+        Raises:
+            CheckpointError: the folder cannot be made.
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{self.folder}: cannot be made: {error.strerror}") from error
+        write_config(self.config, settings)
+
+    def clear(self) -> None:
+        """Remove the run, and nothing else that may lie in its folder."""
+        for file in (self.config, self.model, self.metrics, self.summary, *self.folder.glob("events.out.tfevents.*")):
+            file.unlink(missing_ok=True)
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def settings(self) -> RunSettings:
+        """The resolved settings.
+
+        Raises:
+            CheckpointError: there is no run here.
+        """
+        if not self.exists:
+            raise CheckpointError(f"{self.folder}: not a run: it has no {self.config.name}")
+        return load_config(self.config)
+
+    def save_model(self, state: dict[str, Tensor], counts: Sequence[Tensor]) -> None:
+        """Write weights, and the hits of each level's codes in the pass that chose them."""
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        tensors |= {f"{_COUNTS}{level}": hits.contiguous() for level, hits in enumerate(counts)}
+        with replacing(self.model) as part:
+            save_file(tensors, part)
+
+    def load_model(self) -> tuple[dict[str, Tensor], list[Tensor], str]:
+        """Weights, validation counts of each level, and the SHA-256 of the file.
+
+        Raises:
+            CheckpointError: there is no model yet, or the file is damaged.
+        """
+        if not self.model.exists():
+            raise CheckpointError(
+                f"{self.folder}: has no {self.model.name}; it is written at the first validation (training.validate_every)"
+            )
+        try:
+            tensors = load(self.model.read_bytes())
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{self.model}: damaged: {error}") from error
+        levels = sorted((name for name in tensors if name.startswith(_COUNTS)), key=lambda name: int(name[len(_COUNTS) :]))
+        counts = [tensors.pop(name) for name in levels]
+        return tensors, counts, sha256(self.model)
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write how the run ended."""
+        write_json(self.summary, summary)
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """How the run ended; None where it has not."""
+        if not self.summary.exists():
+            return None
+        try:
+            summary: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CheckpointError(f"{self.summary}: damaged: {error}") from error
+        return summary

@@ -1,0 +1,74 @@
+"""Checkpoints: all that resuming needs. They hold tensors, numbers and names alone, and load as such."""
+
+import pickle
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from vqtool.errors import CheckpointError
+from vqtool.files import replacing
+from vqtool.run import Run
+
+_VERSION = 1
+
+
+@dataclass
+class Best:
+    """The best validation so far.
+
+    Attributes:
+        step: after which it was; None before the first.
+        metrics: all that was logged of it.
+    """
+
+    step: int | None
+    metrics: dict[str, float]
+
+
+@dataclass
+class State:
+    """A training run between two steps.
+
+    Attributes:
+        step: how many steps are done. With the seed it says where in the data the run stands.
+        model, optimizer: their state dicts.
+        best: the best validation so far.
+        seconds: spent training.
+    """
+
+    step: int
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    best: Best
+    seconds: float
+
+
+def save_checkpoint(run: Run, state: State, keep: int) -> None:
+    """Write a checkpoint, then remove all but the last `keep`."""
+    with replacing(run.checkpoints / f"step-{state.step:09d}.pt") as part:
+        torch.save({"version": _VERSION, **_fields(state)}, part)
+    for old in sorted(run.checkpoints.glob("step-*.pt"))[:-keep]:
+        old.unlink()
+
+
+def load_checkpoint(run: Run) -> State | None:
+    """The newest checkpoint; None where there is none.
+
+    Raises:
+        CheckpointError: it is damaged, or of another version.
+    """
+    newest = max(run.checkpoints.glob("step-*.pt"), default=None)
+    if newest is None:
+        return None
+    try:
+        fields = torch.load(newest, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{newest}: damaged; remove it to resume from the one before") from error
+    if fields.pop("version") != _VERSION:
+        raise CheckpointError(f"{newest}: written by another version of vqtool")
+    return State(best=Best(**fields.pop("best")), **fields)
+
+
+def _fields(state: State) -> dict[str, Any]:
+    return {**vars(state), "best": asdict(state.best)}

@@ -1,0 +1,69 @@
+"""AdamW, its groups, and the learning rate as a function of the step alone."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vqtool.autoencoder import Autoencoder
+from vqtool.config import TrainingSettings
+
+
+class Optimizer:
+    """AdamW with clipped gradients, for a model that may have nothing to train by gradient (identity encoder, EMA)."""
+
+    def __init__(self, model: Autoencoder, settings: TrainingSettings) -> None:
+        self._settings = settings
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._adamw = torch.optim.AdamW(_groups(model, settings), lr=0.0) if self._parameters else None
+
+    def gradients(self, loss: Tensor) -> Tensor:
+        """Compute and clip the gradients of `loss`; returns their norm () before clipping."""
+        if self._adamw is None:
+            return loss.new_zeros(())
+        self._adamw.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        largest = self._settings.gradient_clip
+        return nn.utils.clip_grad_norm_(self._parameters, math.inf if largest is None else largest)
+
+    def step(self, step: int) -> None:
+        """Apply the gradients at the learning rate of a step, counted from 0."""
+        if self._adamw is None:
+            return
+        for group in self._adamw.param_groups:
+            group["lr"] = learning_rate(self._settings, step)
+        self._adamw.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and numbers alone."""
+        return self._adamw.state_dict() if self._adamw else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the state of an optimizer of the same model."""
+        if self._adamw:
+            self._adamw.load_state_dict(state)
+
+
+def learning_rate(settings: TrainingSettings, step: int) -> float:
+    """Of a step, counted from 0: a linear rise, then half a cosine down to 0 (Loshchilov & Hutter 2017), or level."""
+    warmup = min(settings.warmup_steps, settings.steps)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / (warmup + 1)
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    progress = (step - warmup) / max(1, settings.steps - warmup)
+    return settings.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _groups(model: Autoencoder, settings: TrainingSettings) -> list[dict[str, Any]]:
+    """Weight decay for matrices; none for codes, embeddings, norms and biases."""
+    spared = set(model.quantizer.parameters()) | set(model.modality.parameters())
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decayed = [parameter for parameter in trained if parameter.ndim > 1 and parameter not in spared]
+    others = [parameter for parameter in trained if parameter.ndim <= 1 or parameter in spared]
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,68 @@
+"""From settings to what a run needs: the data, the model, the device, and settings with nothing left open."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from vqtool.autoencoder import Autoencoder, resolve_model
+from vqtool.config import RunSettings
+from vqtool.data import Dataset, open_dataset
+from vqtool.device import resolve_device
+from vqtool.losses import resolve_reconstruction
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run needs.
+
+    Attributes:
+        settings: resolved.
+        model: initialised from the seed, on `device`.
+    """
+
+    settings: RunSettings
+    dataset: Dataset
+    model: Autoencoder
+    device: torch.device
+
+
+def prepare(settings: RunSettings) -> Prepared:
+    """Open the data and build the model.
+
+    Raises:
+        ConfigError: settings that do not go together, or not with the data.
+        DataError: data that cannot be used.
+    """
+    device = resolve_device(settings.training.device)
+    dataset = open_dataset(settings.data, settings.seed)
+    resolved = settings.model_copy(
+        update={
+            "data": dataset.settings,
+            "model": resolve_model(settings.model, dataset.spec),
+            "loss": resolve_reconstruction(settings.loss, dataset.spec.classes),
+        }
+    )
+    # Initialised on the CPU, so that a seed means the same weights on every device.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        model = Autoencoder(resolved.model, dataset.spec, dataset.mean, dataset.scale)
+    return Prepared(resolved, dataset, model.to(device), device)
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Within, the same steps give the same bits; where a device has no such kernel, torch warns."""
+    before = torch.are_deterministic_algorithms_enabled()
+    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for to be deterministic
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory before writing it
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=only_warned)
+        torch.utils.deterministic.fill_uninitialized_memory = filled

@@ -1,0 +1,209 @@
+"""The loop: step, log, validate, checkpoint, stop."""
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vqtool.config import BEST_METRICS, RunSettings
+from vqtool.data import BatchOrder
+from vqtool.errors import Stopped, TrainingError
+from vqtool.evaluation import evaluate, raw_terms
+from vqtool.losses import reconstruction_loss
+from vqtool.quantizers import QuantizerOutput
+from vqtool.run import Run
+from vqtool.training.checkpoint import Best, State, save_checkpoint
+from vqtool.training.logs import Logs
+from vqtool.training.metrics import validation_metrics
+from vqtool.training.optimizer import Optimizer, learning_rate
+from vqtool.training.pictures import is_picture, side_by_side
+from vqtool.training.prepare import Prepared
+from vqtool.training.signals import StopRequest, stop_requests
+
+# Samples in a picture of reconstructions.
+_PICTURES = 8
+
+
+class StepOutput(NamedTuple):
+    """What a step leaves behind for the log, all on the device and detached."""
+
+    total: Tensor
+    """() the loss that was minimised."""
+    reconstruction: Tensor
+    """()"""
+    latents: Tensor
+    """(B, L, D)"""
+    indices: Tensor
+    """(B, L) or (B, L, Q)"""
+
+
+class Trainer:
+    """Trains a prepared model in a run directory.
+
+    Args:
+        prepared: the model and its data.
+        run: a directory that holds these settings.
+        state: where to go on; None: at the start.
+        say: what to call with a line for the user.
+    """
+
+    def __init__(self, prepared: Prepared, run: Run, state: State | None, say: Callable[[str], None]) -> None:
+        self._settings: RunSettings = prepared.settings
+        self._training = prepared.settings.training
+        self._data = prepared.dataset
+        self._model = prepared.model
+        self._device = prepared.device
+        self._run = run
+        self._say = say
+        self._optimizer = Optimizer(self._model, self._training)
+        self._order = BatchOrder(len(self._data.training), self._training.batch_size, self._settings.seed)
+        self._step, self._best, self._seconds = 0, Best(None, {}), 0.0
+        self._validated: tuple[int, dict[str, float]] | None = None
+        if state:
+            self._model.load_state_dict(state.model)
+            self._optimizer.load_state_dict(state.optimizer)
+            self._step, self._best, self._seconds = state.step, state.best, state.seconds
+
+    def train(self) -> dict[str, float]:
+        """Go on to the last step; returns the metrics of the validation there.
+
+        Raises:
+            TrainingError: a loss or a gradient is not finite; the step was not applied.
+            Stopped: a signal came; the state after the last step is saved.
+        """
+        self._model.train()
+        with Logs(self._run, self._step) as logs, stop_requests() as stop, self._bar() as bar:
+            self._clock = time.perf_counter()
+            logged = (self._step, self._clock)
+            while self._step < self._training.steps:
+                output = self._train_step()
+                self._step += 1
+                bar.update()
+                if self._due(self._training.log_every):
+                    logged = self._log(logs, bar, output, logged)
+                if self._due(self._training.validate_every):
+                    self._validate(logs)
+                if self._due(self._training.checkpoint_every) or stop.signal:
+                    self._save()
+                self._heed(stop)
+        return self._validated[1] if self._validated else {}
+
+    @property
+    def best(self) -> Best:
+        """The best validation so far."""
+        return self._best
+
+    @property
+    def seconds(self) -> float:
+        """Spent training, in this process and those before it."""
+        return self._seconds
+
+    def _due(self, every: int) -> bool:
+        return self._step % every == 0 or self._step == self._training.steps
+
+    def _train_step(self) -> StepOutput:
+        x = self._data.training.take(self._order.batch(self._step)).to(self._device)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._training.precision == "bfloat16"):
+            output = self._model(x)
+        reconstruction = reconstruction_loss(self._settings.loss.reconstruction, output.prediction, output.target)
+        total = self._total(reconstruction, output.quantizer)
+        norm = self._optimizer.gradients(total)
+        if not (total + norm).isfinite():
+            self._refuse(reconstruction, output.quantizer)
+        self._optimizer.step(self._step)
+        self._model.quantizer.update()
+        return StepOutput(total.detach(), reconstruction.detach(), output.latents.detach(), output.quantizer.indices)
+
+    def _total(self, reconstruction: Tensor, output: QuantizerOutput) -> Tensor:
+        loss = self._settings.loss
+        total = reconstruction + loss.commitment * output.commitment_loss
+        # Left out at weight zero, for 0 · inf is no number.
+        return total + loss.entropy * output.entropy_loss if loss.entropy else total
+
+    def _refuse(self, reconstruction: Tensor, output: QuantizerOutput) -> None:
+        self._model.quantizer.discard()
+        terms = {
+            "reconstruction": reconstruction,
+            "commitment": output.commitment_loss,
+            "entropy": output.entropy_loss,
+        }
+        bad = [name for name, term in terms.items() if not term.isfinite()] or ["gradient"]
+        rows = self._order.batch(self._step)
+        raise TrainingError(
+            f"step {self._step + 1}: not finite: {', '.join(bad)}; the step was not applied. Its samples are training "
+            f"samples {', '.join(map(str, rows[:8]))}{', ...' if len(rows) > 8 else ''}. Try a lower "
+            "training.learning_rate, more training.warmup_steps, or a training.gradient_clip"
+        )
+
+    def _log(self, logs: Logs, bar: "tqdm[None]", output: StepOutput, since: tuple[int, float]) -> tuple[int, float]:
+        statistics = self._model.quantizer.measure(output.latents, output.indices)
+        commitment, entropy = raw_terms(statistics, self._model.quantizer.dim)
+        now = time.perf_counter()
+        speed = (self._step - since[0]) * self._training.batch_size / (now - since[1])
+        metrics = {
+            "loss/total": float(output.total),
+            "loss/reconstruction": float(output.reconstruction),
+            "loss/commitment": commitment,
+            "loss/entropy": entropy,
+            "optimizer/learning_rate": learning_rate(self._training, self._step - 1),
+            "throughput/samples_per_second": speed,
+        }
+        logs.scalars(self._step, metrics)
+        usage = f", usage {self._validated[1]['codebook/usage']:.0%}" if self._validated else ""
+        bar.set_postfix_str(f"loss {metrics['loss/total']:.4g}{usage}, {speed:,.0f} samples/s")
+        return self._step, now
+
+    def _validate(self, logs: Logs) -> None:
+        evaluation = evaluate(self._model, self._data.validation, self._settings.loss)
+        metrics = validation_metrics(evaluation)
+        if not all(math.isfinite(value) for value in metrics.values()):
+            raise TrainingError(f"step {self._step}: a validation loss is not finite")
+        self._validated = (self._step, metrics)
+        logs.scalars(self._step, metrics)
+        for number, level in enumerate(evaluation.levels):
+            tag = "codebook/counts" if len(evaluation.levels) == 1 else f"codebook/level_{number}/counts"
+            logs.counts(self._step, tag, torch.tensor(level.counts))
+        if is_picture(self._data.spec):
+            logs.images(self._step, "reconstruction/images", self._picture())
+        logs.flush()
+        self._say(
+            f"step {self._step}: validation reconstruction {metrics['validation/loss/reconstruction']:.4g}, "
+            f"usage {metrics['codebook/usage']:.1%}, perplexity {metrics['codebook/perplexity']:.1f}"
+        )
+        name, smaller = self._training.best_metric, BEST_METRICS[self._training.best_metric]
+        best = self._best.metrics.get(name)
+        if best is None or (metrics[name] < best if smaller else metrics[name] > best):
+            self._best = Best(self._step, metrics)
+            counts = [torch.tensor(level.counts) for level in evaluation.levels]
+            self._run.save_model(self._model.state_dict(), counts)
+
+    @torch.no_grad()
+    def _picture(self) -> Tensor:
+        x = self._data.validation.read(0, min(_PICTURES, len(self._data.validation)))
+        self._model.eval()
+        restored = self._model.decode(self._model.encode(x.to(self._device)), self._data.spec.size)
+        self._model.train()
+        return side_by_side(self._data.spec, x, restored.cpu())
+
+    def _save(self) -> None:
+        now = time.perf_counter()
+        self._seconds += now - self._clock
+        self._clock = now
+        state = State(self._step, self._model.state_dict(), self._optimizer.state_dict(), self._best, self._seconds)
+        save_checkpoint(self._run, state, self._training.keep_checkpoints)
+
+    def _heed(self, stop: StopRequest) -> None:
+        if stop.signal and self._step < self._training.steps:
+            name = signal.Signals(stop.signal).name
+            raise Stopped(stop.signal, f"stopped by {name} after step {self._step}, saved; --resume goes on from there")
+
+    def _bar(self) -> "tqdm[None]":
+        return tqdm(
+            total=self._training.steps, initial=self._step, desc="train", unit="step", disable=None, file=sys.stderr
+        )
