@@ -48,7 +48,9 @@ class Autoencoder(nn.Module):
         mean, scale: C numbers each, what normalising subtracts and divides by; a checkpoint overwrites them.
     """
 
-    def __init__(self, settings: ModelSettings, spec: SampleSpec, mean: Sequence[float], scale: Sequence[float]) -> None:
+    def __init__(
+        self, settings: ModelSettings, spec: SampleSpec, mean: Sequence[float], scale: Sequence[float]
+    ) -> None:
         super().__init__()
         assert settings.decoder is not None
         assert isinstance(settings.quantizer.codebook_dim, int)
@@ -129,4 +131,3 @@ def _check_net(where: str, net: NetSettings, spec: SampleSpec) -> None:
         raise ConfigError(f"{where}.kind: {net.kind} takes {takes}; the data are {what}")
     if spec.classes and not net.takes_classes:
         raise ConfigError(f"{where}.kind: {net.kind} takes values; the data are {what}")
-

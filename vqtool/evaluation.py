@@ -117,11 +117,7 @@ class Pass:
         """The evaluation of all that was added, at least one chunk."""
         reconstruction = self._reconstruction / self._samples
         commitment, entropy = raw_terms(self._levels, self._dim)
-        total = (
-            reconstruction
-            + self._loss.commitment * self._commitment / self._samples
-            + self._loss.entropy * entropy
-        )
+        total = reconstruction + self._loss.commitment * self._commitment / self._samples + self._loss.entropy * entropy
         return Evaluation(
             losses={"total": total, "reconstruction": reconstruction, "commitment": commitment, "entropy": entropy},
             levels=[usage_of(level.counts) for level in self._levels],

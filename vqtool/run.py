@@ -85,13 +85,15 @@ class Run:
         """
         if not self.model.exists():
             raise CheckpointError(
-                f"{self.folder}: has no {self.model.name}; it is written at the first validation (training.validate_every)"
+                f"{self.folder}: has no {self.model.name} yet; the first validation (training.validate_every) writes it"
             )
         try:
             tensors = load(self.model.read_bytes())
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{self.model}: damaged: {error}") from error
-        levels = sorted((name for name in tensors if name.startswith(_COUNTS)), key=lambda name: int(name[len(_COUNTS) :]))
+        levels = sorted(
+            (name for name in tensors if name.startswith(_COUNTS)), key=lambda name: int(name[len(_COUNTS) :])
+        )
         counts = [tensors.pop(name) for name in levels]
         return tensors, counts, sha256(self.model)
 

@@ -108,7 +108,12 @@ class Tokenizer:
         return torch.cat(pieces)
 
     def encode_file(
-        self, out: Path, data: str | None = None, key: str | None = None, batch_size: int = 4096, overwrite: bool = False
+        self,
+        out: Path,
+        data: str | None = None,
+        key: str | None = None,
+        batch_size: int = 4096,
+        overwrite: bool = False,
     ) -> Manifest:
         """Encode data into an index file and its manifest, reading about `batch_size` rows at a time.
 
@@ -150,7 +155,8 @@ class Tokenizer:
         indices, manifest = read_indices(path)
         if manifest.model_sha256 != self.model_sha256:
             raise DataError(
-                f"{path}: written by another model: {manifest.model_sha256[:12]}..., and this is {self.model_sha256[:12]}..."
+                f"{path}: written by another model, {manifest.model_sha256[:12]}..., and this is "
+                f"{self.model_sha256[:12]}..."
             )
         row_shape = tuple(manifest.row_shape)
         size = sample_shape(self.spec.layout, row_shape)[1]

@@ -17,7 +17,7 @@ def blocks_under(block: Block, key: str) -> dict[str, Block]:
 
 
 def block_at(root: Block, values: Any, path: tuple[str | int, ...]) -> Block | None:
-    """The settings class that `path` leads to, given the `kind`s that stand in `values`; None where it leads nowhere."""
+    """The settings class that `path` leads to, given the `kind`s in `values`; None where it leads nowhere."""
     block: Block | None = root
     for key in path:
         if block is None or not isinstance(values, dict):

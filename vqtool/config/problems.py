@@ -53,12 +53,11 @@ def _path(location: tuple[int | str, ...], values: Any, block: Block | None) -> 
 
 def _value_at(values: Any, path: Path) -> Any:
     for key in path:
-        if isinstance(values, dict) and key in values:
-            values = values[key]
-        elif isinstance(values, list) and isinstance(key, int) and key < len(values):
-            values = values[key]
-        else:
+        if isinstance(values, list):
+            values = dict(enumerate(values))
+        if not isinstance(values, dict) or key not in values:
             return _ABSENT
+        values = values[key]
     return values
 
 

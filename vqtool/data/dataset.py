@@ -116,6 +116,7 @@ def spec_of(settings: DataSettings) -> SampleSpec:
     assert not isinstance(settings.channels, str)
     assert not isinstance(settings.classes, str)
     assert settings.layout != "auto"
+    assert settings.size != "auto"
     return SampleSpec(settings.layout, settings.channels, tuple(settings.size), settings.classes, settings.dtype)
 
 
@@ -134,8 +135,8 @@ def _resolve_layout(settings: DataKind, source: Source) -> LayoutName:
             raise DataError(f"{source.name}: {error}") from error
     if len(rows.shape) != LAYOUTS[settings.layout].rank:
         raise DataError(
-            f"{source.name}: data.layout {settings.layout} means rows of {LAYOUTS[settings.layout].rank} axes, but they "
-            f"have shape {rows.shape}"
+            f"{source.name}: data.layout {settings.layout} means rows of {LAYOUTS[settings.layout].rank} axes, "
+            f"but they have shape {rows.shape}"
         )
     return settings.layout
 
@@ -150,12 +151,16 @@ def _split(source: Source, settings: DataSettings, seed: int) -> tuple[RowNumber
 def _resolve_spec(settings: DataSettings, layout: LayoutName, surveys: list[tuple[Source, Survey]]) -> SampleSpec:
     source = surveys[0][0]
     channels, size = sample_shape(layout, source.rows.shape)
-    spec = SampleSpec(layout, channels, size, _resolve_classes(settings, layout, surveys), dtype_name(source.rows.dtype))
+    spec = SampleSpec(
+        layout, channels, size, _resolve_classes(settings, layout, surveys), dtype_name(source.rows.dtype)
+    )
     for name in ("channels", "size", "dtype"):
         given, found = getattr(settings, name), getattr(spec, name)
         found = list(found) if name == "size" else found
         if given not in ("auto", found):
-            raise DataError(f"{source.name}: data.{name} is {given}, but the array has {found} (rows {source.rows.shape})")
+            raise DataError(
+                f"{source.name}: data.{name} is {given}, but the array has {found} (rows {source.rows.shape})"
+            )
     return spec
 
 
@@ -164,16 +169,16 @@ def _resolve_classes(settings: DataSettings, layout: LayoutName, surveys: list[t
     if not holds_classes(layout, source.rows.dtype):
         if settings.classes not in ("auto", None):
             raise ConfigError(
-                f"data.classes: {settings.classes}, but {source.name} holds values: classes are integers in layout T or HW, "
-                f"and this is {dtype_name(source.rows.dtype)} in layout {layout}"
+                f"data.classes: {settings.classes}, but {source.name} holds values: classes are integers in layout "
+                f"T or HW, and this is {dtype_name(source.rows.dtype)} in layout {layout}"
             )
         return None
     if settings.classes is None:
         raise ConfigError(f"data.classes: null, but integers in layout {layout} are classes")
     if settings.layout == "auto" and dtype_name(source.rows.dtype) == "uint8" and (survey.largest or 0) >= 128:
         raise DataError(
-            f"{source.name}: bytes up to {survey.largest} without a channel axis can be read as classes or as grey values; "
-            f"set data.layout to {layout} for classes, or give the array a channel axis, (N, 1, ...), for values"
+            f"{source.name}: bytes up to {survey.largest} without a channel axis can be read as classes or as grey "
+            f"values; set data.layout to {layout} for classes, or give the array a channel axis for values"
         )
     classes = settings.classes
     if classes == "auto":
@@ -187,7 +192,9 @@ def _normalization(
     settings: DataSettings, spec: SampleSpec, moments: Moments | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if spec.classes and settings.normalize != "none" and "normalize" in settings.model_fields_set:
-        raise ConfigError(f"data.normalize: {settings.normalize}, but classes are not normalised; leave it out, or set none")
+        raise ConfigError(
+            f"data.normalize: {settings.normalize}, but classes are not normalised; leave it out, or set none"
+        )
     if moments is None or settings.normalize == "none":
         return (0.0,) * spec.channels, (1.0,) * spec.channels
     mean, variance = np.array(moments.mean), np.array(moments.squares) / moments.count

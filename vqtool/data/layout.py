@@ -74,8 +74,8 @@ def guess_layout(row: tuple[int, ...], dtype: torch.dtype) -> LayoutName:
         return guesses[0]
     if not guesses:
         raise DataError(
-            f"rows of shape {row} are no vectors, sequences, images or grids: expected (N, C), (N, C, T), (N, C, H, W), "
-            "or integers (N, T) or (N, H, W)"
+            f"rows of shape {row} are no vectors, sequences, images or grids: expected (N, C), (N, C, T) or "
+            "(N, C, H, W), or integers (N, T) or (N, H, W)"
         )
     raise DataError(
         f"rows of shape {row} can be read as {' or '.join(guesses)}; set data.layout to the one that is meant"

@@ -140,7 +140,7 @@ def _check_finite(values: Tensor, name: str, start: int) -> None:
 
 def _cache_entry(path: Path, layout: LayoutName, key: str | None, training: NDArray[np.bool_] | None) -> Path:
     status = path.stat()
-    split = None if training is None else hashlib.sha256(np.packbits(training)).hexdigest()
+    split = None if training is None else hashlib.sha256(np.packbits(training).tobytes()).hexdigest()
     identity = [_VERSION, str(path.resolve()), status.st_size, status.st_mtime_ns, layout, key, split]
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return home / "vqtool" / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()}.json"

@@ -45,7 +45,7 @@ class SampleSpec:
         return rows.to(torch.int64) if self.classes else rows_to_values(rows, self.layout)
 
     def rows(self, samples: Tensor) -> Tensor:
-        """Samples back to rows of the user's type: rounded and clamped for integers, parted at one half for booleans."""
+        """Samples back to rows of the user's type: rounded and clamped for integers, cut at one half for booleans."""
         dtype = self.torch_dtype
         rows = samples if self.classes else values_to_rows(samples, self.layout)
         if dtype == torch.bool:

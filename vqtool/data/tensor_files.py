@@ -8,6 +8,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,14 +30,23 @@ class Array(NamedTuple):
     open: Callable[[], Rows]
 
 
-_FAULTS = (OSError, ValueError, KeyError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, SafetensorError)
+_FAULTS = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    RuntimeError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    SafetensorError,
+)
 
 
 def open_file(path: Path, key: str | None = None) -> Rows:
     """The rows of a file's array: the one called `key`, or its only one.
 
     Raises:
-        DataError: no such file, not a file of its kind, no or several such arrays, or an array that cannot hold samples.
+        DataError: no such file, not a file of its kind, no or several such arrays, or one that cannot hold samples.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file")
@@ -122,13 +132,23 @@ def _read_safetensors(path: Path) -> dict[str, Array]:
     for name in file.keys():  # noqa: SIM118 (not a dict)
         part = file.get_slice(name)
         dtype = _SAFETENSORS_DTYPES.get(part.get_dtype(), part.get_dtype())
-        arrays[name] = Array(tuple(part.get_shape()), dtype, lambda name=name: TensorRows(file.get_tensor(name)))
+        arrays[name] = Array(tuple(part.get_shape()), dtype, partial(_safetensors_rows, file, name))
     return arrays
 
 
+def _safetensors_rows(file: Any, name: str) -> Rows:
+    return TensorRows(file.get_tensor(name))
+
+
 _SAFETENSORS_DTYPES = {
-    **{"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64", "BOOL": "bool"},
-    **{f"{letter}{bits}": f"{name}{bits}" for letter, name in (("U", "uint"), ("I", "int")) for bits in (8, 16, 32, 64)},
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+    "BOOL": "bool",
+    **{
+        f"{letter}{bits}": f"{name}{bits}" for letter, name in (("U", "uint"), ("I", "int")) for bits in (8, 16, 32, 64)
+    },
 }
 
 
@@ -140,9 +160,11 @@ def _read_torch(path: Path) -> dict[str, Array]:
     arrays = {}
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
-            raise DataError(f"{path}: holds a {type(tensor).__name__} where a tensor, or a dict of tensors, is expected")
+            raise DataError(
+                f"{path}: holds a {type(tensor).__name__} where a tensor, or a dict of tensors, is expected"
+            )
         dtype = str(tensor.dtype).removeprefix("torch.") if tensor.layout == torch.strided else str(tensor.layout)
-        arrays[str(name)] = Array(tuple(tensor.shape), dtype, lambda tensor=tensor: TensorRows(tensor.detach()))
+        arrays[str(name)] = Array(tuple(tensor.shape), dtype, partial(TensorRows, tensor.detach()))
     return arrays
 
 

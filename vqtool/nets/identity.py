@@ -50,5 +50,3 @@ class IdentitySettings(NetSettings):
                 f"model.quantizer.codebook_dim: {dim}, but without a network the codes are as wide as the data, "
                 f"{channels}; set it to {channels} or auto"
             )
-
-

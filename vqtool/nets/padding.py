@@ -17,7 +17,9 @@ def pad_to_multiple(x: Tensor, stride: int) -> Tensor:
 
 def crop(x: Tensor, size: Size) -> Tensor:
     """The first `size` of the trailing axes of (B, C, *padded)."""
-    return x[(..., *(slice(length) for length in size))]
+    for axis, length in enumerate(size, start=2):
+        x = x.narrow(axis, 0, length)
+    return x
 
 
 def strided(size: Size, stride: int) -> Size:

@@ -13,34 +13,35 @@ from vqtool.run import Run
 _VERSION = 1
 
 
-@dataclass
-class Best:
-    """The best validation so far.
+@dataclass(frozen=True)
+class Validation:
+    """What a validation showed.
 
     Attributes:
-        step: after which it was; None before the first.
-        metrics: all that was logged of it.
+        step: after which it was; None where there was none.
+        metrics: all that was logged of it, by tag.
     """
 
     step: int | None
     metrics: dict[str, float]
 
 
-@dataclass
+@dataclass(frozen=True)
 class State:
     """A training run between two steps.
 
     Attributes:
         step: how many steps are done. With the seed it says where in the data the run stands.
         model, optimizer: their state dicts.
-        best: the best validation so far.
+        best, last: the best validation so far, and the last.
         seconds: spent training.
     """
 
     step: int
     model: dict[str, Any]
     optimizer: dict[str, Any]
-    best: Best
+    best: Validation
+    last: Validation
     seconds: float
 
 
@@ -67,8 +68,8 @@ def load_checkpoint(run: Run) -> State | None:
         raise CheckpointError(f"{newest}: damaged; remove it to resume from the one before") from error
     if fields.pop("version") != _VERSION:
         raise CheckpointError(f"{newest}: written by another version of vqtool")
-    return State(best=Best(**fields.pop("best")), **fields)
+    return State(**{**fields, "best": Validation(**fields["best"]), "last": Validation(**fields["last"])})
 
 
 def _fields(state: State) -> dict[str, Any]:
-    return {**vars(state), "best": asdict(state.best)}
+    return {**vars(state), "best": asdict(state.best), "last": asdict(state.last)}

@@ -1,6 +1,7 @@
 """What a run says while it runs: metrics.jsonl, and the same for TensorBoard."""
 
 import json
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -21,7 +22,7 @@ class Logs:
     def __init__(self, run: Run, start: int) -> None:
         self._drop_after(run, start)
         self._metrics = run.metrics.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run.folder), purge_step=start + 1 if start else None)  # type: ignore[no-untyped-call]
+        self._board = SummaryWriter(str(run.folder), purge_step=start + 1 if start else None)
 
     def __enter__(self) -> "Logs":
         return self
@@ -30,26 +31,25 @@ class Logs:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._metrics.close()
-        self._board.close()  # type: ignore[no-untyped-call]
+        self._board.close()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Log values by their tags, after `step` steps."""
         self._metrics.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
         self._metrics.flush()
         for tag, value in values.items():
-            self._board.add_scalar(tag, value, step)  # type: ignore[no-untyped-call]
+            self._board.add_scalar(tag, value, step)
+        self._board.flush()
 
-    def counts(self, step: int, tag: str, hits: Tensor) -> None:
-        """A histogram of the hits of each code (K,)."""
-        self._board.add_histogram(tag, hits.float(), step)  # type: ignore[no-untyped-call]
+    def counts(self, step: int, levels: Sequence[Tensor]) -> None:
+        """Histograms of the hits of each level's codes (K,)."""
+        for number, hits in enumerate(levels):
+            tag = "codebook/counts" if len(levels) == 1 else f"codebook/level_{number}/counts"
+            self._board.add_histogram(tag, hits.float(), step)
 
     def images(self, step: int, tag: str, picture: Tensor) -> None:
         """A picture (3, H, W) in [0, 1]."""
-        self._board.add_image(tag, picture, step)  # type: ignore[no-untyped-call]
-
-    def flush(self) -> None:
-        """Let readers see what was logged."""
-        self._board.flush()  # type: ignore[no-untyped-call]
+        self._board.add_image(tag, picture, step)
 
     @staticmethod
     def _drop_after(run: Run, step: int) -> None:

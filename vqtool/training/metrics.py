@@ -7,7 +7,7 @@ from vqtool.usage import Usage
 
 
 def validation_metrics(evaluation: Evaluation) -> dict[str, float]:
-    """Every scalar of a validation pass, by tag. Over several levels, `codebook/*` are means, beside each level's own."""
+    """Every scalar of a validation pass, by tag. Over several levels, `codebook/*` are means, beside each one's own."""
     metrics = {f"validation/loss/{name}": value for name, value in evaluation.losses.items()}
     levels = [
         _level_metrics(usage, soft) for usage, soft in zip(evaluation.levels, evaluation.soft_entropies, strict=True)

@@ -23,7 +23,7 @@ class Optimizer:
         if self._adamw is None:
             return loss.new_zeros(())
         self._adamw.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         largest = self._settings.gradient_clip
         return nn.utils.clip_grad_norm_(self._parameters, math.inf if largest is None else largest)
 

@@ -16,7 +16,7 @@ def is_picture(spec: SampleSpec) -> bool:
 
 
 def side_by_side(spec: SampleSpec, inputs: Tensor, outputs: Tensor) -> Tensor:
-    """(3, 2H + 1, n(W + 1) - 1) in [0, 1]: inputs above, outputs below, both (n, C, H, W) values or (n, H, W) classes."""
+    """(3, 2H + 1, n(W + 1) - 1) in [0, 1]: inputs over outputs, each (n, C, H, W) values or (n, H, W) classes."""
     if spec.classes:
         colours = torch.tensor(colormaps["turbo"].resampled(spec.classes)(range(spec.classes)))[:, :3].float()
         rows = [colours[grids].permute(0, 3, 1, 2) for grids in (inputs, outputs)]

@@ -52,7 +52,7 @@ def train(
     run.summary.unlink(missing_ok=True)
     trainer = Trainer(prepared, run, state, say)
     with deterministic():
-        final = trainer.train()
+        trainer.train()
     summary = {
         "name": settings.name,
         "steps": settings.training.steps,
@@ -60,7 +60,7 @@ def train(
         "best_metric": settings.training.best_metric,
         "best_step": trainer.best.step,
         "best": trainer.best.metrics,
-        "final": final,
+        "final": trainer.last.metrics,
     }
     run.write_summary(summary)
     return summary
@@ -79,8 +79,8 @@ def _check_same(run: Run, settings: RunSettings) -> None:
     ]
     if changed:
         raise ConfigError(
-            f"{run.folder}: cannot go on with other settings: {', '.join(changed)}. Only training.steps, *_every and the "
-            "device may change; train into another --run-dir instead"
+            f"{run.folder}: cannot go on with other settings: {', '.join(changed)}. Only training.steps, *_every and "
+            "the device may change; train into another --run-dir instead"
         )
 
 

@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from vqtool.evaluation import evaluate, raw_terms
 from vqtool.losses import reconstruction_loss
 from vqtool.quantizers import QuantizerOutput
 from vqtool.run import Run
-from vqtool.training.checkpoint import Best, State, save_checkpoint
+from vqtool.training.checkpoint import State, Validation, save_checkpoint
 from vqtool.training.logs import Logs
 from vqtool.training.metrics import validation_metrics
 from vqtool.training.optimizer import Optimizer, learning_rate
@@ -63,15 +63,16 @@ class Trainer:
         self._say = say
         self._optimizer = Optimizer(self._model, self._training)
         self._order = BatchOrder(len(self._data.training), self._training.batch_size, self._settings.seed)
-        self._step, self._best, self._seconds = 0, Best(None, {}), 0.0
-        self._validated: tuple[int, dict[str, float]] | None = None
+        self._step, self._seconds = 0, 0.0
+        self._best = self._last = Validation(None, {})
         if state:
             self._model.load_state_dict(state.model)
             self._optimizer.load_state_dict(state.optimizer)
-            self._step, self._best, self._seconds = state.step, state.best, state.seconds
+            self._step, self._seconds = state.step, state.seconds
+            self._best, self._last = state.best, state.last
 
-    def train(self) -> dict[str, float]:
-        """Go on to the last step; returns the metrics of the validation there.
+    def train(self) -> None:
+        """Go on to the last step.
 
         Raises:
             TrainingError: a loss or a gradient is not finite; the step was not applied.
@@ -85,19 +86,28 @@ class Trainer:
                 output = self._train_step()
                 self._step += 1
                 bar.update()
+                metrics: dict[str, float] = {}
                 if self._due(self._training.log_every):
-                    logged = self._log(logs, bar, output, logged)
+                    metrics |= self._measure(output, logged)
+                    logged = (self._step, time.perf_counter())
                 if self._due(self._training.validate_every):
-                    self._validate(logs)
+                    metrics |= self._validate(logs)
+                if metrics:
+                    logs.scalars(self._step, metrics)
+                    self._show(bar, metrics)
                 if self._due(self._training.checkpoint_every) or stop.signal:
                     self._save()
                 self._heed(stop)
-        return self._validated[1] if self._validated else {}
 
     @property
-    def best(self) -> Best:
+    def best(self) -> Validation:
         """The best validation so far."""
         return self._best
+
+    @property
+    def last(self) -> Validation:
+        """The last validation so far."""
+        return self._last
 
     @property
     def seconds(self) -> float:
@@ -141,47 +151,51 @@ class Trainer:
             "training.learning_rate, more training.warmup_steps, or a training.gradient_clip"
         )
 
-    def _log(self, logs: Logs, bar: "tqdm[None]", output: StepOutput, since: tuple[int, float]) -> tuple[int, float]:
+    def _measure(self, output: StepOutput, since: tuple[int, float]) -> dict[str, float]:
+        """The training batch's losses, raw, and the speed since an earlier step and its time."""
         statistics = self._model.quantizer.measure(output.latents, output.indices)
         commitment, entropy = raw_terms(statistics, self._model.quantizer.dim)
-        now = time.perf_counter()
-        speed = (self._step - since[0]) * self._training.batch_size / (now - since[1])
-        metrics = {
+        samples = (self._step - since[0]) * self._training.batch_size
+        return {
             "loss/total": float(output.total),
             "loss/reconstruction": float(output.reconstruction),
             "loss/commitment": commitment,
             "loss/entropy": entropy,
             "optimizer/learning_rate": learning_rate(self._training, self._step - 1),
-            "throughput/samples_per_second": speed,
+            "throughput/samples_per_second": samples / (time.perf_counter() - since[1]),
         }
-        logs.scalars(self._step, metrics)
-        usage = f", usage {self._validated[1]['codebook/usage']:.0%}" if self._validated else ""
-        bar.set_postfix_str(f"loss {metrics['loss/total']:.4g}{usage}, {speed:,.0f} samples/s")
-        return self._step, now
 
-    def _validate(self, logs: Logs) -> None:
+    def _show(self, bar: "tqdm[Any]", metrics: dict[str, float]) -> None:
+        usage = f", usage {self._last.metrics['codebook/usage']:.0%}" if self._last.metrics else ""
+        if "loss/total" in metrics:
+            speed = metrics["throughput/samples_per_second"]
+            bar.set_postfix_str(f"loss {metrics['loss/total']:.4g}{usage}, {speed:,.0f} samples/s")
+
+    def _validate(self, logs: Logs) -> dict[str, float]:
         evaluation = evaluate(self._model, self._data.validation, self._settings.loss)
         metrics = validation_metrics(evaluation)
         if not all(math.isfinite(value) for value in metrics.values()):
             raise TrainingError(f"step {self._step}: a validation loss is not finite")
-        self._validated = (self._step, metrics)
-        logs.scalars(self._step, metrics)
-        for number, level in enumerate(evaluation.levels):
-            tag = "codebook/counts" if len(evaluation.levels) == 1 else f"codebook/level_{number}/counts"
-            logs.counts(self._step, tag, torch.tensor(level.counts))
+        self._last = Validation(self._step, metrics)
+        counts = [torch.tensor(level.counts) for level in evaluation.levels]
+        logs.counts(self._step, counts)
         if is_picture(self._data.spec):
             logs.images(self._step, "reconstruction/images", self._picture())
-        logs.flush()
         self._say(
             f"step {self._step}: validation reconstruction {metrics['validation/loss/reconstruction']:.4g}, "
             f"usage {metrics['codebook/usage']:.1%}, perplexity {metrics['codebook/perplexity']:.1f}"
         )
-        name, smaller = self._training.best_metric, BEST_METRICS[self._training.best_metric]
-        best = self._best.metrics.get(name)
-        if best is None or (metrics[name] < best if smaller else metrics[name] > best):
-            self._best = Best(self._step, metrics)
-            counts = [torch.tensor(level.counts) for level in evaluation.levels]
+        if self._is_best(metrics):
+            self._best = self._last
             self._run.save_model(self._model.state_dict(), counts)
+        return metrics
+
+    def _is_best(self, metrics: dict[str, float]) -> bool:
+        name = self._training.best_metric
+        best = self._best.metrics.get(name)
+        if best is None:
+            return True
+        return metrics[name] < best if BEST_METRICS[name] else metrics[name] > best
 
     @torch.no_grad()
     def _picture(self) -> Tensor:
@@ -195,7 +209,14 @@ class Trainer:
         now = time.perf_counter()
         self._seconds += now - self._clock
         self._clock = now
-        state = State(self._step, self._model.state_dict(), self._optimizer.state_dict(), self._best, self._seconds)
+        state = State(
+            step=self._step,
+            model=self._model.state_dict(),
+            optimizer=self._optimizer.state_dict(),
+            best=self._best,
+            last=self._last,
+            seconds=self._seconds,
+        )
         save_checkpoint(self._run, state, self._training.keep_checkpoints)
 
     def _heed(self, stop: StopRequest) -> None:
@@ -203,7 +224,7 @@ class Trainer:
             name = signal.Signals(stop.signal).name
             raise Stopped(stop.signal, f"stopped by {name} after step {self._step}, saved; --resume goes on from there")
 
-    def _bar(self) -> "tqdm[None]":
+    def _bar(self) -> "tqdm[Any]":
         return tqdm(
             total=self._training.steps, initial=self._step, desc="train", unit="step", disable=None, file=sys.stderr
         )

@@ -27,7 +27,5 @@ class MixtureSettings(SourceSettings):
     def centres(self, random: Generator) -> NDArray[np.float32]:
         """The centres (components, dim) that `generate` draws first from a generator in the same state."""
         centres = random.standard_normal((self.components, self.dim))
-        closest = min(
-            np.linalg.norm(centres[i + 1 :] - centres[i], axis=1).min() for i in range(self.components - 1)
-        )
+        closest = min(np.linalg.norm(centres[i + 1 :] - centres[i], axis=1).min() for i in range(self.components - 1))
         return (centres * (self.separation / closest)).astype(np.float32)

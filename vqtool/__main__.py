@@ -1,0 +1,5 @@
+"""`python -m vqtool`."""
+
+from vqtool.cli import main
+
+main()

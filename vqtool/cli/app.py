@@ -1,0 +1,63 @@
+"""The command line: its commands, and the one place that prints errors and knows exit codes."""
+
+import signal
+import sys
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from vqtool.cli.decode import decode
+from vqtool.cli.encode import encode
+from vqtool.cli.eval import evaluate
+from vqtool.cli.init import init
+from vqtool.cli.inspect import inspect
+from vqtool.cli.train import train
+from vqtool.errors import Stopped, TrainingError, VqtoolError
+
+
+class Commands(TyperGroup):
+    """Runs a command and turns what can be told to a user into a message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except VqtoolError as error:
+            print(f"vqtool: {error}", file=sys.stderr)
+            raise typer.Exit(_exit_code(error)) from error
+        except KeyboardInterrupt as error:
+            print("vqtool: interrupted", file=sys.stderr)
+            raise typer.Exit(128 + signal.SIGINT) from error
+
+
+def _exit_code(error: VqtoolError) -> int:
+    if isinstance(error, Stopped):
+        return 128 + error.signal
+    return 3 if isinstance(error, TrainingError) else 2
+
+
+def _terminate(number: int, frame: Any) -> NoReturn:
+    # As an exception, so that half-written files are removed on the way out.
+    sys.exit(128 + number)
+
+
+app = typer.Typer(
+    cls=Commands,
+    help="Train, use and inspect vector-quantised autoencoders.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(init)
+app.command()(train)
+app.command()(encode)
+app.command()(decode)
+app.command("eval")(evaluate)
+app.command()(inspect)
+
+
+def main() -> None:
+    """The entry point of `vqtool`."""
+    signal.signal(signal.SIGTERM, _terminate)
+    app(prog_name="vqtool")

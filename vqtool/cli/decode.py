@@ -1,0 +1,26 @@
+"""`vqtool decode`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vqtool.cli.output import DeviceOption, JsonOption, OverwriteOption, RunArgument, print_json
+
+
+def decode(
+    run: RunArgument,
+    indices: Annotated[Path, typer.Argument(metavar="FILE.npy", help="An index file.", show_default=False)],
+    out: Annotated[Path, typer.Option(metavar="DATA.npy", help="The array to write.", show_default=False)],
+    device: DeviceOption = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the array that an index file stands for, in the data's own units and type."""
+    from vqtool.tokenizer import load
+
+    shape, dtype = load(run, device).decode_file(indices, out, overwrite)
+    if as_json:
+        print_json({"out": str(out), "shape": shape, "dtype": dtype})
+        return
+    print(f"{out}: {dtype} {shape}")

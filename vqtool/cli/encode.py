@@ -1,0 +1,42 @@
+"""`vqtool encode`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vqtool.cli.output import (
+    DataArgument,
+    DeviceOption,
+    JsonOption,
+    KeyOption,
+    OverwriteOption,
+    RunArgument,
+    print_json,
+)
+
+
+def encode(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option(metavar="FILE.npy", help="The index file.", show_default=False)],
+    data: DataArgument = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Rows read at a time: bounds memory, changes no index.")
+    ] = 4096,
+    key: KeyOption = None,
+    device: DeviceOption = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the indices of DATA, or of the run's own data, and a manifest beside them."""
+    from vqtool.tokenizer import load
+
+    manifest = load(run, device).encode_file(out, data, key, batch_size, overwrite)
+    if as_json:
+        print_json({"out": str(out), **asdict(manifest)})
+        return
+    print(
+        f"{out}: {manifest.dtype} {tuple(manifest.shape)}, grid {tuple(manifest.grid)}; "
+        f"what it is stands in {out.with_suffix('.json')}"
+    )

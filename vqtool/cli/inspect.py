@@ -1,0 +1,44 @@
+"""`vqtool inspect`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vqtool.cli.output import DeviceOption, JsonOption, KeyOption, print_json, print_rich
+
+if TYPE_CHECKING:
+    from vqtool.inspection import Inspection
+
+
+def inspect(
+    targets: Annotated[
+        list[Path],
+        typer.Argument(metavar="TARGET...", help="Runs, folders of runs, or index files.", show_default=False),
+    ],
+    data: Annotated[
+        str | None, typer.Option(help="Count codes on this data; left out, on the best validation pass.")
+    ] = None,
+    key: KeyOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how a codebook is used: is it healthy?"""
+    from vqtool.inspection import inspect, render
+
+    found = inspect(targets, data, key, device)
+    if as_json:
+        fields = [_fields(inspection) for inspection in found]
+        print_json(fields[0] if len(fields) == 1 else {"targets": fields})
+        return
+    for inspection in found:
+        print_rich(render(inspection))
+
+
+def _fields(inspection: "Inspection") -> dict[str, Any]:
+    return {
+        "target": inspection.target,
+        "tokens": inspection.tokens,
+        "levels": [asdict(level) for level in inspection.levels],
+    }

@@ -1,0 +1,62 @@
+"""What commands print, and the options that several of them share."""
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)]
+DataArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="DATA", help="A tensor file, a folder of them, or a glob.", show_default=False),
+]
+KeyOption = Annotated[str | None, typer.Option(help="The name of the array in a file of several.")]
+DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps; left out, as the run says.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it is there.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else.")]
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on standard output; what is no number becomes null."""
+    print(json.dumps(_finite(value), allow_nan=False))
+
+
+def print_rich(value: "RenderableType") -> None:
+    """Tables and text on standard output."""
+    from rich.console import Console
+
+    Console(highlight=False).print(value)
+
+
+def say(line: str) -> None:
+    """A line on standard error, above any progress bar."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stderr)
+
+
+def table(rows: list[tuple[str, ...]], header: tuple[str, ...] = ()) -> "RenderableType":
+    """Plain columns, under a header if there is one."""
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=None, show_header=bool(header), padding=(0, 2, 0, 0))
+    for name in header or rows[0]:
+        made.add_column(name, overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(cell) for cell in row))
+    return made
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

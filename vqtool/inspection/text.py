@@ -1,0 +1,73 @@
+"""Figures for a terminal: tables and a small histogram."""
+
+from itertools import pairwise
+
+from rich.bar import Bar
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from vqtool.inspection.figures import Inspection
+from vqtool.usage import Usage
+
+# Codes named at either end of the ranking.
+_NAMED = 5
+# Bounds of the histogram's bins, in hits over the mean.
+_BINS = [0.25, 0.5, 1.0, 2.0, 4.0]
+
+
+def render(inspection: Inspection) -> RenderableType:
+    """All that is known of one target."""
+    parts: list[RenderableType] = [
+        Text.assemble((inspection.target, "bold"), f"\ncounted on {inspection.counted}: {inspection.tokens:,} tokens")
+    ]
+    for number, usage in enumerate(inspection.levels):
+        title = "codebook" if len(inspection.levels) == 1 else f"level {number}"
+        parts += [Text(), _figures(title, usage), Text(), _histogram(usage)]
+    return Group(*parts)
+
+
+def _figures(title: str, usage: Usage) -> Table:
+    table = _table(title)
+    order = sorted(range(usage.codebook_size), key=lambda code: (-usage.counts[code], code))
+    used = [code for code in order if usage.counts[code]]
+    rows = [
+        ("codes", f"{usage.codebook_size:,}", ""),
+        (
+            "used",
+            f"{usage.used:,} ({usage.usage:.1%})",
+            f"even use would reach {usage.expected_used:,.1f} with these tokens",
+        ),
+        ("dead", f"{usage.dead:,}", "codes without a hit"),
+        ("perplexity", f"{usage.perplexity:,.1f}", "codes that, used evenly, would say as much"),
+        ("entropy", f"{usage.entropy_bits:.3f} bits", f"{usage.entropy:.1%} of what even use has"),
+        ("most used", _named(used[:_NAMED], usage), "code: hits"),
+        ("least used", _named(used[: -_NAMED - 1 : -1], usage), "code: hits, of those that have any"),
+    ]
+    for name, value, meaning in rows:
+        table.add_row(name, value, Text(meaning, style="dim"))
+    return table
+
+
+def _named(codes: list[int], usage: Usage) -> str:
+    return "  ".join(f"{code}: {usage.counts[code]:,}" for code in codes) or "none"
+
+
+def _histogram(usage: Usage) -> Table:
+    """How many codes have how many hits, against even use."""
+    mean = usage.tokens / usage.codebook_size
+    between = (f"{low:g}x to {high:g}x" for low, high in pairwise(_BINS))
+    labels = ["no hits", f"under {_BINS[0]:g}x", *between, f"{_BINS[-1]:g}x and over"]
+    codes = [0] * len(labels)
+    for hits in usage.counts:
+        codes[0 if hits == 0 else 1 + sum(hits >= bound * mean for bound in _BINS)] += 1
+    table = _table("codes by hits, in multiples of even use")
+    for label, number in zip(labels, codes, strict=True):
+        table.add_row(label, Text(f"{number:,}", justify="right"), Bar(max(codes), 0, number, width=40))
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=title, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2, 0, 0)
+    )

@@ -1,0 +1,97 @@
+"""A dry run: everything that a run needs is checked, one batch goes through the model, nothing is trained."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vqtool.config import RunSettings
+from vqtool.data import BatchOrder, SampleSpec
+from vqtool.losses import reconstruction_loss
+from vqtool.training.prepare import Prepared, prepare
+from vqtool.training.train import run_folder
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do.
+
+    Attributes:
+        grid: the row-major shape behind L.
+        memory_bytes: weights, gradients, optimizer state and what one batch keeps for its backward pass.
+    """
+
+    run_dir: str
+    exists: bool
+    device: str
+    spec: SampleSpec
+    normalize: str
+    training_samples: int
+    validation_samples: int
+    grid: list[int]
+    codebook_sizes: list[int]
+    codebook_dim: int
+    bits_per_sample: float
+    parameters: int
+    steps: int
+    epochs: float
+    memory_bytes: int
+    first_loss: float
+
+
+def plan_run(settings: RunSettings, folder: Path | None = None) -> Plan:
+    """Check all that `train` would, and say what it would do.
+
+    Raises:
+        ConfigError, DataError: as `train`.
+    """
+    prepared = prepare(settings)
+    model, dataset, training = prepared.model, prepared.dataset, prepared.settings.training
+    folder = folder or run_folder(settings)
+    loss, kept = _one_batch(prepared)
+    grid = model.grid(dataset.spec.size)
+    sizes = model.quantizer.codebook_sizes
+    return Plan(
+        run_dir=str(folder),
+        exists=(folder / "config.yaml").exists(),
+        device=str(prepared.device),
+        spec=dataset.spec,
+        normalize=dataset.settings.normalize,
+        training_samples=len(dataset.training),
+        validation_samples=len(dataset.validation),
+        grid=list(grid),
+        codebook_sizes=list(sizes),
+        codebook_dim=model.quantizer.dim,
+        bits_per_sample=math.prod(grid) * sum(math.log2(size) for size in sizes),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        steps=training.steps,
+        epochs=training.steps * training.batch_size / len(dataset.training),
+        memory_bytes=kept + _standing_bytes(prepared),
+        first_loss=loss,
+    )
+
+
+def _one_batch(prepared: Prepared) -> tuple[float, int]:
+    """The reconstruction loss of the first batch, and the bytes that its forward pass keeps for the backward one."""
+    order = BatchOrder(len(prepared.dataset.training), prepared.settings.training.batch_size, prepared.settings.seed)
+    x = prepared.dataset.training.take(order.batch(0)).to(prepared.device)
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        output = prepared.model(x)
+        loss = reconstruction_loss(prepared.settings.loss.reconstruction, output.prediction, output.target)
+    prepared.model.quantizer.discard()
+    return float(loss), sum(kept.values()) + x.nbytes
+
+
+def _standing_bytes(prepared: Prepared) -> int:
+    """Weights, gradients and AdamW's two moments; buffers once."""
+    parameters = sum(parameter.nbytes for parameter in prepared.model.parameters())
+    return 4 * parameters + sum(buffer.nbytes for buffer in prepared.model.buffers())
