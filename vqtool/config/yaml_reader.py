@@ -39,7 +39,7 @@ class Tree:
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader with YAML 1.2's core schema in place of YAML 1.1's, and without aliases."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):

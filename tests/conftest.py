@@ -1,0 +1,70 @@
+"""What tests share: a cache of their own, a command line, and one small trained run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from vqtool.cli.app import app
+from vqtool.config import load_config
+from vqtool.training import train
+
+TINY = """
+data: {{kind: tensors, path: {path}}}
+model:
+  encoder: {{kind: conv2d, width: 8, halvings: 1, blocks: 1}}
+  quantizer: {{kind: vector, codebook_size: 16, codebook_dim: 4}}
+training: {{steps: 12, batch_size: 16, warmup_steps: 2, log_every: 4, validate_every: 6, checkpoint_every: 6, device: cpu}}
+"""
+
+
+@dataclass
+class Result:
+    """How a command ended, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass
+class TrainedRun:
+    """A finished run and the array it was trained on."""
+
+    folder: Path
+    config: Path
+    data: Path
+    array: np.ndarray
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def vqtool() -> Callable[..., Result]:
+    """Run a command in this process: vqtool("inspect", folder, "--json")."""
+
+    def run(*arguments: object) -> Result:
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="vqtool")
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Result(result.exit_code, result.stdout, result.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    """A tiny run on 60 images of 8 by 8; read it, do not change it."""
+    folder = tmp_path_factory.mktemp("trained")
+    array = np.random.default_rng(0).random((60, 1, 8, 8), dtype=np.float32)
+    np.save(folder / "images.npy", array)
+    config = folder / "tiny.yaml"
+    config.write_text(TINY.format(path=folder / "images.npy"))
+    train(load_config(config), folder / "run")
+    return TrainedRun(folder / "run", config, folder / "images.npy", array)
