@@ -1,0 +1,46 @@
+"""Write real arrays to try vqtool on, from data that ships inside scikit-learn: digits, and patches of photographs.
+
+    python scripts/make_tensors.py FOLDER
+
+writes digits.npy (1797, 1, 8, 8) float32, the same as digits-vectors.npy (1797, 64), and patches.npy (N, 32, 32, 3) uint8.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.datasets import load_digits, load_sample_images
+
+
+def digits() -> NDArray[np.float32]:
+    """(1797, 1, 8, 8) handwritten digits, grey levels from 0 to 16."""
+    return load_digits().images[:, None].astype(np.float32)
+
+
+def patches(side: int = 32, stride: int = 16) -> NDArray[np.uint8]:
+    """(N, side, side, 3) overlapping squares of two photographs."""
+    cut = [
+        image[top : top + side, left : left + side]
+        for image in load_sample_images().images
+        for top in range(0, image.shape[0] - side + 1, stride)
+        for left in range(0, image.shape[1] - side + 1, stride)
+    ]
+    return np.stack(cut)
+
+
+def main() -> None:
+    """Write all of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    folder.mkdir(parents=True, exist_ok=True)
+    images = digits()
+    arrays = {"digits": images, "digits-vectors": images.reshape(len(images), -1), "patches": patches()}
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+        print(f"{folder / name}.npy  {array.shape} {array.dtype}")
+
+
+if __name__ == "__main__":
+    main()
