@@ -7,6 +7,7 @@ writes digits.npy (1797, 1, 8, 8) float32, the same as digits-vectors.npy (1797,
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,8 @@ from sklearn.datasets import load_digits, load_sample_images
 
 def digits() -> NDArray[np.float32]:
     """(1797, 1, 8, 8) handwritten digits, grey levels from 0 to 16."""
-    return load_digits().images[:, None].astype(np.float32)
+    images: NDArray[np.float64] = load_digits().images
+    return images[:, None].astype(np.float32)
 
 
 def patches(side: int = 32, stride: int = 16) -> NDArray[np.uint8]:
@@ -36,7 +38,7 @@ def main() -> None:
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     images = digits()
-    arrays = {"digits": images, "digits-vectors": images.reshape(len(images), -1), "patches": patches()}
+    arrays: dict[str, NDArray[Any]] = {"digits": images, "digits-vectors": images.reshape(len(images), -1), "patches": patches()}
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
         print(f"{folder / name}.npy  {array.shape} {array.dtype}")

@@ -6,11 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from vqtool.cli.app import app
 from vqtool.config import load_config
 from vqtool.training import train
+
+# Threads cost more than they bring on models as small as these.
+torch.set_num_threads(1)
 
 TINY = """
 data: {{kind: tensors, path: {path}}}

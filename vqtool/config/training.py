@@ -23,7 +23,7 @@ class TrainingSettings(Settings):
     """How long, how fast, and what is kept along the way. All intervals are in steps."""
 
     steps: int = Field(2000, ge=1, description="updates of the weights")
-    batch_size: int = Field(128, ge=1, description="samples a step")
+    batch_size: int = Field(128, ge=1, le=1 << 24, description="samples a step")
     learning_rate: float = Field(1e-3, gt=0, description="of AdamW, after warm-up")
     warmup_steps: int = Field(100, ge=0, description="over which the learning rate rises")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="of the learning rate after warm-up")

@@ -35,9 +35,9 @@ class MlpSettings(NetSettings):
     """Fully connected layers, for vectors."""
 
     kind: Literal["mlp"] = "mlp"
-    width: int = Field(256, ge=1, description="of the hidden layers")
-    layers: int = Field(2, ge=0, description="number of hidden layers")
-    positions: int = Field(1, ge=1, description="L, the number of codes that a vector becomes")
+    width: int = Field(256, ge=1, le=1 << 16, description="of the hidden layers")
+    layers: int = Field(2, ge=0, le=1000, description="number of hidden layers")
+    positions: int = Field(1, ge=1, le=1 << 16, description="L, the number of codes that a vector becomes")
     ranks: ClassVar = (0,)
     any_size: ClassVar = False
 

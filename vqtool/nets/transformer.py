@@ -79,10 +79,10 @@ class TransformerSettings(NetSettings):
     """Learned query tokens attend to the input and come out as L latent vectors."""
 
     kind: Literal["transformer"] = "transformer"
-    positions: int = Field(16, ge=1, description="L, the number of codes that a sample becomes")
-    patch: int = Field(4, ge=1, description="steps, or pixels a side, of one patch")
-    width: int = Field(128, ge=1, description="of the hidden layers")
-    depth: int = Field(4, ge=1, description="number of blocks")
+    positions: int = Field(16, ge=1, le=1 << 16, description="L, the number of codes that a sample becomes")
+    patch: int = Field(4, ge=1, le=1 << 16, description="steps, or pixels a side, of one patch")
+    width: int = Field(128, ge=1, le=1 << 16, description="of the hidden layers")
+    depth: int = Field(4, ge=1, le=1000, description="number of blocks")
     heads: int = Field(4, ge=1, description="of attention; they divide the width")
     ranks: ClassVar = (1, 2)
     any_size: ClassVar = False

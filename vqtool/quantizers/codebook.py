@@ -45,6 +45,11 @@ class Codebook(nn.Module):
     def discard(self) -> None:
         """Forget what was gathered since the last update: the step was no good."""
 
+    @torch.no_grad()
+    def replace(self, which: Tensor, codes: Tensor) -> None:
+        """Set the codes that the mask `which` (K,) names to those of `codes` (K, D)."""
+        self.weight.copy_(torch.where(which[:, None], codes.to(self.weight.dtype), self.weight))
+
 
 class GradientCodebook(Codebook):
     """Codes that follow the codebook loss, weight · mean((stop(z) - e)²) (van den Oord et al. 2017, eq. 3)."""
@@ -103,6 +108,12 @@ class EmaCodebook(Codebook):
 
     def discard(self) -> None:
         self._gathered = None
+
+    @torch.no_grad()
+    def replace(self, which: Tensor, codes: Tensor) -> None:
+        super().replace(which, codes)
+        self.counts *= ~which
+        self.sums *= ~which[:, None]
 
 
 class EntropyLearning(Settings):

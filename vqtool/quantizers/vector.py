@@ -3,7 +3,7 @@
 Shapes: N vectors, K codes, D dimensions; (...) stands for any leading axes.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -13,6 +13,7 @@ from vqtool.quantizers.base import Quantizer
 from vqtool.quantizers.codebook import EmaLearning, EntropyLearning, Learning
 from vqtool.quantizers.entropy import entropy_loss, soft_assignment
 from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
+from vqtool.quantizers.revival import RevivalSettings
 from vqtool.quantizers.search import nearest_codes
 from vqtool.settings import Settings
 
@@ -27,6 +28,7 @@ class VectorQuantizer(Quantizer):
         codebook_dim: D.
         temperature: of the soft assignment behind the entropy loss, in squared units of the vectors.
         learning: how codes learn: by EMA, by a codebook loss, or, left out, by the entropy loss alone.
+        revival: when dead codes are set down anew; left out, never.
 
     Raises:
         ValueError: a size or the temperature is not positive, or vectors of another width come in.
@@ -40,6 +42,7 @@ class VectorQuantizer(Quantizer):
         codebook_dim: int,
         temperature: float = 1.0,
         learning: Learning | None = None,
+        revival: RevivalSettings | None = None,
     ) -> None:
         super().__init__()
         if codebook_size < 1 or codebook_dim < 1 or not temperature > 0:
@@ -51,6 +54,7 @@ class VectorQuantizer(Quantizer):
         self.dim = codebook_dim
         self.temperature = temperature
         self.codebook = (learning or EntropyLearning()).build(codebook_size, codebook_dim)
+        self.revival = revival.build(codebook_size) if revival else None
 
     @property
     def codes(self) -> Tensor:
@@ -72,6 +76,8 @@ class VectorQuantizer(Quantizer):
             )
             if self.training:
                 self.codebook.gather(flat.detach(), indices)
+                if self.revival:
+                    self.revival.gather(flat.detach(), indices)
         return output
 
     def encode(self, vectors: Tensor) -> Tensor:
@@ -95,9 +101,13 @@ class VectorQuantizer(Quantizer):
 
     def update(self) -> None:
         self.codebook.update()
+        if self.revival:
+            self.revival.update(self.codebook)
 
     def discard(self) -> None:
         self.codebook.discard()
+        if self.revival:
+            self.revival.discard()
 
     def extra_repr(self) -> str:
         return f"codebook_size={self.codebook_sizes[0]}, codebook_dim={self.dim}, temperature={self.temperature}"
@@ -116,12 +126,13 @@ class VectorQuantizerSettings(Settings):
 
     kind: Literal["vector"] = "vector"
     codebook_size: int = Field(512, ge=1, le=1 << 24, description="K, the number of codes")
-    codebook_dim: int | Literal["auto"] = Field(
+    codebook_dim: Annotated[int, Field(ge=1, le=1 << 16)] | Literal["auto"] = Field(
         "auto", description="D, the width of a code; auto: the encoder's own width"
     )
     temperature: float = Field(1.0, gt=0, description="of the soft assignment, in squared units of the latents")
     learning: Learning = Field(EmaLearning(), description="how codes learn")
+    revival: RevivalSettings | None = Field(RevivalSettings(), description="of dead codes; null: never")
 
     def build(self, dim: int) -> VectorQuantizer:
         """A quantizer of vectors of width `dim`."""
-        return VectorQuantizer(self.codebook_size, dim, self.temperature, self.learning)
+        return VectorQuantizer(self.codebook_size, dim, self.temperature, self.learning, self.revival)

@@ -10,7 +10,7 @@ from torch import Tensor
 from vqtool.config import RunSettings
 from vqtool.data import BatchOrder, SampleSpec
 from vqtool.losses import reconstruction_loss
-from vqtool.training.prepare import Prepared, prepare
+from vqtool.training.prepare import Prepared, prepare, standing_bytes
 from vqtool.training.train import run_folder
 
 
@@ -68,7 +68,7 @@ def plan_run(settings: RunSettings, folder: Path | None = None) -> Plan:
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         steps=training.steps,
         epochs=training.steps * training.batch_size / len(dataset.training),
-        memory_bytes=kept + _standing_bytes(prepared),
+        memory_bytes=kept + standing_bytes(model),
         first_loss=loss,
     )
 
@@ -88,10 +88,4 @@ def _one_batch(prepared: Prepared) -> tuple[float, int]:
         output = prepared.model(x)
         loss = reconstruction_loss(prepared.settings.loss.reconstruction, output.prediction, output.target)
     prepared.model.quantizer.discard()
-    return float(loss), sum(kept.values()) + x.nbytes
-
-
-def _standing_bytes(prepared: Prepared) -> int:
-    """Weights, gradients and AdamW's two moments; buffers once."""
-    parameters = sum(parameter.nbytes for parameter in prepared.model.parameters())
-    return 4 * parameters + sum(buffer.nbytes for buffer in prepared.model.buffers())
+    return float(loss.detach()), sum(kept.values()) + x.nbytes

@@ -10,6 +10,7 @@ import torch
 from vqtool.autoencoder import Autoencoder, resolve_model
 from vqtool.config import RunSettings
 from vqtool.data import Dataset, open_dataset
+from vqtool.data.tensor_files import check_fits_memory
 from vqtool.device import resolve_device
 from vqtool.losses import resolve_reconstruction
 
@@ -45,11 +46,25 @@ def prepare(settings: RunSettings) -> Prepared:
             "loss": resolve_reconstruction(settings.loss, dataset.spec.classes),
         }
     )
+    _check_memory(resolved, dataset)
     # Initialised on the CPU, so that a seed means the same weights on every device.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = Autoencoder(resolved.model, dataset.spec, dataset.mean, dataset.scale)
     return Prepared(resolved, dataset, model.to(device), device)
+
+
+def _check_memory(settings: RunSettings, dataset: Dataset) -> None:
+    """Refuse a model whose weights, gradients and optimizer state would not fit, before any is made."""
+    with torch.device("meta"):
+        model = Autoencoder(settings.model, dataset.spec, dataset.mean, dataset.scale)
+    check_fits_memory(standing_bytes(model), "model")
+
+
+def standing_bytes(model: Autoencoder) -> int:
+    """The bytes of weights, gradients and AdamW's two moments, and of buffers."""
+    parameters = sum(parameter.nbytes for parameter in model.parameters())
+    return 4 * parameters + sum(buffer.nbytes for buffer in model.buffers())
 
 
 @contextmanager

@@ -1,0 +1,69 @@
+"""Dead codes, set down anew where the encoder's vectors are (random restarts: Dhariwal et al. 2020, "Jukebox", 3.1).
+
+Shapes: N vectors, K codes, D dimensions.
+"""
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from vqtool.quantizers.codebook import Codebook
+from vqtool.settings import Settings
+
+
+class Revival(nn.Module):
+    """Counts hits over a window of steps; at its end, a code without any takes the place of a current vector.
+
+    The window ends once the average code has had a given number of hits, so that dead means the same for any batch size
+    and codebook size. Nothing here waits for the device, and nothing is drawn: the batch is in random order already.
+
+    Args:
+        codebook_size: K.
+        window: hits of the average code that make a window.
+
+    Attributes:
+        hits: (K,) int64 in the window so far.
+    """
+
+    hits: Tensor
+
+    def __init__(self, codebook_size: int, window: int) -> None:
+        super().__init__()
+        self._needed = window * codebook_size
+        self.register_buffer("hits", torch.zeros(codebook_size, dtype=torch.int64))
+        self._gathered: Tensor | None = None
+        self._vectors: Tensor | None = None
+
+    @torch.no_grad()
+    def gather(self, vectors: Tensor, indices: Tensor) -> None:
+        """Count a training batch in: `vectors` (N, D) and their `indices` (N,)."""
+        if self._gathered is None:
+            self._gathered = torch.zeros_like(self.hits)
+        self._gathered += torch.bincount(indices, minlength=len(self.hits))
+        self._vectors = vectors
+
+    @torch.no_grad()
+    def update(self, codebook: Codebook) -> None:
+        """Apply what was gathered since the last update, and revive codes of `codebook` where a window ends."""
+        if self._gathered is None or self._vectors is None:
+            return
+        self.hits += self._gathered
+        over = self.hits.sum() >= self._needed
+        size, vectors = len(self.hits), len(self._vectors)
+        rows = torch.arange(size, device=self.hits.device) * vectors // size
+        codebook.replace(over & (self.hits == 0), self._vectors[rows])
+        self.hits *= ~over
+        self.discard()
+
+    def discard(self) -> None:
+        """Forget what was gathered since the last update."""
+        self._gathered = self._vectors = None
+
+
+class RevivalSettings(Settings):
+    """Dead codes are set down where the latents are."""
+
+    window: int = Field(20, ge=1, description="hits of the average code after which a code without any is dead")
+
+    def build(self, codebook_size: int) -> Revival:
+        return Revival(codebook_size, self.window)
