@@ -10,8 +10,8 @@ from typing import NamedTuple
 from pydantic import Field
 from torch import Tensor, nn
 
-from vqtool.data import SampleSpec
-from vqtool.errors import ConfigError
+from vqtool.data import SampleSpec, sample_shape
+from vqtool.errors import ConfigError, DataError
 from vqtool.modality import Classes, Values
 from vqtool.nets import EncoderSettings, NetSettings, Size
 from vqtool.quantizers import QuantizerOutput, QuantizerSettings
@@ -94,11 +94,21 @@ class Autoencoder(nn.Module):
         """The size of a batch of samples."""
         return tuple(x.shape[1:] if self.spec.classes else x.shape[2:])
 
-    @property
-    def any_size(self) -> bool:
-        """Whether samples of other sizes than the spec's can be taken."""
-        assert self.settings.decoder is not None
-        return self.settings.encoder.any_size and self.settings.decoder.any_size
+    def check_rows(self, row_shape: Size, what: str) -> None:
+        """Refuse rows that encoder and decoder cannot both take; `what` is what to call them.
+
+        Raises:
+            DataError: names both shapes.
+        """
+        encoder, decoder = self.settings.encoder, self.settings.decoder
+        assert decoder is not None
+        self.spec.check_row(row_shape, encoder.any_size and decoder.any_size, what)
+        size = sample_shape(self.spec.layout, row_shape)[1]
+        if math.prod(encoder.grid(size)) != math.prod(decoder.grid(size)):
+            raise DataError(
+                f"{what}: rows of shape {row_shape}, of which the encoder makes a grid {encoder.grid(size)} and the "
+                f"decoder expects {decoder.grid(size)}; the model was trained on rows of shape {self.spec.row_shape}"
+            )
 
 
 def resolve_model(settings: ModelSettings, spec: SampleSpec) -> ModelSettings:

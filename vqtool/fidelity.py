@@ -53,7 +53,7 @@ class ValueFidelity:
     def result(self) -> Fidelity:
         """Over all that was added, at least one row."""
         mse = self._error / (self._rows * self._mean.numel())
-        return Fidelity(mse, None if self._constant else self._error / self._squares, None)
+        return Fidelity(mse, None if self._constant or not self._squares else self._error / self._squares, None)
 
 
 class ClassFidelity:

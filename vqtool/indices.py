@@ -3,23 +3,29 @@
 Shapes: N samples, L positions per sample, Q levels.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
+from vqtool.data import map_npy
 from vqtool.errors import DataError
 from vqtool.files import replacing, write_json
 
 _FORMAT = "vqtool indices 1"
 
 
-@dataclass(frozen=True)
+Size = Annotated[int, Field(ge=1)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class Manifest:
     """What an index file says of itself; it holds no clock and no path.
 
@@ -34,13 +40,13 @@ class Manifest:
         shards: name, rows and sha256 of each file of the data.
     """
 
-    shape: list[int]
-    dtype: str
-    grid: list[int]
-    codebook_sizes: list[int]
-    row_shape: list[int]
-    model_sha256: str
-    data_sha256: str
+    shape: Annotated[list[Size], Field(min_length=2, max_length=3)]
+    dtype: Literal["uint8", "uint16", "uint32"]
+    grid: list[Size]
+    codebook_sizes: Annotated[list[Annotated[Size, Field(le=1 << 28)]], Field(min_length=1)]
+    row_shape: list[Size]
+    model_sha256: Sha256
+    data_sha256: Sha256
     shards: list[dict[str, Any]]
     format: str = _FORMAT
 
@@ -55,8 +61,8 @@ def manifest_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def check_output(path: Path, overwrite: bool) -> None:
-    """Refuse an output that is there, or that is no .npy file in a folder that is.
+def check_output(path: Path, overwrite: bool, *beside: Path) -> None:
+    """Refuse an output that is there, or another file `beside` it, or that is no .npy file in a folder that is.
 
     Raises:
         DataError: says which.
@@ -65,8 +71,9 @@ def check_output(path: Path, overwrite: bool) -> None:
         raise DataError(f"{path}: the name of an output must end in .npy")
     if not path.parent.is_dir():
         raise DataError(f"{path}: there is no folder {path.parent}")
-    if path.exists() and not overwrite:
-        raise DataError(f"{path}: is there already; --overwrite replaces it")
+    for file in (path, *beside):
+        if file.exists() and not overwrite:
+            raise DataError(f"{file}: is there already; --overwrite replaces it")
 
 
 @contextmanager
@@ -95,17 +102,15 @@ def read_indices(path: Path) -> tuple[NDArray[Any], Manifest]:
         DataError: one of them is missing, damaged, or does not go with the other.
     """
     manifest = _read_manifest(path)
-    try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file") from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a readable .npy file: {error}") from error
+    array = map_npy(path)
     if list(array.shape) != manifest.shape or array.dtype.name != manifest.dtype:
         raise DataError(
             f"{path}: holds {array.dtype.name} {list(array.shape)}, but {manifest_path(path).name} says "
             f"{manifest.dtype} {manifest.shape}"
         )
+    levels = array.shape[2] if array.ndim == 3 else 1
+    if levels != len(manifest.codebook_sizes):
+        raise DataError(f"{manifest_path(path)}: {len(manifest.codebook_sizes)} codebook sizes for {levels} levels")
     return array, manifest
 
 
@@ -116,9 +121,16 @@ def _read_manifest(path: Path) -> Manifest:
     if not beside.exists():
         raise DataError(f"{path}: has no manifest {beside.name} beside it, which says what model wrote the indices")
     try:
-        fields = json.loads(beside.read_text(encoding="utf-8"))
-        if fields.get("format") != _FORMAT:
-            raise DataError(f"{beside}: not a manifest of this kind: format {fields.get('format')!r}, not {_FORMAT!r}")
-        return Manifest(**fields)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"{beside}: not a manifest: {error}") from error
+        manifest = TypeAdapter(Manifest).validate_json(beside.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise DataError(f"{beside}: not a manifest: {_first_fault(error)}") from error
+    if manifest.format != _FORMAT:
+        raise DataError(f"{beside}: not a manifest of this kind: format {manifest.format!r}, not {_FORMAT!r}")
+    return manifest
+
+
+def _first_fault(error: OSError | ValidationError) -> str:
+    if isinstance(error, OSError):
+        return str(error)
+    fault = error.errors(include_url=False)[0]
+    return ": ".join([".".join(map(str, fault["loc"])), fault["msg"]]) if fault["loc"] else fault["msg"]

@@ -26,7 +26,15 @@ from vqtool.device import resolve_device
 from vqtool.errors import CheckpointError, DataError
 from vqtool.evaluation import Evaluation, Pass, reconstruct
 from vqtool.fidelity import ClassFidelity, Fidelity, ValueFidelity
-from vqtool.indices import Manifest, check_output, index_dtype, read_indices, writing_array, writing_indices
+from vqtool.indices import (
+    Manifest,
+    check_output,
+    index_dtype,
+    manifest_path,
+    read_indices,
+    writing_array,
+    writing_indices,
+)
 from vqtool.nets import Size
 from vqtool.run import Run
 from vqtool.usage import Usage, usage_of
@@ -95,11 +103,17 @@ class Tokenizer:
         Raises:
             DataError: the shape does not fit the model, or an index is none of its codes.
         """
-        indices = as_rows(indices).long()
+        indices = as_rows(indices)
+        if indices.dtype.is_floating_point or indices.dtype == torch.bool:
+            raise DataError(f"decode: indices are integers, not {dtype_name(indices.dtype)}")
+        indices = indices.long()
+        self.model.check_rows(row_shape or self.spec.row_shape, "decode")
         size = sample_shape(self.spec.layout, row_shape or self.spec.row_shape)[1]
         expected = self._index_shape(size)
         if tuple(indices.shape[1:]) != expected:
-            raise DataError(f"decode: indices of shape {tuple(indices.shape)}, but expected (N, {str(expected)[1:]}")
+            raise DataError(
+                f"decode: indices of shape {tuple(indices.shape)}, but expected (N, {', '.join(map(str, expected))})"
+            )
         limits = torch.tensor(self.model.quantizer.codebook_sizes)
         limits = limits if self.model.quantizer.has_levels else limits[0]
         if ((indices < 0) | (indices >= limits)).any():
@@ -124,7 +138,7 @@ class Tokenizer:
         Raises:
             DataError: the data are not like the run's, or the output is there already.
         """
-        check_output(out, overwrite)
+        check_output(out, overwrite, manifest_path(out))
         samples, survey = self._open(data, key)
         manifest = Manifest(
             shape=[len(samples), *self._index_shape(samples.size)],
@@ -207,7 +221,7 @@ class Tokenizer:
         return Samples(source.rows, self.spec), survey
 
     def _check_like(self, row_shape: Size, dtype: torch.dtype, what: str) -> None:
-        self.spec.check_row(row_shape, self.model.any_size, what)
+        self.model.check_rows(row_shape, what)
         if holds_classes(self.spec.layout, dtype) != bool(self.spec.classes):
             holds = "classes" if self.spec.classes else "values"
             raise DataError(f"{what}: {dtype_name(dtype)}, but the model was trained on {holds}, {self.spec.dtype}")

@@ -1,10 +1,12 @@
 """Where samples come from, and in what order."""
 
 from vqtool.data.dataset import Dataset, Samples, open_dataset, open_source, spec_of
+from vqtool.data.layout import sample_shape
 from vqtool.data.order import BatchOrder
 from vqtool.data.settings import DataKind, DataSettings
 from vqtool.data.sources import FileSource, Shard, Source, Survey
 from vqtool.data.spec import SampleSpec
+from vqtool.data.tensor_files import map_npy
 
 __all__ = [
     "BatchOrder",
@@ -17,7 +19,9 @@ __all__ = [
     "Shard",
     "Source",
     "Survey",
+    "map_npy",
     "open_dataset",
     "open_source",
+    "sample_shape",
     "spec_of",
 ]

@@ -13,7 +13,7 @@ from vqtool.data.layout import LAYOUTS, LayoutName, guess_layout, holds_classes,
 from vqtool.data.order import split
 from vqtool.data.rows import RowNumbers, Rows
 from vqtool.data.scan import Moments
-from vqtool.data.settings import DataKind, DataSettings, TensorsSettings
+from vqtool.data.settings import MOST_CLASSES, DataKind, DataSettings, TensorsSettings
 from vqtool.data.sources import FileSource, GeneratedSource, Source, Survey
 from vqtool.data.spec import SampleSpec, dtype_name
 from vqtool.errors import ConfigError, DataError
@@ -85,7 +85,7 @@ def open_dataset(settings: DataKind, seed: int) -> Dataset:
     """
     source = open_source(settings, seed)
     layout = _resolve_layout(settings, source)
-    held_out = None if isinstance(settings.validation, float) else FileSource(settings.validation, _key(settings))
+    held_out = None if isinstance(settings.validation, float) else _open_validation(settings, source)
     if held_out is None:
         numbers, validation_numbers = _split(source, settings, seed)
         mask = np.zeros(len(source.rows), dtype=np.bool_)
@@ -96,8 +96,6 @@ def open_dataset(settings: DataKind, seed: int) -> Dataset:
         survey = source.survey(layout)
     surveys = [(source, survey)] + ([(held_out, held_out.survey(layout))] if held_out else [])
     spec = _resolve_spec(settings, layout, surveys)
-    if held_out:
-        spec.check_row(held_out.rows.shape, any_size=False, what=held_out.name)
     mean, scale = _normalization(settings, spec, survey.moments)
     return Dataset(
         settings=_resolved(settings, spec),
@@ -118,6 +116,18 @@ def spec_of(settings: DataSettings) -> SampleSpec:
     assert settings.layout != "auto"
     assert settings.size != "auto"
     return SampleSpec(settings.layout, settings.channels, tuple(settings.size), settings.classes, settings.dtype)
+
+
+def _open_validation(settings: DataKind, training: Source) -> Source:
+    assert isinstance(settings.validation, str)
+    source = FileSource(settings.validation, _key(settings))
+    ours, theirs = source.rows, training.rows
+    if ours.shape != theirs.shape or ours.dtype.is_floating_point != theirs.dtype.is_floating_point:
+        raise DataError(
+            f"{source.name}: rows of shape {ours.shape}, {dtype_name(ours.dtype)}, but those to train on have shape "
+            f"{theirs.shape}, {dtype_name(theirs.dtype)}"
+        )
+    return source
 
 
 def _key(settings: DataKind) -> str | None:
@@ -175,16 +185,19 @@ def _resolve_classes(settings: DataSettings, layout: LayoutName, surveys: list[t
         return None
     if settings.classes is None:
         raise ConfigError(f"data.classes: null, but integers in layout {layout} are classes")
-    if settings.layout == "auto" and dtype_name(source.rows.dtype) == "uint8" and (survey.largest or 0) >= 128:
+    if (
+        settings.layout == settings.classes == "auto"
+        and dtype_name(source.rows.dtype) == "uint8"
+        and (survey.largest or 0) >= 128
+    ):
         raise DataError(
             f"{source.name}: bytes up to {survey.largest} without a channel axis can be read as classes or as grey "
             f"values; set data.layout to {layout} for classes, or give the array a channel axis for values"
         )
-    classes = settings.classes
-    if classes == "auto":
-        classes = 1 + max(survey.largest or 0 for _, survey in surveys)
-    for part, found in surveys:
-        part.check_classes(found, classes)
+    found = 1 + max(survey.largest or 0 for _, survey in surveys)
+    classes = min(found, MOST_CLASSES) if settings.classes == "auto" else settings.classes
+    for part, survey in surveys:
+        part.check_classes(survey, classes)
     return classes
 
 

@@ -37,21 +37,25 @@ class Rows(ABC):
 
 
 class NumpyRows(Rows):
-    """Rows of a NumPy array, mapped or in memory."""
+    """Rows of a NumPy array, mapped or in memory.
 
-    def __init__(self, array: NDArray[Any]) -> None:
+    Args:
+        dtype: what its bits mean, where NumPy has no such type; None: what NumPy says.
+    """
+
+    def __init__(self, array: NDArray[Any], dtype: torch.dtype | None = None) -> None:
         self._array = array
         self.shape = array.shape[1:]
-        self.dtype = _tensor(array[:0]).dtype
+        self.dtype = dtype or _tensor(array[:0]).dtype
 
     def __len__(self) -> int:
         return len(self._array)
 
     def read(self, start: int, stop: int) -> Tensor:
-        return _tensor(self._array[start:stop])
+        return _tensor(self._array[start:stop]).view(self.dtype)
 
     def take(self, numbers: RowNumbers) -> Tensor:
-        return _tensor(self._array[numbers])
+        return _tensor(self._array[numbers]).view(self.dtype)
 
 
 class TensorRows(Rows):
@@ -93,12 +97,12 @@ class ShardedRows(Rows):
         return torch.cat(pieces) if pieces else self._shards[0].read(0, 0)
 
     def take(self, numbers: RowNumbers) -> Tensor:
-        taken = torch.empty((len(numbers), *self.shape), dtype=self.dtype)
         owners = np.searchsorted(self._starts, numbers, side="right") - 1
-        for owner in np.unique(owners):
-            here = np.flatnonzero(owners == owner)
-            taken[torch.from_numpy(here)] = self._shards[owner].take(numbers[here] - self._starts[owner])
-        return taken
+        by_owner = np.argsort(owners, kind="stable")
+        pieces = [
+            self._shards[owner].take(numbers[owners == owner] - self._starts[owner]) for owner in np.unique(owners)
+        ]
+        return torch.cat(pieces)[torch.from_numpy(np.argsort(by_owner))] if pieces else self.read(0, 0)
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:

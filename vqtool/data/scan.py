@@ -117,7 +117,7 @@ def scan_rows(
             # The hash follows the rows through the file, so that each page is fetched once.
             digest.update(content.read(size * stop // len(rows) - content.tell()))
             if classes:
-                bounds += [int(chunk.long().min()), int(chunk.long().max())]
+                bounds += [int(chunk.numpy().min()), int(chunk.numpy().max())]
             else:
                 values = rows_to_values(chunk, layout)
                 _check_finite(values, name, start)
@@ -153,5 +153,5 @@ def _cached(entry: Path) -> Scan | None:
         if moments is not None:
             moments = Moments(moments["count"], tuple(moments["mean"]), tuple(moments["squares"]))
         return Scan(moments=moments, **fields)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -10,6 +10,9 @@ from vqtool.settings import Settings
 
 Auto = Literal["auto"]
 
+# Integers beyond are ids or measurements, not classes: each class costs a row of the embedding and of the logits.
+MOST_CLASSES = 1 << 20
+
 
 class DataSettings(Settings):
     """What is said of any data. All that is `auto` follows from the array, and stands resolved in the run's config."""
@@ -20,7 +23,7 @@ class DataSettings(Settings):
     layout: LayoutName | Auto = Field("auto", description="the axes of a row: C channels, T steps, H by W pixels")
     channels: Annotated[int, Field(ge=1)] | Auto = Field("auto", description="C")
     size: list[int] | Auto = Field("auto", description="[T] or [H, W]; [] for vectors")
-    classes: Annotated[int, Field(ge=1, le=1 << 20)] | Auto | None = Field(
+    classes: Annotated[int, Field(ge=1, le=MOST_CLASSES)] | Auto | None = Field(
         "auto", description="number of classes of an integer grid; auto: the largest one found, and one; null: values"
     )
     dtype: str = Field("auto", description="the type of the array")

@@ -20,6 +20,9 @@ from vqtool.data.spec import dtype_name
 from vqtool.data.tensor_files import READERS, check_fits_memory, open_file
 from vqtool.errors import DataError
 
+# What making up one number may take at the worst: itself, and temporaries in float64.
+_WORKING_BYTES = 32
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -98,8 +101,8 @@ class Source(ABC):
     def _first_outside(self, classes: int | None) -> int:
         """The number of the first row with an integer below 0, or of `classes` or above."""
         for row in range(len(self.rows)):
-            values = self.rows.read(row, row + 1).long()
-            if (values < 0).any() or (classes is not None and (values >= classes).any()):
+            values = self.rows.read(row, row + 1).numpy()
+            if values.min() < 0 or (classes is not None and values.max() >= classes):
                 return row
         raise AssertionError("the scan saw such a row")
 
@@ -142,8 +145,8 @@ class GeneratedSource(Source):
 
     def __init__(self, settings: SyntheticSettings, seed: int) -> None:
         self.name = f"synthetic-{settings.source.kind}"
-        one = settings.source.generate(1, np.random.default_rng(seed))
-        check_fits_memory(2 * settings.samples * one.nbytes, f"{settings.samples:,} samples of {self.name}")
+        size = settings.samples * settings.source.numbers * _WORKING_BYTES
+        check_fits_memory(size, f"{settings.samples:,} samples of {self.name}")
         self._array = settings.source.generate(settings.samples, np.random.default_rng(seed))
         self.rows = NumpyRows(self._array)
 
@@ -159,7 +162,7 @@ def _expand(path: str) -> list[Path]:
     elif Path(path).exists() or not glob.has_magic(path):
         return [Path(path)]
     else:
-        found = [Path(p) for p in glob.glob(path, recursive=True)]
+        found = [Path(p) for p in glob.glob(path, recursive=True) if Path(p).suffix.lower() in READERS]
     if not found:
         raise DataError(f"{path}: no tensor file there; expected {', '.join(READERS)}")
     return sorted(found)

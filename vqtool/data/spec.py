@@ -3,6 +3,7 @@
 Shapes: n rows, C channels; size is (), (T,) or (H, W).
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +54,9 @@ class SampleSpec:
         if dtype.is_floating_point or self.classes:
             return rows.to(dtype)
         limits = torch.iinfo(dtype)
-        return rows.double().round().clamp(limits.min, limits.max).to(dtype)
+        # As a double, the largest 64-bit integer would round up, out of range.
+        largest = float(limits.max) if int(float(limits.max)) <= limits.max else math.nextafter(float(limits.max), 0)
+        return rows.double().round().clamp(limits.min, largest).to(dtype)
 
     def check_row(self, shape: tuple[int, ...], any_size: bool, what: str) -> None:
         """Refuse rows that are not like these.
@@ -64,7 +67,7 @@ class SampleSpec:
         expected = self.row_shape
         channel_axis = [i for i, n in enumerate(row_shape(self.layout, -1, self.size)) if n == -1]
         fits = len(shape) == len(expected) and all(shape[i] == expected[i] for i in channel_axis)
-        if not fits or (shape != expected and not any_size):
+        if not fits or 0 in shape or (shape != expected and not any_size):
             raise DataError(
                 f"{what}: rows of shape {shape}, but the model was trained on rows of shape {expected} "
                 f"(layout {self.layout})"

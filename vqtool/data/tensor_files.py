@@ -3,11 +3,15 @@
 A reader maps a path to the arrays inside; the table at the end chooses it by the file's suffix.
 """
 
+import json
 import math
+import mmap
 import os
 import pickle
+import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +19,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from vqtool.data.rows import NumpyRows, Rows, TensorRows
-from vqtool.errors import DataError
+from vqtool.data.spec import dtype_name
+from vqtool.errors import DataError, VqtoolError
 
 
 class Array(NamedTuple):
@@ -28,18 +33,6 @@ class Array(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     open: Callable[[], Rows]
-
-
-_FAULTS = (
-    OSError,
-    ValueError,
-    KeyError,
-    EOFError,
-    RuntimeError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    SafetensorError,
-)
 
 
 def open_file(path: Path, key: str | None = None) -> Rows:
@@ -53,11 +46,37 @@ def open_file(path: Path, key: str | None = None) -> Rows:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{path}: not a kind of file that can be read; expected {', '.join(READERS)}")
-    try:
+    with _told_as_data_errors(path):
         name, array = _choose(path, reader(path), key)
         _check(f"{path}[{name}]" if name else str(path), array)
         return array.open()
-    except _FAULTS as error:
+
+
+def map_npy(path: Path) -> NDArray[Any]:
+    """The array of a .npy file, mapped read-only.
+
+    Raises:
+        DataError: no such file, or not a .npy file.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    with _told_as_data_errors(path):
+        return np.lib.format.open_memmap(path, mode="r")
+
+
+@contextmanager
+def _told_as_data_errors(path: Path) -> Iterator[None]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what parsers have to say of a file is said below, or it is fine
+            yield
+    except VqtoolError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise DataError(
+            f"{path}: holds something else than tensors, which is never unpickled; save a tensor, or a dict of tensors"
+        ) from error
+    except Exception as error:  # a damaged file can make its parser fail in any way
         raise DataError(f"{path}: not a readable {path.suffix} file: {_first_line(error)}") from error
 
 
@@ -92,18 +111,15 @@ _DTYPES = (
 def _read_npy(path: Path) -> dict[str, Array]:
     with path.open("rb") as file:
         shape, dtype = _npy_header(file)
-    return {"": Array(shape, dtype.name, lambda: NumpyRows(_mapped(path)))}
-
-
-def _mapped(path: Path) -> NDArray[Any]:
-    array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    return array
+    return {"": Array(shape, dtype.name, lambda: NumpyRows(map_npy(path)))}
 
 
 def _read_npz(path: Path) -> dict[str, Array]:
     arrays = {}
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
+            if not member.filename.endswith(".npy"):
+                continue
             name = member.filename.removesuffix(".npy")
             with archive.open(member) as file:
                 shape, dtype = _npy_header(file)
@@ -126,18 +142,26 @@ def _unpacker(path: Path, name: str, size: int) -> Callable[[], Rows]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Array]:
-    # The file stays mapped for as long as a tensor of it lives; a page is read when a row on it is.
-    file = safe_open(path, framework="pt")
+    # The library checks the header against the file; the rows are mapped read-only, for it reads a tensor whole or maps
+    # it so that all of it counts as memory.
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
     arrays = {}
-    for name in file.keys():  # noqa: SIM118 (not a dict)
-        part = file.get_slice(name)
-        dtype = _SAFETENSORS_DTYPES.get(part.get_dtype(), part.get_dtype())
-        arrays[name] = Array(tuple(part.get_shape()), dtype, partial(_safetensors_rows, file, name))
+    with safe_open(path, framework="numpy") as checked:
+        names = list(checked.keys())
+    with path.open("rb") as file:
+        header = json.loads(file.read(start)[8:])
+    for name in names:
+        entry = header[name]
+        dtype = _SAFETENSORS_DTYPES.get(entry["dtype"], entry["dtype"])
+        shape = tuple(entry["shape"])
+        arrays[name] = Array(shape, dtype, partial(_map, path, start + entry["data_offsets"][0], shape, dtype))
     return arrays
 
 
-def _safetensors_rows(file: Any, name: str) -> Rows:
-    return TensorRows(file.get_tensor(name))
+def _map(path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> Rows:
+    bits = np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
+    return NumpyRows(np.memmap(path, bits, "r", offset, shape), torch.bfloat16 if dtype == "bfloat16" else None)
 
 
 _SAFETENSORS_DTYPES = {
@@ -154,18 +178,29 @@ _SAFETENSORS_DTYPES = {
 
 def _read_torch(path: Path) -> dict[str, Array]:
     if not zipfile.is_zipfile(path):
-        raise DataError(f"{path}: not a file that torch.save writes today, which can be mapped; save the tensor again")
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        raise DataError(f"{path}: not a file that torch.save writes today, or cut short; save the tensor again")
+    content = _load_mapped(path)
     tensors = content if isinstance(content, dict) else {"": content}
+    others = [type(value).__name__ for value in tensors.values() if not isinstance(value, Tensor)]
+    if len(others) == len(tensors) > 0:
+        raise DataError(f"{path}: holds a {others[0]} where a tensor, or a dict of tensors, is expected")
     arrays = {}
     for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            raise DataError(
-                f"{path}: holds a {type(tensor).__name__} where a tensor, or a dict of tensors, is expected"
-            )
-        dtype = str(tensor.dtype).removeprefix("torch.") if tensor.layout == torch.strided else str(tensor.layout)
-        arrays[str(name)] = Array(tuple(tensor.shape), dtype, partial(TensorRows, tensor.detach()))
+        if isinstance(tensor, Tensor):
+            dtype = dtype_name(tensor.dtype) if tensor.layout == torch.strided else str(tensor.layout)
+            arrays[str(name)] = Array(tuple(tensor.shape), dtype, partial(TensorRows, tensor.detach()))
     return arrays
+
+
+def _load_mapped(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "Cannot allocate memory" not in str(error):
+            raise
+    # torch maps a file so that it may be written to in memory, which counts as memory; a shared mapping does not.
+    with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 READERS: dict[str, Callable[[Path], dict[str, Array]]] = {

@@ -87,5 +87,6 @@ class ConvSettings(NetSettings):
 
 
 def _norm(width: int) -> nn.GroupNorm:
-    groups = next(g for g in (8, 4, 2, 1) if width % g == 0)
+    # Groups of eight channels and more: where one place is left, a group of one would be normalised to nothing.
+    groups = next((g for g in (8, 4, 2) if width % g == 0 and width // g >= 8), 1)
     return nn.GroupNorm(groups, width)

@@ -83,7 +83,7 @@ class TransformerSettings(NetSettings):
     patch: int = Field(4, ge=1, le=1 << 16, description="steps, or pixels a side, of one patch")
     width: int = Field(128, ge=1, le=1 << 16, description="of the hidden layers")
     depth: int = Field(4, ge=1, le=1000, description="number of blocks")
-    heads: int = Field(4, ge=1, description="of attention; they divide the width")
+    heads: int = Field(4, ge=1, validate_default=True, description="of attention; they divide the width")
     ranks: ClassVar = (1, 2)
     any_size: ClassVar = False
 

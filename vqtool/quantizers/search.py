@@ -3,11 +3,10 @@
 Shapes: N vectors, K codes, D dimensions.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
+
+from vqtool.quantizers.precision import full_precision
 
 # Elements of one block of scores, and of one block of exact differences: what bounds the memory.
 _BLOCK = 1 << 22
@@ -31,10 +30,10 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     """
     if vectors.ndim != 2 or codebook.ndim != 2 or vectors.shape[1] != codebook.shape[1]:
         raise ValueError(f"expected (N, D) vectors and (K, D) codes, got {_shape(vectors)} and {_shape(codebook)}")
-    if len(codebook) == 0:
-        raise ValueError("the codebook is empty")
+    if 0 in codebook.shape:
+        raise ValueError(f"the codebook is empty: {_shape(codebook)}")
     rows = max(1, _BLOCK // len(codebook))
-    with torch.no_grad(), _full_precision(vectors.device):
+    with torch.no_grad(), full_precision(vectors.device):
         return torch.cat([_nearest_in_block(block, codebook) for block in vectors.split(rows)])
 
 
@@ -62,10 +61,12 @@ def _scores(vectors: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     vectors, codebook = vectors - centre, codebook - centre
     half_norms = codebook.square().sum(dim=1) / 2
     scores = torch.addmm(half_norms, vectors, codebook.T, alpha=-1)
-    unit = (codebook.shape[1] + 8) * torch.finfo(dtype).eps
+    dim = codebook.shape[1]
     largest = (2 * half_norms.max()).sqrt()
-    error = unit * ((vectors.norm(dim=1) + largest) * largest) + codebook.shape[1] * torch.finfo(dtype).tiny
-    return scores, error
+    furthest = vectors.norm(dim=1) + largest
+    # The float64 sums that settle a contest round, too: by eps of the distances, which can be far above the products.
+    rounding = torch.finfo(dtype).eps * largest + torch.finfo(torch.float64).eps * furthest
+    return scores, (dim + 8) * rounding * furthest + dim * torch.finfo(dtype).tiny
 
 
 def _settle(vectors: Tensor, codebook: Tensor, candidates: Tensor) -> Tensor:
@@ -81,25 +82,9 @@ def _settle(vectors: Tensor, codebook: Tensor, candidates: Tensor) -> Tensor:
         ]
     )
     smallest = distances.new_full((len(vectors),), torch.inf).scatter_reduce(0, rows, distances, "amin")
-    # A vector with a NaN is nearest to nothing; it gets the first code, as argmin would give it.
+    # Where distances are NaN nothing is above the smallest, and the first code wins, as with argmin.
     winners = torch.where(distances > smallest[rows], len(codebook), codes)
-    lowest = codes.new_full((len(vectors),), len(codebook)).scatter_reduce(0, rows, winners, "amin")
-    return lowest.where(lowest < len(codebook), 0)
-
-
-@contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """Without autocast and reduced-precision products, which would break the error bound."""
-    precision = torch.get_float32_matmul_precision()
-    with torch.autocast(device.type, enabled=False):
-        if precision == "highest":
-            yield
-            return
-        torch.set_float32_matmul_precision("highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(precision)
+    return codes.new_full((len(vectors),), len(codebook)).scatter_reduce(0, rows, winners, "amin")
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from vqtool.quantizers.base import Quantizer
 from vqtool.quantizers.codebook import EmaLearning, EntropyLearning, Learning
 from vqtool.quantizers.entropy import entropy_loss, soft_assignment
 from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
+from vqtool.quantizers.precision import full_precision
 from vqtool.quantizers.revival import RevivalSettings
 from vqtool.quantizers.search import nearest_codes
 from vqtool.settings import Settings
@@ -62,7 +63,7 @@ class VectorQuantizer(Quantizer):
 
     def forward(self, vectors: Tensor) -> QuantizerOutput:
         """Quantize (..., D): losses in float64 for float64, in float32 for anything less."""
-        with torch.autocast(vectors.device.type, enabled=False):
+        with full_precision(vectors.device):
             flat, codes = self._flat(vectors)
             indices = nearest_codes(flat, codes)
             chosen = codes[indices]
@@ -91,10 +92,12 @@ class VectorQuantizer(Quantizer):
     def measure(self, vectors: Tensor, indices: Tensor) -> list[LevelStatistics]:
         flat, codes = self._flat(vectors)
         indices = indices.reshape(-1)
+        with full_precision(vectors.device):
+            soft = soft_assignment(flat, codes, self.temperature).sum(dim=0)
         return [
             LevelStatistics(
                 counts=torch.bincount(indices, minlength=len(codes)).cpu(),
-                soft_assignment=soft_assignment(flat, codes, self.temperature).sum(dim=0).cpu().double(),
+                soft_assignment=soft.cpu().double(),
                 squared_distance=(flat - codes[indices]).square().sum().cpu().double(),
             )
         ]
@@ -116,6 +119,8 @@ class VectorQuantizer(Quantizer):
         """Vectors (N, D) and codes (K, D) in the type that both are computed in."""
         if vectors.shape[-1] != self.dim:
             raise ValueError(f"expected vectors of width {self.dim}, got shape {tuple(vectors.shape)}")
+        if not vectors.is_floating_point():
+            raise ValueError(f"expected floating-point vectors, got {vectors.dtype}")
         codes = self.codebook.weight
         dtype = torch.promote_types(torch.promote_types(vectors.dtype, codes.dtype), torch.float32)
         return vectors.reshape(-1, self.dim).to(dtype), codes.to(dtype)

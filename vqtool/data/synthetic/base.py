@@ -15,6 +15,11 @@ class SourceSettings(Settings):
     kind: str
     layout: ClassVar[LayoutName]
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers a row has."""
+        raise NotImplementedError
+
     def generate(self, samples: int, random: Generator) -> NDArray[Any]:
         """(samples, *row): float32 values, or uint8 classes."""
         raise NotImplementedError

@@ -17,5 +17,9 @@ class GaussianSettings(SourceSettings):
     dim: int = Field(8, ge=1, description="numbers a vector")
     layout: ClassVar = "C"
 
+    @property
+    def numbers(self) -> int:
+        return self.dim
+
     def generate(self, samples: int, random: Generator) -> NDArray[np.float32]:
         return random.standard_normal((samples, self.dim), dtype=np.float32)

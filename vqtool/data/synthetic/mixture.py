@@ -19,6 +19,10 @@ class MixtureSettings(SourceSettings):
     separation: float = Field(8.0, gt=0, description="distance of the two closest centres, in standard deviations")
     layout: ClassVar = "C"
 
+    @property
+    def numbers(self) -> int:
+        return self.dim
+
     def generate(self, samples: int, random: Generator) -> NDArray[np.float32]:
         centres = self.centres(random)
         owners = random.integers(self.components, size=samples)

@@ -20,6 +20,10 @@ class SinusoidsSettings(SourceSettings):
     noise: float = Field(0.02, ge=0, description="standard deviation of the noise on top")
     layout: ClassVar = "CT"
 
+    @property
+    def numbers(self) -> int:
+        return self.channels * self.length
+
     def generate(self, samples: int, random: Generator) -> NDArray[np.float32]:
         signal = random.normal(scale=self.noise, size=(samples, self.channels, self.length))
         time = np.arange(self.length) / self.length

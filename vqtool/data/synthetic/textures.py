@@ -19,6 +19,10 @@ class TexturesSettings(SourceSettings):
     width: int = Field(32, ge=2, description="pixels")
     layout: ClassVar = "CHW"
 
+    @property
+    def numbers(self) -> int:
+        return self.channels * self.height * self.width
+
     def generate(self, samples: int, random: Generator) -> NDArray[np.float32]:
         return np.stack([self._image(random) for _ in range(samples)])
 

@@ -21,6 +21,10 @@ class TilesSettings(SourceSettings):
     room: int = Field(3, ge=1, description="a room is not divided where a side would fall under this")
     layout: ClassVar = "HW"
 
+    @property
+    def numbers(self) -> int:
+        return self.height * self.width
+
     def generate(self, samples: int, random: Generator) -> NDArray[np.uint8]:
         return np.stack([self._map(random) for _ in range(samples)])
 

@@ -1,0 +1,151 @@
+"""What all commands share: help without heavy imports, exit codes, where messages go."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Result
+from vqtool.cli import main
+from vqtool.errors import CheckpointError, ConfigError, DataError, Stopped, TrainingError
+
+Command = Callable[..., Result]
+
+COMMANDS = ["init", "train", "encode", "decode", "eval", "inspect"]
+
+HELP = """
+import sys
+from vqtool.cli.app import app
+for command in ([], ["init"], ["train"], ["encode"], ["decode"], ["eval"], ["inspect"]):
+    try:
+        app([*command, "--help"], prog_name="vqtool")
+    except SystemExit as exit:
+        assert exit.code == 0, exit.code
+heavy = {"torch", "numpy", "yaml", "rich", "safetensors", "matplotlib", "tensorboard", "vqtool.config"}
+print("imported:", sorted(heavy & set(sys.modules)))
+"""
+
+
+def test_help_imports_nothing_heavy() -> None:
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("imported: []\n")
+    assert done.stdout.count("Usage: vqtool") == 7
+
+
+def test_the_module_runs_as_the_command_does() -> None:
+    done = subprocess.run([sys.executable, "-m", "vqtool", "bogus"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "No such command 'bogus'" in done.stderr
+
+
+def test_the_installed_command_is_main() -> None:
+    (script,) = entry_points(group="console_scripts", name="vqtool")
+    assert script.load() is main
+
+
+def test_help_names_every_command(vqtool: Command) -> None:
+    done = vqtool("--help")
+    assert done.code == 0
+    assert [line.split()[0] for line in done.out.partition("Commands:\n")[2].splitlines() if line] == COMMANDS
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("init", ["--out"]),
+        ("train", ["--config", "--set", "--run-dir", "--resume", "--overwrite", "--dry-run", "--json", "--device"]),
+        ("encode", ["--out", "--batch-size", "--key", "--device", "--overwrite", "--json"]),
+        ("decode", ["--out", "--device", "--overwrite", "--json"]),
+        ("eval", ["--key", "--device", "--json"]),
+        ("inspect", ["--data", "--key", "--device", "--json"]),
+    ],
+)
+def test_every_command_explains_its_options(command: str, options: list[str], vqtool: Command) -> None:
+    done = vqtool(command, "--help")
+    assert done.code == 0
+    assert [option for option in options if option not in done.out] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bogus"], "No such command 'bogus'"),
+        (["train"], "Missing option '--config'"),
+        (["train", "--config", "c.yaml", "--bogus"], "No such option: --bogus"),
+        (["encode"], "Missing argument 'RUN'"),
+        (["encode", "run"], "Missing option '--out'"),
+        (["encode", "run", "--out", "t.npy", "--batch-size", "0"], "--batch-size"),
+        (["encode", "run", "--out", "t.npy", "--batch-size", "many"], "--batch-size"),
+        (["decode", "run", "--out", "d.npy"], "Missing argument 'FILE.npy'"),
+        (["inspect"], "Missing argument 'TARGET...'"),
+    ],
+)
+def test_wrong_usage_is_2_and_says_so(arguments: list[str], message: str, vqtool: Command) -> None:
+    done = vqtool(*arguments)
+    assert (done.code, done.out) == (2, "")
+    assert message in done.err
+
+
+def test_no_command_shows_the_help(vqtool: Command) -> None:
+    done = vqtool()
+    assert done.code == 2
+    assert "Commands:" in done.out + done.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("told so"), 2),
+        (DataError("told so"), 2),
+        (CheckpointError("told so"), 2),
+        (TrainingError("told so"), 3),
+        (Stopped(2, "told so"), 130),
+        (Stopped(15, "told so"), 143),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
+)
+def test_each_error_has_its_exit_code_and_its_message(
+    error: Exception, code: int, vqtool: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vqtool.recipes.recipes", _raising(error))
+    assert vqtool("init") == Result(code, "", "vqtool: told so\n")
+
+
+def test_an_interrupt_is_130(vqtool: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vqtool.recipes.recipes", _raising(KeyboardInterrupt()))
+    done = vqtool("init")
+    assert (done.code, done.out) == (130, "")
+
+
+def test_a_bug_of_ours_is_not_hidden(vqtool: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vqtool.recipes.recipes", _raising(ZeroDivisionError("ours")))
+    with pytest.raises(ZeroDivisionError, match="ours"):
+        vqtool("init")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["encode", "nowhere", "--out", "t.npy"],
+        ["decode", "nowhere", "t.npy", "--out", "d.npy"],
+        ["eval", "nowhere"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_folder_that_is_no_run_is_refused(
+    arguments: list[str], vqtool: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert vqtool(*arguments) == Result(2, "", "vqtool: nowhere: not a run: it has no config.yaml\n")
+    (tmp_path / "nowhere").mkdir()
+    assert vqtool(*arguments) == Result(2, "", "vqtool: nowhere: not a run: it has no config.yaml\n")
+
+
+def _raising(error: BaseException) -> Callable[[], None]:
+    def fail() -> None:
+        raise error
+
+    return fail

@@ -1,0 +1,119 @@
+"""`vqtool decode`."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conftest import Result, TrainedRun
+from vqtool.tokenizer import load
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: TrainedRun) -> None:
+    monkeypatch.chdir(tmp_path)
+    load(trained.folder).encode_file(Path("tokens.npy"), str(trained.data))
+
+
+def edit_manifest(**changes: Any) -> None:
+    manifest = json.loads(Path("tokens.json").read_text())
+    Path("tokens.json").write_text(json.dumps(manifest | changes))
+
+
+def test_what_comes_back_has_the_shape_and_type_of_the_data(trained: TrainedRun, vqtool: Command) -> None:
+    done = vqtool("decode", trained.folder, "tokens.npy", "--out", "back.npy")
+    assert done == Result(0, "back.npy: float32 (60, 1, 8, 8)\n", "")
+    back = np.load("back.npy")
+    assert (back.shape, back.dtype) == (trained.array.shape, trained.array.dtype)
+    tokenizer = load(trained.folder)
+    assert np.array_equal(back, tokenizer.decode(tokenizer.encode(trained.array)))
+    assert sorted(path.name for path in Path().iterdir()) == ["back.npy", "tokens.json", "tokens.npy"]
+
+
+def test_its_error_is_the_one_that_eval_reports(trained: TrainedRun, vqtool: Command) -> None:
+    assert vqtool("decode", trained.folder, "tokens.npy", "--out", "back.npy").code == 0
+    told = json.loads(vqtool("eval", trained.folder, trained.data, "--json").out)
+    error = np.square(np.load("back.npy").astype(np.float64) - trained.array).mean()
+    assert told["mse"] == pytest.approx(error, rel=1e-12)
+
+
+def test_json(trained: TrainedRun, vqtool: Command) -> None:
+    done = vqtool("decode", trained.folder, "tokens.npy", "--out", "back.npy", "--json")
+    assert (done.code, done.err, done.out.count("\n")) == (0, "", 1)
+    assert json.loads(done.out) == {"out": "back.npy", "shape": [60, 1, 8, 8], "dtype": "float32"}
+
+
+def test_images_of_another_size_come_back_in_theirs(trained: TrainedRun, vqtool: Command) -> None:
+    np.save("wide.npy", np.zeros((5, 1, 7, 13), np.float32))
+    assert vqtool("encode", trained.folder, "wide.npy", "--out", "wide_tokens.npy").code == 0
+    assert vqtool("decode", trained.folder, "wide_tokens.npy", "--out", "back.npy").code == 0
+    assert np.load("back.npy").shape == (5, 1, 7, 13)
+
+
+def test_indices_of_another_model_are_refused_naming_both(trained: TrainedRun, vqtool: Command) -> None:
+    ours = json.loads(Path("tokens.json").read_text())["model_sha256"]
+    edit_manifest(model_sha256="0123456789ab" + "0" * 52)
+    done = vqtool("decode", trained.folder, "tokens.npy", "--out", "back.npy")
+    assert (done.code, done.out) == (2, "")
+    assert "tokens.npy: written by another model, 0123456789ab" in done.err
+    assert ours[:12] in done.err
+    assert not Path("back.npy").exists()
+
+
+def test_an_index_beyond_the_codebook_is_refused(trained: TrainedRun, vqtool: Command) -> None:
+    tokens = np.load("tokens.npy")
+    tokens[50, 3] = 16
+    np.save("tokens.npy", tokens)
+    done = vqtool("decode", trained.folder, "tokens.npy", "--out", "back.npy")
+    assert (done.code, done.out) == (2, "")
+    assert "16" in done.err
+    assert sorted(path.name for path in Path().iterdir()) == ["tokens.json", "tokens.npy"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gone.npy", "--out", "b.npy"], "gone.npy: no such file"),
+        (["alone.npy", "--out", "b.npy"], "alone.npy: has no manifest alone.json beside it"),
+        (["short.npy", "--out", "b.npy"], "short.npy: holds uint8 [3, 16], but short.json says uint8 [60, 16]"),
+        (["int.npy", "--out", "b.npy"], "int.npy: holds int64 [60, 16], but int.json says uint8 [60, 16]"),
+        (["tokens.npy", "--out", "b.dat"], "b.dat: the name of an output must end in .npy"),
+        (["tokens.npy", "--out", "no/b.npy"], "no/b.npy: there is no folder no"),
+        (["tokens.npy", "--out", "alone.npy"], "alone.npy: is there already; --overwrite replaces it"),
+        (["tokens.npy", "--out", "b.npy", "--device", "gpu"], "device: 'gpu' is no device"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_input_is_2_and_leaves_nothing(
+    arguments: list[str], message: str, trained: TrainedRun, vqtool: Command
+) -> None:
+    tokens = np.load("tokens.npy")
+    for name, array in (("alone", tokens), ("short", tokens[:3]), ("int", tokens.astype(np.int64))):
+        np.save(f"{name}.npy", array)
+    for name in ("short", "int"):
+        shutil.copy("tokens.json", f"{name}.json")
+    before = sorted(Path().iterdir())
+    done = vqtool("decode", trained.folder, *arguments)
+    assert (done.code, done.out) == (2, "")
+    assert message in done.err
+    assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize("row_shape", [None, [], [64], ["1", 8, 8], [1, 0, 8], [1, -8, 8], [1, 16, 16]])
+def test_a_row_shape_that_cannot_be_is_refused(row_shape: Any, trained: TrainedRun, vqtool: Command) -> None:
+    edit_manifest(row_shape=row_shape)
+    done = vqtool("decode", trained.folder, "tokens.npy", "--out", "back.npy")
+    assert (done.code, done.out) == (2, "")
+    assert not Path("back.npy").exists()
+
+
+def test_overwrite_replaces_the_array(trained: TrainedRun, vqtool: Command) -> None:
+    Path("back.npy").write_text("old")
+    assert vqtool("decode", trained.folder, "tokens.npy", "--out", "back.npy", "--overwrite").code == 0
+    assert np.load("back.npy").shape == (60, 1, 8, 8)

@@ -1,0 +1,220 @@
+"""`vqtool encode`."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import Result, TrainedRun
+from vqtool.tokenizer import load
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def names() -> list[str]:
+    return sorted(path.name for path in Path().iterdir())
+
+
+def test_the_file_holds_what_python_encodes(trained: TrainedRun, vqtool: Command) -> None:
+    done = vqtool("encode", trained.folder, trained.data, "--out", "tokens.npy")
+    assert (done.code, done.err) == (0, "")
+    assert done.out == "tokens.npy: uint8 (60, 16), grid (4, 4); what it is stands in tokens.json\n"
+    tokens = np.load("tokens.npy", mmap_mode="r")
+    assert tokens.dtype == np.uint8
+    assert np.array_equal(tokens, load(trained.folder).encode(trained.array))
+    assert names() == ["tokens.json", "tokens.npy"]
+
+
+def test_without_data_it_takes_the_runs_own_whole_and_in_order(trained: TrainedRun, vqtool: Command) -> None:
+    assert vqtool("encode", trained.folder, "--out", "own.npy").code == 0
+    assert vqtool("encode", trained.folder, trained.data, "--out", "given.npy").code == 0
+    assert Path("own.npy").read_bytes() == Path("given.npy").read_bytes()
+    assert Path("own.json").read_bytes() == Path("given.json").read_bytes()
+
+
+def test_json_is_the_manifest_and_where_it_is(trained: TrainedRun, vqtool: Command) -> None:
+    done = vqtool("encode", trained.folder, "--out", "tokens.npy", "--json")
+    assert (done.code, done.err, done.out.count("\n")) == (0, "", 1)
+    assert json.loads(done.out) == {"out": "tokens.npy", **json.loads(Path("tokens.json").read_text())}
+
+
+def test_the_manifest_says_what_the_contract_promises(trained: TrainedRun, vqtool: Command) -> None:
+    assert vqtool("encode", trained.folder, "--out", "tokens.npy").code == 0
+    data = hashlib.sha256(trained.data.read_bytes()).hexdigest()
+    manifest = json.loads(Path("tokens.json").read_text())
+    assert manifest.pop("format")
+    assert manifest == {
+        "shape": [60, 16],
+        "dtype": "uint8",
+        "grid": [4, 4],
+        "codebook_sizes": [16],
+        "row_shape": [1, 8, 8],
+        "model_sha256": hashlib.sha256((trained.folder / "model.safetensors").read_bytes()).hexdigest(),
+        "data_sha256": data,
+        "shards": [{"name": "images.npy", "rows": 60, "sha256": data}],
+    }
+
+
+def test_the_bytes_hold_no_path_and_no_clock(trained: TrainedRun, vqtool: Command) -> None:
+    written = []
+    for folder, time in (("one", 1_000_000_000), ("two", 1_700_000_000)):
+        Path(folder).mkdir()
+        data = Path(shutil.copy(trained.data, f"{folder}/x.npy"))
+        os.utime(data, (time, time))
+        assert vqtool("encode", trained.folder, data, "--out", f"{folder}/tokens.npy").code == 0
+        written.append([Path(f"{folder}/tokens{suffix}").read_bytes() for suffix in (".npy", ".json")])
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("size", [1, 7, 999])
+def test_the_batch_size_changes_no_byte(size: int, trained: TrainedRun, vqtool: Command) -> None:
+    assert vqtool("encode", trained.folder, "--out", "a.npy").code == 0
+    assert vqtool("encode", trained.folder, "--out", "b.npy", "--batch-size", size).code == 0
+    assert Path("a.npy").read_bytes() == Path("b.npy").read_bytes()
+
+
+@pytest.mark.parametrize("data", ["shards", "shards/*.npy"])
+def test_shards_are_encoded_in_the_order_of_their_names(data: str, trained: TrainedRun, vqtool: Command) -> None:
+    Path("shards").mkdir()
+    np.save("shards/b.npy", trained.array[10:30])
+    np.save("shards/a.npy", trained.array[:10])
+    assert vqtool("encode", trained.folder, data, "--out", "tokens.npy").code == 0
+    assert np.array_equal(np.load("tokens.npy"), load(trained.folder).encode(trained.array[:30]))
+    shards = json.loads(Path("tokens.json").read_text())["shards"]
+    assert [(shard["name"], shard["rows"]) for shard in shards] == [("a.npy", 10), ("b.npy", 20)]
+    assert shards[0]["sha256"] == hashlib.sha256(Path("shards/a.npy").read_bytes()).hexdigest()
+
+
+def test_key_names_an_array_in_a_container(trained: TrainedRun, vqtool: Command) -> None:
+    np.savez("two.npz", **{"0": trained.array[:3], "other": trained.array[:5]})
+    done = vqtool("encode", trained.folder, "two.npz", "--out", "tokens.npy")
+    assert done.code == 2
+    assert "0  float32 (3, 1, 8, 8)\n  other  float32 (5, 1, 8, 8)" in done.err
+    assert vqtool("encode", trained.folder, "two.npz", "--key", "0", "--out", "tokens.npy").code == 0
+    assert np.load("tokens.npy").shape == (3, 16)
+
+
+def test_images_of_another_size_have_another_grid(trained: TrainedRun, vqtool: Command) -> None:
+    np.save("wide.npy", np.zeros((5, 1, 6, 14), np.float32))
+    assert vqtool("encode", trained.folder, "wide.npy", "--out", "tokens.npy").code == 0
+    manifest = json.loads(Path("tokens.json").read_text())
+    assert (manifest["shape"], manifest["grid"], manifest["row_shape"]) == ([5, 21], [3, 7], [1, 6, 14])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gone.npy", "--out", "t.npy"], "gone.npy: no such file"),
+        (["rgb.npy", "--out", "t.npy"], "rgb.npy: rows of shape (3, 8, 8), but the model was trained on rows"),
+        (["c.npy", "--out", "t.npy"], "c.npy: rows of shape (64,), but the model was trained on rows"),
+        (["nan.npy", "--out", "t.npy"], "nan.npy: row 2 holds NaN"),
+        (["text.npy", "--out", "t.npy"], "text.npy: not a readable .npy file"),
+        (["--out", "t.txt"], "t.txt: the name of an output must end in .npy"),
+        (["--out", "tokens"], "tokens: the name of an output must end in .npy"),
+        (["--out", "no/t.npy"], "no/t.npy: there is no folder no"),
+        (["--out", "there.npy"], "there.npy: is there already; --overwrite replaces it"),
+        (["--out", "folder.npy"], "folder.npy: is there already"),
+        (["--out", "folder.npy", "--overwrite"], "folder.npy: "),
+        (["--out", "t.npy", "--device", "gpu"], "device: 'gpu' is no device"),
+        (["--out", "t.npy", "--key", "x"], "no array 'x'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_wrong_input_is_2_and_leaves_nothing(
+    arguments: list[str], message: str, trained: TrainedRun, vqtool: Command
+) -> None:
+    np.save("rgb.npy", np.zeros((4, 3, 8, 8), np.float32))
+    np.save("c.npy", np.zeros((4, 64), np.float32))
+    np.save("nan.npy", trained.array[:3] * np.array([1, 1, np.nan], np.float32)[:, None, None, None])
+    Path("text.npy").write_text("not an array")
+    Path("there.npy").write_text("mine")
+    Path("folder.npy").mkdir()
+    data = [trained.data] if "--key" in arguments else []
+    before = names()
+    done = vqtool("encode", trained.folder, *data, *arguments)
+    assert (done.code, done.out) == (2, "")
+    assert message in done.err
+    assert names() == before
+    assert Path("there.npy").read_text() == "mine"
+
+
+def test_overwrite_replaces_both_files(trained: TrainedRun, vqtool: Command) -> None:
+    assert vqtool("encode", trained.folder, "--out", "tokens.npy").code == 0
+    np.save("few.npy", trained.array[:7])
+    assert vqtool("encode", trained.folder, "few.npy", "--out", "tokens.npy", "--overwrite").code == 0
+    assert np.load("tokens.npy").shape == (7, 16)
+    assert json.loads(Path("tokens.json").read_text())["shape"] == [7, 16]
+
+
+def test_a_json_file_in_the_way_of_the_manifest_is_not_replaced_unasked(trained: TrainedRun, vqtool: Command) -> None:
+    Path("tokens.json").write_text("mine")
+    done = vqtool("encode", trained.folder, "--out", "tokens.npy")
+    assert (done.code, Path("tokens.json").read_text()) == (2, "mine")
+    assert "tokens.json" in done.err
+    assert names() == ["tokens.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"cut"], ids=["empty", "junk", "cut"])
+@pytest.mark.parametrize("command", ["encode", "eval", "inspect"])
+def test_a_damaged_model_is_named(command: str, content: bytes, trained: TrainedRun, vqtool: Command) -> None:
+    shutil.copytree(trained.folder, "run")
+    model = Path("run/model.safetensors")
+    model.write_bytes(model.read_bytes()[:5000] if content == b"cut" else content)
+    done = vqtool(command, "run", *(["--out", "t.npy"] if command == "encode" else []))
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("vqtool: run/model.safetensors: damaged: ")
+
+
+def test_a_model_that_does_not_fit_its_config_is_named(trained: TrainedRun, vqtool: Command) -> None:
+    shutil.copytree(trained.folder, "run")
+    config = Path("run/config.yaml")
+    config.write_text(config.read_text().replace("codebook_size: 16", "codebook_size: 17"))
+    done = vqtool("encode", "run", "--out", "t.npy")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("vqtool: run/model.safetensors: does not fit config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("codebook_dim: 4", "codebook_dim: auto"),
+        ("layout: CHW", "layout: auto"),
+        ("\n  decoder:\n    kind: conv2d\n    width: 8\n    halvings: 1\n    blocks: 1", ""),
+        ("codebook_size: 16", "codebook_sise: 16"),
+        ("kind: vector", "kind: [vector"),
+    ],
+    ids=["dim", "layout", "decoder", "key", "yaml"],
+)
+def test_a_run_whose_config_was_damaged_is_named(old: str, new: str, trained: TrainedRun, vqtool: Command) -> None:
+    shutil.copytree(trained.folder, "run")
+    config = Path("run/config.yaml")
+    assert old in config.read_text()
+    config.write_text(config.read_text().replace(old, new))
+    done = vqtool("encode", "run", "--out", "t.npy")
+    assert (done.code, done.out) == (2, "")
+    assert "run/config.yaml" in done.err
+
+
+def test_a_missing_data_file_of_the_run_is_named(trained: TrainedRun, vqtool: Command) -> None:
+    shutil.copytree(trained.folder, "run")
+    config = Path("run/config.yaml")
+    config.write_text(config.read_text().replace(str(trained.data), "/gone/away.npy"))
+    done = vqtool("encode", "run", "--out", "t.npy")
+    assert done == Result(2, "", "vqtool: /gone/away.npy: no such file\n")
+
+
+def test_names_with_brackets_print_as_they_are(trained: TrainedRun, vqtool: Command) -> None:
+    np.save("[red]x.npy", trained.array[:2])
+    done = vqtool("encode", trained.folder, "[red]x.npy", "--out", "[bold]t.npy")
+    assert done.out.startswith("[bold]t.npy: uint8 (2, 16)")
+    assert done.out.endswith("[bold]t.json\n")

@@ -1,0 +1,141 @@
+"""`vqtool inspect`."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conftest import Result, TrainedRun
+from vqtool.tokenizer import load
+
+Command = Callable[..., Result]
+
+LEVEL = {"codebook_size", "used", "usage", "expected_used", "perplexity", "entropy_bits", "dead", "counts"}
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def tokens(trained: TrainedRun, tmp_path: Path) -> np.ndarray:
+    """The indices of some images, in tokens.npy."""
+    np.save("few.npy", trained.array[:9])
+    load(trained.folder).encode_file(tmp_path / "tokens.npy", "few.npy")
+    return np.load("tokens.npy")
+
+
+def inspect(vqtool: Command, *arguments: object) -> dict[str, Any]:
+    done = vqtool("inspect", *arguments, "--json")
+    assert (done.code, done.err, done.out.count("\n")) == (0, "", 1)
+    return json.loads(done.out)
+
+
+def test_an_index_file_has_the_counts_of_its_indices(tokens: np.ndarray, vqtool: Command) -> None:
+    told = inspect(vqtool, "tokens.npy")
+    (level,) = told["levels"]
+    counts = np.bincount(tokens.reshape(-1), minlength=16)
+    p = counts[counts > 0] / counts.sum()
+    entropy = -(p * np.log2(p)).sum()
+    assert set(told) == {"target", "tokens", "levels"}
+    assert (told["target"], told["tokens"]) == ("tokens.npy", 9 * 16)
+    assert set(level) == LEVEL
+    assert level["counts"] == counts.tolist()
+    assert (level["codebook_size"], level["used"], level["dead"]) == (16, len(p), 16 - len(p))
+    assert level["usage"] == len(p) / 16
+    assert level["expected_used"] == pytest.approx(16 * (1 - (15 / 16) ** 144))
+    assert level["entropy_bits"] == pytest.approx(entropy)
+    assert level["perplexity"] == pytest.approx(2**entropy)
+
+
+def test_data_are_counted_as_their_index_file_is(tokens: np.ndarray, trained: TrainedRun, vqtool: Command) -> None:
+    of_data = inspect(vqtool, trained.folder, "--data", "few.npy")
+    of_file = inspect(vqtool, "tokens.npy")
+    assert of_data["target"] == str(trained.folder)
+    assert {**of_data, "target": ""} == {**of_file, "target": ""}
+
+
+def test_a_run_has_the_counts_of_its_best_validation_pass(trained: TrainedRun, vqtool: Command) -> None:
+    told = inspect(vqtool, trained.folder)
+    (level,) = told["levels"]
+    best = json.loads((trained.folder / "summary.json").read_text())["best"]
+    assert told["tokens"] == sum(level["counts"]) == 6 * 16
+    for figure in ("usage", "perplexity", "dead", "expected_used"):
+        assert level[figure] == pytest.approx(best[f"codebook/{figure}"], rel=1e-12)
+    assert level["entropy_bits"] / math.log2(16) == pytest.approx(best["codebook/entropy"], rel=1e-12)
+    assert json.loads(vqtool("eval", trained.folder, "--json").out)["levels"] == [level]
+
+
+def test_a_run_is_inspected_without_its_data(trained: TrainedRun, vqtool: Command) -> None:
+    shutil.copytree(trained.folder, "run")
+    config = Path("run/config.yaml")
+    config.write_text(config.read_text().replace(str(trained.data), "/gone/away.npy"))
+    assert inspect(vqtool, "run")["tokens"] == 96
+
+
+def test_several_targets_are_one_object(tokens: np.ndarray, trained: TrainedRun, vqtool: Command) -> None:
+    told = inspect(vqtool, trained.folder, "tokens.npy")
+    assert set(told) == {"targets"}
+    assert told["targets"] == [inspect(vqtool, trained.folder), inspect(vqtool, "tokens.npy")]
+
+
+def test_a_folder_of_runs_is_all_its_runs_by_name(trained: TrainedRun, vqtool: Command) -> None:
+    for name in ("b", "a", "[red]c"):
+        shutil.copytree(trained.folder, f"runs/{name}")
+    Path("runs/notes").mkdir()
+    told = inspect(vqtool, "runs")["targets"]
+    assert [target["target"] for target in told] == ["runs/[red]c", "runs/a", "runs/b"]
+    done = vqtool("inspect", "runs")
+    assert [line for line in done.out.splitlines() if line.startswith("runs/")] == ["runs/[red]c", "runs/a", "runs/b"]
+
+
+def test_the_text_shows_the_figures(trained: TrainedRun, vqtool: Command) -> None:
+    (level,) = inspect(vqtool, trained.folder)["levels"]
+    done = vqtool("inspect", trained.folder)
+    assert (done.code, done.err) == (0, "")
+    assert "best validation pass: 96 tokens" in done.out
+    rows = {line.split("  ")[0]: line for line in done.out.splitlines()}
+    assert f"{level['used']} ({level['usage']:.1%})" in rows["used"]
+    assert f"{level['perplexity']:.1f}" in rows["perplexity"]
+    assert f"{level['entropy_bits']:.3f} bits" in rows["entropy"]
+    most = int(np.argmax(level["counts"]))
+    assert f"{most}: {level['counts'][most]}" in rows["most used"]
+    assert "codes by hits" in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gone"], "gone: no such file or folder"),
+        (["empty"], "empty: not a run, a folder of runs, or an index file"),
+        (["few.npy"], "few.npy: has no manifest few.json beside it"),
+        (["tokens.npy", "--data", "few.npy"], "tokens.npy: an index file has its own counts"),
+        (["run", "--data", "gone.npy"], "gone.npy: no such file"),
+        (["run", "--data", "colour.npy"], "rows of shape (3, 8, 8), but the model was trained on rows of shape (1, 8"),
+        (["tokens.npy", "gone"], "gone: no such file or folder"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_what_cannot_be_inspected_is_2(
+    arguments: list[str], message: str, tokens: np.ndarray, trained: TrainedRun, vqtool: Command
+) -> None:
+    Path("empty").mkdir()
+    np.save("colour.npy", np.zeros((4, 3, 8, 8), np.float32))
+    shutil.copytree(trained.folder, "run")
+    for extra in ([], ["--json"]):
+        done = vqtool("inspect", *arguments, *extra)
+        assert (done.code, done.out) == (2, "")
+        assert message in done.err
+
+
+def test_indices_beyond_the_codebook_are_named(tokens: np.ndarray, vqtool: Command) -> None:
+    np.save("tokens.npy", tokens + 200)
+    done = vqtool("inspect", "tokens.npy")
+    assert (done.code, done.out) == (2, "")
+    assert f"tokens.npy: holds index {tokens.max() + 200}, but the codebook has 16 codes" in done.err

@@ -1,0 +1,471 @@
+"""`vqtool train`: the run directory, what it says, and how it ends."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.conftest import TINY, Result, TrainedRun
+from vqtool.config import load_config
+from vqtool.training.signals import StopRequest
+
+Command = Callable[..., Result]
+
+LOSSES = {f"loss/{name}" for name in ("total", "reconstruction", "commitment", "entropy")}
+TRAINING_TAGS = LOSSES | {"optimizer/learning_rate", "throughput/samples_per_second"}
+VALIDATION_TAGS = {f"validation/{tag}" for tag in LOSSES} | {
+    f"codebook/{name}" for name in ("usage", "perplexity", "entropy", "soft_entropy", "dead", "expected_used")
+}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: TrainedRun) -> Path:
+    """An empty working directory with the tiny config and its data."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(trained.data, "images.npy")
+    Path("tiny.yaml").write_text(TINY.format(path="images.npy"))
+    return tmp_path
+
+
+@pytest.fixture
+def finished(here: Path, trained: TrainedRun) -> Path:
+    """A copy of the finished run as runs/tiny, its data in this folder."""
+    run = here / "runs" / "tiny"
+    shutil.copytree(trained.folder, run)
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace(str(trained.data), str(here / "images.npy")))
+    return run
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def board(run: Path) -> EventAccumulator:
+    return EventAccumulator(str(run), size_guidance={"scalars": 0, "histograms": 0, "images": 0}).Reload()
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# What a run leaves behind.
+
+
+def test_a_run_holds_the_files_of_the_contract_and_no_others(trained: TrainedRun) -> None:
+    names = {path.name for path in trained.folder.iterdir()}
+    (events,) = (name for name in names if name.startswith("events.out.tfevents."))
+    assert names - {events} == {"config.yaml", "model.safetensors", "checkpoints", "metrics.jsonl", "summary.json"}
+
+
+def test_every_step_logged_has_the_tags_of_the_contract(trained: TrainedRun) -> None:
+    tags = {line.pop("step"): set(line) for line in metrics(trained.folder)}
+    assert tags == {
+        4: TRAINING_TAGS,
+        6: VALIDATION_TAGS,
+        8: TRAINING_TAGS,
+        12: TRAINING_TAGS | VALIDATION_TAGS,
+    }
+
+
+def test_tensorboard_shows_the_same_numbers_in_float32(trained: TrainedRun) -> None:
+    events = board(trained.folder)
+    shown = {(tag, event.step): event.value for tag in events.Tags()["scalars"] for event in events.Scalars(tag)}
+    written = {
+        (tag, line["step"]): float(np.float32(value))
+        for line in metrics(trained.folder)
+        for tag, value in line.items()
+        if tag != "step"
+    }
+    assert shown == written
+
+
+def test_tensorboard_shows_the_counts_and_images(trained: TrainedRun) -> None:
+    tags = board(trained.folder)
+    assert tags.Tags()["histograms"] == ["codebook/counts"]
+    assert tags.Tags()["images"] == ["reconstruction/images"]
+    assert [event.step for event in tags.Histograms("codebook/counts")] == [6, 12]
+    assert [(image.step, image.height) for image in tags.Images("reconstruction/images")] == [(6, 17), (12, 17)]
+    # A histogram over codes: as many entries as there are codes, and their hits add up to the tokens.
+    histogram = tags.Histograms("codebook/counts")[-1].histogram_value
+    assert (histogram.num, histogram.sum) == (16, 6 * 16)
+
+
+def test_the_summary_says_how_it_ended(trained: TrainedRun) -> None:
+    summary = json.loads((trained.folder / "summary.json").read_text())
+    passes = {line["step"]: line for line in metrics(trained.folder) if "codebook/usage" in line}
+    best = min(passes, key=lambda step: passes[step]["validation/loss/reconstruction"])
+    assert set(summary) == {"name", "steps", "seconds", "best_metric", "best_step", "best", "final"}
+    assert (summary["name"], summary["steps"], summary["best_step"]) == ("tiny", 12, best)
+    assert summary["best"] == {tag: passes[best][tag] for tag in VALIDATION_TAGS}
+    assert summary["final"] == {tag: passes[12][tag] for tag in VALIDATION_TAGS}
+    assert summary["seconds"] > 0
+
+
+def test_the_config_in_the_run_repeats_it(trained: TrainedRun) -> None:
+    settings = load_config(trained.folder / "config.yaml")
+    assert settings.data.path == str(trained.data)
+    assert (settings.data.layout, settings.data.channels, settings.data.size) == ("CHW", 1, [8, 8])
+    assert (settings.data.classes, settings.data.dtype) == (None, "float32")
+    assert settings.model.decoder == settings.model.encoder
+    assert settings.loss.reconstruction == "mse"
+    assert settings.training == load_config(trained.config).training
+
+
+def test_relative_paths_are_stored_absolute(here: Path, vqtool: Command) -> None:
+    np.save("held_out.npy", np.load("images.npy")[:5])
+    done = vqtool(
+        "train", "--config", "tiny.yaml", "--set", "data.validation=held_out.npy", "--set", "training.steps=1"
+    )
+    assert done.code == 0
+    data = load_config(here / "runs/tiny/config.yaml").data
+    assert (data.path, data.validation) == (str(here / "images.npy"), str(here / "held_out.npy"))
+
+
+# What it says.
+
+
+def test_the_closing_table_names_the_figures_the_run_and_the_next_commands(here: Path, vqtool: Command) -> None:
+    done = vqtool("train", "--config", "tiny.yaml", "--set", "training.steps=1")
+    assert done.code == 0
+    for words in ("validation/loss/reconstruction", "codebook/usage", "codebook/perplexity", "runs/tiny"):
+        assert words in done.out
+    assert "vqtool encode runs/tiny" in done.out
+    assert "vqtool inspect runs/tiny" in done.out
+    assert done.err.startswith("step 1: validation reconstruction ")
+
+
+def test_json_is_one_object_and_the_messages_are_elsewhere(here: Path, vqtool: Command) -> None:
+    done = vqtool("train", "--config", "tiny.yaml", "--set", "training.steps=1", "--json")
+    assert done.code == 0
+    assert json.loads(done.out) == {"run": "runs/tiny", **json.loads((here / "runs/tiny/summary.json").read_text())}
+    assert done.out.count("\n") == 1
+    assert "step 1: validation" in done.err
+
+
+def test_a_name_with_brackets_is_printed_as_it_is(here: Path, vqtool: Command) -> None:
+    shutil.copy("tiny.yaml", "[bold]x[nothing].yaml")
+    plan = vqtool("train", "--config", "[bold]x[nothing].yaml", "--dry-run")
+    assert "runs/[bold]x[nothing] " in plan.out
+    done = vqtool("train", "--config", "[bold]x[nothing].yaml", "--set", "training.steps=1")
+    assert "vqtool inspect runs/[bold]x[nothing]\n" in done.out
+    assert vqtool("inspect", "runs/[bold]x[nothing]").out.startswith("runs/[bold]x[nothing]\n")
+
+
+# A dry run.
+
+
+def test_a_dry_run_writes_nothing(here: Path, vqtool: Command) -> None:
+    before = tree(here)
+    done = vqtool("train", "--config", "tiny.yaml", "--dry-run")
+    assert done.code == 0
+    assert tree(here) == before
+    assert sorted(path.name for path in here.iterdir()) == ["images.npy", "tiny.yaml"]
+
+
+def test_a_dry_run_says_what_it_would_do(here: Path, vqtool: Command) -> None:
+    done = vqtool("train", "--config", "tiny.yaml", "--dry-run")
+    assert "54 to train, 6 to validate" in done.out
+    assert "grid (4, 4)" in done.out
+    assert "runs/tiny" in done.out
+    assert "(holds a run already)" not in done.out
+
+
+def test_a_dry_run_says_where_a_run_is_in_the_way(finished: Path, vqtool: Command) -> None:
+    before = tree(finished)
+    assert "(holds a run already)" in vqtool("train", "--config", "tiny.yaml", "--dry-run").out
+    assert tree(finished) == before
+
+
+def test_the_json_of_a_dry_run(here: Path, vqtool: Command) -> None:
+    done = vqtool("train", "--config", "tiny.yaml", "--dry-run", "--json")
+    assert (done.code, done.err, done.out.count("\n")) == (0, "", 1)
+    plan = json.loads(done.out)
+    assert (plan["run_dir"], plan["exists"], plan["device"]) == ("runs/tiny", False, "cpu")
+    assert (plan["training_samples"], plan["validation_samples"], plan["steps"]) == (54, 6, 12)
+    assert (plan["grid"], plan["codebook_sizes"], plan["bits_per_sample"]) == ([4, 4], [16], 64.0)
+    assert plan["spec"] == {"layout": "CHW", "channels": 1, "size": [8, 8], "classes": None, "dtype": "float32"}
+    assert plan["memory_bytes"] > 4 * 4 * plan["parameters"] > 0
+
+
+def test_a_model_that_does_not_fit_in_memory_is_refused(here: Path, vqtool: Command) -> None:
+    huge = ["model.quantizer.codebook_size=16777216", "model.quantizer.codebook_dim=65536"]
+    done = vqtool("train", "--config", "tiny.yaml", "--dry-run", *(word for one in huge for word in ("--set", one)))
+    assert (done.code, done.out) == (2, "")
+    assert "bytes of memory" in done.err
+
+
+def test_a_dry_run_finds_what_training_would(here: Path, vqtool: Command) -> None:
+    done = vqtool("train", "--config", "tiny.yaml", "--dry-run", "--set", "model.encoder.kind=conv1d")
+    assert done.code == 2
+    assert "model.encoder.kind: conv1d takes" in done.err
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["train", "dry run"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["--config", "tiny.yaml", "--set", "training.step=3"], "did you mean steps?"),
+        (["--config", "tiny.yaml", "--set", "data.path=nowhere.npy"], "nowhere.npy: no such file"),
+        (["--config", "tiny.yaml", "--set", "data.validation=gone.npy"], "gone.npy: no such file"),
+        (["--config", "tiny.yaml", "--set", "data.path=none/*.npy"], "none/*.npy: no tensor file there"),
+        (["--config", "tiny.yaml", "--set", "data.validation=wide.npy"], "wide.npy: rows of shape (1, 8, 9)"),
+        (["--config", "tiny.yaml", "--set", "data.size=[8, 9]"], "data.size is [8, 9], but the array has [8, 8]"),
+        (["--config", "tiny.yaml", "--set", "data.path=nan.npy"], "nan.npy: row 1 holds NaN"),
+        (["--config", "tiny.yaml", "--set", "data.path=tiny.yaml"], "tiny.yaml: not a kind of file"),
+        (["--config", "tiny.yaml", "--set", "data.path=text.npy"], "text.npy: not a readable .npy file"),
+        (["--config", "tiny.yaml", "--set", "data.path=two.npz"], "\n  0  float32 (60, 1, 8, 8)\n  b  float32 (2, 3)"),
+        (["--config", "tiny.yaml", "--device", "cuda:99"], "device: cuda:99 is not available"),
+        (["--config", "tiny.yaml", "--device", "gpu"], "training.device: "),
+    ],
+)
+def test_wrong_input_is_2_and_leaves_nothing(
+    arguments: list[str], message: str, dry: list[str], here: Path, vqtool: Command
+) -> None:
+    images = np.load("images.npy")
+    np.save("nan.npy", np.stack([images[0], images[1] * np.nan]))
+    np.save("wide.npy", np.zeros((4, 1, 8, 9), np.float32))
+    np.savez("two.npz", **{"0": images, "b": np.zeros((2, 3), np.float32)})
+    Path("text.npy").write_text("not an array")
+    done = vqtool("train", *arguments, *dry)
+    assert (done.code, done.out) == (2, "")
+    assert message in done.err
+    assert done.err.startswith("vqtool: ")
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("name", ["0", "no", "a: b"])
+def test_key_is_the_name_as_it_is_typed(name: str, here: Path, vqtool: Command) -> None:
+    images = np.load("images.npy")
+    np.savez("two.npz", **{name: images, "other": images[:2]})
+    done = vqtool("train", "--config", "tiny.yaml", "--set", "data.path=two.npz", "--key", name, "--dry-run", "--json")
+    assert (done.code, done.err) == (0, "")
+    assert json.loads(done.out)["training_samples"] == 54
+
+
+@pytest.mark.parametrize("run_dir", ["images.npy", "images.npy/run"])
+def test_a_run_directory_that_cannot_be_is_refused(run_dir: str, here: Path, vqtool: Command) -> None:
+    done = vqtool("train", "--config", "tiny.yaml", "--run-dir", run_dir)
+    assert (done.code, done.out) == (2, "")
+    assert run_dir in done.err
+    assert np.load("images.npy").shape == (60, 1, 8, 8)
+
+
+def test_a_loss_that_is_not_finite_is_3_and_says_what_to_try(here: Path, vqtool: Command) -> None:
+    wild = ["learning_rate=1e30", "gradient_clip=null", "warmup_steps=0"]
+    done = vqtool("train", "--config", "tiny.yaml", *(word for one in wild for word in ("--set", f"training.{one}")))
+    assert (done.code, done.out) == (3, "")
+    assert done.err.startswith("vqtool: step 2: not finite: reconstruction")
+    assert "training.learning_rate" in done.err
+    assert not Path("runs/tiny/summary.json").exists()
+
+
+# A directory that holds a run, or something else.
+
+
+def test_a_finished_run_is_refused_naming_both_ways_on(finished: Path, vqtool: Command) -> None:
+    before = tree(finished)
+    done = vqtool("train", "--config", "tiny.yaml")
+    assert (done.code, done.out) == (2, "")
+    assert "runs/tiny" in done.err
+    assert "--resume" in done.err
+    assert "--overwrite" in done.err
+    assert tree(finished) == before
+
+
+def test_resume_and_overwrite_exclude_each_other(finished: Path, vqtool: Command) -> None:
+    before = tree(finished)
+    done = vqtool("train", "--config", "tiny.yaml", "--resume", "--overwrite")
+    assert (done.code, done.out) == (2, "")
+    assert "--resume and --overwrite" in done.err
+    assert tree(finished) == before
+
+
+def test_overwrite_replaces_the_run_and_nothing_else(finished: Path, vqtool: Command) -> None:
+    (finished / "notes.txt").write_text("mine")
+    (finished / "tokens.npy").write_bytes(b"mine too")
+    (old,) = finished.glob("events.out.tfevents.*")
+    done = vqtool("train", "--config", "tiny.yaml", "--overwrite", "--set", "training.steps=2", "--set", "seed=1")
+    assert done.code == 0
+    assert (finished / "notes.txt").read_text() == "mine"
+    assert (finished / "tokens.npy").read_bytes() == b"mine too"
+    assert [path.name for path in (finished / "checkpoints").iterdir()] == ["step-000000002.pt"]
+    assert {line["step"] for line in metrics(finished)} == {2}
+    assert not old.exists()
+    assert load_config(finished / "config.yaml").seed == 1
+
+
+def test_overwrite_keeps_the_old_run_until_the_new_one_is_known_to_start(finished: Path, vqtool: Command) -> None:
+    before = tree(finished)
+    assert vqtool("train", "--config", "tiny.yaml", "--overwrite", "--set", "data.path=gone.npy").code == 2
+    assert tree(finished) == before
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "summary.json", "metrics.jsonl", "checkpoints/other.bin"])
+def test_a_folder_that_holds_no_run_loses_nothing_unasked(name: str, here: Path, vqtool: Command) -> None:
+    foreign = here / "mine" / name
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text("mine")
+    done = vqtool("train", "--config", "tiny.yaml", "--run-dir", "mine", "--set", "training.steps=1")
+    assert done.code == 2 or foreign.read_text() == "mine"
+    assert foreign.exists()
+
+
+def test_resume_where_there_is_nothing_starts_afresh(here: Path, vqtool: Command) -> None:
+    done = vqtool("train", "--config", "tiny.yaml", "--resume", "--set", "training.steps=1", "--json")
+    assert done.code == 0
+    assert json.loads(done.out)["steps"] == 1
+
+
+def test_resume_of_a_finished_run_says_so_and_is_0(finished: Path, vqtool: Command) -> None:
+    before = tree(finished)
+    done = vqtool("train", "--config", "tiny.yaml", "--resume", "--json")
+    assert done.code == 0
+    assert "the run is finished, at step 12" in done.err
+    assert json.loads(done.out) == {"run": "runs/tiny", **json.loads((finished / "summary.json").read_text())}
+    assert tree(finished) == before
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("seed=1", "seed (0 in the run, 1 now)"),
+        ("training.batch_size=8", "training.batch_size (16 in the run, 8 now)"),
+        ("model.encoder.width=16", "model.encoder.width (8 in the run, 16 now)"),
+        ("data.normalize=none", "data.normalize ('global' in the run, 'none' now)"),
+        ("name=other", "name ('tiny' in the run, 'other' now)"),
+    ],
+)
+def test_resume_with_another_setting_names_its_key(override: str, key: str, finished: Path, vqtool: Command) -> None:
+    before = tree(finished)
+    done = vqtool("train", "--config", "tiny.yaml", "--run-dir", finished, "--resume", "--set", override)
+    assert (done.code, done.out) == (2, "")
+    assert key in done.err
+    assert tree(finished) == before
+
+
+def test_resume_extends_a_run_to_more_steps(finished: Path, vqtool: Command) -> None:
+    more = ["training.steps=16", "training.log_every=2", "training.validate_every=8"]
+    sets = [word for one in more for word in ("--set", one)]
+    done = vqtool("train", "--config", "tiny.yaml", "--resume", "--json", *sets)
+    assert done.code == 0
+    assert json.loads(done.out)["steps"] == 16
+    assert [line["step"] for line in metrics(finished)] == [4, 6, 8, 12, 14, 16]
+    events = board(finished)
+    assert [event.step for event in events.Scalars("validation/loss/total")] == [6, 12, 16]
+    assert load_config(finished / "config.yaml").training.steps == 16
+
+
+def test_a_run_that_never_reached_a_checkpoint_starts_afresh(finished: Path, vqtool: Command) -> None:
+    shutil.rmtree(finished / "checkpoints")
+    (finished / "summary.json").unlink()
+    assert vqtool("train", "--config", "tiny.yaml", "--resume").code == 0
+    assert [line["step"] for line in metrics(finished)] == [4, 6, 8, 12]
+    assert [event.step for event in board(finished).Scalars("validation/loss/total")] == [6, 12]
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"a longer piece of junk"])
+def test_a_damaged_checkpoint_is_named(content: bytes, finished: Path, vqtool: Command) -> None:
+    (finished / "summary.json").unlink()
+    newest = finished / "checkpoints" / "step-000000012.pt"
+    newest.write_bytes(content)
+    done = vqtool("train", "--config", "tiny.yaml", "--resume")
+    assert (done.code, done.out) == (2, "")
+    assert "runs/tiny/checkpoints/step-000000012.pt: damaged" in done.err
+
+
+# Stopping.
+
+
+@contextmanager
+def _stopped_at_once() -> Iterator[StopRequest]:
+    request = StopRequest()
+    request.signal = signal.SIGTERM
+    yield request
+
+
+@pytest.fixture
+def interrupted(here: Path, vqtool: Command, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that was stopped after its first step, before any validation."""
+    with monkeypatch.context() as patch:
+        patch.setattr("vqtool.training.trainer.stop_requests", _stopped_at_once)
+        done = vqtool("train", "--config", "tiny.yaml")
+    assert done.code == 143
+    assert done.err == "vqtool: stopped by SIGTERM after step 1, saved; --resume goes on from there\n"
+    return here / "runs" / "tiny"
+
+
+def test_a_run_stopped_before_its_first_validation_has_no_model_yet(interrupted: Path, vqtool: Command) -> None:
+    for arguments in (["encode", interrupted, "--out", "t.npy"], ["eval", interrupted], ["inspect", interrupted]):
+        done = vqtool(*arguments)
+        assert (done.code, done.out) == (2, "")
+        assert f"{interrupted}: has no model.safetensors yet" in done.err
+    assert not Path("t.npy").exists()
+
+
+def test_a_stopped_run_resumes_to_the_same_model(interrupted: Path, trained: TrainedRun, vqtool: Command) -> None:
+    assert vqtool("train", "--config", "tiny.yaml", "--resume").code == 0
+    assert (interrupted / "model.safetensors").read_bytes() == (trained.folder / "model.safetensors").read_bytes()
+
+
+def test_a_stopped_run_ends_where_it_stands_with_a_model_or_is_refused(interrupted: Path, vqtool: Command) -> None:
+    done = vqtool("train", "--config", "tiny.yaml", "--resume", "--set", "training.steps=1")
+    assert done.code in (0, 2)
+    assert (done.code == 0) == (interrupted / "model.safetensors").exists()
+
+
+def test_signals_save_and_resume_finishes(here: Path, vqtool: Command) -> None:
+    """Both signals at once, to share the time that two processes take to start."""
+    numbers = {"a": signal.SIGINT, "b": signal.SIGTERM}
+    fixed = [
+        "--set",
+        "training.steps=100000",
+        "--set",
+        "training.warmup_steps=0",
+        "--set",
+        "training.schedule=constant",
+    ]
+    command = [sys.executable, "-m", "vqtool", "train", "--config", "tiny.yaml", *fixed, "--json"]
+    processes = {
+        name: subprocess.Popen([*command, "--run-dir", name], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for name in numbers
+    }
+    try:
+        for name, process in processes.items():
+            _wait_for(lambda log=Path(name, "metrics.jsonl"): log.exists() and log.stat().st_size > 0, process)
+            process.send_signal(numbers[name])
+        ends = {name: (*process.communicate(timeout=60), process.returncode) for name, process in processes.items()}
+    finally:
+        for process in processes.values():
+            process.kill()
+    for name, (out, err, code) in ends.items():
+        assert (out, code) == ("", 128 + numbers[name])
+        assert "Traceback" not in err
+        step = int(max(Path(name, "checkpoints").iterdir()).stem.removeprefix("step-"))
+        assert f"stopped by {numbers[name].name} after step {step}, saved; --resume goes on from there" in err
+        more = ["--set", f"training.steps={step + 2}"]
+        resumed = vqtool("train", "--config", "tiny.yaml", *fixed, *more, "--run-dir", name, "--resume", "--json")
+        assert resumed.code == 0
+        assert json.loads(resumed.out)["steps"] == step + 2
+
+
+def _wait_for(there: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+    end = time.monotonic() + 60
+    while not there():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end, "nothing was logged"
+        time.sleep(0.02)

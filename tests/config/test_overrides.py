@@ -1,0 +1,157 @@
+"""`--set KEY=VALUE` over a config file."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vqtool.config import RunSettings, load_config
+from vqtool.config.overrides import apply_overrides
+from vqtool.config.yaml_reader import read_yaml
+from vqtool.errors import ConfigError
+
+SYNTHETIC = """
+data:
+  kind: synthetic
+  samples: 100
+  source: {kind: textures, channels: 3, height: 32, width: 32}
+  validation: 0.2
+model:
+  encoder: {kind: conv2d, width: 8, halvings: 2, blocks: 1}
+  quantizer: {kind: vector, codebook_size: 16, learning: {kind: ema, decay: 0.9}}
+training: {steps: 10}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "c.yaml"
+    path.write_text(SYNTHETIC)
+    return path
+
+
+def values(*overrides: str, text: str = SYNTHETIC) -> Any:
+    tree = read_yaml(text, "c.yaml")
+    apply_overrides(tree, overrides, RunSettings)
+    assert tree.problems == []
+    return tree.values
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("training.steps=20", 20),
+        ("training.steps=2e1", 20.0),
+        ("training.steps=no", "no"),
+        ("training.steps='20'", "20"),
+        ("training.steps=", None),
+        ("training.steps=[1, two]", [1, "two"]),
+        ("training.steps={a: 1}", {"a": 1}),
+        ("training.steps=a=b", "a=b"),
+        (" training.steps =3", 3),
+    ],
+)
+def test_a_value_is_read_as_yaml(override: str, value: Any) -> None:
+    got = values(override)["training"]["steps"]
+    assert (got, type(got)) == (value, type(value))
+
+
+def test_the_rest_of_the_file_stays() -> None:
+    before = read_yaml(SYNTHETIC, "c.yaml").values
+    after = values("model.quantizer.codebook_size=32")
+    assert after["model"]["quantizer"].pop("codebook_size") == 32
+    del before["model"]["quantizer"]["codebook_size"]
+    assert after == before
+
+
+def test_a_block_that_is_not_there_is_made() -> None:
+    assert values("loss.entropy=0.1")["loss"] == {"entropy": 0.1}
+    assert values("data.kind=tensors", text="data:\n")["data"] == {"kind": "tensors"}
+
+
+def test_the_last_of_several_counts() -> None:
+    assert values("training.steps=1", "training.steps=2")["training"] == {"steps": 2}
+    assert values("training={steps: 1}", "training.batch_size=2")["training"] == {"steps": 1, "batch_size": 2}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [("data.kind=tensors", "data.path=x.npy"), ("data.path=x.npy", "data.kind=tensors")],
+    ids=["kind first", "kind last"],
+)
+def test_another_kind_drops_the_keys_that_it_does_not_know(overrides: tuple[str, ...], config: Path) -> None:
+    assert values(*overrides)["data"] == {"kind": "tensors", "path": "x.npy", "validation": 0.2}
+    assert load_config(config, overrides).data.kind == "tensors"
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs").resolve().glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_takes_tensors(path: Path) -> None:
+    data = load_config(path, ["data.kind=tensors", "data.path=x.npy"]).data
+    assert (data.kind, data.path) == ("tensors", "x.npy")
+
+
+def test_another_kind_deep_in_the_file_drops_only_its_own_block() -> None:
+    quantizer = values("model.quantizer.learning.kind=codebook_loss")["model"]["quantizer"]
+    assert quantizer == {"kind": "vector", "codebook_size": 16, "learning": {"kind": "codebook_loss"}}
+    assert values("model.encoder.kind=mlp")["model"]["encoder"] == {"kind": "mlp", "width": 8}
+
+
+def test_the_same_kind_drops_nothing(config: Path) -> None:
+    assert values("data.kind=synthetic") == read_yaml(SYNTHETIC, "c.yaml").values
+    config.write_text(SYNTHETIC.replace("samples", "sample"))
+    with pytest.raises(ConfigError, match=r"c\.yaml:4: data\.sample: unknown key; did you mean samples\?"):
+        load_config(config, ["data.kind=synthetic"])
+
+
+def test_an_unknown_kind_drops_nothing() -> None:
+    assert values("data.kind=tensor")["data"]["samples"] == 100
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["training.stesp=5"], "--set training.stesp: training.stesp: unknown key; did you mean steps?"),
+        (["data.kind=tensors", "data.path=x", "data.samples=5"], "--set data.samples: data.samples: unknown key"),
+        (["data.samples=5", "data.kind=tensors", "data.path=x"], "--set data.samples: data.samples: unknown key"),
+        (
+            ["data.kind=tensors", "data.path=x", "data.source.kind=tiles"],
+            "--set data.source.kind: data.source: unknown key",
+        ),
+        (
+            ["data.source.kind=tiles", "data.kind=tensors", "data.path=x"],
+            "--set data.source.kind: data.source: unknown key",
+        ),
+        (["kind=tensors"], "--set kind: kind: unknown key"),
+        (["training.steps.more=1"], "--set training.steps.more: training.steps: expected an integer"),
+        (["seed=-1"], "--set seed: seed: expected greater than or equal to 0 (got -1)"),
+        (["data.kind=tensor"], "--set data.kind: data.kind: unknown kind 'tensor'; did you mean tensors?"),
+        (["data.size=[1, a]"], "--set data.size: data.size.1: expected an integer"),
+        (["training={steps: 1, steps: 2}"], "--set training:1: steps: a second time"),
+        (["name=!mine x"], "--set name:1: the config: the tag !mine is not read"),
+        (["training.steps=[1"], "--set training.steps:1: not YAML"),
+        (["training.steps=" + "[" * 10_000], "--set training.steps: nested too deeply"),
+    ],
+)
+def test_what_is_wrong_with_an_override_names_it(overrides: list[str], message: str, config: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(config, overrides)
+    assert message in str(error.value)
+
+
+def test_errors_of_file_and_overrides_come_together(config: Path) -> None:
+    config.write_text(SYNTHETIC.replace("steps: 10", "stepz: 10"))
+    with pytest.raises(ConfigError) as error:
+        load_config(config, ["seed=x"])
+    assert {line.split(": ")[0] for line in str(error.value).splitlines()} == {f"{config}:10", "--set seed"}
+
+
+def test_an_override_mends_a_value_of_the_file(config: Path) -> None:
+    config.write_text(SYNTHETIC.replace("steps: 10", "steps: ten"))
+    assert load_config(config, ["training.steps=10"]).training.steps == 10
+
+
+@pytest.mark.parametrize("override", ["", "=", "=5", "training.steps", ".=1", "training.=1", ".steps=1", "a..b=1"])
+def test_what_is_no_key_and_value_says_what_would_be(override: str, config: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(config, [override])
+    assert str(error.value).startswith(f"--set {override}: expected KEY=VALUE")

@@ -1,0 +1,168 @@
+"""What a user is told of a config that is wrong: place, key, what is wrong, the nearest name that would do."""
+
+from pathlib import Path
+
+import pytest
+
+from vqtool.config import load_config
+from vqtool.errors import ConfigError
+
+GOOD = """\
+seed: 0
+data:
+  kind: synthetic
+  source: {kind: textures}
+  validation: 0.1
+  size: auto
+model:
+  encoder: {kind: conv2d}
+  quantizer:
+    kind: vector
+    codebook_size: 16
+    learning: {kind: ema}
+loss:
+  entropy: 0.0
+training:
+  steps: 10
+  learning_rate: 0.001
+  schedule: cosine
+"""
+
+
+def problems(folder: Path, text: str) -> list[str]:
+    path = folder / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    return str(error.value).replace(f"{folder}/", "").splitlines()
+
+
+def test_the_config_of_these_tests_is_good(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(GOOD)
+    assert load_config(tmp_path / "c.yaml").training.steps == 10
+
+
+UNKNOWN = [
+    ("seed: 0", "sed: 0", "1: sed: unknown key; did you mean seed?"),
+    ("  steps: 10", "  step: 10", "16: training.step: unknown key; did you mean steps?"),
+    ("{kind: textures}", "{kind: textures, hieght: 8}", "4: data.source.hieght: unknown key; did you mean height?"),
+    ("{kind: conv2d}", "{kind: conv2d, heads: 2}", "8: model.encoder.heads: unknown key; known are "),
+    ("{kind: ema}", "{kind: ema, decai: 1}", "12: model.quantizer.learning.decai: unknown key; did you mean decay?"),
+    ("{kind: textures}", "{kind: texture}", "4: data.source.kind: unknown kind 'texture'; did you mean textures?"),
+    ("{kind: conv2d}", "{kind: cnov2d}", "8: model.encoder.kind: unknown kind 'cnov2d'; did you mean conv2d?"),
+    ("kind: synthetic", "kind: xyz", "3: data.kind: unknown kind 'xyz'; known are tensors, synthetic"),
+    (": cosine", ": cosin", "18: training.schedule: expected 'cosine' or 'constant'; did you mean cosine?"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "line"), UNKNOWN)
+def test_an_unknown_name_comes_with_the_nearest(old: str, new: str, line: str, tmp_path: Path) -> None:
+    (found,) = problems(tmp_path, GOOD.replace(old, new))
+    assert found.startswith(f"c.yaml:{line}")
+
+
+MISSING = [
+    ("data:\n  kind: synthetic", "data:", "2: data: needs a kind, one of tensors, synthetic"),
+    ("{kind: conv2d}", "{width: 8}", "8: model.encoder: needs a kind, one of identity, mlp, conv1d"),
+    ("{kind: conv2d}", "{}", "8: model.encoder: needs a kind, one of identity, mlp, conv1d"),
+    ("  encoder: {kind: conv2d}\n", "", "7: model.encoder: missing"),
+    ("  source: {kind: textures}\n", "", "2: data.source: missing"),
+    ("kind: synthetic\n  source: {kind: textures}", "kind: tensors", "2: data.path: missing"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "line"), MISSING)
+def test_what_is_missing_stands_at_its_block(old: str, new: str, line: str, tmp_path: Path) -> None:
+    (found,) = problems(tmp_path, GOOD.replace(old, new))
+    assert found.startswith(f"c.yaml:{line}")
+
+
+STRICT = [
+    ("steps: 10", "steps: '10'", "16: training.steps: expected an integer (got '10')"),
+    ("steps: 10", "steps: true", "16: training.steps: expected an integer (got True)"),
+    ("steps: 10", "steps: 10.0", "16: training.steps: expected an integer (got 10.0)"),
+    ("steps: 10", "steps: 1e1", "16: training.steps: expected an integer (got 10.0)"),
+    ("steps: 10", "steps:", "16: training.steps: expected an integer (got None)"),
+    ("steps: 10", "steps: [10]", "16: training.steps: expected an integer (got [10])"),
+    ("steps: 10", "steps: {a: 1}", "16: training.steps: expected an integer"),
+    ("rate: 0.001", "rate: fast", "17: training.learning_rate: expected a number (got 'fast')"),
+    ("rate: 0.001", "rate: '1e-3'", "17: training.learning_rate: expected a number (got '1e-3')"),
+    ("rate: 0.001", "rate: false", "17: training.learning_rate: expected a number (got False)"),
+    ("rate: 0.001", "rate: .nan", "17: training.learning_rate: expected a finite number (got nan)"),
+    ("rate: 0.001", "rate: .inf", "17: training.learning_rate: expected a finite number (got inf)"),
+    ("rate: 0.001", "rate: 1e999", "17: training.learning_rate: expected a finite number (got inf)"),
+    ("rate: 0.001", "rate: 0", "17: training.learning_rate: expected greater than 0 (got 0)"),
+    ("steps: 10", "steps: 0", "16: training.steps: expected greater than or equal to 1 (got 0)"),
+    ("entropy: 0.0", "entropy: -0.1", "14: loss.entropy: expected greater than or equal to 0 (got -0.1)"),
+    ("size: 16", "size: 0", "11: model.quantizer.codebook_size: expected greater than or equal to 1 (got 0)"),
+    ("seed: 0", "seed: 4294967296", "1: seed: expected less than 4294967296 (got 4294967296)"),
+    ("seed: 0", "name: 5", "1: name: expected a string (got 5)"),
+    ("validation: 0.1", "validation: 1.0", "5: data.validation: expected less than 1 or expected a string (got 1.0)"),
+    ("size: auto", "size: [8, 8.0]", "6: data.size.1: expected an integer (got 8.0)"),
+    ("size: auto", "layout: chw", "6: data.layout: expected 'C', 'CT', 'TC', 'CHW', 'HWC', 'T' or 'HW'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "line"), STRICT)
+def test_a_wrong_value_is_shown_beside_what_is_expected(old: str, new: str, line: str, tmp_path: Path) -> None:
+    found = problems(tmp_path, GOOD.replace(old, new))
+    assert found[0].startswith(f"c.yaml:{line}")
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "/", "''", '"a\\tb"', '"a\\nb"', "a\\b"])
+def test_a_name_that_is_no_folder_is_refused(name: str, tmp_path: Path) -> None:
+    (found,) = problems(tmp_path, GOOD.replace("seed: 0", f"name: {name}"))
+    assert found.startswith("c.yaml:1: name: ")
+
+
+@pytest.mark.parametrize("dim", [0, -1])
+def test_a_codebook_dim_that_is_no_width_is_refused(dim: int, tmp_path: Path) -> None:
+    (found,) = problems(tmp_path, GOOD.replace("codebook_size: 16", f"codebook_dim: {dim}"))
+    assert found.startswith("c.yaml:11: model.quantizer.codebook_dim: ")
+
+
+def test_heads_that_do_not_divide_the_width_are_refused(tmp_path: Path) -> None:
+    (found,) = problems(tmp_path, GOOD.replace("{kind: conv2d}", "{kind: transformer, width: 10, heads: 3}"))
+    assert found.startswith("c.yaml:8: model.encoder.heads: 3 heads do not divide a width of 10")
+
+
+@pytest.mark.parametrize(
+    ("key", "start"), [("data", 2), ("model", 7), ("training", 15), ("loss", 13)], ids=lambda value: str(value)
+)
+@pytest.mark.parametrize("value", ["", "c.yaml:5", "[a]", "word"])
+def test_a_block_that_is_no_block_is_refused(key: str, start: int, value: str, tmp_path: Path) -> None:
+    lines = [line for line in GOOD.splitlines() if line != f"{key}:"]
+    top = [line for line in lines if not line.startswith(" ")]
+    text = f"{key}: {value}\n" + "\n".join(top).replace("seed: 0", "")
+    (found,) = [line for line in problems(tmp_path, text) if f" {key}: " in line]
+    assert found.startswith(f"c.yaml:1: {key}: expected")
+
+
+def test_all_errors_come_at_once_each_with_its_line_and_key(tmp_path: Path) -> None:
+    text = (
+        GOOD.replace("seed: 0", "seed: a")
+        .replace("kind: textures", "kind: textures, chanels: 1")
+        .replace("kind: conv2d", "kind: conv2d, width: 1.5")
+        .replace("  steps: 10", "  steps: 10\n  steps: 11")
+        .replace("schedule: cosine", "sched: cosine")
+    )
+    places = {tuple(line.split(": ")[:2]) for line in problems(tmp_path, text)}
+    assert places == {
+        ("c.yaml:1", "seed"),
+        ("c.yaml:4", "data.source.chanels"),
+        ("c.yaml:8", "model.encoder.width"),
+        ("c.yaml:17", "training.steps"),
+        ("c.yaml:19", "training.sched"),
+    }
+
+
+def test_errors_come_in_the_order_of_the_file(tmp_path: Path) -> None:
+    text = GOOD.replace("  steps: 10", "  stepz: 10").replace("kind: conv2d", "kind: conv2d, width: x")
+    text = text.replace("seed: 0", "sed: 0")
+    lines = [int(line.split(":")[1]) for line in problems(tmp_path, text)]
+    assert lines == [1, 8, 16]
+
+
+def test_a_key_that_fits_no_branch_of_its_union_is_one_error(tmp_path: Path) -> None:
+    (found,) = problems(tmp_path, GOOD.replace("validation: 0.1", "validation: []"))
+    assert found == "c.yaml:5: data.validation: expected a number or expected a string (got [])"

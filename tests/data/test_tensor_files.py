@@ -1,0 +1,449 @@
+"""Every kind of tensor file gives the rows it holds, lazily; what cannot be read is refused by a message."""
+
+import io
+import json
+import mmap
+import pickle
+import re
+import struct
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vqtool.data import tensor_files
+from vqtool.data.tensor_files import check_fits_memory, open_file
+from vqtool.errors import DataError
+
+INTEGERS = ["uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"]
+NUMPY_TYPES = ["float16", "float32", "float64", "bool", *INTEGERS]
+TORCH_TYPES = [*NUMPY_TYPES, "bfloat16"]
+
+# More than any machine's memory, and little enough for any file system.
+HUGE_ROWS, HUGE_ROW = 1 << 30, 256
+
+WRITERS: dict[str, Callable[[Path, Tensor], object]] = {
+    "plain.npy": lambda path, x: np.save(path, x.numpy()),
+    "big-endian.npy": lambda path, x: np.save(path, x.numpy().astype(x.numpy().dtype.newbyteorder(">"))),
+    "fortran.npy": lambda path, x: np.save(path, np.asfortranarray(x.numpy())),
+    "plain.npz": lambda path, x: np.savez(path, x=x.numpy()),
+    "compressed.npz": lambda path, x: np.savez_compressed(path, x=x.numpy()),
+    "a.safetensors": lambda path, x: save_file({"x": x}, path),
+    "a.pt": lambda path, x: torch.save(x, path),
+    "dict.pt": lambda path, x: torch.save({"x": x}, path),
+    "a.pth": lambda path, x: torch.save(x, path),
+    "UPPER.NPY": lambda path, x: path.write_bytes(_saved_bytes(x)),
+}
+CASES = [
+    (name, dtype) for name in WRITERS for dtype in (NUMPY_TYPES if "np" in name.lower().split(".")[1] else TORCH_TYPES)
+]
+NAMES_OF_ONE = ["plain.npy", "plain.npz", "a.safetensors", "a.pt"]
+
+
+def _saved_bytes(x: Tensor) -> bytes:
+    file = io.BytesIO()
+    np.save(file, x.numpy())
+    return file.getvalue()
+
+
+def _tensor(dtype: str) -> Tensor:
+    values = torch.tensor([[0, 1, 2], [3, 100, 7], [1, 0, 0], [127, 5, 6], [9, 8, 0]])
+    values = values if dtype in ("uint8", "uint16", "uint32", "uint64", "bool") else values - 64
+    return values.to(getattr(torch, dtype))
+
+
+def _refusal(path: Path, key: str | None = None) -> str:
+    with pytest.raises(DataError) as caught:
+        open_file(path, key)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def _npy_bytes(header: str, body: bytes = bytes(48)) -> bytes:
+    text = header.encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + body
+
+
+def _npy_header(shape: str, descr: str = "<f4") -> str:
+    return f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}"
+
+
+def _safetensors_bytes(shape: list[int], end: int) -> bytes:
+    header = json.dumps({"x": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}}).encode()
+    header += b" " * (-len(header) % 8)
+    return struct.pack("<Q", len(header)) + header
+
+
+@pytest.mark.parametrize(("name", "dtype"), CASES)
+def test_rows_have_the_values_and_the_type_that_were_saved(tmp_path: Path, name: str, dtype: str) -> None:
+    x = _tensor(dtype)
+    WRITERS[name](tmp_path / name, x)
+    rows = open_file(tmp_path / name)
+    assert (len(rows), rows.shape, rows.dtype) == (5, (3,), x.dtype)
+    for read, expected in (
+        (rows.read(0, 5), x.tolist()),
+        (rows.read(1, 3), x.tolist()[1:3]),
+        (rows.take(np.array([4, 0, 3, 0])), [x.tolist()[i] for i in (4, 0, 3, 0)]),
+    ):
+        assert read.dtype == x.dtype
+        assert read.tolist() == expected
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_rows_of_several_axes_keep_them(tmp_path: Path, name: str) -> None:
+    x = torch.rand(4, 3, 5, 7)
+    WRITERS[name](tmp_path / name, x)
+    rows = open_file(tmp_path / name)
+    assert rows.shape == (3, 5, 7)
+    assert torch.equal(rows.read(0, 4), x)
+    assert torch.equal(rows.take(np.array([2, 1])), x[[2, 1]])
+
+
+def test_a_transposed_tensor_is_read_as_it_is_indexed(tmp_path: Path) -> None:
+    x = torch.rand(3, 5).t()
+    torch.save(x, tmp_path / "a.pt")
+    assert torch.equal(open_file(tmp_path / "a.pt").read(1, 4), x[1:4])
+
+
+def test_a_parameter_is_read_without_its_gradient(tmp_path: Path) -> None:
+    torch.save(torch.nn.Parameter(torch.ones(3, 2)), tmp_path / "a.pt")
+    assert not open_file(tmp_path / "a.pt").read(0, 3).requires_grad
+
+
+def test_an_npy_far_larger_than_memory_is_read_by_the_row(tmp_path: Path) -> None:
+    with (tmp_path / "huge.npy").open("wb") as file:
+        file.write(_npy_bytes(_npy_header(f"({HUGE_ROWS}, {HUGE_ROW})"), b""))
+        file.seek((HUGE_ROWS - 1) * HUGE_ROW * 4, io.SEEK_CUR)
+        file.write(np.arange(HUGE_ROW, dtype=np.float32).tobytes())
+    _check_huge(tmp_path / "huge.npy", last=list(range(HUGE_ROW)))
+
+
+def test_a_safetensors_file_far_larger_than_memory_is_read_by_the_row(tmp_path: Path) -> None:
+    with (tmp_path / "huge.safetensors").open("wb") as file:
+        file.write(_safetensors_bytes([HUGE_ROWS, HUGE_ROW], HUGE_ROWS * HUGE_ROW * 4))
+        file.seek((HUGE_ROWS - 1) * HUGE_ROW * 4, io.SEEK_CUR)
+        file.write(np.arange(HUGE_ROW, dtype=np.float32).tobytes())
+    _check_huge(tmp_path / "huge.safetensors", last=list(range(HUGE_ROW)))
+
+
+def test_a_pt_file_far_larger_than_memory_is_read_by_the_row(tmp_path: Path) -> None:
+    with (tmp_path / "zeros").open("w+b") as file:
+        file.truncate(HUGE_ROWS * HUGE_ROW * 4)
+        zeros = torch.frombuffer(mmap.mmap(file.fileno(), 0), dtype=torch.float32)
+    with torch.serialization.skip_data():
+        torch.save(zeros.view(HUGE_ROWS, HUGE_ROW), tmp_path / "huge.pt")
+    _check_huge(tmp_path / "huge.pt", last=[0] * HUGE_ROW)
+
+
+def _check_huge(path: Path, last: list[int]) -> None:
+    assert path.stat().st_size > 1 << 40
+    rows = open_file(path)
+    assert (len(rows), rows.shape) == (HUGE_ROWS, (HUGE_ROW,))
+    assert rows.take(np.array([HUGE_ROWS - 1, 5])).tolist() == [last, [0] * HUGE_ROW]
+    assert rows.read(HUGE_ROWS - 1, HUGE_ROWS).tolist() == [last]
+
+
+@pytest.mark.parametrize("name", ["several.npz", "several.safetensors", "several.pt"])
+class TestSeveralArrays:
+    """A container of an image-like `a` and of a vector-like `b`."""
+
+    A, B = torch.rand(4, 3, 5), torch.arange(6).reshape(3, 2)
+
+    @pytest.fixture
+    def path(self, tmp_path: Path, name: str) -> Path:
+        path = tmp_path / name
+        match path.suffix:
+            case ".npz":
+                np.savez(path, a=self.A.numpy(), b=self.B.numpy())
+            case ".safetensors":
+                save_file({"a": self.A, "b": self.B}, path)
+            case _:
+                torch.save({"a": self.A, "b": self.B}, path)
+        return path
+
+    def test_none_chosen_lists_names_and_shapes(self, path: Path) -> None:
+        message = _refusal(path)
+        assert "several arrays" in message
+        assert "--key" in message
+        assert re.search(r"\ba\b.*float32 \(4, 3, 5\)", message)
+        assert re.search(r"\bb\b.*int64 \(3, 2\)", message)
+
+    def test_a_wrong_name_lists_names_and_shapes(self, path: Path) -> None:
+        message = _refusal(path, "c")
+        assert "no array 'c'" in message
+        assert "(4, 3, 5)" in message
+        assert "(3, 2)" in message
+
+    def test_the_chosen_one_is_read(self, path: Path) -> None:
+        assert torch.equal(open_file(path, "a").read(0, 4), self.A)
+        assert torch.equal(open_file(path, "b").read(0, 3), self.B)
+
+
+def test_a_bad_array_beside_the_chosen_one_does_no_harm(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", bad=np.array([[{}]], dtype=object), good=np.ones((2, 3)))
+    assert open_file(tmp_path / "a.npz", "good").read(0, 2).tolist() == [[1.0] * 3] * 2
+
+
+def test_a_name_for_an_array_without_one_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.ones((2, 3), dtype=np.float32))
+    assert re.search(r"no array 'x'; it holds:\s+\(unnamed\)\s+float32 \(2, 3\)", _refusal(tmp_path / "a.npy", "x"))
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.safetensors", "a.pt", "a.txt"])
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    assert "no such file" in _refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a", "a.npy.gz", "a.h5"])
+def test_an_unknown_suffix_lists_the_known_ones(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    message = _refusal(tmp_path / name)
+    assert all(suffix in message for suffix in (".npy", ".npz", ".safetensors", ".pt", ".pth"))
+
+
+@pytest.mark.parametrize("name", NAMES_OF_ONE)
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 3, 4)])
+def test_an_array_of_nothing_is_refused(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
+    WRITERS[name](tmp_path / name, torch.zeros(shape))
+    assert f"shape {shape} holds nothing" in _refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", NAMES_OF_ONE)
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_an_array_without_rows_of_something_is_refused(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
+    WRITERS[name](tmp_path / name, torch.zeros(shape))
+    assert f"shape {shape} has no axis behind the samples; expected (N, ...)" in _refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("array", "named"),
+    [
+        (np.zeros((3, 2), dtype=np.complex64), "complex64"),
+        (np.zeros((3, 2), dtype="U5"), "str"),
+        (np.zeros((3, 2), dtype="S5"), "bytes"),
+        (np.zeros((3, 2), dtype=[("a", "f4")]), "void"),
+        (np.zeros((3, 2), dtype="M8[s]"), "datetime64"),
+        (np.full((3, 2), None), "object"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_other_types_are_named(tmp_path: Path, suffix: str, array: np.ndarray[Any, Any], named: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".npy":
+        np.save(path, array)
+    else:
+        np.savez(path, x=array)
+    assert re.search(rf"arrays of type {named}\S* are not supported; expected .*float32", _refusal(path))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "named"),
+    [
+        (torch.zeros(3, 2, dtype=torch.complex64), "complex64"),
+        (torch.zeros(3, 2).to(torch.float8_e4m3fn), "float8_e4m3fn"),
+        (torch.eye(3).to_sparse(), "sparse_coo"),
+    ],
+)
+def test_other_torch_types_are_named(tmp_path: Path, tensor: Tensor, named: str) -> None:
+    torch.save(tensor, tmp_path / "a.pt")
+    assert re.search(rf"arrays of type \S*{named} are not supported", _refusal(tmp_path / "a.pt"))
+
+
+def test_another_safetensors_type_is_named(tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(3, 2).to(torch.float8_e4m3fn)}, tmp_path / "a.safetensors")
+    assert "arrays of type F8_E4M3 are not supported" in _refusal(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("content", [3, "text", [torch.ones(2, 2)], {"epoch": 3}])
+def test_a_pt_file_of_something_else_says_what_it_holds(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "a.pt")
+    assert re.search(
+        r"holds an? (int|str|list) where a tensor, or a dict of tensors, is expected", _refusal_of_pt(tmp_path)
+    )
+
+
+def test_a_pt_file_of_the_old_kind_says_to_save_it_again(tmp_path: Path) -> None:
+    torch.save(torch.ones(3, 2), tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+    assert "save the tensor again" in _refusal_of_pt(tmp_path)
+
+
+def _refusal_of_pt(folder: Path) -> str:
+    return _refusal(folder / "a.pt")
+
+
+@pytest.mark.parametrize("name", ["empty.npz", "empty.pt"])
+def test_a_container_of_nothing_is_refused(tmp_path: Path, name: str) -> None:
+    if name == "empty.npz":
+        np.savez(tmp_path / name)
+    else:
+        torch.save({}, tmp_path / name)
+    assert "holds no array" in _refusal(tmp_path / name)
+
+
+class _Innocent:
+    """A class whose instances can be pickled."""
+
+
+class _Trap:
+    """Unpickled, it creates a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (open, (str(self.target), "w"))
+
+
+def _save_pickle(path: Path, content: object) -> None:
+    match path.name:
+        case "raw.pt" | "raw.npy" | "raw.npz":
+            path.write_bytes(pickle.dumps(content))
+        case "object.npy":
+            np.save(path, np.array([[content]], dtype=object), allow_pickle=True)
+        case "object.npz":
+            np.savez(path, x=np.array([[content]], dtype=object))
+        case "dict.pt":
+            torch.save({"x": torch.ones(3, 2), "y": content}, path)
+        case _:
+            torch.save(content, path)
+
+
+PICKLES = ["a.pt", "dict.pt", "a.pth", "raw.pt", "raw.npy", "raw.npz", "object.npy", "object.npz"]
+
+
+@pytest.mark.parametrize("key", [None, "x"])
+@pytest.mark.parametrize("name", PICKLES)
+def test_a_pickle_is_refused_and_never_run(tmp_path: Path, name: str, key: str | None) -> None:
+    _save_pickle(tmp_path / name, _Trap(tmp_path / "sprung"))
+    _refusal(tmp_path / name, key)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_the_trap_is_one(tmp_path: Path) -> None:
+    _save_pickle(tmp_path / "a.pt", _Trap(tmp_path / "sprung"))
+    torch.load(tmp_path / "a.pt", weights_only=False).close()
+    assert (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("name", ["a.pt", "dict.pt", "a.pth"])
+def test_a_pickled_object_is_refused_without_advice_to_unpickle_it(tmp_path: Path, name: str) -> None:
+    _save_pickle(tmp_path / name, _Innocent())
+    message = _refusal(tmp_path / name)
+    assert "\x1b" not in message
+    assert "can still be loaded" not in message
+    assert "tensor" in message
+
+
+@pytest.mark.parametrize("name", ["plain.npy", "fortran.npy", "plain.npz", "compressed.npz", "a.safetensors", "a.pt"])
+@pytest.mark.parametrize("kept", [0, 5, 40, -1, -8, -100])
+def test_a_truncated_file_is_refused(tmp_path: Path, name: str, kept: int) -> None:
+    WRITERS[name](tmp_path / name, torch.rand(200, 3))
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[:kept])
+    assert re.search("not a readable|not a file that torch.save writes", _refusal(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", NAMES_OF_ONE)
+def test_a_file_of_noise_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(np.random.default_rng(0).bytes(1000))
+    assert re.search("not a readable|not a file that torch.save writes", _refusal(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["plain.npz", "compressed.npz"])
+def test_a_damaged_archive_is_refused(tmp_path: Path, name: str) -> None:
+    WRITERS[name](tmp_path / name, torch.rand(200, 3))
+    content = bytearray((tmp_path / name).read_bytes())
+    content[600:700] = bytes(100)
+    (tmp_path / name).write_bytes(content)
+    assert "not a readable .npz file" in _refusal(tmp_path / name)
+
+
+def test_an_archive_damaged_at_its_start_is_refused(tmp_path: Path) -> None:
+    WRITERS["compressed.npz"](tmp_path / "a.npz", torch.rand(200, 3))
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[60:100] = b"\xff" * 40
+    (tmp_path / "a.npz").write_bytes(content)
+    assert "not a readable .npz file" in _refusal(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        _npy_header("(3, 4"),
+        _npy_header("(-3, 4)"),
+        _npy_header("(-3, -4)"),
+        _npy_header("(1000000000000000000000000, 4)"),
+        _npy_header("(True, 4)"),
+        _npy_header("(3, 4)", descr="nonsense"),
+        "{[]: 1}",
+        "",
+    ],
+)
+def test_a_nonsense_header_is_refused(tmp_path: Path, suffix: str, header: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".npy":
+        path.write_bytes(_npy_bytes(header))
+    else:
+        _write_npz(path, _npy_bytes(header))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # NumPy takes some of these for files of Python 2.
+        _refusal(path)
+
+
+def test_an_npy_header_that_claims_more_than_the_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.npy").write_bytes(_npy_bytes(_npy_header("(1000000000000000, 4)")))
+    assert "not a readable .npy file" in _refusal(tmp_path / "a.npy")
+
+
+def test_an_npz_header_that_claims_petabytes_is_refused(tmp_path: Path) -> None:
+    _write_npz(tmp_path / "a.npz", _npy_bytes(_npy_header("(1000000000000000, 4)")))
+    assert "[x]: the header claims 16,000,000,000,000,000 bytes, but the archive has" in _refusal(tmp_path / "a.npz")
+
+
+def test_an_npz_archive_that_claims_petabytes_is_refused(tmp_path: Path) -> None:
+    _write_npz(tmp_path / "a.npz", _npy_bytes(_npy_header("(1000000000000000, 4)")), claimed=20 * 10**15)
+    assert re.search(r"\[x\]: needs 20,000,\S+ bytes of memory, and \S+ are free", _refusal(tmp_path / "a.npz"))
+
+
+def _write_npz(path: Path, content: bytes, claimed: int | None = None) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", content)
+        if claimed:
+            archive.infolist()[0].file_size = claimed
+
+
+def test_an_npz_is_not_unpacked_where_memory_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(size: int, what: str) -> None:
+        raise DataError(f"{what}: needs {size:,}")
+
+    monkeypatch.setattr(tensor_files, "check_fits_memory", refuse)
+    np.savez_compressed(tmp_path / "a.npz", x=np.zeros((1000, 1000), dtype=np.float32))
+    assert re.search(r"\[x\]: needs 4,000,\d+$", _refusal(tmp_path / "a.npz"))
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000])
+def test_a_little_memory_is_there(size: int) -> None:
+    check_fits_memory(size, "x")
+
+
+def test_a_petabyte_of_memory_is_not(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"x: needs 1,000,000,000,000,000 bytes of memory, and [\d,]+ are free"):
+        check_fits_memory(10**15, "x")
+
+
+def test_a_safetensors_header_that_claims_more_than_the_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(_safetensors_bytes([10**12, 4], 16 * 10**12) + bytes(48))
+    assert "not a readable .safetensors file" in _refusal(tmp_path / "a.safetensors")
+
+
+def test_a_folder_with_a_files_name_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "a.npy").mkdir()
+    assert "no such file" in _refusal(tmp_path / "a.npy")

@@ -1,0 +1,69 @@
+"""Figures for a terminal."""
+
+from io import StringIO
+
+import pytest
+import torch
+from rich.console import Console
+
+from vqtool.inspection import Inspection, render
+from vqtool.usage import usage_of
+
+BINS = ["no hits", "under 0.25x", "0.25x to 0.5x", "0.5x to 1x", "1x to 2x", "2x to 4x", "4x and over"]
+
+
+def text(*counts: list[int], target: str = "run", width: int = 160) -> str:
+    levels = [usage_of(torch.tensor(hits)) for hits in counts]
+    console = Console(file=StringIO(), width=width, highlight=False)
+    console.print(render(Inspection(target, "some data", levels)))
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def rows(shown: str) -> dict[str, str]:
+    return {line.split("  ")[0]: " ".join(line.split()) for line in shown.splitlines()}
+
+
+def test_the_figures_of_a_codebook() -> None:
+    shown = rows(text([4, 0, 2, 2]))
+    assert shown["run"] == "run"
+    assert shown["counted on some data: 8 tokens"]
+    assert shown["codes"] == "codes 4"
+    assert shown["used"].startswith("used 3 (75.0%) even use would reach 3.6 with")
+    assert shown["dead"].startswith("dead 1 ")
+    assert shown["perplexity"].startswith("perplexity 2.8 ")
+    assert shown["entropy"].startswith("entropy 1.500 bits 75.0% of")
+
+
+def test_the_most_and_least_used_codes_are_named_with_their_hits() -> None:
+    shown = rows(text([5, 0, 7, 1, 1000, 3, 2, 7, 4]))
+    assert shown["most used"].startswith("most used 4: 1,000 2: 7 7: 7 0: 5 8: 4 code: hits")
+    assert shown["least used"].startswith("least used 3: 1 6: 2 5: 3 8: 4 0: 5 code: hits")
+
+
+def test_a_codebook_without_hits_names_no_code() -> None:
+    shown = rows(text([0, 0, 0]))
+    assert shown["most used"].startswith("most used none")
+    assert shown["least used"].startswith("least used none")
+    assert shown["used"].startswith("used 0 (0.0%)")
+    assert shown["no hits"].startswith("no hits 3")
+
+
+def test_the_histogram_counts_codes_by_multiples_of_even_use() -> None:
+    """Even use is 16 hits a code here; a code on a bound belongs to the bin above it."""
+    shown = rows(text([0, 0, 1, 3, 4, 7, 8, 15, 16, 31, 32, 63, 64, 12, 6, 2, 8]))
+    codes = {label: int(line.removeprefix(label).split()[0]) for label, line in shown.items() if label in BINS}
+    assert codes == dict(zip(BINS, [2, 3, 3, 4, 2, 2, 1], strict=True))
+
+
+def test_levels_are_shown_one_by_one() -> None:
+    shown = text([1, 1], [3, 0], target="deep")
+    assert "level 0" in shown
+    assert "level 1" in shown
+    assert "level 2" not in shown
+    assert [line.split()[1] for line in shown.splitlines() if line.startswith("used")] == ["2", "1"]
+    assert "level" not in text([1, 1])
+
+
+@pytest.mark.parametrize("target", ["runs/[bold]x", "runs/[/nothing]", "[link=x]", "a\\[b]"])
+def test_a_name_with_brackets_is_shown_as_it_is(target: str) -> None:
+    assert text([1, 1], target=target).splitlines()[0] == target

@@ -1,0 +1,230 @@
+"""The nearest-code search against brute force in float64."""
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from vqtool.quantizers import nearest_codes, search
+
+FEW = settings(deadline=None, max_examples=60)
+
+
+def brute_force(vectors, codebook):
+    """argmin over k of the sum over d of (z - e)², all in float64; NumPy takes the first of equals."""
+    z, e = vectors.detach().double(), codebook.detach().double()
+    distances = (z[:, None, :] - e[None, :, :]).square().sum(dim=2)
+    return torch.from_numpy(distances.numpy().argmin(axis=1))
+
+
+def normal(seed, *shape, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def check(vectors, codebook):
+    found = nearest_codes(vectors, codebook)
+    assert found.dtype == torch.int64
+    assert torch.equal(found, brute_force(vectors, codebook))
+
+
+@FEW
+@given(
+    seed=st.integers(0, 1 << 30),
+    n=st.integers(0, 40),
+    k=st.integers(1, 40),
+    d=st.integers(1, 33),
+    dtypes=st.tuples(*2 * [st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64])]),
+)
+def test_any_shape_and_type(seed, n, k, d, dtypes):
+    check(normal(seed, n, d, dtype=dtypes[0]), normal(seed + 1, k, d, dtype=dtypes[1]))
+
+
+@FEW
+@given(seed=st.integers(0, 1 << 30), exponents=st.tuples(*2 * [st.floats(-30, 30)]))
+@example(seed=0, exponents=(30.0, 30.0))
+@example(seed=0, exponents=(18.0, 18.0))
+@example(seed=0, exponents=(-30.0, -30.0))
+@example(seed=0, exponents=(-22.0, -22.0))
+@example(seed=0, exponents=(-15.0, -29.0))
+@example(seed=0, exponents=(30.0, -30.0))
+@example(seed=0, exponents=(-30.0, 30.0))
+def test_any_scale(seed, exponents):
+    check(normal(seed, 19, 5) * 10 ** exponents[0], normal(seed + 1, 23, 5) * 10 ** exponents[1])
+
+
+def test_scales_mixed_within_one_batch():
+    scales = 10.0 ** torch.arange(-30, 31, 4)[:, None]
+    check(normal(0, len(scales), 6) * scales, normal(1, len(scales), 6) * scales.flip(0))
+
+
+# Numbers that are sums of few powers of two: every distance is exact in float64, so that equal ones really are equal.
+@FEW
+@given(
+    seed=st.integers(0, 1 << 30),
+    d=st.integers(1, 6),
+    power=st.sampled_from([-120, -60, 0, 40, 60]),
+    offset=st.sampled_from([0, 0.5, 64]),
+)
+def test_ties_go_to_the_lowest_index(seed, d, power, offset):
+    generator = torch.Generator().manual_seed(seed)
+    grid = torch.randint(-2, 3, (60, d), generator=generator) + offset
+    codes = torch.randint(-2, 3, (40, d), generator=generator) + offset
+    check(grid.float() * 2.0**power, codes.float() * 2.0**power)
+
+
+def test_four_corners_around_a_centre_are_a_tie():
+    corners = torch.tensor([[3.0, 3.0], [1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+    centre = torch.tensor([[0.0, 0.0]])
+    assert nearest_codes(centre, corners).tolist() == [1]
+    assert nearest_codes(centre, corners.flip(0)).tolist() == [0]
+
+
+def test_codes_too_close_together_for_float64_are_a_tie():
+    # Seen from 1, all of these codes are at a distance of exactly 1.
+    assert nearest_codes(torch.ones(1, 1), torch.tensor([[2e-17], [1e-17], [3e-17]])).tolist() == [0]
+
+
+def test_a_duplicate_code_never_wins():
+    codes = normal(0, 30, 8)
+    vectors = torch.cat([normal(1, 50, 8), codes])
+    found = nearest_codes(vectors, torch.cat([codes, codes, codes]))
+    assert torch.equal(found, brute_force(vectors, codes))
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e-2])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_data_far_from_the_origin(spread, sign):
+    # At 1e4 a float32 step is 1e-3: the naive |z|² - 2 z·e + |e|² would lose the differences altogether.
+    check(sign * 1e4 + spread * normal(0, 200, 16), sign * 1e4 + spread * normal(1, 64, 16))
+
+
+@pytest.mark.parametrize("where", ["vectors", "codes"])
+def test_one_side_far_from_the_other(where):
+    vectors, codes = normal(0, 100, 16), normal(1, 64, 16) / 64
+    check(*(vectors + 1e4, codes) if where == "vectors" else (vectors, codes + 1e4))
+
+
+def test_one_code_far_from_all_others():
+    codes = normal(1, 64, 16)
+    codes[7] = 1e6
+    check(normal(0, 100, 16), codes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_vectors_a_hair_from_half_way_between_two_codes(dtype):
+    codes = normal(0, 32, 24, dtype=dtype)
+    middle = (codes[:-1] + codes[1:]) / 2
+    hair = 4 * torch.finfo(dtype).eps * normal(1, *middle.shape, dtype=dtype)
+    vectors = torch.cat([middle + hair, middle - hair])
+    pairs = codes[torch.tensor([[i, i + 1] for i in range(31)] * 2)]
+    # Only the two codes around a vector are in its race, so that all of them are decided by a hair.
+    for vector, pair in zip(vectors, pairs, strict=True):
+        check(vector[None], pair)
+
+
+def test_one_vector_or_one_code_or_none():
+    check(normal(0, 1, 4), normal(1, 9, 4))
+    check(normal(0, 9, 4), normal(1, 1, 4))
+    check(1e30 * normal(0, 9, 4), 1e30 * normal(1, 1, 4))
+    empty = nearest_codes(torch.empty(0, 4), normal(1, 9, 4))
+    assert empty.shape == (0,)
+    assert empty.dtype == torch.int64
+
+
+@pytest.mark.parametrize("block", [1, 5, 64, 161])
+@pytest.mark.parametrize("k", [1, 7])
+def test_blocks_change_nothing(monkeypatch, block, k):
+    cases = [
+        (normal(0, 23, 3), normal(1, k, 3)),
+        (normal(0, 23, 3).round(), normal(1, k, 3).round()),
+        (1e4 + normal(0, 23, 3) / 100, 1e4 + normal(1, k, 3) / 100),
+    ]
+    monkeypatch.setattr(search, "_BLOCK", block)
+    for vectors, codes in cases:
+        check(vectors, codes)
+
+
+def test_a_nan_vector_gets_the_first_code_and_disturbs_no_other():
+    vectors, codes = normal(0, 12, 4), normal(1, 9, 4)
+    expected = brute_force(vectors, codes)
+    vectors[3], vectors[8, 2] = torch.nan, torch.nan
+    expected[[3, 8]] = 0
+    assert torch.equal(nearest_codes(vectors, codes), expected)
+
+
+def test_strided_views_and_gradients_in_either_side():
+    vectors, codes = normal(0, 4, 20).T.requires_grad_(), normal(1, 9, 8)[:, ::2].requires_grad_()
+    check(vectors, codes)
+    assert not nearest_codes(vectors, codes).requires_grad
+
+
+def test_autocast_changes_nothing():
+    vectors, codes = normal(0, 300, 32), normal(1, 200, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        check(vectors, codes)
+        assert torch.is_autocast_enabled("cpu")
+
+
+BACKENDS = [torch.backends.mkldnn.matmul, torch.backends.cuda.matmul]
+
+
+@pytest.fixture
+def matmul_precision():
+    """Sets the user's precision of float32 products, until the test ends."""
+    before = torch.get_float32_matmul_precision()
+    yield torch.set_float32_matmul_precision
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("precision", ["medium", "high", "highest"])
+def test_products_are_taken_in_full_precision_and_the_setting_comes_back(monkeypatch, matmul_precision, precision):
+    during = []
+
+    def spy(vectors, codebook):
+        during.extend(backend.fp32_precision for backend in BACKENDS)
+        return nearest_in_block(vectors, codebook)
+
+    nearest_in_block = search._nearest_in_block
+    monkeypatch.setattr(search, "_nearest_in_block", spy)
+    matmul_precision(precision)
+    check(normal(0, 300, 32), normal(1, 200, 32))
+    assert not {"bf16", "tf32"} & set(during)
+    assert len(during) == 2
+    assert torch.get_float32_matmul_precision() == precision
+
+
+def test_the_setting_comes_back_after_an_error(monkeypatch, matmul_precision):
+    def fail(vectors, codebook):
+        raise MemoryError
+
+    monkeypatch.setattr(search, "_nearest_in_block", fail)
+    matmul_precision("medium")
+    with pytest.raises(MemoryError):
+        nearest_codes(normal(0, 3, 2), normal(1, 3, 2))
+    assert torch.get_float32_matmul_precision() == "medium"
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=["mkldnn", "cuda"])
+def test_a_precision_set_per_backend_changes_nothing_and_stays(backend):
+    before = backend.fp32_precision
+    backend.fp32_precision = "tf32"
+    try:
+        check(normal(0, 300, 32), normal(1, 200, 32))
+        assert backend.fp32_precision == "tf32"
+    finally:
+        backend.fp32_precision = before
+
+
+@pytest.mark.parametrize(
+    ("vectors", "codes", "message"),
+    [
+        ((5, 4), (3, 2), r"expected \(N, D\) vectors and \(K, D\) codes, got \(5, 4\) and \(3, 2\)"),
+        ((2, 5, 4), (3, 4), r"expected \(N, D\) vectors .* got \(2, 5, 4\) and \(3, 4\)"),
+        ((4,), (3, 4), r"got \(4,\) and \(3, 4\)"),
+        ((5, 4), (4,), r"got \(5, 4\) and \(4,\)"),
+        ((5, 4), (0, 4), "the codebook is empty"),
+    ],
+)
+def test_wrong_shapes_are_named(vectors, codes, message):
+    with pytest.raises(ValueError, match=message):
+        nearest_codes(torch.zeros(vectors), torch.zeros(codes))

@@ -1,0 +1,377 @@
+"""The vector quantizer: four fields, their values and their gradients, against the design's formulas in float64."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from vqtool import VectorQuantizer
+from vqtool.quantizers import (
+    CodebookLossLearning,
+    EmaLearning,
+    EntropyLearning,
+    QuantizerOutput,
+    VectorQuantizerSettings,
+)
+
+K, D = 11, 4
+LEARNINGS = [None, EntropyLearning(), CodebookLossLearning(), EmaLearning()]
+COEFFICIENTS = (0.7, 1.3)
+
+
+def naive(z, e, temperature=1.0):
+    """(quantized, indices, commitment_loss, entropy_loss) of z (N, D), as the formulas stand."""
+    d = (z[:, None, :] - e[None, :, :]).square().sum(dim=2)
+    indices = d.argmin(dim=1)
+    quantized = z + (e[indices] - z).detach()
+    commitment_loss = (z - e[indices].detach()).square().mean()
+    weights = torch.exp(-d / temperature)
+    p = (weights / weights.sum(dim=1, keepdim=True)).mean(dim=0)
+    return quantized, indices, commitment_loss, (p * torch.log(p + 1e-10)).sum()
+
+
+def objective(output, slopes):
+    """A scalar with a part of every differentiable field."""
+    return (output[0] * slopes).sum() + COEFFICIENTS[0] * output[2] + COEFFICIENTS[1] * output[3]
+
+
+def quantizer(learning=None, temperature=1.0, dtype=torch.float32, seed=0):
+    torch.manual_seed(seed)
+    model = VectorQuantizer(K, D, temperature, learning).to(dtype)
+    with torch.no_grad():
+        model.codebook.weight.normal_()
+    return model
+
+
+def vectors(*shape, dtype=torch.float32, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def state(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def assert_same_state(found, expected):
+    assert found.keys() == expected.keys()
+    for name in found:
+        assert torch.equal(found[name], expected[name]), name
+
+
+def closeness(dtype):
+    return {"rtol": 1e-10, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-6}
+
+
+def test_four_named_fields_that_unpack():
+    output = VectorQuantizer(512, 64, temperature=1.0)(vectors(2, 5, 64))
+    assert isinstance(output, QuantizerOutput)
+    assert output._fields == ("quantized", "indices", "commitment_loss", "entropy_loss")
+    quantized, indices, commitment_loss, entropy_loss = output
+    assert quantized is output.quantized
+    assert indices is output.indices
+    assert commitment_loss is output.commitment_loss
+    assert entropy_loss is output.entropy_loss
+    assert indices.dtype == torch.int64
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(30, D), (6, 5, D), (2, 3, 5, D), (D,)])
+@pytest.mark.parametrize("temperature", [0.2, 1.0, 5.0])
+def test_values_and_gradients_follow_the_formulas(dtype, shape, temperature):
+    model, z = quantizer(temperature=temperature, dtype=dtype), vectors(*shape, dtype=dtype).requires_grad_()
+    slopes = vectors(*shape, dtype=dtype, seed=2)
+    output = model(z)
+    objective(output, slopes).backward()
+
+    flat = z.detach().double().reshape(-1, D).requires_grad_()
+    codes = model.codebook.weight.detach().double().requires_grad_()
+    expected = naive(flat, codes, temperature)
+    objective(expected, slopes.double().reshape(-1, D)).backward()
+
+    assert torch.equal(output.indices, expected[1].reshape(shape[:-1]))
+    for mine, wanted in [
+        (output.quantized, expected[0].reshape(shape)),
+        (output.commitment_loss, expected[2]),
+        (output.entropy_loss, expected[3]),
+        (z.grad, flat.grad.reshape(shape)),
+        (model.codebook.weight.grad, codes.grad),
+    ]:
+        assert mine.dtype == dtype
+        torch.testing.assert_close(mine.detach().double(), wanted.detach(), **closeness(dtype))
+
+
+def test_each_gradient_by_hand():
+    model, z = quantizer(dtype=torch.float64), vectors(30, D, dtype=torch.float64).requires_grad_()
+    output = model(z)
+    slopes = vectors(30, D, dtype=torch.float64, seed=2)
+    straight_through = torch.autograd.grad(output.quantized, [z, model.codebook.weight], slopes, allow_unused=True)
+    assert torch.equal(straight_through[0], slopes)
+    assert straight_through[1] is None
+    commitment = torch.autograd.grad(output.commitment_loss, [z, model.codebook.weight], allow_unused=True)
+    torch.testing.assert_close(commitment[0], 2 * (z - model.codebook.weight[output.indices]) / z.numel())
+    assert commitment[1] is None
+
+
+def test_losses_agree_with_finite_differences():
+    model = quantizer(dtype=torch.float64)
+    z = vectors(8, D, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: model(x).commitment_loss, [z])
+    assert torch.autograd.gradcheck(lambda x: model(x).entropy_loss, [z])
+
+    def of_codes(codes):
+        return torch.func.functional_call(model, {"codebook.weight": codes}, (z.detach(),)).entropy_loss
+
+    assert torch.autograd.gradcheck(of_codes, [model.codebook.weight.detach().requires_grad_()])
+
+
+@pytest.mark.parametrize("learning", LEARNINGS)
+def test_leading_axes_are_only_a_view(learning):
+    model, z = quantizer(learning), vectors(24, D)
+    flat = model(z)
+    for lead in [(4, 6), (2, 3, 4), (24, 1), (1, 1, 24)]:
+        output = model(z.reshape(*lead, D))
+        assert output.quantized.shape == (*lead, D)
+        assert torch.equal(output.quantized.reshape(24, D), flat.quantized)
+        assert output.indices.shape == lead
+        assert torch.equal(output.indices.reshape(24), flat.indices)
+        assert torch.equal(output.commitment_loss, flat.commitment_loss)
+        assert torch.equal(output.entropy_loss, flat.entropy_loss)
+
+
+def test_a_transposed_view_is_quantized_along_its_last_axis():
+    model, z = quantizer(), vectors(3, D, 7).transpose(1, 2)
+    assert torch.equal(model(z).indices, model(z.contiguous()).indices)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_vectors_are_computed_in_float32(dtype):
+    model, z = quantizer(), vectors(6, 5, D, dtype=dtype).requires_grad_()
+    same = z.detach().float().requires_grad_()
+    output, expected = model(z), model(same)
+    assert output.commitment_loss.dtype == output.entropy_loss.dtype == torch.float32
+    assert output.quantized.dtype == dtype
+    assert torch.equal(output.quantized, expected.quantized.to(dtype))
+    for mine, wanted in zip(output[1:], expected[1:], strict=True):
+        assert torch.equal(mine, wanted)
+    (output.commitment_loss + output.entropy_loss).backward()
+    (expected.commitment_loss + expected.entropy_loss).backward()
+    assert torch.equal(z.grad, same.grad.to(dtype))
+
+
+def test_float64_vectors_lift_float32_codes():
+    model, z = quantizer(), vectors(30, D, dtype=torch.float64)
+    output, expected = model(z), naive(z, model.codebook.weight.detach().double())
+    assert output.quantized.dtype == output.commitment_loss.dtype == output.entropy_loss.dtype == torch.float64
+    for mine, wanted in zip(output, expected, strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("learning", LEARNINGS)
+def test_autocast_changes_nothing(learning):
+    model, z = quantizer(learning), vectors(30, D)
+    expected = model(z)
+    with torch.autocast("cpu", torch.bfloat16):
+        for mine, wanted in zip(model(z), expected, strict=True):
+            assert mine.dtype == wanted.dtype
+            assert torch.equal(mine, wanted)
+
+
+def test_the_bare_form_keeps_its_codes_and_nothing_else():
+    model = VectorQuantizer(K, D)
+    assert set(model.state_dict()) == {"codebook.weight"}
+    assert model.state_dict()["codebook.weight"].shape == (K, D)
+    assert [name for name, _ in model.named_parameters()] == ["codebook.weight"]
+
+
+def test_codes_start_within_one_over_k():
+    weight = VectorQuantizer(50, 40).codebook.weight.detach() * 50
+    assert -1 <= weight.min() < -0.98
+    assert 0.98 < weight.max() <= 1
+
+
+@pytest.mark.parametrize("learning", LEARNINGS)
+def test_forward_changes_no_state(learning):
+    model = quantizer(learning).train()
+    before = state(model)
+    model(vectors(30, D))
+    assert_same_state(state(model), before)
+
+
+def test_update_applies_what_forward_gathered():
+    model, z = quantizer(EmaLearning(decay=0.9)), vectors(30, D)
+    indices = model(z).indices
+    before = model.codebook.weight.clone()
+    model.update()
+    expected = before.double()
+    for k in range(K):
+        won = z[indices == k].double()
+        if len(won):
+            expected[k] = won.mean(dim=0)
+    torch.testing.assert_close(model.codebook.weight.double(), expected, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(model.codebook.weight, before)
+
+
+def test_ema_over_several_steps_follows_the_loop_by_hand():
+    model, decay = quantizer(EmaLearning(decay=0.8), dtype=torch.float64), 0.8
+    codes = model.codebook.weight.clone()
+    codes[K - 1] = model.codebook.weight[K - 1] = 100.0  # too far to be hit, ever
+    counts, sums = torch.zeros(K, dtype=torch.float64), torch.zeros(K, D, dtype=torch.float64)
+    for seed in range(5):
+        z = vectors(20, D, dtype=torch.float64, seed=seed)
+        indices = naive(z, codes)[1]
+        assert torch.equal(model(z).indices, indices)
+        model.update()
+        for k in range(K):
+            won = z[indices == k]
+            counts[k] = decay * counts[k] + (1 - decay) * len(won)
+            sums[k] = decay * sums[k] + (1 - decay) * won.sum(dim=0)
+            if counts[k] > 0:
+                codes[k] = sums[k] / counts[k]
+        torch.testing.assert_close(model.codebook.weight, codes)
+    assert torch.equal(model.codebook.weight[K - 1], torch.full((D,), 100.0, dtype=torch.float64))
+
+
+def test_two_forwards_and_one_update_are_one_forward_of_both():
+    one, other = quantizer(EmaLearning()), quantizer(EmaLearning())
+    first, second = vectors(10, D, seed=3), vectors(14, D, seed=4)
+    one(first)
+    one(second)
+    one.update()
+    other(torch.cat([first, second]))
+    other.update()
+    torch.testing.assert_close(state(one), state(other))
+    assert one.codebook.counts.sum() == pytest.approx(0.01 * 24)
+
+
+def test_discard_forgets_what_forward_gathered():
+    one, other = quantizer(EmaLearning()), quantizer(EmaLearning())
+    one(torch.full((3, D), torch.nan))
+    one.discard()
+    one.update()
+    assert_same_state(state(one), state(other))
+    for model in (one, other):
+        model(vectors(10, D))
+        model.update()
+    assert_same_state(state(one), state(other))
+
+
+def test_nothing_is_gathered_in_evaluation():
+    model = quantizer(EmaLearning()).eval()
+    before = state(model)
+    model(vectors(30, D))
+    model.encode(vectors(30, D))
+    model.update()
+    assert_same_state(state(model), before)
+
+
+def test_under_ema_the_entropy_gradient_reaches_the_vectors_alone():
+    model, z = quantizer(EmaLearning(), dtype=torch.float64), vectors(30, D, dtype=torch.float64).requires_grad_()
+    assert list(model.parameters()) == []
+    assert not model.codebook.weight.requires_grad
+    output = model(z)
+    same = z.detach().requires_grad_()
+    expected = naive(same, model.codebook.weight)
+    torch.testing.assert_close(output.commitment_loss, expected[2])
+    (mine,), (wanted,) = torch.autograd.grad(output.entropy_loss, [z]), torch.autograd.grad(expected[3], [same])
+    torch.testing.assert_close(mine, wanted)
+
+
+def test_backward_then_update_under_ema():
+    model, z = quantizer(EmaLearning()), vectors(30, D).requires_grad_()
+    output = model(z)
+    before = z.detach() - model.codebook.weight[output.indices]
+    model.update()
+    output.commitment_loss.backward()
+    torch.testing.assert_close(z.grad, 2 * before / z.numel())
+
+
+@pytest.mark.parametrize("weight", [0.5, 4.0])
+def test_the_codebook_loss_is_part_of_the_commitment_loss(weight):
+    model = quantizer(CodebookLossLearning(weight=weight), dtype=torch.float64)
+    z = vectors(30, D, dtype=torch.float64).requires_grad_()
+    output = model(z)
+    error = z - model.codebook.weight[output.indices]
+    raw = float(error.detach().square().sum()) / z.numel()
+    assert float(output.commitment_loss.detach()) == pytest.approx((1 + weight) * raw)
+
+    output.commitment_loss.backward()
+    torch.testing.assert_close(z.grad, 2 * error.detach() / z.numel())
+    expected = torch.zeros(K, D, dtype=torch.float64)
+    for index, difference in zip(output.indices.tolist(), error.detach(), strict=True):
+        expected[index] -= weight * 2 * difference / z.numel()
+    torch.testing.assert_close(model.codebook.weight.grad, expected)
+
+
+def test_encode_and_decode():
+    model, z = quantizer(), vectors(2, 5, D)
+    indices = model.encode(z)
+    assert torch.equal(indices, model(z).indices)
+    decoded = model.decode(indices)
+    assert decoded.shape == (2, 5, D)
+    for b in range(2):
+        for position in range(5):
+            assert torch.equal(decoded[b, position], model.codes[indices[b, position]])
+    torch.testing.assert_close(model(z).quantized, decoded)
+
+
+def test_measure_gives_the_raw_sums():
+    model, z = quantizer(CodebookLossLearning(), temperature=0.5), vectors(6, 5, D)
+    indices = model.encode(z)
+    (level,) = model.measure(z, indices)
+    flat, codes = z.double().reshape(-1, D), model.codes.detach().double()
+    d = (flat[:, None] - codes).square().sum(dim=2)
+    weights = torch.exp(-d / 0.5)
+    assert level.counts.tolist() == [indices.flatten().tolist().count(k) for k in range(K)]
+    assert level.counts.dtype == torch.int64
+    soft = (weights / weights.sum(dim=1, keepdim=True)).sum(dim=0)
+    torch.testing.assert_close(level.soft_assignment, soft, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(level.squared_distance, d.min(dim=1).values.sum(), rtol=1e-5, atol=1e-6)
+    assert not level.soft_assignment.requires_grad
+
+
+def test_what_it_says_of_itself():
+    model = VectorQuantizer(K, D)
+    assert (model.codebook_sizes, model.dim, model.has_levels) == ((K,), D, False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 4), r"must be positive, got codebook_size=0, codebook_dim=4, temperature=1\.0"),
+        ((8, 0), "must be positive, got codebook_size=8, codebook_dim=0"),
+        ((8, 4, 0.0), r"must be positive, got .* temperature=0\.0"),
+        ((8, 4, -1.0), r"must be positive, got .* temperature=-1\.0"),
+        ((8, 4, float("nan")), "must be positive, got .* temperature=nan"),
+    ],
+)
+def test_impossible_sizes_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        VectorQuantizer(*arguments)
+
+
+@pytest.mark.parametrize("call", ["forward", "encode"])
+def test_vectors_of_another_width_are_named(call):
+    with pytest.raises(ValueError, match=r"expected vectors of width 4, got shape \(2, 3, 5\)"):
+        getattr(VectorQuantizer(8, 4), call)(torch.zeros(2, 3, 5))
+
+
+@pytest.mark.parametrize(
+    ("learning", "names"),
+    [
+        (EntropyLearning(), {"codebook.weight"}),
+        (CodebookLossLearning(), {"codebook.weight"}),
+        (EmaLearning(), {"codebook.weight", "codebook.counts", "codebook.sums"}),
+    ],
+)
+def test_settings_build_what_they_say(learning, names):
+    settings = VectorQuantizerSettings(codebook_size=9, temperature=0.3, learning=learning, revival=None)
+    model = settings.build(7)
+    assert set(model.state_dict()) == names
+    assert model.codes.shape == (9, 7)
+    assert model.temperature == 0.3
+
+
+def test_settings_choose_the_learning_by_kind():
+    settings = VectorQuantizerSettings.model_validate({"learning": {"kind": "ema", "decay": 0.5}})
+    assert settings.learning == EmaLearning(decay=0.5)
+    with pytest.raises(ValidationError, match="decay"):
+        VectorQuantizerSettings.model_validate({"learning": {"kind": "codebook_loss", "decay": 0.5}})

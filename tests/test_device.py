@@ -1,0 +1,39 @@
+import pytest
+import torch
+
+from vqtool.device import resolve_device
+from vqtool.errors import ConfigError
+
+
+def having(monkeypatch: pytest.MonkeyPatch, cuda: int = 0, mps: bool = False) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "expected"), [(1, True, "cuda"), (1, False, "cuda"), (0, True, "mps"), (0, False, "cpu")]
+)
+def test_auto_takes_the_fastest_there_is(monkeypatch: pytest.MonkeyPatch, cuda: int, mps: bool, expected: str) -> None:
+    having(monkeypatch, cuda, mps)
+    assert resolve_device("auto") == torch.device(expected)
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda", "cuda:0", "cuda:1"])
+def test_a_device_that_is_there_can_be_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    having(monkeypatch, cuda=2)
+    assert resolve_device(name) == torch.device(name)
+
+
+@pytest.mark.parametrize(("name", "cuda"), [("cuda", 0), ("cuda:0", 0), ("cuda:2", 2), ("mps", 1), ("meta", 1)])
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, cuda: int) -> None:
+    having(monkeypatch, cuda)
+    there = "cuda, cpu" if cuda else "cpu"
+    with pytest.raises(ConfigError, match=f"device: {name} is not available on this machine; it has {there}$"):
+        resolve_device(name)
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "", "CPU0"])
+def test_what_is_no_device_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"device: '{name}' is no device; expected auto, cpu, mps, cuda or cuda:1"):
+        resolve_device(name)

@@ -1,0 +1,189 @@
+"""A validation pass in several chunks against the same figures over everything at once."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vqtool.autoencoder import Autoencoder, ModelSettings, resolve_model
+from vqtool.data import Samples, SampleSpec
+from vqtool.data.rows import NumpyRows
+from vqtool.evaluation import evaluate, raw_terms, reconstruct
+from vqtool.losses import LossSettings
+from vqtool.quantizers import LevelStatistics
+
+ROWS = 8
+LOSS = LossSettings(reconstruction="mse", commitment=0.25, entropy=0.1)
+CONVOLUTION = {"kind": "conv2d", "width": 8, "halvings": 1, "blocks": 1}
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Chunks of 8 rows for samples of `positions` positions."""
+
+    def set_positions(positions):
+        monkeypatch.setattr("vqtool.chunks._POSITIONS", ROWS * positions)
+
+    return set_positions
+
+
+def build(spec, encoder, mean=None, scale=None, **quantizer):
+    torch.manual_seed(0)
+    settings = ModelSettings.model_validate({"encoder": encoder, "quantizer": {"codebook_size": 6, **quantizer}})
+    channels = spec.channels
+    model = Autoencoder(resolve_model(settings, spec), spec, mean or (0.0,) * channels, scale or (1.0,) * channels)
+    with torch.no_grad():
+        model.quantizer.codes.normal_()
+    return model
+
+
+def samples_of(array, spec, numbers=None):
+    return Samples(NumpyRows(array), spec, numbers)
+
+
+def naive(z, codes, temperature=1.0):
+    """Indices, squared distances to the chosen codes, and mean soft assignment of z (N, D), in float64."""
+    z, codes = z.double(), codes.detach().double()
+    d = (z[:, None] - codes).square().sum(dim=2)
+    weights = torch.exp(-d / temperature)
+    return d.argmin(dim=1), d.min(dim=1).values, (weights / weights.sum(dim=1, keepdim=True)).mean(dim=0)
+
+
+def negative_entropy(p):
+    return float((p * torch.log(p + 1e-10)).sum())
+
+
+@pytest.mark.parametrize(
+    ("learning", "factor"),
+    [({"kind": "entropy"}, 1.0), ({"kind": "ema"}, 1.0), ({"kind": "codebook_loss", "weight": 3.0}, 4.0)],
+)
+def test_chunks_add_up_to_the_whole(small_chunks, learning, factor):
+    small_chunks(5)
+    spec = SampleSpec("CT", 3, (5,), None, "float32")
+    mean, scale = (1.0, -1.0, 0.0), (2.0, 0.5, 1.0)
+    model = build(spec, {"kind": "identity"}, mean, scale, learning=learning, temperature=0.7)
+    array = np.random.default_rng(0).normal(size=(21, 3, 5)).astype(np.float32)
+    result = evaluate(model, samples_of(array, spec), LOSS)
+
+    normalised = (array - np.array(mean)[:, None]) / np.array(scale)[:, None]
+    z = torch.from_numpy(normalised).permute(0, 2, 1).reshape(-1, 3)
+    indices, distances, p = naive(z, model.quantizer.codes, 0.7)
+    commitment, entropy = float(distances.sum()) / z.numel(), negative_entropy(p)
+    # Without a network, what the decoder gives is the code itself.
+    assert result.losses == {
+        "total": pytest.approx(commitment + 0.25 * factor * commitment + 0.1 * entropy, rel=1e-5),
+        "reconstruction": pytest.approx(commitment, rel=1e-5),
+        "commitment": pytest.approx(commitment, rel=1e-5),
+        "entropy": pytest.approx(entropy, rel=1e-5),
+    }
+    (level,) = result.levels
+    assert level.counts == [indices.tolist().count(k) for k in range(6)]
+    assert result.soft_entropies == [pytest.approx(-float((p * p.log()).sum()) / math.log(6), rel=1e-5)]
+    assert result.samples == 21
+
+
+def test_a_convolution_on_classes_adds_up_to_the_whole(small_chunks):
+    small_chunks(16)
+    spec = SampleSpec("HW", 1, (8, 8), 5, "uint8")
+    model = build(spec, CONVOLUTION, codebook_dim=4)
+    array = np.random.default_rng(0).integers(0, 5, (13, 8, 8), dtype=np.uint8)
+    result = evaluate(model, samples_of(array, spec), LOSS.model_copy(update={"reconstruction": "cross_entropy"}))
+
+    x = torch.from_numpy(array).long()
+    with torch.no_grad():
+        z = model.latents(x)
+        indices, distances, p = naive(z.reshape(-1, 4), model.quantizer.codes)
+        logits = model.decoder(model.quantizer.codes[indices.reshape(13, 16)], (8, 8))
+        reconstruction = float(F.cross_entropy(logits.double(), x))
+    commitment, entropy = float(distances.sum()) / z.numel(), negative_entropy(p)
+    assert result.losses == {
+        "total": pytest.approx(reconstruction + 0.25 * commitment + 0.1 * entropy, rel=1e-4),
+        "reconstruction": pytest.approx(reconstruction, rel=1e-4),
+        "commitment": pytest.approx(commitment, rel=1e-4),
+        "entropy": pytest.approx(entropy, rel=1e-4),
+    }
+    assert result.levels[0].counts == [indices.tolist().count(k) for k in range(6)]
+
+
+def test_soft_entropy_is_of_the_pass_and_not_the_mean_of_batches(small_chunks):
+    small_chunks(1)
+    spec = SampleSpec("C", 1, (), None, "float32")
+    model = build(spec, {"kind": "identity"}, codebook_size=2)
+    with torch.no_grad():
+        model.quantizer.codes.copy_(torch.tensor([[-10.0], [10.0]]))
+    # Each chunk of 8 rows lies on one code and has no entropy of its own.
+    array = np.repeat(np.array([[-10.0], [10.0]], dtype=np.float32), 8, axis=0)
+    result = evaluate(model, samples_of(array, spec), LOSS)
+    assert result.soft_entropies == [pytest.approx(1)]
+    assert result.losses["entropy"] == pytest.approx(-math.log(2))
+    assert result.levels[0].perplexity == pytest.approx(2)
+
+
+def test_samples_weigh_the_same_in_a_short_last_chunk(small_chunks):
+    small_chunks(1)
+    spec = SampleSpec("C", 1, (), None, "float32")
+    model = build(spec, {"kind": "identity"}, codebook_size=1)
+    with torch.no_grad():
+        model.quantizer.codes.zero_()
+    array = np.array([[1.0]] * 8 + [[4.0]], dtype=np.float32)
+    losses = evaluate(model, samples_of(array, spec), LOSS).losses
+    assert losses["reconstruction"] == pytest.approx((8 * 1 + 16) / 9)
+    assert losses["commitment"] == pytest.approx((8 * 1 + 16) / 9)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_pass_leaves_the_model_as_it_was(small_chunks, training):
+    small_chunks(16)
+    spec = SampleSpec("CHW", 1, (8, 8), None, "float32")
+    model = build(spec, CONVOLUTION, codebook_dim=4, learning={"kind": "ema"}).train(training)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    array = np.random.default_rng(0).normal(size=(13, 1, 8, 8)).astype(np.float32)
+    evaluate(model, samples_of(array, spec), LOSS)
+    model.quantizer.update()
+    assert {module.training for module in model.modules()} == {training}
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_pass_that_is_broken_off_gives_the_mode_back(small_chunks):
+    small_chunks(1)
+    spec = SampleSpec("C", 2, (), None, "float32")
+    model = build(spec, {"kind": "identity"}).train()
+    passing = reconstruct(model, samples_of(np.zeros((20, 2), np.float32), spec), LOSS, "test")
+    next(passing)
+    assert not model.training
+    passing.close()
+    assert model.training
+
+
+def test_chunks_hold_the_rows_in_order_and_what_decode_would_write(small_chunks):
+    small_chunks(16)
+    spec = SampleSpec("HWC", 1, (8, 8), None, "uint8")
+    model = build(spec, CONVOLUTION, (100.0,), (50.0,), codebook_dim=4)
+    array = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 1), dtype=np.uint8)
+    numbers = np.random.default_rng(1).permutation(30)[:21]
+    passed = list(reconstruct(model, samples_of(array, spec, numbers), LOSS, "test"))
+
+    assert [len(chunk.rows) for chunk in passed] == [8, 8, 5]
+    assert torch.equal(torch.cat([chunk.rows for chunk in passed]), torch.from_numpy(array[numbers]))
+    x = torch.from_numpy(array[numbers]).permute(0, 3, 1, 2).float()
+    with torch.no_grad():
+        prediction = model.decoder(model.quantizer.codes[model.encode(x)], (8, 8))
+    expected = (prediction * 50 + 100).round().clamp(0, 255).permute(0, 2, 3, 1)
+    restored = torch.cat([chunk.restored for chunk in passed])
+    assert restored.dtype == torch.uint8
+    # A number within rounding of one half may go either way.
+    torch.testing.assert_close(restored.float(), expected, rtol=0, atol=1)
+    assert (restored.float() == expected).float().mean() > 0.99
+
+
+def test_raw_terms_are_averaged_over_levels():
+    levels = [
+        LevelStatistics(torch.tensor([3, 1]), torch.tensor([2.0, 2.0]).double(), torch.tensor(24.0).double()),
+        LevelStatistics(torch.tensor([4, 0]), torch.tensor([3.0, 1.0]).double(), torch.tensor(8.0).double()),
+    ]
+    commitment, entropy = raw_terms(levels, dim=3)
+    assert commitment == pytest.approx((24 / 12 + 8 / 12) / 2)
+    assert entropy == pytest.approx((-math.log(2) + 0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / 2)

@@ -1,0 +1,143 @@
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.conftest import TrainedRun
+from tests.training import logged, tiny
+from vqtool.run import Run
+from vqtool.training import train
+from vqtool.training.logs import Logs
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path)
+
+
+def board(folder: Path) -> EventAccumulator:
+    return EventAccumulator(str(folder), {"scalars": 0, "images": 0, "histograms": 0}).Reload()
+
+
+def test_a_line_is_one_object_with_its_step(run: Run) -> None:
+    with Logs(run, 0) as logs:
+        logs.scalars(2, {"loss/total": 0.5, "codebook/dead": 3})
+        logs.scalars(4, {"loss/total": 0.25})
+    lines = run.metrics.read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"step": 2, "loss/total": 0.5, "codebook/dead": 3},
+        {"step": 4, "loss/total": 0.25},
+    ]
+
+
+def test_a_line_can_be_read_while_the_run_goes_on(run: Run) -> None:
+    with Logs(run, 0) as logs:
+        logs.scalars(1, {"loss/total": 0.5})
+        assert logged(run.folder) == [{"step": 1, "loss/total": 0.5}]
+
+
+def test_what_is_no_number_is_never_written(run: Run) -> None:
+    with Logs(run, 0) as logs, pytest.raises(ValueError, match="JSON"):
+        logs.scalars(1, {"loss/total": float("nan")})
+    assert run.metrics.read_text() == ""
+
+
+def test_tensorboard_holds_the_same_in_float32(run: Run) -> None:
+    with Logs(run, 0) as logs:
+        logs.scalars(3, {"loss/total": 0.1, "codebook/usage": 1.0})
+        logs.scalars(7, {"loss/total": 1e-9})
+    events = board(run.folder)
+    assert [(e.step, e.value) for e in events.Scalars("loss/total")] == [(3, np.float32(0.1)), (7, np.float32(1e-9))]
+    assert [(e.step, e.value) for e in events.Scalars("codebook/usage")] == [(3, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("levels", "tags"),
+    [([[3, 0, 1]], ["codebook/counts"]), ([[3, 0], [1, 2]], ["codebook/level_0/counts", "codebook/level_1/counts"])],
+)
+def test_counts_become_histograms(run: Run, levels: list[list[int]], tags: list[str]) -> None:
+    with Logs(run, 0) as logs:
+        logs.counts(5, [torch.tensor(level) for level in levels])
+    events = board(run.folder)
+    assert sorted(events.Tags()["histograms"]) == tags
+    for tag, level in zip(tags, levels, strict=True):
+        (event,) = events.Histograms(tag)
+        value = event.histogram_value
+        assert (event.step, value.num, value.sum, value.max) == (5, len(level), sum(level), max(level))
+
+
+def test_pictures_are_shown(run: Run) -> None:
+    with Logs(run, 0) as logs:
+        logs.images(5, "reconstruction/images", torch.rand(3, 4, 6))
+    (event,) = board(run.folder).Images("reconstruction/images")
+    assert (event.step, event.height, event.width) == (5, 4, 6)
+
+
+def test_going_on_drops_what_was_logged_beyond(run: Run) -> None:
+    with Logs(run, 0) as logs:
+        for step in (1, 2, 3, 4):
+            logs.scalars(step, {"loss/total": float(step)})
+    with run.metrics.open("a") as file:
+        file.write('{"step": 5, "loss/to')
+    with Logs(run, 2) as logs:
+        logs.scalars(3, {"loss/total": 30.0})
+    assert [(line["step"], line["loss/total"]) for line in logged(run.folder)] == [(1, 1), (2, 2), (3, 30)]
+
+
+def test_starting_afresh_drops_all(run: Run) -> None:
+    run.metrics.write_text('{"step": 1, "loss/total": 1.0}\n')
+    with Logs(run, 0):
+        pass
+    assert run.metrics.read_text() == ""
+
+
+def test_going_on_purges_tensorboard_too(run: Run) -> None:
+    with Logs(run, 0) as logs:
+        for step in (1, 2, 3, 4):
+            logs.scalars(step, {"loss/total": float(step)})
+    first = next(run.folder.glob("events.*"))
+    first.rename(first.with_name(re.sub(r"tfevents\.\d+", "tfevents.0000000001", first.name)))
+    with Logs(run, 2) as logs:
+        logs.scalars(3, {"loss/total": 30.0})
+    assert [(e.step, e.value) for e in board(run.folder).Scalars("loss/total")] == [(1, 1), (2, 2), (3, 30)]
+
+
+SCALARS = {
+    *(
+        f"{part}loss/{name}"
+        for part in ("", "validation/")
+        for name in ("total", "reconstruction", "commitment", "entropy")
+    ),
+    *(f"codebook/{name}" for name in ("usage", "perplexity", "entropy", "soft_entropy", "dead", "expected_used")),
+    "optimizer/learning_rate",
+    "throughput/samples_per_second",
+}
+
+
+def test_a_run_writes_every_tag_of_the_contract(trained: TrainedRun) -> None:
+    assert set().union(*logged(trained.folder)) - {"step"} == SCALARS
+    tags = board(trained.folder).Tags()
+    assert set(tags["scalars"]) == SCALARS
+    assert tags["histograms"] == ["codebook/counts"]
+    assert tags["images"] == ["reconstruction/images"]
+
+
+def test_a_run_tells_tensorboard_what_it_tells_the_file(trained: TrainedRun) -> None:
+    events = board(trained.folder)
+    for tag in SCALARS:
+        expected = [(line["step"], np.float32(line[tag])) for line in logged(trained.folder) if tag in line]
+        assert [(e.step, e.value) for e in events.Scalars(tag)] == expected
+    (*_, last) = events.Histograms("codebook/counts")
+    assert (last.step, last.histogram_value.sum) == (12, 6 * 16)
+
+
+def test_steps_are_logged_when_they_are_due(tmp_path: Path) -> None:
+    train(tiny(tmp_path, steps=10, log_every=4, validate_every=3), tmp_path / "run")
+    lines = logged(tmp_path / "run")
+    assert [line["step"] for line in lines] == [3, 4, 6, 8, 9, 10]
+    assert [line["step"] for line in lines if "loss/total" in line] == [4, 8, 10]
+    assert [line["step"] for line in lines if "validation/loss/total" in line] == [3, 6, 9, 10]

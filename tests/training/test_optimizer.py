@@ -1,0 +1,150 @@
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training import CODEBOOK_LOSS, ENTROPY, IDENTITY, assert_same, tiny
+from vqtool.autoencoder import Autoencoder, ModelSettings, resolve_model
+from vqtool.config import TrainingSettings
+from vqtool.data import SampleSpec
+from vqtool.training.optimizer import Optimizer, learning_rate
+from vqtool.training.prepare import prepare
+
+FAMILIES: dict[str, tuple[SampleSpec, dict[str, Any]]] = {
+    "mlp": (SampleSpec("C", 3, (), None, "float32"), {"width": 8}),
+    "conv1d": (SampleSpec("CT", 3, (8,), None, "float32"), {"width": 8, "halvings": 1}),
+    "conv2d": (SampleSpec("HW", 1, (8, 8), 5, "int64"), {"width": 8, "halvings": 1}),
+    "transformer": (SampleSpec("HW", 1, (8, 8), 5, "int64"), {"width": 8, "depth": 1, "positions": 3}),
+}
+
+
+def schedule(**changes: Any) -> TrainingSettings:
+    return TrainingSettings.model_validate({"steps": 10, "warmup_steps": 3, "learning_rate": 0.8, **changes})
+
+
+def model_of(family: str, learning: dict[str, Any]) -> Autoencoder:
+    spec, sizes = FAMILIES[family]
+    quantizer = {"kind": "vector", "codebook_size": 8, "learning": learning}
+    settings = ModelSettings.model_validate({"encoder": {"kind": family, **sizes}, "quantizer": quantizer})
+    return Autoencoder(resolve_model(settings, spec), spec, (0.0,) * spec.channels, (1.0,) * spec.channels)
+
+
+def decays(optimizer: Optimizer, model: Autoencoder) -> dict[str, float]:
+    """The weight decay of each parameter, by name."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = optimizer._adamw.param_groups  # type: ignore[union-attr]
+    return {names[parameter]: group["weight_decay"] for group in groups for parameter in group["params"]}
+
+
+def test_the_learning_rate_rises_in_a_line_and_falls_along_a_cosine() -> None:
+    rates = [learning_rate(schedule(), step) for step in range(10)]
+    half = [0.4 * (1 + math.cos(math.pi * n / 7)) for n in range(7)]
+    assert rates == pytest.approx([0.2, 0.4, 0.6, *half])
+    assert rates[3] == 0.8
+    assert learning_rate(schedule(), 10) == pytest.approx(0)
+
+
+def test_half_way_down_it_is_half() -> None:
+    assert learning_rate(schedule(steps=11), 7) == pytest.approx(0.4)
+
+
+def test_a_constant_schedule_stays_up() -> None:
+    rates = [learning_rate(schedule(schedule="constant"), step) for step in range(6)]
+    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8])
+
+
+@pytest.mark.parametrize("warmup", [4, 100])
+def test_a_warm_up_longer_than_the_run_fills_it(warmup: int) -> None:
+    rates = [learning_rate(schedule(steps=4, warmup_steps=warmup), step) for step in range(4)]
+    assert rates == pytest.approx([0.16, 0.32, 0.48, 0.64])
+
+
+def test_without_warm_up_it_starts_at_the_top() -> None:
+    assert learning_rate(schedule(warmup_steps=0), 0) == 0.8
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("learning", [CODEBOOK_LOSS, ENTROPY, {"kind": "ema"}], ids=lambda learning: learning["kind"])
+def test_matrices_decay_and_nothing_else(family: str, learning: dict[str, Any]) -> None:
+    model = model_of(family, learning)
+    found = decays(Optimizer(model, schedule(weight_decay=0.1)), model)
+    spared = {"modality.embedding.weight", "quantizer.codebook.weight"}
+    vectors = {name for name, parameter in model.named_parameters() if parameter.ndim <= 1}
+    learned = {name for name in found if name.rpartition(".")[2] in ("place", "order", "queries")}
+    assert set(found) == {name for name, _ in model.named_parameters()}
+    assert all(found[name] == 0 for name in (spared | vectors) & set(found))
+    assert all(found[name] == 0.1 for name in set(found) - spared - vectors - learned)
+    assert ("quantizer.codebook.weight" in found) == (learning["kind"] != "ema")
+
+
+def test_learned_places_and_queries_do_not_decay() -> None:
+    model = model_of("transformer", CODEBOOK_LOSS)
+    found = decays(Optimizer(model, schedule(weight_decay=0.1)), model)
+    names = ("encoder.place", "encoder.queries", "decoder.place", "decoder.order")
+    assert {name: found[name] for name in names} == dict.fromkeys(names, 0.0)
+
+
+def first_step(tmp_path: Path, factor: float = 1.0, **training: Any) -> tuple[float, dict[str, torch.Tensor], Any]:
+    """The norm of a first step's gradients, the gradients after clipping, and the optimizer."""
+    prepared = prepare(tiny(tmp_path, learning=CODEBOOK_LOSS, **training))
+    optimizer = Optimizer(prepared.model, prepared.settings.training)
+    output = prepared.model(prepared.dataset.training.read(0, 16))
+    norm = optimizer.gradients(factor * output.prediction.square().mean())
+    gradients = {n: p.grad.clone() for n, p in prepared.model.named_parameters() if p.grad is not None}
+    return float(norm), gradients, (optimizer, prepared.model)
+
+
+def total_norm(gradients: dict[str, torch.Tensor]) -> float:
+    return math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients.values()))
+
+
+def test_gradients_are_clipped_together_and_their_norm_is_told(tmp_path: Path) -> None:
+    norm, free, _ = first_step(tmp_path, gradient_clip=None)
+    assert norm == pytest.approx(total_norm(free), rel=1e-5)
+    limit = norm / 2
+    told, clipped, _ = first_step(tmp_path, gradient_clip=limit)
+    assert told == norm
+    assert total_norm(clipped) == pytest.approx(limit, rel=1e-4)
+    for name, gradient in free.items():
+        torch.testing.assert_close(clipped[name], gradient / 2, rtol=1e-4, atol=1e-8)
+    assert_same(first_step(tmp_path, gradient_clip=2 * norm)[1], free)
+
+
+def test_gradients_do_not_add_up_over_steps(tmp_path: Path) -> None:
+    _, gradients, (optimizer, model) = first_step(tmp_path, gradient_clip=None)
+    optimizer.gradients(sum(p.sum() for p in model.parameters()) * 0.0)
+    assert all(not p.grad.any() for p in model.parameters())
+    assert any(gradient.any() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("step", [0, 1, 5])
+def test_a_step_goes_at_the_rate_of_its_number(tmp_path: Path, step: int) -> None:
+    # Adam's first step is the learning rate, times the sign of the gradient.
+    _, gradients, (optimizer, model) = first_step(tmp_path, factor=1e4, gradient_clip=None, weight_decay=0.0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer.step(step)
+    rate = {0: 0.01 / 3, 1: 0.02 / 3, 5: 0.005}[step]
+    name = "encoder.net.0.weight"
+    moved = before[name] - model.get_parameter(name).detach()
+    torch.testing.assert_close(moved, rate * gradients[name].sign(), rtol=1e-3, atol=1e-6)
+
+
+def test_a_model_without_parameters_needs_no_optimizer(tmp_path: Path) -> None:
+    prepared = prepare(tiny(tmp_path, encoder=IDENTITY))
+    optimizer = Optimizer(prepared.model, prepared.settings.training)
+    before = {name: tensor.clone() for name, tensor in prepared.model.state_dict().items()}
+    assert optimizer.gradients(torch.tensor(2.0)) == 0
+    optimizer.step(0)
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert_same(dict(prepared.model.state_dict()), before)
+
+
+def test_its_state_goes_over(tmp_path: Path) -> None:
+    _, _, (first, model) = first_step(tmp_path)
+    first.step(3)
+    other = Optimizer(model, schedule())
+    other.load_state_dict(first.state_dict())
+    assert_same(other.state_dict(), first.state_dict())
+    assert first.state_dict()["state"][0]["exp_avg"].any()

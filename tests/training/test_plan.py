@@ -1,0 +1,99 @@
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.training import IDENTITY, logged, tiny
+from vqtool.errors import ConfigError, DataError
+from vqtool.training import plan_run, train
+from vqtool.training.prepare import prepare
+
+
+def test_it_agrees_with_data_and_settings(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).random((30, 1, 9, 8), dtype=np.float32)
+    encoder = {"kind": "conv2d", "width": 8, "halvings": 1, "blocks": 1}
+    plan = plan_run(tiny(tmp_path, images, encoder=encoder, batch_size=16, steps=9), tmp_path / "run")
+    assert (plan.run_dir, plan.exists, plan.device) == (str(tmp_path / "run"), False, "cpu")
+    assert (plan.spec.layout, plan.spec.row_shape, plan.spec.dtype) == ("CHW", (1, 9, 8), "float32")
+    assert plan.normalize == "global"
+    assert (plan.training_samples, plan.validation_samples) == (24, 6)
+    assert (plan.grid, plan.codebook_sizes, plan.codebook_dim) == ([5, 4], [8], 8)
+    assert plan.bits_per_sample == 20 * 3
+    assert (plan.steps, plan.epochs) == (9, 9 * 16 / 24)
+
+
+def test_it_counts_parameters_and_memory(tmp_path: Path) -> None:
+    settings = tiny(tmp_path, learning={"kind": "codebook_loss"})
+    plan = plan_run(settings)
+    # Two perceptrons 4 - 8 - 8 and 8 - 8 - 4 with a LayerNorm each, and 8 codes of 8.
+    assert plan.parameters == (4 * 8 + 8 + 16 + 8 * 8 + 8) + (8 * 8 + 8 + 16 + 8 * 4 + 4) + 64
+    standing = 4 * 4 * plan.parameters
+    assert standing < plan.memory_bytes < standing + 100_000
+    larger = plan_run(tiny(tmp_path, learning={"kind": "codebook_loss"}, batch_size=32))
+    assert plan.memory_bytes < larger.memory_bytes < 2.5 * plan.memory_bytes
+
+
+def test_its_first_loss_is_that_of_the_first_step(tmp_path: Path) -> None:
+    settings = tiny(tmp_path, steps=1)
+    plan = plan_run(settings, tmp_path / "run")
+    train(settings, tmp_path / "run")
+    assert math.isfinite(plan.first_loss)
+    assert plan.first_loss == pytest.approx(logged(tmp_path / "run")[0]["loss/reconstruction"], rel=1e-6)
+
+
+@pytest.mark.parametrize("learning", ["ema", "codebook_loss", "entropy"])
+def test_it_plans_without_a_network_too(tmp_path: Path, learning: str) -> None:
+    settings = tiny(tmp_path, encoder=IDENTITY, learning={"kind": learning}, loss={"entropy": 0.1})
+    plan = plan_run(settings)
+    assert plan.grid == [1]
+    assert plan.parameters == (0 if learning == "ema" else 8 * 4)
+
+
+def test_it_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = tiny(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    plan_run(settings, tmp_path / "run")
+    plan_run(settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["data.npy"]
+
+
+def test_it_sees_a_run_that_is_there_and_leaves_it(tmp_path: Path) -> None:
+    settings = tiny(tmp_path, steps=1)
+    train(settings, tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert plan_run(settings, tmp_path / "run").exists
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_left_out_the_folder_is_named_after_the_run(tmp_path: Path) -> None:
+    assert plan_run(tiny(tmp_path)).run_dir == str(Path("runs") / "tiny")
+
+
+def test_planning_does_not_change_what_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = prepare(tiny(tmp_path))
+    before = {name: tensor.clone() for name, tensor in prepared.model.state_dict().items()}
+    monkeypatch.setattr("vqtool.training.plan.prepare", lambda settings: prepared)
+    plan_run(prepared.settings)
+    prepared.model.quantizer.update()
+    assert all((tensor == before[name]).all() for name, tensor in prepared.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"encoder": {"kind": "conv2d"}}, ConfigError, r"model\.encoder\.kind: conv2d takes images"),
+        ({"loss": {"reconstruction": "cross_entropy"}}, ConfigError, "but the data hold values"),
+        ({"data": {"layout": "CHW"}}, DataError, r"data\.layout CHW means rows of 3 axes.*\(4,\)"),
+        ({"data": {"channels": 5}}, DataError, r"data\.channels is 5, but the array has 4"),
+        ({"array": np.full((9, 4), np.nan)}, DataError, r"data\.npy: row 0 holds NaN"),
+    ],
+)
+def test_it_refuses_what_training_would(
+    tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    for use in (plan_run, train):
+        with pytest.raises(error, match=message):
+            use(tiny(tmp_path, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,329 @@
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.training import (
+    CODEBOOK_LOSS,
+    ENTROPY,
+    IDENTITY,
+    MLP,
+    assert_same,
+    checkpoint,
+    logged,
+    stop_in_step,
+    tiny,
+    without_speed,
+)
+from vqtool.config import RunSettings
+from vqtool.data import BatchOrder
+from vqtool.errors import CheckpointError, ConfigError, DataError, Stopped
+from vqtool.run import Run
+from vqtool.training import run_folder, train
+
+CONV2D = {"kind": "conv2d", "width": 8, "halvings": 1, "blocks": 1}
+TRANSFORMER = {"kind": "transformer", "width": 8, "depth": 1, "positions": 3, "patch": 2, "heads": 2}
+GRIDS = np.random.default_rng(0).integers(0, 3, (40, 4, 5))
+IMAGES = np.random.default_rng(0).random((40, 1, 5, 5), dtype=np.float32)
+
+
+def stop(
+    settings: RunSettings, folder: Path, monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGTERM
+) -> None:
+    """Train up to a step, or go on to it."""
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, step, number)
+        with pytest.raises(Stopped, match=f"after step {step}, saved"):
+            train(settings, folder, resume=True)
+
+
+def without_seconds(summary: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in summary.items() if name != "seconds"}
+
+
+# The same again
+
+
+@pytest.mark.parametrize(
+    ("encoder", "array", "learning", "loss"),
+    [
+        (MLP, None, {"kind": "ema"}, {}),
+        (MLP, None, CODEBOOK_LOSS, {"entropy": 0.1}),
+        (CONV2D, GRIDS, {"kind": "ema"}, {"entropy": 0.1}),
+        (TRANSFORMER, IMAGES, CODEBOOK_LOSS, {}),
+        (IDENTITY, IMAGES, {"kind": "ema"}, {}),
+    ],
+    ids=["mlp ema", "mlp codebook_loss", "conv2d", "transformer", "identity"],
+)
+def test_the_same_config_gives_the_same_bytes(
+    tmp_path: Path, encoder: dict[str, Any], array: Any, learning: dict[str, Any], loss: dict[str, float]
+) -> None:
+    models = []
+    for name, seed in (("first", 0), ("second", 0), ("other", 1)):
+        train(tiny(tmp_path, array, encoder=encoder, learning=learning, loss=loss, seed=seed, steps=4), tmp_path / name)
+        models.append(Run(tmp_path / name).model.read_bytes())
+    assert models[0] == models[1]
+    assert models[0] != models[2]
+    assert without_speed(logged(tmp_path / "first")) == without_speed(logged(tmp_path / "second"))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "learning", "loss", "step"),
+    [
+        (MLP, {"kind": "ema"}, {}, 1),
+        (MLP, {"kind": "ema"}, {"entropy": 0.1}, 5),
+        (MLP, CODEBOOK_LOSS, {}, 3),
+        (MLP, CODEBOOK_LOSS, {"entropy": 0.1}, 7),
+        (MLP, ENTROPY, {"entropy": 0.1}, 4),
+        (IDENTITY, {"kind": "ema"}, {}, 4),
+        (IDENTITY, CODEBOOK_LOSS, {}, 4),
+    ],
+    ids=lambda value: value.get("kind", "") if isinstance(value, dict) else str(value),
+)
+def test_interrupted_and_resumed_is_as_never_interrupted(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    encoder: dict[str, Any],
+    learning: dict[str, Any],
+    loss: dict[str, float],
+    step: int,
+) -> None:
+    settings = tiny(tmp_path, encoder=encoder, learning=learning, loss=loss)
+    straight = train(settings, tmp_path / "straight")
+    stop(settings, tmp_path / "resumed", monkeypatch, step)
+    resumed = train(settings, tmp_path / "resumed", resume=True)
+    assert without_seconds(resumed) == without_seconds(straight)
+    assert Run(tmp_path / "resumed").model.read_bytes() == Run(tmp_path / "straight").model.read_bytes()
+    states = [checkpoint(tmp_path / name, 8) for name in ("resumed", "straight")]
+    for name in ("model", "optimizer", "best", "last", "step"):
+        assert_same(states[0][name], states[1][name])
+    assert without_speed(logged(tmp_path / "resumed")) == without_speed(logged(tmp_path / "straight"))
+
+
+def test_a_run_can_be_stopped_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = tiny(tmp_path, steps=4)
+    train(settings, tmp_path / "straight")
+    for step in (1, 2, 3):
+        stop(settings, tmp_path / "run", monkeypatch, step, signal.SIGINT)
+    train(settings, tmp_path / "run", resume=True)
+    assert Run(tmp_path / "run").model.read_bytes() == Run(tmp_path / "straight").model.read_bytes()
+    assert [line["step"] for line in logged(tmp_path / "run")] == [1, 2, 3, 4]
+
+
+def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny(tmp_path)
+    train(settings, tmp_path / "straight")
+    batch = BatchOrder.batch
+
+    def killed(order: BatchOrder, at: int) -> Any:
+        if at == 4:
+            raise KeyboardInterrupt
+        return batch(order, at)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchOrder, "batch", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings, tmp_path / "run")
+    assert [line["step"] for line in logged(tmp_path / "run")] == [1, 2, 3, 4]
+    train(settings, tmp_path / "run", resume=True)
+    assert without_speed(logged(tmp_path / "run")) == without_speed(logged(tmp_path / "straight"))
+    assert Run(tmp_path / "run").model.read_bytes() == Run(tmp_path / "straight").model.read_bytes()
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = tiny(tmp_path)
+    train(settings, tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchOrder, "batch", lambda order, at: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(settings, tmp_path / "run")
+    train(settings, tmp_path / "run", resume=True)
+    assert Run(tmp_path / "run").model.read_bytes() == Run(tmp_path / "straight").model.read_bytes()
+
+
+def test_an_extended_run_is_as_one_of_that_length(tmp_path: Path) -> None:
+    train(tiny(tmp_path, schedule="constant", validate_every=2), tmp_path / "straight")
+    train(tiny(tmp_path, schedule="constant", validate_every=2, steps=4), tmp_path / "run")
+    summary = train(tiny(tmp_path, schedule="constant", validate_every=2), tmp_path / "run", resume=True)
+    assert summary["steps"] == 8
+    for name in ("model", "optimizer", "best"):
+        assert_same(checkpoint(tmp_path / "run", 8)[name], checkpoint(tmp_path / "straight", 8)[name])
+    assert without_speed(logged(tmp_path / "run")) == without_speed(logged(tmp_path / "straight"))
+    assert Run(tmp_path / "run").settings().training.steps == 8
+
+
+def test_how_often_things_are_written_changes_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tiny(tmp_path), tmp_path / "straight")
+    stop(tiny(tmp_path), tmp_path / "run", monkeypatch, 3)
+    often = {"log_every": 2, "validate_every": 4, "checkpoint_every": 5}
+    train(tiny(tmp_path, **often), tmp_path / "run", resume=True)
+    assert_same(checkpoint(tmp_path / "run", 8)["model"], checkpoint(tmp_path / "straight", 8)["model"])
+    assert [line["step"] for line in logged(tmp_path / "run")] == [1, 2, 3, 4, 6, 8]
+
+
+def test_seconds_add_up_over_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = tiny(tmp_path)
+    stop(settings, tmp_path / "run", monkeypatch, 7)
+    path = Run(tmp_path / "run").checkpoints / "step-000000007.pt"
+    torch.save({**checkpoint(tmp_path / "run", 7), "seconds": 1000.0}, path)
+    assert 1000 < train(settings, tmp_path / "run", resume=True)["seconds"] < 1060
+
+
+# The run directory
+
+
+def test_it_holds_what_the_contract_says(tmp_path: Path) -> None:
+    train(tiny(tmp_path), tmp_path / "run")
+    names = sorted(path.name.partition(".tfevents")[0] for path in (tmp_path / "run").iterdir())
+    assert names == ["checkpoints", "config.yaml", "events.out", "metrics.jsonl", "model.safetensors", "summary.json"]
+
+
+def test_its_config_repeats_the_run(tmp_path: Path) -> None:
+    train(tiny(tmp_path), tmp_path / "run")
+    train(Run(tmp_path / "run").settings(), tmp_path / "again")
+    assert Run(tmp_path / "again").model.read_bytes() == Run(tmp_path / "run").model.read_bytes()
+
+
+def test_the_summary_says_how_it_ended(tmp_path: Path) -> None:
+    summary = train(tiny(tmp_path), tmp_path / "run")
+    lines = {line["step"]: line for line in logged(tmp_path / "run") if "validation/loss/total" in line}
+    assert json.loads(Run(tmp_path / "run").summary.read_text()) == summary
+    assert (summary["name"], summary["steps"], summary["best_step"]) == ("tiny", 8, 8)
+    assert summary["best_metric"] == "validation/loss/reconstruction"
+    assert summary["final"].items() <= lines[8].items()
+    assert summary["best"] == summary["final"]
+    assert summary["seconds"] > 0
+
+
+def test_a_run_that_is_there_is_refused(tmp_path: Path) -> None:
+    train(tiny(tmp_path, steps=1), tmp_path / "run")
+    before = Run(tmp_path / "run").model.read_bytes()
+    with pytest.raises(CheckpointError, match=r"run: holds a run already; --resume goes on with it, --overwrite repl"):
+        train(tiny(tmp_path, steps=1, seed=1), tmp_path / "run")
+    assert Run(tmp_path / "run").model.read_bytes() == before
+
+
+def test_overwriting_replaces_the_run_and_leaves_the_rest(tmp_path: Path) -> None:
+    train(tiny(tmp_path, steps=4, checkpoint_every=1), tmp_path / "run")
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    train(tiny(tmp_path, steps=2, seed=1), tmp_path / "run", overwrite=True)
+    train(tiny(tmp_path, steps=2, seed=1), tmp_path / "fresh")
+    assert Run(tmp_path / "run").model.read_bytes() == Run(tmp_path / "fresh").model.read_bytes()
+    assert [path.name for path in Run(tmp_path / "run").checkpoints.iterdir()] == ["step-000000002.pt"]
+    assert [line["step"] for line in logged(tmp_path / "run")] == [1, 2]
+    assert len(list((tmp_path / "run").glob("events.*"))) == 1
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_is_not_given_up_for_settings_that_do_not_go(tmp_path: Path) -> None:
+    train(tiny(tmp_path, steps=1), tmp_path / "run")
+    before = Run(tmp_path / "run").model.read_bytes()
+    with pytest.raises(ConfigError, match="conv1d takes sequences"):
+        train(tiny(tmp_path, encoder={"kind": "conv1d"}), tmp_path / "run", overwrite=True)
+    settings = tiny(tmp_path)
+    (tmp_path / "data.npy").unlink()
+    with pytest.raises(DataError, match="no such file"):
+        train(settings, tmp_path / "run", overwrite=True)
+    assert Run(tmp_path / "run").model.read_bytes() == before
+    assert Run(tmp_path / "run").summary.exists()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_files_that_are_no_run_are_not_removed(tmp_path: Path, resume: bool) -> None:
+    folder = tmp_path / "project"
+    (folder / "checkpoints").mkdir(parents=True)
+    theirs = [folder / "model.safetensors", folder / "metrics.jsonl", folder / "checkpoints" / "epoch-1.ckpt"]
+    for path in theirs:
+        path.write_text("theirs")
+    with pytest.raises(CheckpointError, match="project"):
+        train(tiny(tmp_path, steps=1), folder, resume=resume)
+    assert [path.read_text() for path in theirs] == ["theirs"] * 3
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"file/run: cannot be made: Not a directory"):
+        train(tiny(tmp_path, steps=1), tmp_path / "file" / "run")
+
+
+def test_left_out_the_folder_is_named_after_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = tiny(tmp_path, steps=1)
+    assert run_folder(settings) == Path("runs/tiny")
+    train(settings)
+    assert Run(tmp_path / "runs" / "tiny").model.exists()
+
+
+# Resuming
+
+
+def test_resuming_where_nothing_is_starts_afresh(tmp_path: Path) -> None:
+    train(tiny(tmp_path, steps=2), tmp_path / "straight")
+    train(tiny(tmp_path, steps=2), tmp_path / "run", resume=True)
+    assert Run(tmp_path / "run").model.read_bytes() == Run(tmp_path / "straight").model.read_bytes()
+
+
+@pytest.mark.parametrize("steps", [4, 2])
+def test_resuming_a_finished_run_says_so_and_changes_nothing(tmp_path: Path, steps: int) -> None:
+    summary = train(tiny(tmp_path, steps=4), tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    lines: list[str] = []
+    assert train(tiny(tmp_path, steps=steps), tmp_path / "run", resume=True, say=lines.append) == summary
+    assert lines == [f"{tmp_path / 'run'}: the run is finished, at step 4; nothing to do"]
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_a_run_killed_before_its_summary_is_ended_by_resuming(tmp_path: Path) -> None:
+    summary = train(tiny(tmp_path, steps=4), tmp_path / "run")
+    Run(tmp_path / "run").summary.unlink()
+    assert train(tiny(tmp_path, steps=4), tmp_path / "run", resume=True) == summary
+
+
+def test_steps_cannot_be_cut_on_resuming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop(tiny(tmp_path), tmp_path / "run", monkeypatch, 2)
+    with pytest.raises(ConfigError, match=r"training\.steps"):
+        train(tiny(tmp_path, steps=1), tmp_path / "run", resume=True)
+
+
+def test_other_settings_cannot_be_changed_and_all_are_named(tmp_path: Path) -> None:
+    train(tiny(tmp_path, steps=2), tmp_path / "run")
+    changed = tiny(
+        tmp_path, encoder={"kind": "mlp", "width": 9, "layers": 1}, seed=1, batch_size=8, steps=3, log_every=9
+    )
+    with pytest.raises(ConfigError) as error:
+        train(changed, tmp_path / "run", resume=True)
+    said = str(error.value)
+    assert "cannot go on with other settings" in said
+    for key, before, after in (
+        ("seed", 0, 1),
+        ("model.encoder.width", 8, 9),
+        ("model.quantizer.codebook_dim", 8, 9),
+        ("training.batch_size", 16, 8),
+    ):
+        assert f"{key} ({before} in the run, {after} now)" in said
+    assert "log_every (" not in said
+    assert "steps (" not in said
+
+
+def test_data_of_another_shape_cannot_be_gone_on_with(tmp_path: Path) -> None:
+    train(tiny(tmp_path, steps=2), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"data\.channels \(4 in the run, 5 now\)"):
+        train(tiny(tmp_path, np.zeros((60, 5), dtype=np.float32), steps=3), tmp_path / "run", resume=True)
+
+
+def test_a_run_without_a_name_can_be_resumed(tmp_path: Path) -> None:
+    unnamed = tiny(tmp_path, steps=1).model_copy(update={"name": None})
+    train(unnamed, tmp_path / "run")
+    longer = tiny(tmp_path, steps=2).model_copy(update={"name": None})
+    assert train(longer, tmp_path / "run", resume=True)["steps"] == 2
+
+
+def test_the_device_may_change(tmp_path: Path) -> None:
+    train(tiny(tmp_path, steps=1), tmp_path / "run")
+    assert train(tiny(tmp_path, steps=2, device="auto"), tmp_path / "run", resume=True)["steps"] == 2
