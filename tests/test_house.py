@@ -38,7 +38,9 @@ def module_name(path: Path) -> str:
     return ".".join(("vqtool", *path.relative_to(PACKAGE).with_suffix("").parts))
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if path.parent != PACKAGE or path.stem != "__init__"], ids=str)
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if path.parent != PACKAGE or path.stem != "__init__"], ids=str
+)
 def test_imports_run_down(path):
     module = module_name(path)
     upward = [name for name in imports(path) if floor(name) < floor(module)]

@@ -94,6 +94,12 @@ class Autoencoder(nn.Module):
         """The size of a batch of samples."""
         return tuple(x.shape[1:] if self.spec.classes else x.shape[2:])
 
+    @property
+    def any_size(self) -> bool:
+        """Whether samples of other sizes than the spec's can be taken."""
+        assert self.settings.decoder is not None
+        return self.settings.encoder.any_size and self.settings.decoder.any_size
+
     def check_rows(self, row_shape: Size, what: str) -> None:
         """Refuse rows that encoder and decoder cannot both take; `what` is what to call them.
 
@@ -102,7 +108,7 @@ class Autoencoder(nn.Module):
         """
         encoder, decoder = self.settings.encoder, self.settings.decoder
         assert decoder is not None
-        self.spec.check_row(row_shape, encoder.any_size and decoder.any_size, what)
+        self.spec.check_row(row_shape, self.any_size, what)
         size = sample_shape(self.spec.layout, row_shape)[1]
         if math.prod(encoder.grid(size)) != math.prod(decoder.grid(size)):
             raise DataError(

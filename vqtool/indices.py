@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,7 @@ class Manifest:
     """
 
     shape: Annotated[list[Size], Field(min_length=2, max_length=3)]
-    dtype: Literal["uint8", "uint16", "uint32"]
+    dtype: Annotated[str, Field(pattern=r"^uint(8|16|32)$")]
     grid: list[Size]
     codebook_sizes: Annotated[list[Annotated[Size, Field(le=1 << 28)]], Field(min_length=1)]
     row_shape: list[Size]

@@ -1,7 +1,6 @@
 """The run directory: what is where, written and read."""
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,16 +48,33 @@ class Run:
             CheckpointError: the folder cannot be made.
         """
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_config(self.config, settings)
+            self.checkpoints.mkdir(exist_ok=True)
         except OSError as error:
             raise CheckpointError(f"{self.folder}: cannot be made: {error.strerror}") from error
-        write_config(self.config, settings)
+
+    def check_free(self) -> None:
+        """Refuse a folder in which a new run would write over somebody's files.
+
+        Raises:
+            CheckpointError: names one of them.
+        """
+        for file in self._files():
+            if file.exists():
+                raise CheckpointError(f"{self.folder}: holds {file.name}, but no run; train into another --run-dir")
 
     def clear(self) -> None:
         """Remove the run, and nothing else that may lie in its folder."""
-        for file in (self.config, self.model, self.metrics, self.summary, *self.folder.glob("events.out.tfevents.*")):
-            file.unlink(missing_ok=True)
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        for file in [*self.checkpoints.glob("step-*.pt"), *self._files()]:
+            if file != self.checkpoints:
+                file.unlink(missing_ok=True)
+        if self.checkpoints.is_dir() and not any(self.checkpoints.iterdir()):
+            self.checkpoints.rmdir()
+        self.config.unlink(missing_ok=True)  # last: without it, what is left would be a stranger's
+
+    def _files(self) -> list[Path]:
+        return [self.model, self.checkpoints, self.metrics, self.summary, *self.folder.glob("events.out.tfevents.*")]
 
     def settings(self) -> RunSettings:
         """The resolved settings.

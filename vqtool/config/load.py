@@ -50,7 +50,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
 
 def write_config(path: Path, settings: RunSettings) -> None:
     """Write all settings, defaults included."""
-    text = yaml.dump(settings.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    text = yaml.dump(settings.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
 

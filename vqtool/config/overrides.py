@@ -9,13 +9,13 @@ from vqtool.errors import ConfigError
 
 
 def apply_overrides(tree: Tree, overrides: Sequence[str], root: Block) -> None:
-    """Write overrides into a tree. Those that choose a `kind` go first, so that their order does not matter.
+    """Write overrides into a tree, whatever their order: those that choose a `kind` go first, the outer before the inner.
 
     Raises:
         ConfigError: one is not KEY=VALUE.
     """
     pairs = [_parse(override) for override in overrides]
-    for path, value in sorted(pairs, key=lambda pair: pair[0][-1] != "kind"):
+    for path, value in sorted(pairs, key=lambda pair: (pair[0][-1] != "kind", len(pair[0]))):
         _set(tree, path, value, root)
 
 

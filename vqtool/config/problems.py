@@ -18,8 +18,12 @@ def describe(error: ValidationError, tree: Tree, root: Block) -> list[str]:
         if fault["type"] == "union_tag_invalid":
             path = (*path, "kind")
         found.setdefault(path, []).append(_message(fault, path, tree, root))
+    # A union complains of each branch: what is said of an item inside is nearer the point.
+    found = {path: said for path, said in found.items() if not any(path == other[:-1] for other in found if other)}
+    order = list(tree.places)
     lines = []
-    for path, messages in found.items():
+    for path in sorted(found, key=lambda path: order.index(tree.placed(path))):
+        messages = found[path]
         value = _value_at(tree.values, path)
         got = "" if value is _ABSENT or isinstance(value, dict) else f" (got {value!r:.60})"
         told = any(message.startswith(("unknown", "missing")) for message in messages)

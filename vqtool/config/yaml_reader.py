@@ -29,11 +29,15 @@ class Tree:
     places: dict[Path, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
-    def place(self, path: Path) -> str:
-        """Where a key stands, or else the closest block around it."""
+    def placed(self, path: Path) -> Path:
+        """A key, or else the closest block around it, whose place is known."""
         while path and path not in self.places:
             path = path[:-1]
-        return self.places.get(path, "")
+        return path
+
+    def place(self, path: Path) -> str:
+        """Where a key stands, or else the closest block around it."""
+        return self.places.get(self.placed(path), "")
 
 
 class _Loader(yaml.SafeLoader):
@@ -89,17 +93,17 @@ def read_yaml(text: str, name: str) -> Tree:
 def _value(node: yaml.Node, path: Path, tree: Tree, name: str) -> Any:
     place = f"{name}:{node.start_mark.line + 1}"
     tree.places.setdefault(path, place)
-    if isinstance(node, yaml.MappingNode):
+    kind = node.tag.removeprefix("tag:yaml.org,2002:")
+    if isinstance(node, yaml.MappingNode) and kind == "map":
         return _mapping(node, path, tree, name)
-    if isinstance(node, yaml.SequenceNode):
+    if isinstance(node, yaml.SequenceNode) and kind == "seq":
         return [_value(child, (*path, i), tree, name) for i, child in enumerate(node.value)]
-    convert = _SCALARS.get(node.tag.removeprefix("tag:yaml.org,2002:"))
     try:
-        if convert:
-            return convert(node.value)
+        if isinstance(node, yaml.ScalarNode) and kind in _SCALARS:
+            return _SCALARS[kind](node.value)
         tree.problems.append(f"{place}: {dotted(path)}: the tag {node.tag} is not read")
-    except ValueError:
-        tree.problems.append(f"{place}: {dotted(path)}: {node.value[:40]!r} is no {node.tag.rpartition(':')[2]}")
+    except (ValueError, KeyError):
+        tree.problems.append(f"{place}: {dotted(path)}: {node.value[:40]!r} is no {kind}")
     return None
 
 
@@ -107,8 +111,8 @@ def _mapping(node: yaml.MappingNode, path: Path, tree: Tree, name: str) -> dict[
     values: dict[str, Any] = {}
     for key_node, child in node.value:
         key, place = str(key_node.value), f"{name}:{key_node.start_mark.line + 1}"
-        if not isinstance(key_node, yaml.ScalarNode):
-            tree.problems.append(f"{place}: {dotted(path)}: a key must be a word")
+        if not isinstance(key_node, yaml.ScalarNode) or key_node.tag.rpartition(":")[2] not in _SCALARS:
+            tree.problems.append(f"{place}: {dotted(path)}: a key must be a word, without a tag")
         elif key in values:
             tree.problems.append(f"{place}: {dotted((*path, key))}: a second time; first at {tree.places[*path, key]}")
         else:
@@ -122,13 +126,21 @@ def dotted(path: Path) -> str:
     return ".".join(str(part) for part in path) or "the config"
 
 
+def _bool(text: str) -> bool:
+    return {"true": True, "false": False}[text.lower()]
+
+
+def _null(text: str) -> None:
+    return {"~": None, "null": None, "": None}[text.lower()]
+
+
 def _float(text: str) -> float:
     return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
 
 _SCALARS: dict[str, Callable[[str], Any]] = {
-    "bool": lambda text: text.lower() == "true",
-    "null": lambda text: None,
+    "bool": _bool,
+    "null": _null,
     "int": int,
     "float": _float,
     "str": str,

@@ -54,7 +54,7 @@ def inspect(
 def _expand(target: Path) -> list[Path]:
     if target.is_file() or Run(target).exists:
         return [target]
-    runs = sorted(path.parent for path in target.glob("*/config.yaml"))
+    runs = sorted(path.parent for path in target.glob("*/config.yaml") if Run(path.parent).model.exists())
     if not runs:
         raise CheckpointError(
             f"{target}: not a run, a folder of runs, or an index file"

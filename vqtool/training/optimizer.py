@@ -57,11 +57,17 @@ def learning_rate(settings: TrainingSettings, step: int) -> float:
 
 
 def _groups(model: Autoencoder, settings: TrainingSettings) -> list[dict[str, Any]]:
-    """Weight decay for matrices; none for codes, embeddings, norms and biases."""
-    spared = set(model.quantizer.parameters()) | set(model.modality.parameters())
+    """Weight decay for the weights of linear and convolutional layers; none for codes, embeddings, norms and biases."""
+    layers = (nn.Linear, nn.Conv1d, nn.Conv2d)
+    weights = {
+        module.weight
+        for net in (model.encoder, model.decoder)
+        for module in net.modules()
+        if isinstance(module, layers)
+    }
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    decayed = [parameter for parameter in trained if parameter.ndim > 1 and parameter not in spared]
-    others = [parameter for parameter in trained if parameter.ndim <= 1 or parameter in spared]
+    decayed = [parameter for parameter in trained if parameter in weights]
+    others = [parameter for parameter in trained if parameter not in weights]
     groups = [
         {"params": decayed, "weight_decay": settings.weight_decay},
         {"params": others, "weight_decay": 0.0},

@@ -12,7 +12,9 @@ from vqtool.config import RunSettings
 from vqtool.data import Dataset, open_dataset
 from vqtool.data.tensor_files import check_fits_memory
 from vqtool.device import resolve_device
+from vqtool.errors import ConfigError
 from vqtool.losses import resolve_reconstruction
+from vqtool.quantizers import EntropyLearning
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,21 @@ def prepare(settings: RunSettings) -> Prepared:
             "loss": resolve_reconstruction(settings.loss, dataset.spec.classes),
         }
     )
+    _check_learns(resolved)
     _check_memory(resolved, dataset)
     # Initialised on the CPU, so that a seed means the same weights on every device.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = Autoencoder(resolved.model, dataset.spec, dataset.mean, dataset.scale)
     return Prepared(resolved, dataset, model.to(device), device)
+
+
+def _check_learns(settings: RunSettings) -> None:
+    if isinstance(settings.model.quantizer.learning, EntropyLearning) and not settings.loss.entropy:
+        raise ConfigError(
+            "model.quantizer.learning.kind: entropy, but loss.entropy is 0, so that the codes would never move; "
+            "raise loss.entropy, or choose ema or codebook_loss"
+        )
 
 
 def _check_memory(settings: RunSettings, dataset: Dataset) -> None:

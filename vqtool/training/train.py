@@ -37,7 +37,7 @@ def train(
     run = Run(folder or run_folder(settings))
     if run.exists and not (resume or overwrite):
         raise CheckpointError(f"{run.folder}: holds a run already; --resume goes on with it, --overwrite replaces it")
-    prepared = prepare(settings)
+    prepared = prepare(settings.model_copy(update={"name": settings.name or run.folder.name}))
     state = None
     if run.exists and resume:
         _check_same(run, prepared.settings)
@@ -45,16 +45,19 @@ def train(
         if summary and summary["steps"] >= settings.training.steps:
             say(f"{run.folder}: the run is finished, at step {summary['steps']}; nothing to do")
             return summary
+        _check_extends(run, prepared.settings)
         state = load_checkpoint(run)
-    else:
+    elif run.exists:
         run.clear()
+    else:
+        run.check_free()
     run.create(prepared.settings)
     run.summary.unlink(missing_ok=True)
     trainer = Trainer(prepared, run, state, say)
     with deterministic():
         trainer.train()
     summary = {
-        "name": settings.name,
+        "name": prepared.settings.name,
         "steps": settings.training.steps,
         "seconds": round(trainer.seconds, 3),
         "best_metric": settings.training.best_metric,
@@ -73,15 +76,21 @@ def run_folder(settings: RunSettings) -> Path:
 
 def _check_same(run: Run, settings: RunSettings) -> None:
     changed = [
-        f"{key} ({before!r} in the run, {after!r} now)"
-        for key, before, after in _differences(run.settings().model_dump(), settings.model_dump(), "")
-        if not (key in ("training.steps", "training.device") or key.endswith("_every"))
+        f"{key} ({old!r} in the run, {new!r} now)"
+        for key, old, new in _differences(run.settings().model_dump(), settings.model_dump(), "")
+        if not (key in ("name", "training.steps", "training.device") or key.endswith("_every"))
     ]
     if changed:
         raise ConfigError(
             f"{run.folder}: cannot go on with other settings: {', '.join(changed)}. Only training.steps, *_every and "
             "the device may change; train into another --run-dir instead"
         )
+
+
+def _check_extends(run: Run, settings: RunSettings) -> None:
+    before, now = run.settings().training.steps, settings.training.steps
+    if now < before:
+        raise ConfigError(f"training.steps: {now}, but {run.folder} was begun for {before}; a run can only be extended")
 
 
 def _differences(before: Any, after: Any, key: str) -> list[tuple[str, Any, Any]]:

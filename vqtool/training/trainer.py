@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -24,23 +24,23 @@ from vqtool.training.metrics import validation_metrics
 from vqtool.training.optimizer import Optimizer, learning_rate
 from vqtool.training.pictures import is_picture, side_by_side
 from vqtool.training.prepare import Prepared
-from vqtool.training.signals import StopRequest, stop_requests
+from vqtool.training.signals import stop_requests
 
 # Samples in a picture of reconstructions.
 _PICTURES = 8
 
 
 class StepOutput(NamedTuple):
-    """What a step leaves behind for the log, all on the device and detached."""
+    """What the forward pass of a step gives."""
 
     total: Tensor
-    """() the loss that was minimised."""
+    """() the loss that is minimised."""
     reconstruction: Tensor
     """()"""
     latents: Tensor
     """(B, L, D)"""
-    indices: Tensor
-    """(B, L) or (B, L, Q)"""
+    quantizer: QuantizerOutput
+    """Losses and indices."""
 
 
 class Trainer:
@@ -83,21 +83,27 @@ class Trainer:
             self._clock = time.perf_counter()
             logged = (self._step, self._clock)
             while self._step < self._training.steps:
-                output = self._train_step()
+                output = self._forward()
+                metrics: dict[str, float] = {}
+                if self._due(self._step + 1, self._training.log_every):
+                    metrics |= self._measure(output)
+                self._apply(output)
                 self._step += 1
                 bar.update()
-                metrics: dict[str, float] = {}
-                if self._due(self._training.log_every):
-                    metrics |= self._measure(output, logged)
+                if metrics:
+                    metrics["throughput/samples_per_second"] = self._speed(*logged)
                     logged = (self._step, time.perf_counter())
-                if self._due(self._training.validate_every):
+                if self._due(self._step, self._training.validate_every):
                     metrics |= self._validate(logs)
                 if metrics:
                     logs.scalars(self._step, metrics)
                     self._show(bar, metrics)
-                if self._due(self._training.checkpoint_every) or stop.signal:
+                # Asked once, so that what is said to be saved is.
+                number = stop.signal
+                if number or self._due(self._step, self._training.checkpoint_every):
                     self._save()
-                self._heed(stop)
+                if number and self._step < self._training.steps:
+                    raise self._stopped(number)
 
     @property
     def best(self) -> Validation:
@@ -114,21 +120,24 @@ class Trainer:
         """Spent training, in this process and those before it."""
         return self._seconds
 
-    def _due(self, every: int) -> bool:
-        return self._step % every == 0 or self._step == self._training.steps
+    def _due(self, step: int, every: int) -> bool:
+        return step % every == 0 or step == self._training.steps
 
-    def _train_step(self) -> StepOutput:
+    def _forward(self) -> StepOutput:
         x = self._data.training.take(self._order.batch(self._step)).to(self._device)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._training.precision == "bfloat16"):
             output = self._model(x)
         reconstruction = reconstruction_loss(self._settings.loss.reconstruction, output.prediction, output.target)
-        total = self._total(reconstruction, output.quantizer)
-        norm = self._optimizer.gradients(total)
-        if not (total + norm).isfinite():
-            self._refuse(reconstruction, output.quantizer)
+        return StepOutput(
+            self._total(reconstruction, output.quantizer), reconstruction, output.latents, output.quantizer
+        )
+
+    def _apply(self, output: StepOutput) -> None:
+        norm = self._optimizer.gradients(output.total)
+        if not (output.total.detach() + norm).isfinite():
+            self._refuse(output)
         self._optimizer.step(self._step)
         self._model.quantizer.update()
-        return StepOutput(total.detach(), reconstruction.detach(), output.latents.detach(), output.quantizer.indices)
 
     def _total(self, reconstruction: Tensor, output: QuantizerOutput) -> Tensor:
         loss = self._settings.loss
@@ -136,12 +145,12 @@ class Trainer:
         # Left out at weight zero, for 0 · inf is no number.
         return total + loss.entropy * output.entropy_loss if loss.entropy else total
 
-    def _refuse(self, reconstruction: Tensor, output: QuantizerOutput) -> None:
+    def _refuse(self, output: StepOutput) -> NoReturn:
         self._model.quantizer.discard()
         terms = {
-            "reconstruction": reconstruction,
-            "commitment": output.commitment_loss,
-            "entropy": output.entropy_loss,
+            "reconstruction": output.reconstruction,
+            "commitment": output.quantizer.commitment_loss,
+            "entropy": output.quantizer.entropy_loss,
         }
         bad = [name for name, term in terms.items() if not term.isfinite()] or ["gradient"]
         rows = self._order.batch(self._step)
@@ -151,19 +160,22 @@ class Trainer:
             "training.learning_rate, more training.warmup_steps, or a training.gradient_clip"
         )
 
-    def _measure(self, output: StepOutput, since: tuple[int, float]) -> dict[str, float]:
-        """The training batch's losses, raw, and the speed since an earlier step and its time."""
-        statistics = self._model.quantizer.measure(output.latents, output.indices)
+    def _measure(self, output: StepOutput) -> dict[str, float]:
+        """The batch's losses, raw, as they are before the step."""
+        latents = output.latents.detach()
+        statistics = self._model.quantizer.measure(latents, output.quantizer.indices)
         commitment, entropy = raw_terms(statistics, self._model.quantizer.dim)
-        samples = (self._step - since[0]) * self._training.batch_size
         return {
-            "loss/total": float(output.total),
-            "loss/reconstruction": float(output.reconstruction),
+            "loss/total": float(output.total.detach()),
+            "loss/reconstruction": float(output.reconstruction.detach()),
             "loss/commitment": commitment,
             "loss/entropy": entropy,
-            "optimizer/learning_rate": learning_rate(self._training, self._step - 1),
-            "throughput/samples_per_second": samples / (time.perf_counter() - since[1]),
+            "optimizer/learning_rate": learning_rate(self._training, self._step),
         }
+
+    def _speed(self, step: int, clock: float) -> float:
+        """Samples a second since the step and the time given."""
+        return (self._step - step) * self._training.batch_size / (time.perf_counter() - clock)
 
     def _show(self, bar: "tqdm[Any]", metrics: dict[str, float]) -> None:
         usage = f", usage {self._last.metrics['codebook/usage']:.0%}" if self._last.metrics else ""
@@ -219,10 +231,9 @@ class Trainer:
         )
         save_checkpoint(self._run, state, self._training.keep_checkpoints)
 
-    def _heed(self, stop: StopRequest) -> None:
-        if stop.signal and self._step < self._training.steps:
-            name = signal.Signals(stop.signal).name
-            raise Stopped(stop.signal, f"stopped by {name} after step {self._step}, saved; --resume goes on from there")
+    def _stopped(self, number: int) -> Stopped:
+        name = signal.Signals(number).name
+        return Stopped(number, f"stopped by {name} after step {self._step}, saved; --resume goes on from there")
 
     def _bar(self) -> "tqdm[Any]":
         return tqdm(
