@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from vqtool.autoencoder import Autoencoder
+from vqtool.autoencoder import Autoencoder, resolve_model
 from vqtool.chunks import chunk_rows, chunks
 from vqtool.config import RunSettings
-from vqtool.data import FileSource, Samples, Survey, open_dataset, open_source, spec_of
+from vqtool.data import FileSource, Samples, SampleSpec, Survey, open_dataset, open_source, spec_of
 from vqtool.data.layout import holds_classes, sample_shape
 from vqtool.data.rows import NumpyRows
 from vqtool.data.spec import dtype_name
 from vqtool.device import resolve_device
-from vqtool.errors import CheckpointError, DataError
+from vqtool.errors import CheckpointError, ConfigError, DataError
 from vqtool.evaluation import Evaluation, Pass, reconstruct
 from vqtool.fidelity import ClassFidelity, Fidelity, ValueFidelity
 from vqtool.indices import (
@@ -64,7 +64,7 @@ class Tokenizer:
 
     def __init__(self, run: Run, device: str | None = None) -> None:
         self.settings: RunSettings = run.settings()
-        self.spec = spec_of(self.settings.data)
+        self.spec = _resolved_spec(run, self.settings)
         self.device = resolve_device(device or self.settings.training.device)
         state, counts, self.model_sha256 = run.load_model()
         channels = self.spec.channels
@@ -173,6 +173,7 @@ class Tokenizer:
                 f"{self.model_sha256[:12]}..."
             )
         row_shape = tuple(manifest.row_shape)
+        self.model.check_rows(row_shape, str(path))
         size = sample_shape(self.spec.layout, row_shape)[1]
         step = chunk_rows(self.model, size)
         shape, dtype = (len(indices), *row_shape), _numpy_dtype(self.spec.torch_dtype)
@@ -250,6 +251,18 @@ def load(run: str | Path, device: str | None = None) -> Tokenizer:
         CheckpointError: there is no run, it has no model yet, or the model is damaged.
     """
     return Tokenizer(Run(run), device)
+
+
+def _resolved_spec(run: Run, settings: RunSettings) -> SampleSpec:
+    """The spec of a run's samples, of settings that leave nothing open."""
+    try:
+        spec = spec_of(settings.data)
+        resolved = resolve_model(settings.model, spec)
+    except ConfigError as error:
+        raise CheckpointError(f"{run.config}: {error}") from error
+    if resolved != settings.model:
+        raise CheckpointError(f"{run.config}: model: left open what a run has resolved")
+    return spec
 
 
 def as_rows(array: Tensor | NDArray[Any]) -> Tensor:

@@ -65,6 +65,12 @@ def test_places_differ() -> None:
     assert restored.flatten().unique().numel() == 6
 
 
+def test_the_order_of_the_latents_matters_to_the_decoder() -> None:
+    decoder = tiny().decoder(1, (8,), 4)
+    latents = torch.rand(1, 3, 4)
+    assert not torch.allclose(decoder(latents, (8,)), decoder(latents.flip(1), (8,)), rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("grid", [(1,), (3,), (2, 3), (1, 4)])
 @pytest.mark.parametrize("patch", [1, 2, 3])
 def test_patches_are_cut_in_row_major_order(grid: tuple[int, ...], patch: int) -> None:

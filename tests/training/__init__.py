@@ -41,7 +41,9 @@ def tiny(
 ) -> RunSettings:
     """Settings of a run of 8 steps on an array, which is kept in `folder`; 60 vectors where it is left out."""
     np.save(folder / "data.npy", vectors() if array is None else array)
-    quantizer = {"kind": "vector", "codebook_size": 8} | ({"learning": learning} if learning else {})
+    # Dead codes are revived every other step.
+    quantizer = {"kind": "vector", "codebook_size": 8, "revival": {"window": 4}}
+    quantizer |= {"learning": learning} if learning else {}
     few = {"steps": 8, "batch_size": 16, "warmup_steps": 2, "learning_rate": 0.01, "device": "cpu"}
     often = {"log_every": 1, "validate_every": 3, "checkpoint_every": 3}
     return RunSettings.model_validate(

@@ -1,5 +1,6 @@
 """`vqtool train`."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,7 +33,8 @@ def train(
     from vqtool.config import load_config
     from vqtool.training import plan_run, run_folder, train
 
-    short = [f"{name}={value}" for name, value in (("training.device", device), ("data.key", key)) if value is not None]
+    pairs = [("training.device", device), ("data.key", key)]
+    short = [f"{name}={json.dumps(value)}" for name, value in pairs if value is not None]
     settings = load_config(config, [*(overrides or []), *short])
     if dry_run:
         plan = plan_run(settings, run_dir)

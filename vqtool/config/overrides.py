@@ -9,7 +9,7 @@ from vqtool.errors import ConfigError
 
 
 def apply_overrides(tree: Tree, overrides: Sequence[str], root: Block) -> None:
-    """Write overrides into a tree, whatever their order: those that choose a `kind` go first, the outer before the inner.
+    """Write overrides into a tree. Those that choose a `kind` go first, the outer ones before the inner.
 
     Raises:
         ConfigError: one is not KEY=VALUE.

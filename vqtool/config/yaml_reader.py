@@ -112,7 +112,7 @@ def _mapping(node: yaml.MappingNode, path: Path, tree: Tree, name: str) -> dict[
     for key_node, child in node.value:
         key, place = str(key_node.value), f"{name}:{key_node.start_mark.line + 1}"
         if not isinstance(key_node, yaml.ScalarNode) or key_node.tag.rpartition(":")[2] not in _SCALARS:
-            tree.problems.append(f"{place}: {dotted(path)}: a key must be a word, without a tag")
+            tree.problems.append(f"{place}: {dotted(path)}: a key must be a word without a tag")
         elif key in values:
             tree.problems.append(f"{place}: {dotted((*path, key))}: a second time; first at {tree.places[*path, key]}")
         else:

@@ -47,9 +47,9 @@ def train(
             return summary
         _check_extends(run, prepared.settings)
         state = load_checkpoint(run)
-    elif run.exists:
+    if run.exists and state is None:
         run.clear()
-    else:
+    elif not run.exists:
         run.check_free()
     run.create(prepared.settings)
     run.summary.unlink(missing_ok=True)
@@ -78,7 +78,7 @@ def _check_same(run: Run, settings: RunSettings) -> None:
     changed = [
         f"{key} ({old!r} in the run, {new!r} now)"
         for key, old, new in _differences(run.settings().model_dump(), settings.model_dump(), "")
-        if not (key in ("name", "training.steps", "training.device") or key.endswith("_every"))
+        if not (key in ("training.steps", "training.device") or key.endswith("_every"))
     ]
     if changed:
         raise ConfigError(
