@@ -2,7 +2,8 @@
 
     python scripts/make_tensors.py FOLDER
 
-writes digits.npy (1797, 1, 8, 8) float32, the same as digits-vectors.npy (1797, 64), and patches.npy (N, 32, 32, 3) uint8.
+writes digits.npy (1797, 1, 8, 8) float32, the same as digits-vectors.npy (1797, 64), and patches.npy, (N, 32, 32, 3)
+bytes.
 """
 
 import argparse
@@ -38,7 +39,11 @@ def main() -> None:
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     images = digits()
-    arrays: dict[str, NDArray[Any]] = {"digits": images, "digits-vectors": images.reshape(len(images), -1), "patches": patches()}
+    arrays: dict[str, NDArray[Any]] = {
+        "digits": images,
+        "digits-vectors": images.reshape(len(images), -1),
+        "patches": patches(),
+    }
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
         print(f"{folder / name}.npy  {array.shape} {array.dtype}")

@@ -266,8 +266,18 @@ def _resolved_spec(run: Run, settings: RunSettings) -> SampleSpec:
 
 
 def as_rows(array: Tensor | NDArray[Any]) -> Tensor:
-    """A tensor of an array of any byte order."""
-    return array if isinstance(array, Tensor) else NumpyRows(array).read(0, len(array))
+    """A tensor of an array of any byte order.
+
+    Raises:
+        DataError: a single number, or a type that no tensor has.
+    """
+    if isinstance(array, Tensor) and array.ndim:
+        return array
+    array = np.asarray(array)
+    try:
+        return NumpyRows(array).read(0, len(array))
+    except (TypeError, IndexError) as error:
+        raise DataError(f"not rows of numbers: {array.dtype} {array.shape}") from error
 
 
 def _bar(name: str, total: int) -> "tqdm[Any]":

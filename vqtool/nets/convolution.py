@@ -67,7 +67,7 @@ class ConvDecoder(nn.Module):
 class ConvSettings(NetSettings):
     """Strided convolutions and residual blocks."""
 
-    width: int = Field(64, ge=1, le=1 << 16, description="channels of the hidden layers")
+    width: int = Field(64, ge=2, le=1 << 16, description="channels of the hidden layers")
     halvings: int = Field(2, ge=0, le=10, description="stages that halve every axis: the stride is 2 to this power")
     blocks: int = Field(2, ge=0, le=1000, description="residual blocks a stage")
     any_size: ClassVar = True

@@ -14,7 +14,7 @@ from vqtool.data.tensor_files import check_fits_memory
 from vqtool.device import resolve_device
 from vqtool.errors import ConfigError
 from vqtool.losses import resolve_reconstruction
-from vqtool.quantizers import EntropyLearning
+from vqtool.quantizers import CodebookLossLearning, EntropyLearning
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,15 @@ def prepare(settings: RunSettings) -> Prepared:
 
 
 def _check_learns(settings: RunSettings) -> None:
-    if isinstance(settings.model.quantizer.learning, EntropyLearning) and not settings.loss.entropy:
+    """Refuse codes that would never move, since the loss that moves them has no weight."""
+    learning, loss = settings.model.quantizer.learning, settings.loss
+    by_entropy = isinstance(learning, EntropyLearning) and not loss.entropy
+    by_codebook_loss = isinstance(learning, CodebookLossLearning) and not loss.commitment
+    if by_entropy or by_codebook_loss:
+        key = "loss.entropy" if by_entropy else "loss.commitment, which weighs the codebook loss too,"
         raise ConfigError(
-            "model.quantizer.learning.kind: entropy, but loss.entropy is 0, so that the codes would never move; "
-            "raise loss.entropy, or choose ema or codebook_loss"
+            f"model.quantizer.learning.kind: {learning.kind}, but {key} is 0, so that the codes would never move; "
+            "raise it, or choose another way of learning"
         )
 
 

@@ -29,11 +29,14 @@ def train(
         say: called with each line for the user.
 
     Raises:
+        ValueError: both `resume` and `overwrite`.
         ConfigError, DataError: the settings or the data are wrong.
         CheckpointError: the folder holds a run, or one that cannot go on.
         TrainingError: a loss or a gradient is not finite.
         Stopped: a signal came.
     """
+    if resume and overwrite:
+        raise ValueError("resume and overwrite exclude each other")
     run = Run(folder or run_folder(settings))
     if run.exists and not (resume or overwrite):
         raise CheckpointError(f"{run.folder}: holds a run already; --resume goes on with it, --overwrite replaces it")

@@ -69,7 +69,9 @@ class Trainer:
             self._model.load_state_dict(state.model)
             self._optimizer.load_state_dict(state.optimizer)
             self._step, self._seconds = state.step, state.seconds
-            self._best, self._last = state.best, state.last
+            self._last = state.last
+            if run.model.exists():  # without it, the next validation is the best there is
+                self._best = state.best
 
     def train(self) -> None:
         """Go on to the last step.
@@ -92,7 +94,6 @@ class Trainer:
                 bar.update()
                 if metrics:
                     metrics["throughput/samples_per_second"] = self._speed(*logged)
-                    logged = (self._step, time.perf_counter())
                 if self._due(self._step, self._training.validate_every):
                     metrics |= self._validate(logs)
                 if metrics:
@@ -104,6 +105,8 @@ class Trainer:
                     self._save()
                 if number and self._step < self._training.steps:
                     raise self._stopped(number)
+                if metrics:
+                    logged = (self._step, time.perf_counter())
 
     @property
     def best(self) -> Validation:
@@ -157,7 +160,7 @@ class Trainer:
         raise TrainingError(
             f"step {self._step + 1}: not finite: {', '.join(bad)}; the step was not applied. Its samples are training "
             f"samples {', '.join(map(str, rows[:8]))}{', ...' if len(rows) > 8 else ''}. Try a lower "
-            "training.learning_rate, more training.warmup_steps, or a training.gradient_clip"
+            "training.learning_rate, more training.warmup_steps, a training.gradient_clip, or data.normalize"
         )
 
     def _measure(self, output: StepOutput) -> dict[str, float]:
@@ -186,8 +189,9 @@ class Trainer:
     def _validate(self, logs: Logs) -> dict[str, float]:
         evaluation = evaluate(self._model, self._data.validation, self._settings.loss)
         metrics = validation_metrics(evaluation)
-        if not all(math.isfinite(value) for value in metrics.values()):
-            raise TrainingError(f"step {self._step}: a validation loss is not finite")
+        bad = [tag for tag, value in metrics.items() if not math.isfinite(value)]
+        if bad:
+            raise TrainingError(f"step {self._step}: not finite: {', '.join(bad)}")
         self._last = Validation(self._step, metrics)
         counts = [torch.tensor(level.counts) for level in evaluation.levels]
         logs.counts(self._step, counts)
