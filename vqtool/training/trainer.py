@@ -83,30 +83,18 @@ class Trainer:
         self._model.train()
         with Logs(self._run, self._step) as logs, stop_requests() as stop, self._bar() as bar:
             self._clock = time.perf_counter()
-            logged = (self._step, self._clock)
+            self._since = (self._step, self._clock)
             while self._step < self._training.steps:
-                output = self._forward()
-                metrics: dict[str, float] = {}
-                if self._due(self._step + 1, self._training.log_every):
-                    metrics |= self._measure(output)
-                self._apply(output)
-                self._step += 1
+                metrics = self._train_step()
                 bar.update()
-                if metrics:
-                    metrics["throughput/samples_per_second"] = self._speed(*logged)
                 if self._due(self._step, self._training.validate_every):
                     metrics |= self._validate(logs)
                 if metrics:
                     logs.scalars(self._step, metrics)
                     self._show(bar, metrics)
-                # Asked once, so that what is said to be saved is.
-                number = stop.signal
-                if number or self._due(self._step, self._training.checkpoint_every):
-                    self._save()
-                if number and self._step < self._training.steps:
-                    raise self._stopped(number)
+                self._keep(stop.signal)
                 if metrics:
-                    logged = (self._step, time.perf_counter())
+                    self._since = (self._step, time.perf_counter())
 
     @property
     def best(self) -> Validation:
@@ -125,6 +113,18 @@ class Trainer:
 
     def _due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self._training.steps
+
+    def _train_step(self) -> dict[str, float]:
+        """One update; returns what is to be logged of it, if anything."""
+        output = self._forward()
+        due = self._due(self._step + 1, self._training.log_every)
+        metrics = self._measure(output) if due else {}
+        self._apply(output)
+        self._step += 1
+        if due:
+            samples = (self._step - self._since[0]) * self._training.batch_size
+            metrics["throughput/samples_per_second"] = samples / (time.perf_counter() - self._since[1])
+        return metrics
 
     def _forward(self) -> StepOutput:
         x = self._data.training.take(self._order.batch(self._step)).to(self._device)
@@ -176,10 +176,6 @@ class Trainer:
             "optimizer/learning_rate": learning_rate(self._training, self._step),
         }
 
-    def _speed(self, step: int, clock: float) -> float:
-        """Samples a second since the step and the time given."""
-        return (self._step - step) * self._training.batch_size / (time.perf_counter() - clock)
-
     def _show(self, bar: "tqdm[Any]", metrics: dict[str, float]) -> None:
         usage = f", usage {self._last.metrics['codebook/usage']:.0%}" if self._last.metrics else ""
         if "loss/total" in metrics:
@@ -221,6 +217,14 @@ class Trainer:
         self._model.train()
         return side_by_side(self._data.spec, x, restored.cpu())
 
+    def _keep(self, number: int | None) -> None:
+        """Save where a checkpoint is due, or where the signal of this number asked to stop; then stop."""
+        if number or self._due(self._step, self._training.checkpoint_every):
+            self._save()
+        if number and self._step < self._training.steps:
+            name = signal.Signals(number).name
+            raise Stopped(number, f"stopped by {name} after step {self._step}, saved; --resume goes on from there")
+
     def _save(self) -> None:
         now = time.perf_counter()
         self._seconds += now - self._clock
@@ -234,10 +238,6 @@ class Trainer:
             seconds=self._seconds,
         )
         save_checkpoint(self._run, state, self._training.keep_checkpoints)
-
-    def _stopped(self, number: int) -> Stopped:
-        name = signal.Signals(number).name
-        return Stopped(number, f"stopped by {name} after step {self._step}, saved; --resume goes on from there")
 
     def _bar(self) -> "tqdm[Any]":
         return tqdm(
