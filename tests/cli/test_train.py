@@ -316,6 +316,16 @@ def test_overwrite_keeps_the_old_run_until_the_new_one_is_known_to_start(finishe
     assert tree(finished) == before
 
 
+def test_overwrite_does_not_take_the_config_that_it_reads_for_a_run(here: Path, vqtool: Command) -> None:
+    """`--config config.yaml --run-dir .`: the only file of a run in that folder is the user's own."""
+    mine = Path("config.yaml")
+    mine.write_text("# my notes\n" + TINY.format(path="images.npy"))
+    before = mine.read_text()
+    done = vqtool("train", "--config", mine, "--run-dir", ".", "--overwrite", "--set", "training.steps=1")
+    assert done.code == 2
+    assert mine.read_text() == before
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "summary.json", "metrics.jsonl", "checkpoints/other.bin"])
 def test_a_folder_that_holds_no_run_loses_nothing_unasked(name: str, here: Path, vqtool: Command) -> None:
     foreign = here / "mine" / name

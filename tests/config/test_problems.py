@@ -121,6 +121,12 @@ def test_a_codebook_dim_that_is_no_width_is_refused(dim: int, tmp_path: Path) ->
     assert found.startswith("c.yaml:11: model.quantizer.codebook_dim: ")
 
 
+@pytest.mark.parametrize("dtype", ["float33", "nn", "complex64"])
+def test_a_type_that_no_array_has_is_refused(dtype: str, tmp_path: Path) -> None:
+    (found,) = problems(tmp_path, GOOD.replace("size: auto", f"dtype: {dtype}"))
+    assert found.startswith("c.yaml:6: data.dtype: ")
+
+
 def test_heads_that_do_not_divide_the_width_are_refused(tmp_path: Path) -> None:
     (found,) = problems(tmp_path, GOOD.replace("{kind: conv2d}", "{kind: transformer, width: 10, heads: 3}"))
     assert found.startswith("c.yaml:8: model.encoder.heads: 3 heads do not divide a width of 10")
