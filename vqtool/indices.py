@@ -3,7 +3,7 @@
 Shapes: N samples, L positions per sample, Q levels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -74,6 +74,16 @@ def check_output(path: Path, overwrite: bool, *beside: Path) -> None:
     for file in (path, *beside):
         if file.exists() and not overwrite:
             raise DataError(f"{file}: is there already; --overwrite replaces it")
+
+
+def check_not_input(path: Path, inputs: Sequence[Path]) -> None:
+    """Refuse an output that is one of the files it is made from.
+
+    Raises:
+        DataError: it is.
+    """
+    if path.resolve() in [file.resolve() for file in inputs]:
+        raise DataError(f"{path}: is what would be read; name another output")
 
 
 @contextmanager

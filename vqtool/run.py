@@ -39,7 +39,7 @@ class Run:
     @property
     def exists(self) -> bool:
         """Whether the folder already holds a run."""
-        return self.config.exists()
+        return self.config.exists() and any(file.exists() for file in self._files())
 
     def create(self, settings: RunSettings) -> None:
         """Make the folder and write the settings.
@@ -48,9 +48,8 @@ class Run:
             CheckpointError: the folder cannot be made.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
             write_config(self.config, settings)
-            self.checkpoints.mkdir(exist_ok=True)
         except OSError as error:
             raise CheckpointError(f"{self.folder}: cannot be made: {error.strerror}") from error
 
@@ -60,8 +59,8 @@ class Run:
         Raises:
             CheckpointError: names one of them.
         """
-        for file in self._files():
-            if file.exists():
+        for file in [self.config, *self._files()]:
+            if file.exists() and not (file.is_dir() and not any(file.iterdir())):
                 raise CheckpointError(f"{self.folder}: holds {file.name}, but no run; train into another --run-dir")
 
     def clear(self) -> None:
@@ -82,7 +81,7 @@ class Run:
         Raises:
             CheckpointError: there is no run here.
         """
-        if not self.exists:
+        if not self.config.exists():
             raise CheckpointError(f"{self.folder}: not a run: it has no {self.config.name}")
         return load_config(self.config)
 

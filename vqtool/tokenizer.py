@@ -18,7 +18,7 @@ from tqdm import tqdm
 from vqtool.autoencoder import Autoencoder, resolve_model
 from vqtool.chunks import chunk_rows, chunks
 from vqtool.config import RunSettings
-from vqtool.data import FileSource, Samples, SampleSpec, Survey, open_dataset, open_source, spec_of
+from vqtool.data import FileSource, Samples, SampleSpec, Source, Survey, open_dataset, open_source, spec_of
 from vqtool.data.layout import holds_classes, sample_shape
 from vqtool.data.rows import NumpyRows
 from vqtool.data.spec import dtype_name
@@ -28,6 +28,7 @@ from vqtool.evaluation import Evaluation, Pass, reconstruct
 from vqtool.fidelity import ClassFidelity, Fidelity, ValueFidelity
 from vqtool.indices import (
     Manifest,
+    check_not_input,
     check_output,
     index_dtype,
     manifest_path,
@@ -72,7 +73,9 @@ class Tokenizer:
         try:
             self.model.load_state_dict(state)
         except RuntimeError as error:
-            raise CheckpointError(f"{run.model}: does not fit {run.config.name}: {error}") from error
+            raise CheckpointError(
+                f"{run.model}: does not fit {run.config.name}: its tensors are another model's"
+            ) from error
         self.model.to(self.device).eval().requires_grad_(False)
         self.grid = self.model.grid(self.spec.size)
         self.validation_usage: list[Usage] = [usage_of(hits) for hits in counts]
@@ -116,8 +119,12 @@ class Tokenizer:
             )
         limits = torch.tensor(self.model.quantizer.codebook_sizes)
         limits = limits if self.model.quantizer.has_levels else limits[0]
-        if ((indices < 0) | (indices >= limits)).any():
-            raise DataError(f"decode: an index is none of the {self.model.quantizer.codebook_sizes} codes")
+        bad = ((indices < 0) | (indices >= limits)).nonzero()
+        if len(bad):
+            index = int(indices[tuple(bad[0])])
+            raise DataError(
+                f"decode: index {index} in row {int(bad[0, 0])} is no code; they are 0 to {limits.max() - 1}"
+            )
         pieces = [self._decode_chunk(x, size)[:n] for x, n in chunks(indices, chunk_rows(self.model, size))]
         return torch.cat(pieces)
 
@@ -139,7 +146,9 @@ class Tokenizer:
             DataError: the data are not like the run's, or the output is there already.
         """
         check_output(out, overwrite, manifest_path(out))
-        samples, survey = self._open(data, key)
+        source, samples = self._open(data, key)
+        check_not_input(out, source.paths)
+        survey = self._survey(source)
         manifest = Manifest(
             shape=[len(samples), *self._index_shape(samples.size)],
             dtype=index_dtype(self.model.quantizer.codebook_sizes).name,
@@ -166,6 +175,7 @@ class Tokenizer:
             DataError: another model wrote the indices, they are damaged, or the output is there already.
         """
         check_output(out, overwrite)
+        check_not_input(out, [path])
         indices, manifest = read_indices(path)
         if manifest.model_sha256 != self.model_sha256:
             raise DataError(
@@ -189,7 +199,8 @@ class Tokenizer:
         if data is None:
             samples = open_dataset(self.settings.data, self.settings.seed).validation
         else:
-            samples, _ = self._open(data, key)
+            source, samples = self._open(data, key)
+            self._survey(source)
         whole = Pass(self.model, self.settings.loss)
         fidelity = ClassFidelity() if self.spec.classes else ValueFidelity()
         for chunk in reconstruct(self.model, samples, self.settings.loss, "eval"):
@@ -200,7 +211,8 @@ class Tokenizer:
 
     def usage(self, data: str, key: str | None = None) -> list[Usage]:
         """The usage of each level over data."""
-        samples, _ = self._open(data, key)
+        source, samples = self._open(data, key)
+        self._survey(source)
         step = chunk_rows(self.model, samples.size)
         sizes = self.model.quantizer.codebook_sizes
         counts = [torch.zeros(size, dtype=torch.int64) for size in sizes]
@@ -212,14 +224,18 @@ class Tokenizer:
                 bar.update(len(indices))
         return [usage_of(hits) for hits in counts]
 
-    def _open(self, data: str | None, key: str | None) -> tuple[Samples, Survey]:
-        """Data checked against the run; None: the run's own."""
+    def _open(self, data: str | None, key: str | None) -> tuple[Source, Samples]:
+        """Data whose rows are like the run's; None: the run's own."""
         source = open_source(self.settings.data, self.settings.seed) if data is None else FileSource(data, key)
         self._check_like(source.rows.shape, source.rows.dtype, source.name)
+        return source, Samples(source.rows, self.spec)
+
+    def _survey(self, source: Source) -> Survey:
+        """Scan data, and refuse what is not finite or no class of the run's."""
         survey = source.survey(self.spec.layout)
         if self.spec.classes:
             source.check_classes(survey, self.spec.classes)
-        return Samples(source.rows, self.spec), survey
+        return survey
 
     def _check_like(self, row_shape: Size, dtype: torch.dtype, what: str) -> None:
         self.model.check_rows(row_shape, what)

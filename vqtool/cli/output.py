@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,7 +32,10 @@ def print_rich(value: "RenderableType") -> None:
     """Tables and text on standard output."""
     from rich.console import Console
 
-    Console(highlight=False).print(value)
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(highlight=False, width=120)  # a file or a pipe has no width to keep to
+    console.print(value)
 
 
 def say(line: str) -> None:

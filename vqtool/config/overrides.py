@@ -24,7 +24,10 @@ def _parse(override: str) -> tuple[tuple[str, ...], Tree]:
     path = tuple(key.strip().split("."))
     if not equals or not all(path):
         raise ConfigError(f"--set {override}: expected KEY=VALUE, with a dotted key such as training.steps=100")
-    return path, read_yaml(text, f"--set {key.strip()}")
+    try:
+        return path, read_yaml(text, f"--set {key.strip()}")
+    except ConfigError as error:
+        raise ConfigError(f"{error}; a text that YAML reads as something else wants quotes of its own") from error
 
 
 def _set(tree: Tree, path: tuple[str, ...], value: Tree, block: Block | None) -> None:

@@ -80,6 +80,8 @@ def _message(fault: Any, path: Path, tree: Tree, root: Block) -> str:
         case "literal_error":
             names = [name.strip("' ") for name in fault["ctx"]["expected"].replace(" or ", ", ").split(", ")]
             return f"expected {fault['ctx']['expected']}" + _nearest(str(fault["input"]), names, only_close=True)
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return "expected keys and values"
     message: str = fault["msg"]
     message = message.removeprefix("Value error, ").replace("Input should be", "expected", 1)
     return message.replace("a valid integer", "an integer").replace("a valid", "a")

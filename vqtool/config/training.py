@@ -1,8 +1,9 @@
 """The training block of the config."""
 
+import re
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from vqtool.settings import Settings
 
@@ -32,7 +33,7 @@ class TrainingSettings(Settings):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the networks in training; quantizing, validating and encoding are float32 always"
     )
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: cuda, else mps, else cpu")
+    device: str = Field("auto", description="auto: cuda, else mps, else cpu; also cuda:1")
     log_every: int = Field(50, ge=1, description="losses of the training batch")
     validate_every: int = Field(500, ge=1, description="a pass over the validation part; the last step has one too")
     checkpoint_every: int = Field(500, ge=1, description="what resuming needs; the last step has one too")
@@ -47,3 +48,10 @@ class TrainingSettings(Settings):
         "codebook/entropy",
         "codebook/soft_entropy",
     ] = Field("validation/loss/reconstruction", description="what the best model is best by")
+
+    @field_validator("device")
+    @classmethod
+    def _is_a_device(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", device):
+            raise ValueError("expected auto, cpu, mps, cuda or cuda:1")
+        return device

@@ -1,6 +1,7 @@
 """YAML text to plain values, with the line of every key.
 
-YAML 1.2's scalars, where 1e-3 is a number and `no` a word; a key twice, a tag or an alias is an error.
+The scalars of YAML 1.2 in their decimal forms, where 1e-3 is a number and `no` a word; a key twice, a tag or an alias is
+an error.
 """
 
 import re
@@ -82,7 +83,8 @@ def read_yaml(text: str, name: str) -> Tree:
         tree.values = None if node is None else _value(node, (), tree, name)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{name}{line}: not YAML: {error.problem}") from error
+        text = ", ".join(part for part in (error.context, error.problem) if part)
+        raise ConfigError(f"{name}{line}: not YAML: {text}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:

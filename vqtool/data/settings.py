@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from vqtool.data.layout import LayoutName
+from vqtool.data.spec import DtypeName
 from vqtool.data.synthetic import SyntheticSource
 from vqtool.settings import Settings
 
@@ -26,7 +27,7 @@ class DataSettings(Settings):
     classes: Annotated[int, Field(ge=1, le=MOST_CLASSES)] | Auto | None = Field(
         "auto", description="number of classes of an integer grid; auto: the largest one found, and one; null: values"
     )
-    dtype: str = Field("auto", description="the type of the array")
+    dtype: DtypeName | Auto = Field("auto", description="the type of the array")
     normalize: Literal["none", "global", "feature"] = Field(
         "global", description="one mean and scale, or one a channel, fitted on the training part; never for classes"
     )

@@ -57,9 +57,11 @@ class Source(ABC):
 
     Attributes:
         name: what to call them in a message.
+        paths: the files they are read from.
     """
 
     name: str
+    paths: list[Path]
     rows: Rows
 
     def survey(self, layout: LayoutName, training: NDArray[np.bool_] | None = None) -> Survey:
@@ -121,14 +123,14 @@ class FileSource(Source):
     def __init__(self, path: str, key: str | None = None) -> None:
         self.name = path
         self._key = key
-        self._paths = _expand(path)
-        self._shards = [open_file(file, key) for file in self._paths]
-        _check_agree(self._paths, self._shards)
+        self.paths = _expand(path)
+        self._shards = [open_file(file, key) for file in self.paths]
+        _check_agree(self.paths, self._shards)
         self.rows = self._shards[0] if len(self._shards) == 1 else ShardedRows(self._shards)
 
     def _scan(self, layout: LayoutName, training: NDArray[np.bool_] | None) -> list[tuple[Shard, Scan]]:
         found, start = [], 0
-        for path, rows in zip(self._paths, self._shards, strict=True):
+        for path, rows in zip(self.paths, self._shards, strict=True):
             kept = None if training is None else training[start : start + len(rows)]
             scan = scan_file(path, rows, layout, self._key, kept)
             found.append((Shard(path.name, len(rows), scan.sha256), scan))
@@ -145,6 +147,7 @@ class GeneratedSource(Source):
 
     def __init__(self, settings: SyntheticSettings, seed: int) -> None:
         self.name = f"synthetic-{settings.source.kind}"
+        self.paths = []
         size = settings.samples * settings.source.numbers * _WORKING_BYTES
         check_fits_memory(size, f"{settings.samples:,} samples of {self.name}")
         self._array = settings.source.generate(settings.samples, np.random.default_rng(seed))

@@ -5,12 +5,29 @@ Shapes: n rows, C channels; size is (), (T,) or (H, W).
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from vqtool.data.layout import LayoutName, row_shape, rows_to_values, values_to_rows
 from vqtool.errors import DataError
+
+DtypeName = Literal[
+    "float16",
+    "bfloat16",
+    "float32",
+    "float64",
+    "bool",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+]
 
 
 @dataclass(frozen=True)

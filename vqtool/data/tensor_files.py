@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from vqtool.data.rows import NumpyRows, Rows, TensorRows
-from vqtool.data.spec import dtype_name
+from vqtool.data.spec import DtypeName, dtype_name
 from vqtool.errors import DataError, VqtoolError
 
 
@@ -102,10 +102,7 @@ def _check(what: str, array: Array) -> None:
         raise DataError(f"{what}: shape {array.shape} holds nothing")
 
 
-_DTYPES = (
-    *("float16", "bfloat16", "float32", "float64", "bool"),
-    *("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
-)
+_DTYPES = get_args(DtypeName)
 
 
 def _read_npy(path: Path) -> dict[str, Array]:
