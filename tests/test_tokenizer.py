@@ -505,7 +505,7 @@ def test_rows_that_the_network_cannot_make_are_refused(tmp_path: Path, row_shape
 def test_an_index_that_is_no_code_is_refused(trained: TrainedRun, bad: int) -> None:
     indices = np.zeros((3, 16), dtype=np.int64)
     indices[1, 5] = bad
-    with pytest.raises(DataError, match=rf"decode: index {index} in row 1 is no code; they are 0 to 15"):
+    with pytest.raises(DataError, match=rf"decode: index {bad} in row 1 is no code; they are 0 to 15"):
         load(trained.folder).decode(indices)
 
 

@@ -1,7 +1,7 @@
 """YAML text to plain values, with the line of every key.
 
-The scalars of YAML 1.2 in their decimal forms, where 1e-3 is a number and `no` a word; a key twice, a tag or an alias is
-an error.
+The scalars of YAML 1.2 in their decimal forms, where 1e-3 is a number and `no` a word. A key twice, a tag or an alias
+is an error.
 """
 
 import re
