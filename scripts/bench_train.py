@@ -2,7 +2,8 @@
 
     python scripts/bench_train.py configs/quickstart.yaml
 
-The two take turns, and the medians and the median of the ratios are printed: one timing on a shared machine says little.
+The two take turns, and the medians are printed, with the median of the ratios: one timing on a shared machine says
+little.
 """
 
 import argparse
