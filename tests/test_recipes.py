@@ -50,7 +50,7 @@ def test_a_recipe_runs_on_an_array_of_ones_own(vqtool, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_a_recipe_is_complete_without_its_defaults(name, tmp_path):
+def test_a_recipe_takes_its_name_from_its_file(name, tmp_path):
     settings = load_config(write_recipe(name, tmp_path / f"{name}.yaml"))
     assert settings.name == name
 

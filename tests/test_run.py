@@ -116,11 +116,12 @@ def test_a_damaged_model_is_named(content: bytes, run: Run) -> None:
 
 def test_a_summary_reads_back(run: Run) -> None:
     assert run.read_summary() is None
-    run.write_summary({"steps": 3, "best": {"a": 0.5}})
-    assert run.read_summary() == {"steps": 3, "best": {"a": 0.5}}
+    summary = {"steps": 3, "seconds": 1.5, "best_step": 2, "best": {"a": 0.5}, "final": {"a": 0.75}}
+    run.write_summary(summary)
+    assert run.read_summary() == summary
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"5", b"[]", b'{"steps": 30}'])
 def test_a_damaged_summary_is_named(content: bytes, run: Run) -> None:
     run.summary.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"summary\.json: damaged"):

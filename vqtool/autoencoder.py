@@ -117,6 +117,9 @@ class Autoencoder(nn.Module):
             )
 
 
+_HINT = ". Choose another encoder, or set data.layout if that is not what the rows are"
+
+
 def resolve_model(settings: ModelSettings, spec: SampleSpec) -> ModelSettings:
     """Settings with the width of the codes and the decoder filled in.
 
@@ -144,6 +147,6 @@ def _check_net(where: str, net: NetSettings, spec: SampleSpec) -> None:
     what = f"{'classes' if spec.classes else kinds[len(spec.size)]} of rows {spec.row_shape}, layout {spec.layout}"
     if len(spec.size) not in net.ranks:
         takes = " or ".join(kinds[rank] for rank in net.ranks)
-        raise ConfigError(f"{where}.kind: {net.kind} takes {takes}; the data are {what}")
+        raise ConfigError(f"{where}.kind: {net.kind} takes {takes}; the data are {what}{_HINT}")
     if spec.classes and not net.takes_classes:
-        raise ConfigError(f"{where}.kind: {net.kind} takes values; the data are {what}")
+        raise ConfigError(f"{where}.kind: {net.kind} takes values; the data are {what}{_HINT}")

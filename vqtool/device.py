@@ -20,5 +20,5 @@ def resolve_device(name: str) -> torch.device:
         raise ConfigError(f"device: {name!r} is no device; expected auto, cpu, mps, cuda or cuda:1") from error
     if not available.get(device.type) or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
         here = ", ".join(kind for kind, there in available.items() if there)
-        raise ConfigError(f"device: {name} is not available on this machine; it has {here}")
+        raise ConfigError(f"device: {name} is not available on this machine; it has {here}; choose with --device")
     return device

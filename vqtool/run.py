@@ -1,5 +1,6 @@
 """The run directory: what is where, written and read."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from vqtool.config import RunSettings, load_config, write_config
 from vqtool.errors import CheckpointError
-from vqtool.files import replacing, sha256, write_json
+from vqtool.files import replacing, write_json
 
 # Hits of each code in the best validation pass, a tensor a level, beside the weights.
 _COUNTS = "validation.counts."
@@ -103,14 +104,15 @@ class Run:
                 f"{self.folder}: has no {self.model.name} yet; the first validation (training.validate_every) writes it"
             )
         try:
-            tensors = load(self.model.read_bytes())
+            content = self.model.read_bytes()
+            tensors = load(content)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{self.model}: damaged: {error}") from error
         levels = sorted(
             (name for name in tensors if name.startswith(_COUNTS)), key=lambda name: int(name[len(_COUNTS) :])
         )
         counts = [tensors.pop(name) for name in levels]
-        return tensors, counts, sha256(self.model)
+        return tensors, counts, hashlib.sha256(content).hexdigest()
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write how the run ended."""
@@ -122,6 +124,8 @@ class Run:
             return None
         try:
             summary: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CheckpointError(f"{self.summary}: damaged: {error}") from error
-        return summary
+            if {"steps", "best_step", "best", "final", "seconds"} <= summary.keys():
+                return summary
+        except (ValueError, AttributeError) as error:
+            raise CheckpointError(f"{self.summary}: damaged: {error}; remove it to go on") from error
+        raise CheckpointError(f"{self.summary}: damaged: it lacks what a summary has; remove it to go on")

@@ -226,13 +226,17 @@ class Tokenizer:
 
     def _open(self, data: str | None, key: str | None) -> tuple[Source, Samples]:
         """Data whose rows are like the run's; None: the run's own."""
+        if data is None and key is not None:
+            raise DataError(
+                f"key {key!r}: names an array of other data, but none is given; the run's own key stands in it"
+            )
         source = open_source(self.settings.data, self.settings.seed) if data is None else FileSource(data, key)
         self._check_like(source.rows.shape, source.rows.dtype, source.name)
         return source, Samples(source.rows, self.spec)
 
     def _survey(self, source: Source) -> Survey:
         """Scan data, and refuse what is not finite or no class of the run's."""
-        survey = source.survey(self.spec.layout)
+        survey = source.verify(self.spec.layout)
         if self.spec.classes:
             source.check_classes(survey, self.spec.classes)
         return survey

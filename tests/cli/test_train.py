@@ -143,7 +143,9 @@ def test_the_closing_table_names_the_figures_the_run_and_the_next_commands(here:
         assert words in done.out
     assert "vqtool encode runs/tiny" in done.out
     assert "vqtool inspect runs/tiny" in done.out
-    assert done.err.startswith("step 1: validation reconstruction ")
+    reading, validation = done.err.splitlines()
+    assert reading == ("rows (1, 8, 8) float32, layout CHW, values, normalize global; 54 to train on, 6 to validate on")
+    assert validation.startswith("step 1: validation reconstruction ")
 
 
 def test_json_is_one_object_and_the_messages_are_elsewhere(here: Path, vqtool: Command) -> None:
@@ -270,7 +272,7 @@ def test_a_loss_that_is_not_finite_is_3_and_says_what_to_try(here: Path, vqtool:
     wild = ["learning_rate=1e30", "gradient_clip=null", "warmup_steps=0"]
     done = vqtool("train", "--config", "tiny.yaml", *(word for one in wild for word in ("--set", f"training.{one}")))
     assert (done.code, done.out) == (3, "")
-    assert done.err.startswith("vqtool: step 2: not finite: reconstruction")
+    assert "\nvqtool: step 2: not finite: reconstruction" in done.err
     assert "training.learning_rate" in done.err
     assert not Path("runs/tiny/summary.json").exists()
 
@@ -429,7 +431,7 @@ def interrupted(here: Path, vqtool: Command, monkeypatch: pytest.MonkeyPatch) ->
         patch.setattr("vqtool.training.trainer.stop_requests", _stopped_at_once)
         done = vqtool("train", "--config", "tiny.yaml")
     assert done.code == 143
-    assert done.err == "vqtool: stopped by SIGTERM after step 1, saved; --resume goes on from there\n"
+    assert done.err.endswith("\nvqtool: stopped by SIGTERM after step 1, saved; --resume goes on from there\n")
     run = here / "runs" / "tiny"
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000000001.pt"]
     return run

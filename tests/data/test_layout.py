@@ -88,8 +88,8 @@ def test_values_have_their_channels_first(layout: LayoutName, row: tuple[int, ..
     rows = np.random.default_rng(0).random((4, *row))
     values = rows_to_values(torch.from_numpy(rows), layout)
     expected = rows[:, None] if channel is None else np.moveaxis(rows, 1 + channel, 1)
-    assert values.dtype == torch.float32
-    np.testing.assert_array_equal(values.numpy(), expected.astype(np.float32))
+    assert values.dtype == torch.float64
+    np.testing.assert_array_equal(values.numpy(), expected)
 
 
 @pytest.mark.parametrize(("layout", "row", "channel"), ROWS)

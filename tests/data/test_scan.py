@@ -14,7 +14,7 @@ from torch import Tensor
 from vqtool.data import scan
 from vqtool.data.layout import LayoutName, holds_classes
 from vqtool.data.rows import NumpyRows, RowNumbers, Rows, TensorRows
-from vqtool.data.scan import Moments, Scan, scan_file, scan_rows
+from vqtool.data.scan import Moments, Scan, scan_file, scan_rows, verify_file
 from vqtool.data.tensor_files import open_file
 from vqtool.errors import DataError
 
@@ -295,9 +295,18 @@ def test_a_cache_that_fills_the_disk_does_no_harm(tmp_path: Path, monkeypatch: p
 def test_a_damaged_cache_entry_is_ignored_and_mended(tmp_path: Path, damaged: bytes) -> None:
     path = _saved(tmp_path, np.random.default_rng(0).random((20, 3)))
     first, _ = _scan_saved(path)
-    (entry,) = Path(os.environ["XDG_CACHE_HOME"], "vqtool").iterdir()
-    entry.write_bytes(damaged)
+    for entry in Path(os.environ["XDG_CACHE_HOME"], "vqtool").iterdir():
+        entry.write_bytes(damaged)
     again, reads = _scan_saved(path)
     assert again == first
     assert reads > 0
     assert _scan_saved(path) == (first, 0)
+
+
+def test_verifying_after_a_scan_of_any_split_reads_nothing(tmp_path: Path) -> None:
+    path = _saved(tmp_path, np.random.default_rng(0).random((20, 3)))
+    half = np.arange(20) < 10
+    scanned = scan_file(path, open_file(path), "C", None, half)
+    unread = open_file(path)
+    unread.read = None  # type: ignore[assignment, method-assign]
+    assert verify_file(path, unread, "C", None).sha256 == scanned.sha256

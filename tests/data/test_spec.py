@@ -104,3 +104,8 @@ def test_channels_are_looked_for_where_the_layout_has_them() -> None:
 def test_a_type_is_named_as_torch_names_it() -> None:
     assert dtype_name(torch.bfloat16) == "bfloat16"
     assert _vectors("bfloat16").torch_dtype == torch.bfloat16
+
+
+def test_float16_ends_at_its_largest_value_not_at_infinity() -> None:
+    rows = SampleSpec("C", 2, (), None, "float16").rows(torch.tensor([[1e6, -1e6]]))
+    assert rows.tolist() == [[65504.0, -65504.0]]

@@ -30,7 +30,8 @@ def inspect(
     found = inspect(targets, data, key, device)
     if as_json:
         fields = [_fields(inspection) for inspection in found]
-        print_json(fields[0] if len(fields) == 1 else {"targets": fields})
+        alone = [inspection.target for inspection in found] == [str(target) for target in targets] and len(found) == 1
+        print_json(fields[0] if alone else {"targets": fields})
         return
     for inspection in found:
         print_rich(render(inspection))

@@ -18,6 +18,9 @@ from vqtool.data.sources import FileSource, GeneratedSource, Source, Survey
 from vqtool.data.spec import SampleSpec, dtype_name
 from vqtool.errors import ConfigError, DataError
 
+# A standard deviation below this, relative to the mean, leaves a float32 fewer than five bits for the value.
+_RESOLUTION = 2.0**-19
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -216,6 +219,11 @@ def _normalization(
         variance = np.full_like(variance, (variance + (mean - mean.mean()) ** 2).mean())
         mean = np.full_like(mean, mean.mean())
     scale = np.where(variance > 0, np.sqrt(variance), 1.0)
+    if (scale < np.abs(mean) * _RESOLUTION).any():
+        raise DataError(
+            f"data: values lie around {mean[np.argmax(np.abs(mean))]:.6g} and differ by {scale.min():.3g}, too little "
+            "for float32, which networks compute in; subtract their mean first"
+        )
     return tuple(mean.tolist()), tuple(scale.tolist())
 
 

@@ -40,13 +40,13 @@ def holds_classes(layout: LayoutName, dtype: torch.dtype) -> bool:
 
 
 def rows_to_values(rows: Tensor, layout: LayoutName) -> Tensor:
-    """(n, *row) to (n, C, *size) float32; a float row without channels gets one."""
+    """(n, *row) to (n, C, *size) of the same type; a float row without channels gets one."""
     channel = LAYOUTS[layout].channel
-    return (rows.unsqueeze(1) if channel is None else rows.movedim(1 + channel, 1)).to(torch.float32)
+    return rows.unsqueeze(1) if channel is None else rows.movedim(1 + channel, 1)
 
 
 def values_to_rows(values: Tensor, layout: LayoutName) -> Tensor:
-    """The inverse of `rows_to_values`, but for the type."""
+    """The inverse of `rows_to_values`."""
     channel = LAYOUTS[layout].channel
     return values.squeeze(1) if channel is None else values.movedim(1, 1 + channel)
 

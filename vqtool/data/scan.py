@@ -83,18 +83,24 @@ def scan_file(path: Path, rows: Rows, layout: LayoutName, key: str | None, train
     Raises:
         DataError: a value is NaN, infinite or beyond float32; names the first such row.
     """
-    entry = _cache_entry(path, layout, key, training)
+    entry = _cache_entry(path, layout, key, _split_name(training))
     cached = _cached(entry)
     if cached is not None:
         return cached
     with path.open("rb") as file:
         scan = scan_rows(str(path), rows, layout, training, file, path.stat().st_size)
-    try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        write_json(entry, asdict(scan))
-    except (OSError, VqtoolError):
-        pass  # The cache only saves time.
+    _keep(entry, scan)
+    _keep(_cache_entry(path, layout, key, _ANY_SPLIT), scan)
     return scan
+
+
+def verify_file(path: Path, rows: Rows, layout: LayoutName, key: str | None) -> Scan:
+    """As `scan_file` for all rows, but any earlier scan of the file will do: the moments mean nothing.
+
+    Raises:
+        DataError: as `scan_file`.
+    """
+    return _cached(_cache_entry(path, layout, key, _ANY_SPLIT)) or scan_file(path, rows, layout, key, None)
 
 
 def scan_rows(
@@ -120,7 +126,7 @@ def scan_rows(
                 bounds += [int(chunk.numpy().min()), int(chunk.numpy().max())]
             else:
                 values = rows_to_values(chunk, layout)
-                _check_finite(values, name, start)
+                _check_finite(values.float(), name, start)
                 kept = Moments.of(values if training is None else values[torch.from_numpy(training[start:stop])])
                 moments = kept if moments is None else moments.merge(kept)
             bar.update(stop - start)
@@ -138,12 +144,26 @@ def _check_finite(values: Tensor, name: str, start: int) -> None:
         raise DataError(f"{name}: row {start + row} holds {kind}")
 
 
-def _cache_entry(path: Path, layout: LayoutName, key: str | None, training: NDArray[np.bool_] | None) -> Path:
+_ANY_SPLIT = "any"
+
+
+def _split_name(training: NDArray[np.bool_] | None) -> str:
+    return "all" if training is None else hashlib.sha256(np.packbits(training).tobytes()).hexdigest()
+
+
+def _cache_entry(path: Path, layout: LayoutName, key: str | None, split: str) -> Path:
     status = path.stat()
-    split = None if training is None else hashlib.sha256(np.packbits(training).tobytes()).hexdigest()
     identity = [_VERSION, str(path.resolve()), status.st_size, status.st_mtime_ns, layout, key, split]
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     return home / "vqtool" / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()}.json"
+
+
+def _keep(entry: Path, scan: Scan) -> None:
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        write_json(entry, asdict(scan))
+    except (OSError, VqtoolError):
+        pass  # The cache only saves time.
 
 
 def _cached(entry: Path) -> Scan | None:

@@ -18,7 +18,7 @@ MOST_CLASSES = 1 << 20
 class DataSettings(Settings):
     """What is said of any data. All that is `auto` follows from the array, and stands resolved in the run's config."""
 
-    validation: Annotated[float, Field(gt=0, lt=1)] | str = Field(
+    validation: Annotated[float, Field(gt=0, lt=1)] | Annotated[str, Field(min_length=1)] = Field(
         0.1, description="the fraction held out at random, or a path to data of its own"
     )
     layout: LayoutName | Auto = Field("auto", description="the axes of a row: C channels, T steps, H by W pixels")

@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 
 from vqtool.data.layout import LayoutName
 from vqtool.data.rows import NumpyRows, Rows, ShardedRows
-from vqtool.data.scan import Moments, Scan, scan_file, scan_rows
+from vqtool.data.scan import Moments, Scan, scan_file, scan_rows, verify_file
 from vqtool.data.settings import SyntheticSettings
 from vqtool.data.spec import dtype_name
 from vqtool.data.tensor_files import READERS, check_fits_memory, open_file
 from vqtool.errors import DataError
 
+# Rows looked through at a time.
+_BLOCK = 4096
 # What making up one number may take at the worst: itself, and temporaries in float64.
 _WORKING_BYTES = 32
 
@@ -70,13 +72,23 @@ class Source(ABC):
         Raises:
             DataError: a value is not finite, or a class is negative.
         """
-        scanned = self._scan(layout, training)
+        return self._summary(self._scan(layout, training), layout)
+
+    def verify(self, layout: LayoutName) -> Survey:
+        """As `survey`, without moments: any earlier scan of a file will do.
+
+        Raises:
+            DataError: as `survey`.
+        """
+        return self._summary(self._verify(layout), layout)
+
+    def _summary(self, scanned: list[tuple[Shard, Scan]], layout: LayoutName) -> Survey:
         moments = [scan.moments for _, scan in scanned if scan.moments is not None]
         largest = [scan.largest for _, scan in scanned if scan.largest is not None]
         if any(scan.smallest is not None and scan.smallest < 0 for _, scan in scanned):
             raise DataError(
                 f"{self.name}: row {self._first_outside(None)} holds a negative integer; in layout {layout} integers "
-                "are classes, counted from 0"
+                "are classes, counted from 0; if these are values, set a data.layout with channels, such as C"
             )
         return Survey(
             shards=tuple(shard for shard, _ in scanned),
@@ -96,16 +108,20 @@ class Source(ABC):
                 f"is {survey.largest}), but there are {classes} classes, counted from 0"
             )
 
+    def _verify(self, layout: LayoutName) -> list[tuple[Shard, Scan]]:
+        return self._scan(layout, None)
+
     @abstractmethod
     def _scan(self, layout: LayoutName, training: NDArray[np.bool_] | None) -> list[tuple[Shard, Scan]]:
         """Each shard and what is found in it."""
 
     def _first_outside(self, classes: int | None) -> int:
         """The number of the first row with an integer below 0, or of `classes` or above."""
-        for row in range(len(self.rows)):
-            values = self.rows.read(row, row + 1).numpy()
-            if values.min() < 0 or (classes is not None and values.max() >= classes):
-                return row
+        for start in range(0, len(self.rows), _BLOCK):
+            rows = self.rows.read(start, min(start + _BLOCK, len(self.rows))).flatten(1).numpy()
+            outside = (rows < 0).any(axis=1) if classes is None else (rows >= classes).any(axis=1)
+            if outside.any():
+                return start + int(outside.argmax())
         raise AssertionError("the scan saw such a row")
 
 
@@ -121,6 +137,8 @@ class FileSource(Source):
     """
 
     def __init__(self, path: str, key: str | None = None) -> None:
+        if not path:
+            raise DataError("the path of the data is empty")
         self.name = path
         self._key = key
         self.paths = _expand(path)
@@ -136,6 +154,15 @@ class FileSource(Source):
             found.append((Shard(path.name, len(rows), scan.sha256), scan))
             start += len(rows)
         return found
+
+    def _verify(self, layout: LayoutName) -> list[tuple[Shard, Scan]]:
+        scans = [
+            verify_file(path, rows, layout, self._key) for path, rows in zip(self.paths, self._shards, strict=True)
+        ]
+        return [
+            (Shard(path.name, len(rows), scan.sha256), scan)
+            for path, rows, scan in zip(self.paths, self._shards, scans, strict=True)
+        ]
 
 
 class GeneratedSource(Source):

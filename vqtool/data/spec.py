@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vqtool.data.layout import LayoutName, row_shape, rows_to_values, values_to_rows
+from vqtool.data.layout import LAYOUTS, LayoutName, row_shape, rows_to_values, values_to_rows
 from vqtool.errors import DataError
 
 DtypeName = Literal[
@@ -60,7 +60,7 @@ class SampleSpec:
 
     def samples(self, rows: Tensor) -> Tensor:
         """(n, *row) to (n, C, *size) float32 values, or (n, *size) int64 classes."""
-        return rows.to(torch.int64) if self.classes else rows_to_values(rows, self.layout)
+        return rows.to(torch.int64) if self.classes else rows_to_values(rows, self.layout).to(torch.float32)
 
     def rows(self, samples: Tensor) -> Tensor:
         """Samples back to rows of the user's type: rounded and clamped for integers, cut at one half for booleans."""
@@ -68,8 +68,12 @@ class SampleSpec:
         rows = samples if self.classes else values_to_rows(samples, self.layout)
         if dtype == torch.bool:
             return rows >= 0.5
-        if dtype.is_floating_point or self.classes:
+        if self.classes:
             return rows.to(dtype)
+        if dtype.is_floating_point:
+            # The smaller types have less room than the float32 that they are computed in.
+            largest = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max)
+            return rows.clamp(-largest, largest).to(dtype)
         limits = torch.iinfo(dtype)
         # As a double, the largest 64-bit integer would round up, out of range.
         largest = float(limits.max) if int(float(limits.max)) <= limits.max else math.nextafter(float(limits.max), 0)
@@ -82,8 +86,8 @@ class SampleSpec:
             DataError: another number of axes or channels, or another size where `any_size` is False.
         """
         expected = self.row_shape
-        channel_axis = [i for i, n in enumerate(row_shape(self.layout, -1, self.size)) if n == -1]
-        fits = len(shape) == len(expected) and all(shape[i] == expected[i] for i in channel_axis)
+        channel = LAYOUTS[self.layout].channel
+        fits = len(shape) == len(expected) and (channel is None or shape[channel] == expected[channel])
         if not fits or 0 in shape or (shape != expected and not any_size):
             raise DataError(
                 f"{what}: rows of shape {shape}, but the model was trained on rows of shape {expected} "

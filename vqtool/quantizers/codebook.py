@@ -66,7 +66,7 @@ class EmaCodebook(Codebook):
     """Codes as the moving average of the vectors they win (van den Oord et al. 2017, eqs. 6-8).
 
     The averages start from nothing, so that a code stands at the mean of its first vectors after their first update;
-    a code that never won any keeps its first value. There is no other writer: codes and averages are buffers.
+    a code that never won any keeps its first value. Codes and averages are buffers: no gradient writes to them.
 
     Attributes:
         counts: (K,) moving average of hits.

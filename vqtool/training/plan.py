@@ -84,8 +84,12 @@ def _one_batch(prepared: Prepared) -> tuple[float, int]:
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    bfloat16 = prepared.settings.training.precision == "bfloat16"
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        output = prepared.model(x)
+        with torch.autocast(prepared.device.type, torch.bfloat16, enabled=bfloat16):
+            output = prepared.model(x)
         loss = reconstruction_loss(prepared.settings.loss.reconstruction, output.prediction, output.target)
+    if loss.requires_grad:
+        loss.backward()
     prepared.model.quantizer.discard()
     return float(loss.detach()), sum(kept.values()) + x.nbytes

@@ -1,5 +1,6 @@
 """From settings to what a run needs: the data, the model, the device, and settings with nothing left open."""
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,10 +72,12 @@ def _check_learns(settings: RunSettings) -> None:
 
 
 def _check_memory(settings: RunSettings, dataset: Dataset) -> None:
-    """Refuse a model whose weights, gradients and optimizer state would not fit, before any is made."""
+    """Refuse a batch, or a model with its gradients and optimizer state, that would not fit, before any is made."""
     with torch.device("meta"):
         model = Autoencoder(settings.model, dataset.spec, dataset.mean, dataset.scale)
-    check_fits_memory(standing_bytes(model), "model")
+    batch = 4 * settings.training.batch_size * dataset.spec.channels * math.prod(dataset.spec.size)
+    check_fits_memory(standing_bytes(model), "the model")
+    check_fits_memory(batch, "one batch, for training.batch_size,")
 
 
 def standing_bytes(model: Autoencoder) -> int:

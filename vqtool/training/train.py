@@ -8,7 +8,7 @@ from vqtool.config import RunSettings
 from vqtool.errors import CheckpointError, ConfigError
 from vqtool.run import Run
 from vqtool.training.checkpoint import load_checkpoint
-from vqtool.training.prepare import deterministic, prepare
+from vqtool.training.prepare import Prepared, deterministic, prepare
 from vqtool.training.trainer import Trainer
 
 
@@ -56,6 +56,7 @@ def train(
         run.check_free()
     run.create(prepared.settings)
     run.summary.unlink(missing_ok=True)
+    say(_reading(prepared))
     trainer = Trainer(prepared, run, state, say)
     with deterministic():
         trainer.train()
@@ -70,6 +71,16 @@ def train(
     }
     run.write_summary(summary)
     return summary
+
+
+def _reading(prepared: Prepared) -> str:
+    """How the data were read, so that a wrong guess is seen at once."""
+    data = prepared.dataset
+    holds = f"{data.spec.classes} classes" if data.spec.classes else f"values, normalize {data.settings.normalize}"
+    return (
+        f"rows {data.spec.row_shape} {data.spec.dtype}, layout {data.spec.layout}, {holds}; "
+        f"{len(data.training):,} to train on, {len(data.validation):,} to validate on"
+    )
 
 
 def run_folder(settings: RunSettings) -> Path:
