@@ -101,3 +101,20 @@ def test_within_deterministic_torch_is_and_afterwards_as_before() -> None:
         fail_within_deterministic()
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.utils.deterministic.fill_uninitialized_memory == filled  # type: ignore[attr-defined]
+
+
+def test_all_that_does_not_go_together_is_told_at_once(tmp_path: Path) -> None:
+    settings = tiny(tmp_path, encoder={"kind": "conv2d"}, loss={"reconstruction": "cross_entropy"})
+    with pytest.raises(ConfigError) as error:
+        prepare(settings)
+    keys = [line.split(":")[0] for line in str(error.value).splitlines()]
+    assert keys == ["model.encoder.kind", "loss.reconstruction"]
+
+
+def test_what_needs_no_data_is_told_before_they_are_opened(tmp_path: Path) -> None:
+    settings = tiny(tmp_path, learning=ENTROPY, device="cuda:99")
+    (tmp_path / "data.npy").unlink()
+    with pytest.raises(ConfigError) as error:
+        prepare(settings)
+    keys = [line.split(":")[0] for line in str(error.value).splitlines()]
+    assert keys == ["device", "model.quantizer.learning.kind"]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from vqtool.errors import CheckpointError, DataError
 from vqtool.indices import read_indices
@@ -81,11 +82,13 @@ def _count_file(path: Path) -> list[Usage]:
     array, manifest = read_indices(path)
     sizes = manifest.codebook_sizes
     counts = np.zeros((len(sizes), max(sizes)), dtype=np.int64)
-    per_row = int(np.prod(array.shape[1:]))
-    for start in range(0, len(array), max(1, _BLOCK // per_row)):
-        levels = array[start : start + max(1, _BLOCK // per_row)].reshape(-1, len(sizes)).T
-        for hits, size, level in zip(counts, sizes, levels, strict=True):
-            if level.size and int(level.max()) >= size:
-                raise DataError(f"{path}: holds index {level.max()}, but the codebook has {size} codes")
-            hits += np.bincount(level, minlength=counts.shape[1])
+    step = max(1, _BLOCK // int(np.prod(array.shape[1:])))
+    with tqdm(total=len(array), desc="inspect", unit=" rows", leave=False, disable=None, delay=1) as bar:
+        for start in range(0, len(array), step):
+            rows = array[start : start + step]
+            for hits, size, level in zip(counts, sizes, rows.reshape(-1, len(sizes)).T, strict=True):
+                if level.size and int(level.max()) >= size:
+                    raise DataError(f"{path}: holds index {level.max()}, but the codebook has {size} codes")
+                hits += np.bincount(level, minlength=counts.shape[1])
+            bar.update(len(rows))
     return [usage_of(torch.from_numpy(hits[:size])) for hits, size in zip(counts, sizes, strict=True)]

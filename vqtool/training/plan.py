@@ -10,6 +10,7 @@ from torch import Tensor
 from vqtool.config import RunSettings
 from vqtool.data import BatchOrder, SampleSpec
 from vqtool.losses import reconstruction_loss
+from vqtool.run import Run
 from vqtool.training.prepare import Prepared, prepare, standing_bytes
 from vqtool.training.train import run_folder
 
@@ -47,15 +48,17 @@ def plan_run(settings: RunSettings, folder: Path | None = None) -> Plan:
     Raises:
         ConfigError, DataError: as `train`.
     """
+    run = Run(folder or run_folder(settings))
+    if not run.exists:
+        run.check_free()
     prepared = prepare(settings)
     model, dataset, training = prepared.model, prepared.dataset, prepared.settings.training
-    folder = folder or run_folder(settings)
     loss, kept = _one_batch(prepared)
     grid = model.grid(dataset.spec.size)
     sizes = model.quantizer.codebook_sizes
     return Plan(
-        run_dir=str(folder),
-        exists=(folder / "config.yaml").exists(),
+        run_dir=str(run.folder),
+        exists=run.exists,
         device=str(prepared.device),
         spec=dataset.spec,
         normalize=dataset.settings.normalize,

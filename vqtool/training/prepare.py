@@ -2,9 +2,10 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -16,6 +17,8 @@ from vqtool.device import resolve_device
 from vqtool.errors import ConfigError
 from vqtool.losses import resolve_reconstruction
 from vqtool.quantizers import CodebookLossLearning, EntropyLearning
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,22 +43,41 @@ def prepare(settings: RunSettings) -> Prepared:
         ConfigError: settings that do not go together, or not with the data.
         DataError: data that cannot be used.
     """
-    device = resolve_device(settings.training.device)
+    problems = Problems()
+    device = problems.collect(lambda: resolve_device(settings.training.device), torch.device("cpu"))
+    problems.collect(lambda: _check_learns(settings), None)
+    problems.tell()  # before the data, whose scan may take a while
     dataset = open_dataset(settings.data, settings.seed)
-    resolved = settings.model_copy(
-        update={
-            "data": dataset.settings,
-            "model": resolve_model(settings.model, dataset.spec),
-            "loss": resolve_reconstruction(settings.loss, dataset.spec.classes),
-        }
-    )
-    _check_learns(resolved)
+    model_settings = problems.collect(lambda: resolve_model(settings.model, dataset.spec), settings.model)
+    loss = problems.collect(lambda: resolve_reconstruction(settings.loss, dataset.spec.classes), settings.loss)
+    problems.tell()
+    resolved = settings.model_copy(update={"data": dataset.settings, "model": model_settings, "loss": loss})
     _check_memory(resolved, dataset)
     # Initialised on the CPU, so that a seed means the same weights on every device.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = Autoencoder(resolved.model, dataset.spec, dataset.mean, dataset.scale)
     return Prepared(resolved, dataset, model.to(device), device)
+
+
+class Problems:
+    """Collects what several checks find, so that the user hears of all of it at once."""
+
+    def __init__(self) -> None:
+        self._found: list[str] = []
+
+    def collect(self, check: Callable[[], T], otherwise: T) -> T:
+        """What `check` returns; where it raises a ConfigError, note it and return `otherwise`."""
+        try:
+            return check()
+        except ConfigError as error:
+            self._found.append(str(error))
+            return otherwise
+
+    def tell(self) -> None:
+        """Raise a ConfigError of all that was noted, if anything was."""
+        if self._found:
+            raise ConfigError("\n".join(self._found))
 
 
 def _check_learns(settings: RunSettings) -> None:
