@@ -1,13 +1,12 @@
 """Files appear whole under their name, or not at all."""
 
-import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
 from vqtool.errors import DataError
-from vqtool.files import replacing, sha256, write_json
+from vqtool.files import replacing, write_json
 
 
 def _write(path: Path, text: str, fault: BaseException | None = None) -> None:
@@ -96,9 +95,3 @@ def test_json_refuses_nan_and_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", {"loss": float("nan")})
     assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.parametrize("content", [b"", b"abc", bytes(range(256)) * 5000])
-def test_sha256_is_that_of_the_bytes(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "file").write_bytes(content)
-    assert sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()

@@ -14,7 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     *("__main__", "cli", "recipes", "training", "inspection", "tokenizer", "fidelity", "evaluation", "chunks", "run"),
     *("indices", "config", "autoencoder", "modality", "usage", "losses", "nets", "quantizers", "data", "device"),
-    *("files", "settings", "errors"),
+    *("files", "progress", "settings", "errors"),
 ]
 
 

@@ -94,6 +94,10 @@ class Autoencoder(nn.Module):
         """The size of a batch of samples."""
         return tuple(x.shape[1:] if self.spec.classes else x.shape[2:])
 
+    def bits(self, size: Size) -> float:
+        """The bits that the indices of a sample of `size` take: L times the sum over levels of log2 K."""
+        return math.prod(self.grid(size)) * sum(math.log2(codes) for codes in self.quantizer.codebook_sizes)
+
     @property
     def any_size(self) -> bool:
         """Whether samples of other sizes than the spec's can be taken."""

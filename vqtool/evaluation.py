@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vqtool.autoencoder import Autoencoder
 from vqtool.chunks import chunk_rows, chunks
 from vqtool.data import Samples
 from vqtool.losses import LossSettings, reconstruction_loss
+from vqtool.progress import pass_bar
 from vqtool.quantizers import LevelStatistics
 from vqtool.quantizers.entropy import negative_entropy
 from vqtool.usage import Usage, entropy_of, normalized_entropy, usage_of
@@ -61,7 +61,7 @@ def reconstruct(model: Autoencoder, samples: Samples, loss: LossSettings, progre
     training = model.training
     model.eval()
     try:
-        with tqdm(total=len(samples), desc=progress, unit=" samples", leave=False, disable=None, delay=1) as bar:
+        with pass_bar(progress, len(samples)) as bar:
             for start in range(0, len(samples), rows):
                 raw = samples.read_rows(start, min(start + rows, len(samples)))
                 yield _reconstruct_chunk(model, raw, rows, loss)

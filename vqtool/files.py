@@ -1,6 +1,5 @@
 """Files that are whole or not there: written beside, synced, renamed."""
 
-import hashlib
 import json
 import os
 import tempfile
@@ -41,12 +40,6 @@ def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whose bytes depend on the value alone; NaN is refused."""
     with replacing(path) as part:
         part.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from vqtool.autoencoder import Autoencoder, resolve_model
 from vqtool.chunks import chunk_rows, chunks
@@ -37,6 +36,7 @@ from vqtool.indices import (
     writing_indices,
 )
 from vqtool.nets import Size
+from vqtool.progress import pass_bar
 from vqtool.run import Run
 from vqtool.usage import Usage, usage_of
 
@@ -161,7 +161,7 @@ class Tokenizer:
         )
         chunk = chunk_rows(self.model, samples.size)
         step = -(-batch_size // chunk) * chunk
-        with writing_indices(out, manifest) as array, _bar("encode", len(samples)) as bar:
+        with writing_indices(out, manifest) as array, pass_bar("encode", len(samples)) as bar:
             for start in range(0, len(samples), step):
                 rows = samples.read_rows(start, min(start + step, len(samples)))
                 array[start : start + len(rows)] = self._encode(self.spec.samples(rows)).numpy()
@@ -187,7 +187,7 @@ class Tokenizer:
         size = sample_shape(self.spec.layout, row_shape)[1]
         step = chunk_rows(self.model, size)
         shape, dtype = (len(indices), *row_shape), _numpy_dtype(self.spec.torch_dtype)
-        with writing_array(out, shape, dtype) as array, _bar("decode", len(indices)) as bar:
+        with writing_array(out, shape, dtype) as array, pass_bar("decode", len(indices)) as bar:
             for start in range(0, len(indices), step):
                 rows = self.decode(indices[start : start + step], row_shape)
                 array[start : start + len(rows)] = _to_numpy(rows)
@@ -206,8 +206,7 @@ class Tokenizer:
         for chunk in reconstruct(self.model, samples, self.settings.loss, "eval"):
             whole.add(chunk)
             fidelity.add(chunk.rows, chunk.restored)
-        bits = np.prod(self.model.grid(samples.size)) * np.log2(self.model.quantizer.codebook_sizes).sum()
-        return Report(whole.result(), fidelity.result(), float(bits))
+        return Report(whole.result(), fidelity.result(), self.model.bits(samples.size))
 
     def usage(self, data: str, key: str | None = None) -> list[Usage]:
         """The usage of each level over data."""
@@ -216,7 +215,7 @@ class Tokenizer:
         step = chunk_rows(self.model, samples.size)
         sizes = self.model.quantizer.codebook_sizes
         counts = [torch.zeros(size, dtype=torch.int64) for size in sizes]
-        with _bar("inspect", len(samples)) as bar:
+        with pass_bar("inspect", len(samples)) as bar:
             for start in range(0, len(samples), step):
                 indices = self._encode(samples.read(start, min(start + step, len(samples))))
                 for hits, level in zip(counts, indices.reshape(-1, len(sizes)).T, strict=True):
@@ -298,10 +297,6 @@ def as_rows(array: Tensor | NDArray[Any]) -> Tensor:
         return NumpyRows(array).read(0, len(array))
     except (TypeError, IndexError) as error:
         raise DataError(f"not rows of numbers: {array.dtype} {array.shape}") from error
-
-
-def _bar(name: str, total: int) -> "tqdm[Any]":
-    return tqdm(total=total, desc=name, unit=" rows", leave=False, disable=None, delay=1)
 
 
 def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:

@@ -11,22 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tests.data import ROWS
 from vqtool.data import scan
 from vqtool.data.layout import LayoutName, holds_classes
 from vqtool.data.rows import NumpyRows, RowNumbers, Rows, TensorRows
 from vqtool.data.scan import Moments, Scan, scan_file, scan_rows, verify_file
 from vqtool.data.tensor_files import open_file
 from vqtool.errors import DataError
-
-ROWS: list[tuple[LayoutName, tuple[int, ...], int | None]] = [
-    ("C", (3,), 0),
-    ("CT", (3, 5), 0),
-    ("TC", (5, 3), 1),
-    ("CHW", (3, 5, 7), 0),
-    ("HWC", (5, 7, 3), 2),
-    ("T", (5,), None),
-    ("HW", (5, 7), None),
-]
 
 
 class CountedRows(Rows):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from tests.quantizers import assert_same_state, state
 from vqtool.quantizers import CodebookLossLearning, EmaLearning, EntropyLearning
 
 
@@ -32,16 +33,6 @@ def batch(seed, n=30, k=8, d=3, dtype=torch.float32):
 def step(codebook, vectors, indices):
     codebook.gather(vectors, indices)
     codebook.update()
-
-
-def state(module):
-    return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def assert_same_state(found, expected):
-    assert found.keys() == expected.keys()
-    for name in found:
-        assert torch.equal(found[name], expected[name]), name
 
 
 @pytest.mark.parametrize("learning", [EntropyLearning(), CodebookLossLearning(), EmaLearning()])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from tests.quantizers import assert_same_state, state
 from vqtool import VectorQuantizer
 from vqtool.quantizers import (
     CodebookLossLearning,
@@ -45,16 +46,6 @@ def quantizer(learning=None, temperature=1.0, dtype=torch.float32, seed=0):
 def vectors(*shape, dtype=torch.float32, seed=1):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
-
-
-def state(module):
-    return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def assert_same_state(found, expected):
-    assert found.keys() == expected.keys()
-    for name in found:
-        assert torch.equal(found[name], expected[name]), name
 
 
 def closeness(dtype):

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from vqtool.data.layout import LayoutName, holds_classes, rows_to_values
 from vqtool.data.rows import Rows
 from vqtool.errors import DataError, VqtoolError
 from vqtool.files import write_json
+from vqtool.progress import pass_bar
 
 # Bytes read at a time.
 _CHUNK = 1 << 24
@@ -116,7 +116,7 @@ def scan_rows(
     moments: Moments | None = None
     bounds: list[int] = []
     step = max(1, _CHUNK // max(1, rows.read(0, 1).nbytes))
-    with tqdm(total=len(rows), desc=f"scan {name}", unit=" rows", leave=False, disable=None, delay=1) as bar:
+    with pass_bar(f"scan {name}", len(rows)) as bar:
         for start in range(0, len(rows), step):
             stop = min(start + step, len(rows))
             chunk = rows.read(start, stop)

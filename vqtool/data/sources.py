@@ -147,22 +147,20 @@ class FileSource(Source):
         self.rows = self._shards[0] if len(self._shards) == 1 else ShardedRows(self._shards)
 
     def _scan(self, layout: LayoutName, training: NDArray[np.bool_] | None) -> list[tuple[Shard, Scan]]:
-        found, start = [], 0
+        scans, start = [], 0
         for path, rows in zip(self.paths, self._shards, strict=True):
             kept = None if training is None else training[start : start + len(rows)]
-            scan = scan_file(path, rows, layout, self._key, kept)
-            found.append((Shard(path.name, len(rows), scan.sha256), scan))
+            scans.append(scan_file(path, rows, layout, self._key, kept))
             start += len(rows)
-        return found
+        return self._by_shard(scans)
 
     def _verify(self, layout: LayoutName) -> list[tuple[Shard, Scan]]:
-        scans = [
-            verify_file(path, rows, layout, self._key) for path, rows in zip(self.paths, self._shards, strict=True)
-        ]
-        return [
-            (Shard(path.name, len(rows), scan.sha256), scan)
-            for path, rows, scan in zip(self.paths, self._shards, scans, strict=True)
-        ]
+        files = zip(self.paths, self._shards, strict=True)
+        return self._by_shard([verify_file(path, rows, layout, self._key) for path, rows in files])
+
+    def _by_shard(self, scans: list[Scan]) -> list[tuple[Shard, Scan]]:
+        files = zip(self.paths, self._shards, scans, strict=True)
+        return [(Shard(path.name, len(rows), scan.sha256), scan) for path, rows, scan in files]
 
 
 class GeneratedSource(Source):

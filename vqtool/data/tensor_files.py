@@ -141,18 +141,17 @@ def _unpacker(path: Path, name: str, size: int) -> Callable[[], Rows]:
 def _read_safetensors(path: Path) -> dict[str, Array]:
     # The library checks the header against the file; the rows are mapped read-only, for it reads a tensor whole or maps
     # it so that all of it counts as memory.
-    with path.open("rb") as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
-    arrays = {}
     with safe_open(path, framework="numpy") as checked:
         names = list(checked.keys())
     with path.open("rb") as file:
-        header = json.loads(file.read(start)[8:])
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    arrays = {}
     for name in names:
         entry = header[name]
         dtype = _SAFETENSORS_DTYPES.get(entry["dtype"], entry["dtype"])
         shape = tuple(entry["shape"])
-        arrays[name] = Array(shape, dtype, partial(_map, path, start + entry["data_offsets"][0], shape, dtype))
+        arrays[name] = Array(shape, dtype, partial(_map, path, 8 + length + entry["data_offsets"][0], shape, dtype))
     return arrays
 
 

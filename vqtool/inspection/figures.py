@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from vqtool.errors import CheckpointError, DataError
 from vqtool.indices import read_indices
+from vqtool.progress import pass_bar
 from vqtool.run import Run
 from vqtool.tokenizer import load
 from vqtool.usage import Usage, usage_of
@@ -83,7 +83,7 @@ def _count_file(path: Path) -> list[Usage]:
     sizes = manifest.codebook_sizes
     counts = np.zeros((len(sizes), max(sizes)), dtype=np.int64)
     step = max(1, _BLOCK // int(np.prod(array.shape[1:])))
-    with tqdm(total=len(array), desc="inspect", unit=" rows", leave=False, disable=None, delay=1) as bar:
+    with pass_bar("inspect", len(array)) as bar:
         for start in range(0, len(array), step):
             rows = array[start : start + step]
             for hits, size, level in zip(counts, sizes, rows.reshape(-1, len(sizes)).T, strict=True):

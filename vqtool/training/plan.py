@@ -1,6 +1,5 @@
 """A dry run: everything that a run needs is checked, one batch goes through the model, nothing is trained."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,8 +53,6 @@ def plan_run(settings: RunSettings, folder: Path | None = None) -> Plan:
     prepared = prepare(settings)
     model, dataset, training = prepared.model, prepared.dataset, prepared.settings.training
     loss, kept = _one_batch(prepared)
-    grid = model.grid(dataset.spec.size)
-    sizes = model.quantizer.codebook_sizes
     return Plan(
         run_dir=str(run.folder),
         exists=run.exists,
@@ -64,10 +61,10 @@ def plan_run(settings: RunSettings, folder: Path | None = None) -> Plan:
         normalize=dataset.settings.normalize,
         training_samples=len(dataset.training),
         validation_samples=len(dataset.validation),
-        grid=list(grid),
-        codebook_sizes=list(sizes),
+        grid=list(model.grid(dataset.spec.size)),
+        codebook_sizes=list(model.quantizer.codebook_sizes),
         codebook_dim=model.quantizer.dim,
-        bits_per_sample=math.prod(grid) * sum(math.log2(size) for size in sizes),
+        bits_per_sample=model.bits(dataset.spec.size),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         steps=training.steps,
         epochs=training.steps * training.batch_size / len(dataset.training),

@@ -43,12 +43,13 @@ def train(
     prepared = prepare(settings.model_copy(update={"name": settings.name or run.folder.name}))
     state = None
     if run.exists and resume:
-        _check_same(run, prepared.settings)
+        before = run.settings()
+        _check_same(run, before, prepared.settings)
         summary = run.read_summary()
         if summary and summary["steps"] >= settings.training.steps:
             say(f"{run.folder}: the run is finished, at step {summary['steps']}; nothing to do")
             return summary
-        _check_extends(run, prepared.settings)
+        _check_extends(run, before, prepared.settings)
         state = load_checkpoint(run)
     if run.exists and state is None:
         run.clear()
@@ -88,10 +89,10 @@ def run_folder(settings: RunSettings) -> Path:
     return Path("runs") / (settings.name or "run")
 
 
-def _check_same(run: Run, settings: RunSettings) -> None:
+def _check_same(run: Run, before: RunSettings, settings: RunSettings) -> None:
     changed = [
         f"{key} ({old!r} in the run, {new!r} now)"
-        for key, old, new in _differences(run.settings().model_dump(), settings.model_dump(), "")
+        for key, old, new in _differences(before.model_dump(), settings.model_dump(), "")
         if not (key in ("training.steps", "training.device") or key.endswith("_every"))
     ]
     if changed:
@@ -101,10 +102,10 @@ def _check_same(run: Run, settings: RunSettings) -> None:
         )
 
 
-def _check_extends(run: Run, settings: RunSettings) -> None:
-    before, now = run.settings().training.steps, settings.training.steps
-    if now < before:
-        raise ConfigError(f"training.steps: {now}, but {run.folder} was begun for {before}; a run can only be extended")
+def _check_extends(run: Run, before: RunSettings, settings: RunSettings) -> None:
+    then, now = before.training.steps, settings.training.steps
+    if now < then:
+        raise ConfigError(f"training.steps: {now}, but {run.folder} was begun for {then}; a run can only be extended")
 
 
 def _differences(before: Any, after: Any, key: str) -> list[tuple[str, Any, Any]]:

@@ -1,0 +1,10 @@
+"""The bar of every pass over data: on standard error, in a terminal alone, and once the pass takes over a second."""
+
+from typing import Any
+
+from tqdm import tqdm
+
+
+def pass_bar(name: str, total: int) -> "tqdm[Any]":
+    """A bar called `name` over `total` rows, which vanishes at the end."""
+    return tqdm(total=total, desc=name, unit=" rows", leave=False, disable=None, delay=1)
