@@ -9,6 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from tests import IDENTITY, make_run, normal
 from vqtool.cli.app import app
 from vqtool.config import load_config
 from vqtool.training import train
@@ -73,3 +74,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     config.write_text(TINY.format(path=folder / "images.npy"))
     train(load_config(config), folder / "run")
     return TrainedRun(folder / "run", config, folder / "images.npy", array)
+
+
+@pytest.fixture(scope="session")
+def catalogue(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    """A tiny run of two levels of four codes, on 60 vectors of which some are equal; read it, do not change it."""
+    folder = tmp_path_factory.mktemp("catalogue")
+    array = normal(40, 6)[np.random.default_rng(1).integers(0, 40, 60)]
+    quantizer = {"kind": "residual", "levels": 2, "quantizer": {"kind": "vector", "codebook_size": 4}}
+    run = make_run(folder, array, IDENTITY, quantizer=quantizer)
+    return TrainedRun(run, run / "config.yaml", folder / "data.npy", array)

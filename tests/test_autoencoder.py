@@ -9,6 +9,7 @@ from tests.nets import assert_no_sample_sees_another
 from vqtool.autoencoder import Autoencoder, ModelSettings, resolve_model
 from vqtool.data import SampleSpec
 from vqtool.errors import ConfigError
+from vqtool.quantizers import ProjectedQuantizer
 
 SPECS = {
     "C": SampleSpec("C", 3, (), None, "float32"),
@@ -185,9 +186,42 @@ def test_the_width_of_the_codes_can_be_chosen() -> None:
     assert model(batch_of(SPECS["CHW"])).latents.shape == (2, 9, 5)
 
 
-def test_codes_over_the_data_itself_are_as_wide_as_the_data() -> None:
-    with pytest.raises(ConfigError, match=r"model\.quantizer\.codebook_dim: 5, but without a network"):
-        build(SPECS["CHW"], settings("identity", dim=5))
+MLP = {"kind": "mlp", "width": 8, "layers": 1, "positions": 1}
+
+
+@pytest.mark.parametrize(
+    ("encoder", "decoder", "dim"),
+    [
+        ({"kind": "identity"}, None, 2),
+        ({"kind": "identity"}, None, 5),
+        ({"kind": "identity"}, MLP, 2),
+        (MLP, {"kind": "identity"}, 2),
+    ],
+    ids=["narrower codes", "wider codes", "identity encoder", "identity decoder"],
+)
+def test_where_a_net_has_no_width_of_its_own_the_quantizer_projects(
+    encoder: dict[str, Any], decoder: dict[str, Any] | None, dim: int
+) -> None:
+    spec = SPECS["C"]
+    quantizer = {"kind": "vector", "codebook_size": 16, "codebook_dim": dim, "start": {"kind": "random"}}
+    blocks = {"encoder": encoder, "decoder": decoder, "quantizer": quantizer}
+    model, x = build(spec, ModelSettings.model_validate(blocks)), batch_of(spec, 9)
+    assert isinstance(model.quantizer, ProjectedQuantizer)
+    assert (model.quantizer.dim, model.quantizer.inner.dim) == (3, dim)
+    output = model(x)
+    assert output.latents.shape == (9, 1, 3)
+    torch.testing.assert_close(output.quantizer.quantized, model.quantizer.decode(output.quantizer.indices))
+    assert torch.equal(model.encode(x), output.quantizer.indices)
+    torch.testing.assert_close(model.decode(output.quantizer.indices, ()), output.prediction)
+    output.prediction.square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_codes_as_wide_as_the_data_need_no_projection() -> None:
+    assert not isinstance(build(SPECS["CHW"], settings("identity", dim=3)).quantizer, ProjectedQuantizer)
+    assert not isinstance(build(SPECS["CHW"], settings("conv2d", dim=5)).quantizer, ProjectedQuantizer)
 
 
 @pytest.mark.parametrize(("layout", "family"), [pair for pair in FITS if "classes" in pair[0]])

@@ -20,7 +20,7 @@ def stub(positions, channels):
 
 def model_of(encoder, layout, channels, size):
     spec = SampleSpec(layout, channels, size, None, "float32")
-    settings = ModelSettings.model_validate({"encoder": encoder, "quantizer": {"codebook_size": 8}})
+    settings = ModelSettings.model_validate({"encoder": encoder, "quantizer": {"kind": "vector", "codebook_size": 8}})
     return Autoencoder(resolve_model(settings, spec), spec, (0.0,) * channels, (1.0,) * channels)
 
 

@@ -31,7 +31,8 @@ def small_chunks(monkeypatch):
 
 def build(spec, encoder, mean=None, scale=None, **quantizer):
     torch.manual_seed(0)
-    settings = ModelSettings.model_validate({"encoder": encoder, "quantizer": {"codebook_size": 6, **quantizer}})
+    quantizer = {"kind": "vector", "codebook_size": 6, **quantizer}
+    settings = ModelSettings.model_validate({"encoder": encoder, "quantizer": quantizer})
     channels = spec.channels
     model = Autoencoder(resolve_model(settings, spec), spec, mean or (0.0,) * channels, scale or (1.0,) * channels)
     with torch.no_grad():
@@ -44,11 +45,11 @@ def samples_of(array, spec, numbers=None):
 
 
 def naive(z, codes, temperature=1.0):
-    """Indices, squared distances to the chosen codes, and mean soft assignment of z (N, D), in float64."""
+    """Indices, squared distances to the chosen codes, and soft assignments of z (N, D), in float64."""
     z, codes = z.double(), codes.detach().double()
     d = (z[:, None] - codes).square().sum(dim=2)
     weights = torch.exp(-d / temperature)
-    return d.argmin(dim=1), d.min(dim=1).values, (weights / weights.sum(dim=1, keepdim=True)).mean(dim=0)
+    return d.argmin(dim=1), d.min(dim=1).values, weights / weights.sum(dim=1, keepdim=True)
 
 
 def negative_entropy(p):
@@ -69,7 +70,8 @@ def test_chunks_add_up_to_the_whole(small_chunks, learning, factor):
 
     normalised = (array - np.array(mean)[:, None]) / np.array(scale)[:, None]
     z = torch.from_numpy(normalised).permute(0, 2, 1).reshape(-1, 3)
-    indices, distances, p = naive(z, model.quantizer.codes, 0.7)
+    indices, distances, soft = naive(z, model.quantizer.codes, 0.7)
+    p = soft.mean(dim=0)
     commitment, entropy = float(distances.sum()) / z.numel(), negative_entropy(p)
     # Without a network, what the decoder gives is the code itself.
     assert result.losses == {
@@ -81,6 +83,8 @@ def test_chunks_add_up_to_the_whole(small_chunks, learning, factor):
     (level,) = result.levels
     assert level.counts == [indices.tolist().count(k) for k in range(6)]
     assert result.soft_entropies == [pytest.approx(-float((p * p.log()).sum()) / math.log(6), rel=1e-5)]
+    own = -float((soft * soft.log()).sum(dim=1).mean()) / math.log(6)
+    assert result.sample_entropies == [pytest.approx(own, rel=1e-5)]
     assert result.samples == 21
 
 
@@ -94,10 +98,10 @@ def test_a_convolution_on_classes_adds_up_to_the_whole(small_chunks):
     x = torch.from_numpy(array).long()
     with torch.no_grad():
         z = model.latents(x)
-        indices, distances, p = naive(z.reshape(-1, 4), model.quantizer.codes)
+        indices, distances, soft = naive(z.reshape(-1, 4), model.quantizer.codes)
         logits = model.decoder(model.quantizer.codes[indices.reshape(13, 16)], (8, 8))
         reconstruction = float(F.cross_entropy(logits.double(), x))
-    commitment, entropy = float(distances.sum()) / z.numel(), negative_entropy(p)
+    commitment, entropy = float(distances.sum()) / z.numel(), negative_entropy(soft.mean(dim=0))
     assert result.losses == {
         "total": pytest.approx(reconstruction + 0.25 * commitment + 0.1 * entropy, rel=1e-4),
         "reconstruction": pytest.approx(reconstruction, rel=1e-4),
@@ -117,6 +121,7 @@ def test_soft_entropy_is_of_the_pass_and_not_the_mean_of_batches(small_chunks):
     array = np.repeat(np.array([[-10.0], [10.0]], dtype=np.float32), 8, axis=0)
     result = evaluate(model, samples_of(array, spec), LOSS)
     assert result.soft_entropies == [pytest.approx(1)]
+    assert result.sample_entropies == [pytest.approx(0, abs=1e-6)]
     assert result.losses["entropy"] == pytest.approx(-math.log(2))
     assert result.levels[0].perplexity == pytest.approx(2)
 
@@ -179,11 +184,20 @@ def test_chunks_hold_the_rows_in_order_and_what_decode_would_write(small_chunks)
     assert (restored.float() == expected).float().mean() > 0.99
 
 
+def level(counts, soft, squared_distance, elements):
+    soft, squared_distance = torch.tensor(soft).double(), torch.tensor(squared_distance).double()
+    return LevelStatistics(torch.tensor(counts), soft, torch.tensor(0.0), squared_distance, torch.tensor(elements))
+
+
 def test_raw_terms_are_averaged_over_levels():
-    levels = [
-        LevelStatistics(torch.tensor([3, 1]), torch.tensor([2.0, 2.0]).double(), torch.tensor(24.0).double()),
-        LevelStatistics(torch.tensor([4, 0]), torch.tensor([3.0, 1.0]).double(), torch.tensor(8.0).double()),
-    ]
-    commitment, entropy = raw_terms(levels, dim=3)
-    assert commitment == pytest.approx((24 / 12 + 8 / 12) / 2)
+    levels = [level([3, 1], [[2.0, 2.0]], 24.0, 12), level([4, 0], [[3.0, 1.0]], 8.0, 8)]
+    commitment, entropy = raw_terms(levels)
+    assert commitment == pytest.approx((24 / 12 + 8 / 8) / 2)
     assert entropy == pytest.approx((-math.log(2) + 0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / 2)
+
+
+def test_the_entropies_of_factors_add_up():
+    # Four vectors on a product of a scale of two values and one of three.
+    factors = level([4, 0, 0, 0, 0, 0], [[2.0, 2.0, 0.0], [1.0, 2.0, 1.0]], 4.0, 8)
+    expected = -math.log(2) + 0.5 * math.log(0.5) + 2 * 0.25 * math.log(0.25)
+    assert raw_terms([factors])[1] == pytest.approx(expected)

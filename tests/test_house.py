@@ -12,8 +12,26 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # From the roof to the ground. A module may import from its own floor's package and from floors below.
 FLOORS = [
-    *("__main__", "cli", "recipes", "training", "inspection", "tokenizer", "fidelity", "evaluation", "chunks", "run"),
-    *("indices", "config", "autoencoder", "modality", "usage", "losses", "nets", "quantizers", "data", "device"),
+    *("__main__", "cli", "recipes", "training", "inspection", "transcode", "rate_distortion"),
+    *(
+        "tokenizer",
+        "fidelity",
+        "evaluation",
+        "chunks",
+        "run",
+        "indices",
+        "tally",
+        "semantic_ids",
+        "config",
+        "autoencoder",
+        "modality",
+        "usage",
+        "losses",
+        "nets",
+        "quantizers",
+        "data",
+        "device",
+    ),
     *("files", "progress", "settings", "errors"),
 ]
 

@@ -173,6 +173,8 @@ def test_what_is_no_manifest_is_refused(content: bytes, path: Path) -> None:
         ("row_shape", [1, -8, 8]),
         ("model_sha256", None),
         ("model_sha256", 5),
+        ("unique", None),
+        ("unique", 1),
         ("extra", 1),
     ],
 )
@@ -191,6 +193,13 @@ def test_a_manifest_without_a_field_is_refused(field: str, path: Path) -> None:
     manifest_path(path).write_text(json.dumps(fields))
     with pytest.raises(DataError, match=rf"(?s)tokens\.json: not a manifest.*{field}"):
         read_indices(path)
+
+
+def test_a_manifest_from_before_there_were_unique_ids_is_of_plain_ones(path: Path) -> None:
+    fields = asdict(MANIFEST)
+    del fields["unique"]
+    manifest_path(path).write_text(json.dumps(fields))
+    assert read_indices(path)[1] == MANIFEST
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ SHORT = ["training.steps=3", "training.batch_size=4", "training.warmup_steps=1",
 OWN = {
     "quickstart": np.random.default_rng(0).integers(0, 255, (30, 20, 24, 3)).astype(np.uint8),
     "images": np.random.default_rng(0).random((30, 1, 9, 8)),
+    "semantic-ids": np.random.default_rng(0).standard_normal((30, 10)),
     "sequences": np.random.default_rng(0).standard_normal((30, 2, 100)).astype(np.float16),
     "tiles": np.random.default_rng(0).integers(0, 7, (30, 11, 13)),
     "vectors": np.random.default_rng(0).standard_normal((30, 10)).astype(np.float32),

@@ -11,6 +11,7 @@ from tests.conftest import TrainedRun
 from vqtool.config import RunSettings
 from vqtool.errors import CheckpointError, ConfigError
 from vqtool.run import Run
+from vqtool.semantic_ids import Distinct
 
 SETTINGS = RunSettings.model_validate(
     {
@@ -73,22 +74,30 @@ def test_a_model_reads_back_with_its_counts_and_digest(run: Run) -> None:
     state = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([True, False])}
     counts = [torch.tensor([3, 0, 2]), torch.tensor([1, 4])]
     run.save_model(state, counts)
-    weights, read, digest = run.load_model()
-    assert set(weights) == set(state)
-    assert all(torch.equal(weights[name], state[name]) for name in state)
-    assert [hits.tolist() for hits in read] == [[3, 0, 2], [1, 4]]
-    assert digest == hashlib.sha256(run.model.read_bytes()).hexdigest()
+    saved = run.load_model()
+    assert set(saved.state) == set(state)
+    assert all(torch.equal(saved.state[name], state[name]) for name in state)
+    assert [hits.tolist() for hits in saved.counts] == [[3, 0, 2], [1, 4]]
+    assert saved.distinct is None
+    assert saved.sha256 == hashlib.sha256(run.model.read_bytes()).hexdigest()
+
+
+def test_the_distinct_ids_read_back(run: Run) -> None:
+    run.save_model({"a": torch.ones(3)}, [torch.tensor([1])], Distinct(rows=2**40, ids=7))
+    saved = run.load_model()
+    assert saved.distinct == Distinct(2**40, 7)
+    assert set(saved.state) == {"a"}
 
 
 def test_counts_stay_in_the_order_of_the_levels(run: Run) -> None:
     run.save_model({}, [torch.tensor([level]) for level in range(12)])
-    assert [hits.item() for hits in run.load_model()[1]] == list(range(12))
+    assert [hits.item() for hits in run.load_model().counts] == list(range(12))
 
 
 def test_weights_that_are_views_are_written_whole(run: Run) -> None:
     whole = torch.arange(12.0).reshape(3, 4)
     run.save_model({"turned": whole.T, "part": whole[1:, :2]}, [])
-    weights = run.load_model()[0]
+    weights = run.load_model().state
     assert torch.equal(weights["turned"], whole.T)
     assert torch.equal(weights["part"], whole[1:, :2])
 

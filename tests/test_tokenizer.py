@@ -12,63 +12,17 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, mean_squared_error, r2_score
 
+from tests import CONV1D, CONV2D, IDENTITY, MLP, QUERIES, TRANSFORMER, Block, files, make_run, normal, save
 from tests.conftest import TrainedRun
 from vqtool import load
 from vqtool.chunks import chunk_rows
-from vqtool.config import RunSettings
 from vqtool.errors import CheckpointError, DataError
+from vqtool.run import Run
+from vqtool.semantic_ids import Distinct
 from vqtool.tokenizer import Report, Tokenizer, as_rows
-from vqtool.training import train
+from vqtool.transcode import decode_file, encode_file
 
-Block = dict[str, Any]
-CONV1D = {"kind": "conv1d", "width": 8, "halvings": 1, "blocks": 0}
-CONV2D = {"kind": "conv2d", "width": 8, "halvings": 1, "blocks": 0}
-MLP = {"kind": "mlp", "width": 16, "layers": 1, "positions": 16}
-TRANSFORMER = {"kind": "transformer", "positions": 4, "patch": 4, "width": 8, "depth": 1, "heads": 2}
-QUERIES = {**TRANSFORMER, "positions": 16}
-IDENTITY = {"kind": "identity"}
-
-
-def make_run(
-    folder: Path,
-    array: NDArray[Any] | torch.Tensor,
-    encoder: Block,
-    dim: int | str = "auto",
-    decoder: Block | None = None,
-    **data: Any,
-) -> Path:
-    """A run of two steps on an array, kept beside it."""
-    path = save(folder, array)
-    blocks = {
-        "name": "tiny",
-        "data": {"kind": "tensors", "path": str(path), "validation": 0.25, **data},
-        "model": {
-            "encoder": encoder,
-            "quantizer": {"kind": "vector", "codebook_size": 16, "codebook_dim": dim},
-            "decoder": decoder,
-        },
-        "training": {"steps": 2, "batch_size": 8, "device": "cpu"},
-    }
-    train(RunSettings.model_validate(blocks), folder / "run")
-    return folder / "run"
-
-
-def save(folder: Path, array: NDArray[Any] | torch.Tensor, name: str = "data") -> Path:
-    if isinstance(array, torch.Tensor):
-        torch.save(array, folder / f"{name}.pt")
-        return folder / f"{name}.pt"
-    np.save(folder / f"{name}.npy", array)
-    return folder / f"{name}.npy"
-
-
-def normal(*shape: int, seed: int = 0) -> NDArray[np.float32]:
-    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
-
-
-def files(out: Path) -> tuple[bytes, bytes]:
-    """The bytes of an index file and of its manifest."""
-    return out.read_bytes(), out.with_suffix(".json").read_bytes()
-
+PRODUCT = {"kind": "product", "groups": 2, "quantizer": {"kind": "vector", "codebook_size": 4}}
 
 # Chunks
 
@@ -102,7 +56,7 @@ def test_on_near_ties_the_bytes_are_the_same_for_any_batch_size(
     tokenizer = write_back(on_near_ties(load(run), array), run)
     assert len(array) > 2 * chunk_rows(tokenizer.model, tokenizer.spec.size)
     for batch_size in (1, 300, 999, 1 << 20):
-        tokenizer.encode_file(tmp_path / f"{batch_size}.npy", batch_size=batch_size)
+        encode_file(tokenizer, tmp_path / f"{batch_size}.npy", batch_size=batch_size)
     one = files(tmp_path / "1.npy")
     assert all(files(tmp_path / f"{size}.npy") == one for size in (300, 999, 1 << 20))
     assert torch.equal(tokenizer.encode(array), torch.from_numpy(np.load(tmp_path / "1.npy")).long())
@@ -133,12 +87,12 @@ def test_every_batch_that_reaches_the_encoder_is_one_aligned_chunk(
     seen: list[torch.Tensor] = []
     tokenizer.model.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
     uses: dict[str, Callable[[], object]] = {
-        "one": lambda: tokenizer.encode_file(tmp_path / "one.npy", batch_size=1),
-        "some": lambda: tokenizer.encode_file(tmp_path / "some.npy", batch_size=rows + 1),
-        "all": lambda: tokenizer.encode_file(tmp_path / "all.npy", batch_size=999),
+        "one": lambda: encode_file(tokenizer, tmp_path / "one.npy", batch_size=1),
+        "some": lambda: encode_file(tokenizer, tmp_path / "some.npy", batch_size=rows + 1),
+        "all": lambda: encode_file(tokenizer, tmp_path / "all.npy", batch_size=999),
         "in Python": lambda: tokenizer.encode(array),
         "eval": lambda: tokenizer.evaluate(str(tmp_path / "data.npy")),
-        "inspect": lambda: tokenizer.usage(str(tmp_path / "data.npy")),
+        "inspect": lambda: tokenizer.count(str(tmp_path / "data.npy")),
     }
     for use in uses.values():
         seen.clear()
@@ -224,8 +178,8 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("case")
     run = make_run(folder, array, encoder, **data)
     tokenizer, tokens = load(run), folder / "tokens.npy"
-    tokenizer.encode_file(tokens)
-    shape, dtype = tokenizer.decode_file(tokens, folder / "decoded.npy")
+    encode_file(tokenizer, tokens)
+    shape, dtype = decode_file(tokenizer, tokens, folder / "decoded.npy")
     decoded = np.load(folder / "decoded.npy", allow_pickle=False)
     assert (decoded.shape, decoded.dtype.name) == (shape, dtype)
     report = tokenizer.evaluate(str(next(folder.glob("data.*"))))
@@ -285,7 +239,9 @@ def test_the_manifest_says_what_the_file_is(case: Case) -> None:
         "dtype": "uint8",
         "grid": manifest["grid"],
         "codebook_sizes": [16],
+        "unique": False,
         "row_shape": list(case.array.shape[1:]),
+        "layout": load(case.run).spec.layout,
         "model_sha256": hashlib.sha256((case.run / "model.safetensors").read_bytes()).hexdigest(),
         "data_sha256": digest,
         "shards": [{"name": data.name, "rows": 40, "sha256": digest}],
@@ -310,14 +266,6 @@ def test_codes_equal_to_the_data_give_the_data_back(tmp_path: Path) -> None:
 # The run's own data
 
 
-def test_encode_takes_the_runs_own_data_whole_and_in_order(trained: TrainedRun, tmp_path: Path) -> None:
-    tokenizer = load(trained.folder)
-    tokenizer.encode_file(tmp_path / "own.npy")
-    tokenizer.encode_file(tmp_path / "named.npy", str(trained.data))
-    assert files(tmp_path / "own.npy") == files(tmp_path / "named.npy")
-    assert np.array_equal(np.load(tmp_path / "own.npy"), tokenizer.encode(trained.array).numpy())
-
-
 def test_eval_takes_the_runs_validation_part(trained: TrainedRun) -> None:
     report = load(trained.folder).evaluate()
     summary = json.loads((trained.folder / "summary.json").read_text())
@@ -327,31 +275,17 @@ def test_eval_takes_the_runs_validation_part(trained: TrainedRun) -> None:
 
 
 def test_the_usage_of_the_best_validation_pass_is_kept(trained: TrainedRun) -> None:
-    tokenizer = load(trained.folder)
-    assert tokenizer.validation_usage == tokenizer.evaluate().evaluation.levels
-    assert tokenizer.validation_usage[0].tokens == 6 * 16
+    counts = [level.counts for level in load(trained.folder).evaluate().evaluation.levels]
+    assert [hits.tolist() for hits in Run(trained.folder).load_model().counts] == counts
+    assert sum(counts[0]) == 6 * 16
 
 
 def test_usage_counts_what_encode_writes(trained: TrainedRun) -> None:
     tokenizer = load(trained.folder)
     expected = torch.bincount(tokenizer.encode(trained.array).flatten(), minlength=16)
-    assert tokenizer.usage(str(trained.data))[0].counts == expected.tolist()
-
-
-def test_synthetic_data_are_made_again(tmp_path: Path) -> None:
-    data = {"kind": "synthetic", "samples": 32, "source": {"kind": "gaussian", "dim": 3}}
-    blocks = {
-        "name": "made",
-        "seed": 5,
-        "data": data,
-        "model": {"encoder": IDENTITY, "quantizer": {"kind": "vector", "codebook_size": 4}},
-        "training": {"steps": 1, "batch_size": 8, "device": "cpu"},
-    }
-    train(RunSettings.model_validate(blocks), tmp_path / "run")
-    tokenizer = load(tmp_path / "run")
-    tokenizer.encode_file(tmp_path / "tokens.npy")
-    array = np.random.default_rng(5).standard_normal((32, 3), dtype=np.float32)
-    assert np.array_equal(np.load(tmp_path / "tokens.npy"), tokenizer.encode(array).numpy())
+    tally = tokenizer.count(str(trained.data))
+    assert [level.counts for level in tally.levels] == [expected.tolist()]
+    assert tally.distinct is None
 
 
 # Other data than the run's
@@ -371,9 +305,9 @@ def test_other_sizes_are_encoded_where_the_network_allows(
 ) -> None:
     tokenizer = load(make_run(tmp_path, normal(24, *shape), encoder))
     array = normal(11, *other)
-    manifest = tokenizer.encode_file(tmp_path / "tokens.npy", str(save(tmp_path, array, "other")))
+    manifest = encode_file(tokenizer, tmp_path / "tokens.npy", str(save(tmp_path, array, "other")))
     assert (manifest.grid, manifest.shape) == (grid, [11, int(np.prod(grid))])
-    assert tokenizer.decode_file(tmp_path / "tokens.npy", tmp_path / "decoded.npy") == (array.shape, "float32")
+    assert decode_file(tokenizer, tmp_path / "tokens.npy", tmp_path / "decoded.npy") == (array.shape, "float32")
     indices = tokenizer.encode(array)
     decoded = tokenizer.decode(indices, other).numpy()
     assert np.array_equal(decoded, np.load(tmp_path / "decoded.npy"))
@@ -401,9 +335,9 @@ def test_other_rows_are_refused_with_both_shapes(
     path, out = save(tmp_path, normal(5, *other), "other"), tmp_path / "tokens.npy"
     for what, use in (
         ("encode", lambda: tokenizer.encode(normal(5, *other))),
-        (str(path), lambda: tokenizer.encode_file(out, str(path))),
+        (str(path), lambda: encode_file(tokenizer, out, str(path))),
         (str(path), lambda: tokenizer.evaluate(str(path))),
-        (str(path), lambda: tokenizer.usage(str(path))),
+        (str(path), lambda: tokenizer.count(str(path))),
     ):
         with pytest.raises(DataError) as error:
             use()
@@ -441,7 +375,7 @@ def test_rows_that_are_not_finite_are_refused(trained: TrainedRun, tmp_path: Pat
         tokenizer.encode(array)
     path = save(tmp_path, array, "bad")
     with pytest.raises(DataError, match=f"bad.npy: row 17 holds .*{kind}"):
-        tokenizer.encode_file(tmp_path / "tokens.npy", str(path))
+        encode_file(tokenizer, tmp_path / "tokens.npy", str(path))
     assert not list(tmp_path.glob("*tokens*"))
 
 
@@ -462,7 +396,7 @@ def test_classes_out_of_range_are_refused(tmp_path: Path, bad: int) -> None:
         tokenizer.encode(array)
     path = save(tmp_path, array, "bad")
     with pytest.raises(DataError, match="row 7"):
-        tokenizer.encode_file(tmp_path / "tokens.npy", str(path))
+        encode_file(tokenizer, tmp_path / "tokens.npy", str(path))
 
 
 def test_values_for_classes_are_refused_and_the_other_way_round(tmp_path: Path) -> None:
@@ -514,32 +448,99 @@ def test_numbers_that_are_no_integers_are_no_indices(trained: TrainedRun) -> Non
         load(trained.folder).decode(np.full((3, 16), 1.5))
 
 
-def test_indices_of_another_model_are_refused(trained: TrainedRun, tmp_path: Path) -> None:
-    load(trained.folder).encode_file(tmp_path / "tokens.npy")
-    run = make_run(tmp_path, trained.array, CONV2D)
-    with pytest.raises(DataError, match=r"tokens.npy: written by another model, [0-9a-f]{12}..., and this is"):
-        load(run).decode_file(tmp_path / "tokens.npy", tmp_path / "out.npy")
-    assert not (tmp_path / "out.npy").exists()
+# Codes
 
 
-def test_outputs_that_are_there_are_kept(trained: TrainedRun, tmp_path: Path) -> None:
-    tokenizer, out = load(trained.folder), tmp_path / "tokens.npy"
-    tokenizer.encode_file(out)
-    before = files(out)
-    with pytest.raises(DataError, match=r"tokens.npy: is there already; --overwrite replaces it"):
-        tokenizer.encode_file(out)
-    with pytest.raises(DataError, match="is there already"):
-        tokenizer.decode_file(out, out)
-    assert files(out) == before
-    tokenizer.encode_file(out, overwrite=True)
-    assert files(out) == before
+def test_one_codebook_embeds_as_its_codes(trained: TrainedRun) -> None:
+    tokenizer = load(trained.folder)
+    indices = tokenizer.encode(trained.array)
+    found = tokenizer.embed(indices)
+    assert (found.shape, found.dtype) == ((60, 16, 4), torch.float32)
+    assert torch.equal(found, tokenizer.codebook[indices])
+    assert torch.equal(tokenizer.embed(indices.numpy().astype(np.uint8)), found)
+    assert torch.equal(tokenizer.embed(indices, levels=1), found)
 
 
-def test_a_stranger_under_the_manifests_name_is_kept(trained: TrainedRun, tmp_path: Path) -> None:
-    (tmp_path / "tokens.json").write_text("mine")
-    with pytest.raises(DataError, match=r"tokens\.json: is there already"):
-        load(trained.folder).encode_file(tmp_path / "tokens.npy")
-    assert (tmp_path / "tokens.json").read_text() == "mine"
+@pytest.mark.parametrize("levels", [None, 1, 2])
+def test_levels_embed_as_the_sum_of_their_codes(catalogue: TrainedRun, levels: int | None) -> None:
+    tokenizer = load(catalogue.folder)
+    indices = tokenizer.encode(catalogue.array)
+    expected = sum(tokenizer.codebook[level][indices[..., level]] for level in range(levels or 2))
+    found = tokenizer.embed(indices, levels)
+    assert found.shape == (60, 1, 6)
+    torch.testing.assert_close(found, expected)
+
+
+def test_groups_embed_side_by_side(tmp_path: Path) -> None:
+    tokenizer = load(make_run(tmp_path, normal(40, 6), IDENTITY, quantizer=PRODUCT))
+    indices = tokenizer.encode(normal(40, 6))
+    expected = torch.cat([tokenizer.codebook[group][indices[..., group]] for group in range(2)], dim=-1)
+    assert torch.equal(tokenizer.embed(indices), expected)
+
+
+def test_codes_behind_a_projection_embed_in_their_own_space(tmp_path: Path) -> None:
+    tokenizer = load(make_run(tmp_path, normal(40, 6), IDENTITY, dim=3))
+    indices = tokenizer.encode(normal(40, 6))
+    assert torch.equal(tokenizer.embed(indices), tokenizer.codebook[indices])
+    assert tokenizer.embed(indices).shape == (40, 1, 3)
+
+
+@pytest.mark.parametrize("levels", [-1, 0, 3])
+def test_levels_that_are_not_there_are_refused(catalogue: TrainedRun, levels: int) -> None:
+    tokenizer = load(catalogue.folder)
+    indices = tokenizer.encode(catalogue.array)
+    for what, use in (("decode", tokenizer.decode), ("embed", tokenizer.embed)):
+        with pytest.raises(DataError, match=rf"^{what}: {levels} levels do not decode; those that do are 1 to 2$"):
+            use(indices, levels=levels)
+
+
+def test_some_groups_of_a_product_do_not_decode(tmp_path: Path) -> None:
+    tokenizer = load(make_run(tmp_path, normal(40, 6), IDENTITY, quantizer=PRODUCT))
+    indices = tokenizer.encode(normal(40, 6))
+    assert torch.equal(tokenizer.decode(indices, levels=2), tokenizer.decode(indices))
+    for use in (tokenizer.decode, tokenizer.embed):
+        with pytest.raises(DataError, match="1 levels do not decode; those that do are all, for this is no residual"):
+            use(indices, levels=1)
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (3, 1, 3), (3, 2), (2,)])
+def test_embedding_asks_for_all_levels(catalogue: TrainedRun, shape: tuple[int, ...]) -> None:
+    with pytest.raises(DataError) as error:
+        load(catalogue.folder).embed(np.zeros(shape, dtype=np.int64), levels=1)
+    assert str(error.value) == f"embed: indices of shape {shape}, but expected (N, 1, 2)"
+
+
+@pytest.mark.parametrize("bad", [4, -1])
+def test_embedding_an_index_that_is_no_code_is_refused(catalogue: TrainedRun, bad: int) -> None:
+    indices = np.zeros((3, 1, 2), dtype=np.int64)
+    indices[2, 0, 1] = bad
+    with pytest.raises(DataError, match=rf"embed: index {bad} in row 2 is no code; they are 0 to 3"):
+        load(catalogue.folder).embed(indices)
+
+
+# Distinct ids
+
+
+def test_ids_of_vectors_are_counted_over_any_data(catalogue: TrainedRun, tmp_path: Path) -> None:
+    tokenizer, array = load(catalogue.folder), catalogue.array[:50]
+    distinct = Distinct(50, len({row.tobytes() for row in tokenizer.encode(array).numpy()}))
+    assert distinct.ids < 50
+    path = str(save(tmp_path, array, "fifty"))
+    assert tokenizer.count(path).distinct == distinct
+    assert tokenizer.evaluate(path).evaluation.distinct == distinct
+
+
+def test_an_id_of_vectors_may_have_several_positions(tmp_path: Path) -> None:
+    array = normal(40, 6)
+    tokenizer = load(make_run(tmp_path, array, {**MLP, "positions": 2}))
+    distinct = Distinct(40, len({row.tobytes() for row in tokenizer.encode(array).numpy()}))
+    assert tokenizer.count(str(tmp_path / "data.npy")).distinct == distinct
+
+
+def test_the_ids_of_the_best_validation_pass_are_kept(catalogue: TrainedRun) -> None:
+    distinct = load(catalogue.folder).evaluate().evaluation.distinct
+    assert distinct is not None
+    assert Run(catalogue.folder).load_model().distinct == distinct
 
 
 # Loading

@@ -14,7 +14,7 @@ from vqtool.data import SampleSpec, sample_shape
 from vqtool.errors import ConfigError, DataError
 from vqtool.modality import Classes, Values
 from vqtool.nets import EncoderSettings, NetSettings, Size
-from vqtool.quantizers import QuantizerOutput, QuantizerSettings
+from vqtool.quantizers import ProjectedQuantizer, Quantizer, QuantizerOutput, QuantizerSettings
 from vqtool.settings import Settings
 
 
@@ -53,13 +53,18 @@ class Autoencoder(nn.Module):
     ) -> None:
         super().__init__()
         assert settings.decoder is not None
-        assert isinstance(settings.quantizer.codebook_dim, int)
         self.spec = spec
         self.settings = settings
         self.modality = Classes(spec.classes, settings.encoder.dim(1)) if spec.classes else Values(mean, scale)
-        self.quantizer = settings.quantizer.build(settings.quantizer.codebook_dim)
-        self.encoder = settings.encoder.encoder(self.modality.inputs, spec.size, self.quantizer.dim)
-        self.decoder = settings.decoder.decoder(self.modality.outputs, spec.size, self.quantizer.dim)
+        self.quantizer: Quantizer = settings.quantizer.build()
+        # A net without a width of its own dictates it, and the quantizer projects.
+        width = self.quantizer.dim
+        for net in (settings.encoder, settings.decoder):
+            width = net.latent_width(spec.channels, width)
+        if width != self.quantizer.dim:
+            self.quantizer = ProjectedQuantizer(self.quantizer, width)
+        self.encoder = settings.encoder.encoder(self.modality.inputs, spec.size, width)
+        self.decoder = settings.decoder.decoder(self.modality.outputs, spec.size, width)
 
     def forward(self, x: Tensor) -> AutoencoderOutput:
         """Reconstruct (B, C, *size) values or (B, *size) classes."""
@@ -139,10 +144,10 @@ def resolve_model(settings: ModelSettings, spec: SampleSpec) -> ModelSettings:
             f"model.decoder: expects {math.prod(decoded)} positions a sample (grid {decoded}), but the encoder gives "
             f"{math.prod(encoded)} (grid {encoded})"
         )
-    dim = settings.quantizer.codebook_dim
-    if dim == "auto":
-        dim = settings.encoder.dim(spec.channels)
-    quantizer = settings.quantizer.model_copy(update={"codebook_dim": dim})
+    width = settings.encoder.dim(spec.channels)
+    for net in (settings.encoder, decoder):
+        width = net.latent_width(spec.channels, width)
+    quantizer = settings.quantizer.resolve(width)
     return settings.model_copy(update={"quantizer": quantizer, "decoder": decoder})
 
 

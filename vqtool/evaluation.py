@@ -16,6 +16,7 @@ from vqtool.losses import LossSettings, reconstruction_loss
 from vqtool.progress import pass_bar
 from vqtool.quantizers import LevelStatistics
 from vqtool.quantizers.entropy import negative_entropy
+from vqtool.semantic_ids import Distinct, IdCounter
 from vqtool.usage import Usage, entropy_of, normalized_entropy, usage_of
 
 
@@ -27,23 +28,29 @@ class Evaluation:
         losses: total, reconstruction, commitment, entropy, in normalised units.
         levels: usage of each level.
         soft_entropies: entropy of each level's mean soft assignment, over ln K.
+        sample_entropies: mean entropy of the samples' own soft assignments, over ln K; 0: each is sure.
         samples: how many were passed.
+        distinct: their ids, where samples are vectors.
     """
 
     losses: dict[str, float]
     levels: list[Usage]
     soft_entropies: list[float]
+    sample_entropies: list[float]
     samples: int
+    distinct: Distinct | None
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """One chunk of a pass, on the CPU but for `latents`, without padding."""
+    """One chunk of a pass, on the CPU, without padding."""
 
     rows: Tensor
     """(n, *row) as they are in the user's array."""
     restored: Tensor
     """(n, *row) as decode would write them."""
+    indices: Tensor
+    """(n, L), or (n, L, Q)"""
     reconstruction_loss: float
     """mean over the chunk."""
     commitment_loss: float
@@ -75,16 +82,16 @@ def _reconstruct_chunk(model: Autoencoder, raw: Tensor, rows: int, loss: LossSet
     device = next(iter(model.state_dict().values())).device
     ((x, n),) = chunks(model.spec.samples(raw).to(device), rows)
     size = model.size_of(x)
-    latents = model.latents(x)[:n]
-    quantized = model.quantizer(latents)
+    quantized, statistics = model.quantizer.assess(model.latents(x), n)
     ((indices, _),) = chunks(quantized.indices, rows)
     prediction = model.predict(indices, size)[:n]
     return Reconstruction(
         rows=raw,
         restored=model.spec.rows(model.modality.restore(prediction).cpu()),
+        indices=quantized.indices.cpu(),
         reconstruction_loss=float(reconstruction_loss(loss.reconstruction, prediction, model.modality.target(x[:n]))),
         commitment_loss=float(quantized.commitment_loss),
-        statistics=model.quantizer.measure(latents, quantized.indices),
+        statistics=statistics,
     )
 
 
@@ -92,12 +99,12 @@ class Pass:
     """Sums the chunks of a pass into an evaluation."""
 
     def __init__(self, model: Autoencoder, loss: LossSettings) -> None:
-        self._dim = model.quantizer.dim
         self._loss = loss
         self._samples = 0
         self._reconstruction = 0.0
         self._commitment = 0.0
         self._levels: list[LevelStatistics] = []
+        self._ids = IdCounter() if not model.spec.size else None
 
     def add(self, chunk: Reconstruction) -> None:
         """Count a chunk in, weighted by its samples."""
@@ -105,6 +112,8 @@ class Pass:
         self._samples += n
         self._reconstruction += n * chunk.reconstruction_loss
         self._commitment += n * chunk.commitment_loss
+        if self._ids:
+            self._ids.add(chunk.indices.numpy())
         if not self._levels:
             self._levels = chunk.statistics
         else:
@@ -116,15 +125,18 @@ class Pass:
     def result(self) -> Evaluation:
         """The evaluation of all that was added, at least one chunk."""
         reconstruction = self._reconstruction / self._samples
-        commitment, entropy = raw_terms(self._levels, self._dim)
+        commitment, entropy = raw_terms(self._levels)
         total = reconstruction + self._loss.commitment * self._commitment / self._samples + self._loss.entropy * entropy
         return Evaluation(
             losses={"total": total, "reconstruction": reconstruction, "commitment": commitment, "entropy": entropy},
             levels=[usage_of(level.counts) for level in self._levels],
-            soft_entropies=[
-                normalized_entropy(entropy_of(level.soft_assignment), len(level.counts)) for level in self._levels
+            soft_entropies=[normalized_entropy(_soft_entropy(level), len(level.counts)) for level in self._levels],
+            sample_entropies=[
+                normalized_entropy(float(level.sample_entropy / level.counts.sum()), len(level.counts))
+                for level in self._levels
             ],
             samples=self._samples,
+            distinct=self._ids.result() if self._ids else None,
         )
 
 
@@ -136,11 +148,16 @@ def evaluate(model: Autoencoder, samples: Samples, loss: LossSettings) -> Evalua
     return whole.result()
 
 
-def raw_terms(levels: Sequence[LevelStatistics], dim: int) -> tuple[float, float]:
-    """Commitment and entropy without any weight, averaged over levels, from statistics of vectors of width `dim`."""
+def raw_terms(levels: Sequence[LevelStatistics]) -> tuple[float, float]:
+    """Commitment and entropy without any weight, averaged over levels."""
     commitment = entropy = 0.0
     for level in levels:
         vectors = int(level.counts.sum())
-        commitment += float(level.squared_distance) / (vectors * dim)
+        commitment += float(level.squared_distance / level.elements)
         entropy += float(negative_entropy(level.soft_assignment / vectors))
     return commitment / len(levels), entropy / len(levels)
+
+
+def _soft_entropy(level: LevelStatistics) -> float:
+    """Of the mean soft assignment, in nats: factors add up."""
+    return sum(entropy_of(factor) for factor in level.soft_assignment)

@@ -35,8 +35,10 @@ class Manifest:
         grid: the row-major shape behind L.
         codebook_sizes: K of each level.
         row_shape: the shape of a row of the data.
+        layout: how a row is read: C for a vector, CHW for an image.
         model_sha256: of the model.safetensors that wrote the indices.
         data_sha256: of the data; of several shards, that of their digests in order.
+        unique: whether the last level only makes rows unique, and is no codebook's.
         shards: name, rows and sha256 of each file of the data.
     """
 
@@ -48,6 +50,8 @@ class Manifest:
     model_sha256: Sha256
     data_sha256: Sha256
     shards: list[dict[str, Any]]
+    layout: str = ""
+    unique: bool = False
     format: str = _FORMAT
 
 
@@ -121,6 +125,8 @@ def read_indices(path: Path) -> tuple[NDArray[Any], Manifest]:
     levels = array.shape[2] if array.ndim == 3 else 1
     if levels != len(manifest.codebook_sizes):
         raise DataError(f"{manifest_path(path)}: {len(manifest.codebook_sizes)} codebook sizes for {levels} levels")
+    if manifest.unique and (levels < 2 or array.shape[1] != 1):
+        raise DataError(f"{manifest_path(path)}: says that rows are unique, but there is no level that makes them so")
     return array, manifest
 
 

@@ -22,7 +22,7 @@ class LossSettings(Settings):
     reconstruction: ReconstructionName | Literal["auto"] = Field(
         "auto", description="auto: mse for values, cross_entropy for classes"
     )
-    commitment: float = Field(0.25, ge=0, description="weight of the quantizer's commitment loss")
+    commitment: float = Field(1.0, ge=0, description="weight of the quantizer's commitment loss")
     entropy: float = Field(0.0, ge=0, description="weight of the quantizer's entropy loss")
 
 

@@ -4,8 +4,9 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
@@ -13,9 +14,25 @@ from torch import Tensor
 from vqtool.config import RunSettings, load_config, write_config
 from vqtool.errors import CheckpointError
 from vqtool.files import replacing, write_json
+from vqtool.semantic_ids import Distinct
 
 # Hits of each code in the best validation pass, a tensor a level, beside the weights.
 _COUNTS = "validation.counts."
+# Samples of that pass, and the distinct ids among them.
+_DISTINCT = "validation.distinct"
+
+
+class SavedModel(NamedTuple):
+    """What model.safetensors holds."""
+
+    state: dict[str, Tensor]
+    """weights and buffers."""
+    counts: list[Tensor]
+    """(K,) of each level, hits in the best validation pass."""
+    distinct: Distinct | None
+    """ids in that pass, where samples are vectors."""
+    sha256: str
+    """of the file."""
 
 
 class Run:
@@ -86,15 +103,17 @@ class Run:
             raise CheckpointError(f"{self.folder}: not a run: it has no {self.config.name}")
         return load_config(self.config)
 
-    def save_model(self, state: dict[str, Tensor], counts: Sequence[Tensor]) -> None:
-        """Write weights, and the hits of each level's codes in the pass that chose them."""
+    def save_model(self, state: dict[str, Tensor], counts: Sequence[Tensor], distinct: Distinct | None = None) -> None:
+        """Write weights, and the hits of each level's codes and the distinct ids in the pass that chose them."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         tensors |= {f"{_COUNTS}{level}": hits.contiguous() for level, hits in enumerate(counts)}
+        if distinct:
+            tensors[_DISTINCT] = torch.tensor([distinct.rows, distinct.ids])
         with replacing(self.model) as part:
             save_file(tensors, part)
 
-    def load_model(self) -> tuple[dict[str, Tensor], list[Tensor], str]:
-        """Weights, validation counts of each level, and the SHA-256 of the file.
+    def load_model(self) -> SavedModel:
+        """What `save_model` wrote.
 
         Raises:
             CheckpointError: there is no model yet, or the file is damaged.
@@ -112,7 +131,8 @@ class Run:
             (name for name in tensors if name.startswith(_COUNTS)), key=lambda name: int(name[len(_COUNTS) :])
         )
         counts = [tensors.pop(name) for name in levels]
-        return tensors, counts, hashlib.sha256(content).hexdigest()
+        distinct = Distinct(*tensors.pop(_DISTINCT).tolist()) if _DISTINCT in tensors else None
+        return SavedModel(tensors, counts, distinct, hashlib.sha256(content).hexdigest())
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write how the run ended."""

@@ -57,9 +57,9 @@ def test_help_names_every_command(vqtool: Command) -> None:
     [
         ("init", ["--out"]),
         ("train", ["--config", "--set", "--run-dir", "--resume", "--overwrite", "--dry-run", "--json", "--device"]),
-        ("encode", ["--out", "--batch-size", "--key", "--device", "--overwrite", "--json"]),
-        ("decode", ["--out", "--device", "--overwrite", "--json"]),
-        ("eval", ["--key", "--device", "--json"]),
+        ("encode", ["--out", "--batch-size", "--key", "--device", "--overwrite", "--unique", "--extend", "--json"]),
+        ("decode", ["--out", "--levels", "--device", "--overwrite", "--json"]),
+        ("eval", ["--key", "--device", "--rate-distortion", "--json"]),
         ("inspect", ["--data", "--key", "--device", "--json"]),
     ],
 )

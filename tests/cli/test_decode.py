@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.conftest import Result, TrainedRun
 from vqtool.tokenizer import load
+from vqtool.transcode import encode_file
 
 Command = Callable[..., Result]
 
@@ -18,7 +20,7 @@ Command = Callable[..., Result]
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: TrainedRun) -> None:
     monkeypatch.chdir(tmp_path)
-    load(trained.folder).encode_file(Path("tokens.npy"), str(trained.data))
+    encode_file(load(trained.folder), Path("tokens.npy"), str(trained.data))
 
 
 def edit_manifest(**changes: Any) -> None:
@@ -117,3 +119,50 @@ def test_overwrite_replaces_the_array(trained: TrainedRun, vqtool: Command) -> N
     Path("back.npy").write_text("old")
     assert vqtool("decode", trained.folder, "tokens.npy", "--out", "back.npy", "--overwrite").code == 0
     assert np.load("back.npy").shape == (60, 1, 8, 8)
+
+
+# Levels
+
+
+def test_the_first_levels_can_be_decoded_alone(catalogue: TrainedRun, vqtool: Command) -> None:
+    encode_file(load(catalogue.folder), Path("ids.npy"))
+    done = vqtool("decode", catalogue.folder, "ids.npy", "--levels", 1, "--out", "coarse.npy")
+    assert done == Result(0, "coarse.npy: float32 (60, 6)\n", "")
+    tokenizer = load(catalogue.folder)
+    first = tokenizer.codebook[0][torch.from_numpy(np.load("ids.npy")).long()[..., 0]]
+    by_hand = tokenizer.model.modality.restore(first[:, 0])
+    np.testing.assert_allclose(np.load("coarse.npy"), by_hand, rtol=1e-5, atol=1e-6)
+    for option in ([], ["--levels", 2]):
+        assert vqtool("decode", catalogue.folder, "ids.npy", *option, "--out", "all.npy", "--overwrite").code == 0
+        assert np.array_equal(np.load("all.npy"), tokenizer.decode(np.load("ids.npy")))
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        (0, "--levels"),
+        (-1, "--levels"),
+        ("two", "--levels"),
+        (3, "3 levels do not decode; those that do are 1 to 2"),
+    ],
+)
+def test_levels_that_are_not_there_are_2(levels: object, message: str, catalogue: TrainedRun, vqtool: Command) -> None:
+    encode_file(load(catalogue.folder), Path("ids.npy"))
+    done = vqtool("decode", catalogue.folder, "ids.npy", "--levels", levels, "--out", "back.npy")
+    assert (done.code, done.out) == (2, "")
+    assert message in done.err
+    assert not Path("back.npy").exists()
+
+
+def test_a_codebook_alone_has_one_level(trained: TrainedRun, vqtool: Command) -> None:
+    assert vqtool("decode", trained.folder, "tokens.npy", "--levels", 1, "--out", "back.npy").code == 0
+    done = vqtool("decode", trained.folder, "tokens.npy", "--levels", 2, "--out", "no.npy")
+    assert (done.code, done.out) == (2, "")
+    assert "2 levels do not decode" in done.err
+
+
+def test_unique_ids_decode_as_plain_ones(catalogue: TrainedRun, vqtool: Command) -> None:
+    for name, option in (("plain", []), ("unique", ["--unique"])):
+        assert vqtool("encode", catalogue.folder, *option, "--out", f"{name}.npy").code == 0
+        assert vqtool("decode", catalogue.folder, f"{name}.npy", "--out", f"{name}_back.npy").code == 0
+    assert Path("plain_back.npy").read_bytes() == Path("unique_back.npy").read_bytes()

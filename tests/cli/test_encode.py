@@ -58,7 +58,9 @@ def test_the_manifest_says_what_the_contract_promises(trained: TrainedRun, vqtoo
         "dtype": "uint8",
         "grid": [4, 4],
         "codebook_sizes": [16],
+        "unique": False,
         "row_shape": [1, 8, 8],
+        "layout": "CHW",
         "model_sha256": hashlib.sha256((trained.folder / "model.safetensors").read_bytes()).hexdigest(),
         "data_sha256": data,
         "shards": [{"name": "images.npy", "rows": 60, "sha256": data}],
@@ -218,3 +220,72 @@ def test_names_with_brackets_print_as_they_are(trained: TrainedRun, vqtool: Comm
     done = vqtool("encode", trained.folder, "[red]x.npy", "--out", "[bold]t.npy")
     assert done.out.startswith("[bold]t.npy: uint8 (2, 16)")
     assert done.out.endswith("[bold]t.json\n")
+
+
+# Unique ids
+
+
+def test_unique_appends_a_level_that_makes_rows_unique(catalogue: TrainedRun, vqtool: Command) -> None:
+    assert vqtool("encode", catalogue.folder, "--out", "plain.npy").code == 0
+    done = vqtool("encode", catalogue.folder, "--unique", "--out", "ids.npy")
+    assert (done.code, done.err) == (0, "")
+    assert done.out == "ids.npy: uint8 (60, 1, 3), grid (1,); what it is stands in ids.json\n"
+    plain, ids = np.load("plain.npy"), np.load("ids.npy")
+    assert np.array_equal(ids[..., :-1], plain)
+    assert len(np.unique(plain, axis=0)) < len(np.unique(ids, axis=0)) == 60
+    manifest, before = (json.loads(Path(f"{name}.json").read_text()) for name in ("ids", "plain"))
+    extra = {"unique": True, "shape": [60, 1, 3], "codebook_sizes": [4, 4, int(ids[..., -1].max()) + 1]}
+    assert manifest == before | extra
+
+
+def test_unique_in_json(catalogue: TrainedRun, vqtool: Command) -> None:
+    done = vqtool("encode", catalogue.folder, catalogue.data, "--unique", "--out", "ids.npy", "--json")
+    assert (done.code, done.err, done.out.count("\n")) == (0, "", 1)
+    assert json.loads(done.out) == {"out": "ids.npy", **json.loads(Path("ids.json").read_text())}
+
+
+def test_extend_keeps_the_ids_that_are_published(catalogue: TrainedRun, vqtool: Command) -> None:
+    np.save("grown.npy", np.concatenate([catalogue.array, catalogue.array[::-2]]))
+    assert vqtool("encode", catalogue.folder, "--unique", "--out", "old.npy").code == 0
+    extend = ["grown.npy", "--unique", "--extend", "old.npy", "--out", "new.npy"]
+    assert vqtool("encode", catalogue.folder, *extend).code == 0
+    new = np.load("new.npy")
+    assert new.shape == (90, 1, 3)
+    assert np.array_equal(new[:60], np.load("old.npy"))
+    assert len(np.unique(new, axis=0)) == 90
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["moved.npy", "--unique", "--extend", "old.npy"], "old.npy: row "),
+        (["fewer.npy", "--unique", "--extend", "old.npy"], "old.npy: has 60 rows, but the data have 9"),
+        (["--unique", "--extend", "plain.npy"], "plain.npy: was not written with --unique"),
+        (["--unique", "--extend", "other.npy"], "other.npy: written by another model, 000000000000..."),
+        (["--unique", "--extend", "gone.npy"], "gone.npy: no such file"),
+        (["--unique", "--extend", "moved.npy"], "moved.npy: has no manifest moved.json beside it"),
+        (["--extend", "old.npy"], "--extend goes with --unique"),
+        (["--unique", "--overwrite", "--extend", "old.npy", "fewer.npy"], "old.npy: has 60 rows"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_extended_is_2_and_leaves_nothing(
+    arguments: list[str], message: str, catalogue: TrainedRun, vqtool: Command
+) -> None:
+    for name, options in (("old", ["--unique"]), ("plain", []), ("other", ["--unique"])):
+        assert vqtool("encode", catalogue.folder, "--out", f"{name}.npy", *options).code == 0
+    Path("other.json").write_text(json.dumps(json.loads(Path("other.json").read_text()) | {"model_sha256": "0" * 64}))
+    np.save("moved.npy", catalogue.array[::-1])
+    np.save("fewer.npy", catalogue.array[:9])
+    before = names()
+    done = vqtool("encode", catalogue.folder, *arguments, "--out", "new.npy")
+    assert (done.code, done.out) == (2, "")
+    assert message in done.err
+    assert names() == before
+
+
+def test_several_positions_are_no_id(trained: TrainedRun, vqtool: Command) -> None:
+    done = vqtool("encode", trained.folder, "--unique", "--out", "ids.npy")
+    assert (done.code, done.out) == (2, "")
+    assert "--unique: an id is one position, but samples have 16 (grid (4, 4))" in done.err
+    assert names() == []

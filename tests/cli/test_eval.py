@@ -2,20 +2,23 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests import IDENTITY, make_run, normal
 from tests.conftest import Result, TrainedRun
 from vqtool.config import RunSettings, load_config
+from vqtool.rate_distortion import rate_distortion
 from vqtool.tokenizer import load
 from vqtool.training import train
 
 Command = Callable[..., Result]
 
-FIELDS = {"samples", "mse", "nmse", "accuracy", "bits_per_sample", "losses", "levels"}
+FIELDS = {"samples", "mse", "nmse", "accuracy", "bits_per_sample", "collision_rate", "losses", "levels"}
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,7 @@ def test_without_data_it_takes_the_validation_part(trained: TrainedRun, vqtool: 
     last = json.loads((trained.folder / "summary.json").read_text())["best"]
     assert set(told) == FIELDS
     assert told["samples"] == 6
+    assert told["collision_rate"] is None
     assert told["losses"] == {name: last[f"validation/loss/{name}"] for name in told["losses"]}
     assert set(told["losses"]) == {"total", "reconstruction", "commitment", "entropy"}
     assert told["levels"][0]["usage"] == last["codebook/usage"]
@@ -146,3 +150,60 @@ def test_a_run_of_classes_names_its_loss(tiles: Path) -> None:
         3,
         "none",
     )
+
+
+# Collisions, and k-means beside the codes
+
+
+def test_the_collision_rate_is_the_share_of_rows_beyond_the_first_of_their_id(
+    catalogue: TrainedRun, vqtool: Command
+) -> None:
+    ids = load(catalogue.folder).encode(catalogue.array).reshape(60, -1).tolist()
+    told = evaluate(vqtool, catalogue.folder, catalogue.data)
+    assert told["collision_rate"] == 1 - len(set(map(tuple, ids))) / 60
+    assert 0 < told["collision_rate"] < 1
+    assert f"{told['collision_rate']:.4%}" in vqtool("eval", catalogue.folder, catalogue.data).out
+
+
+def test_each_level_has_its_own_usage(catalogue: TrainedRun, vqtool: Command) -> None:
+    ids = load(catalogue.folder).encode(catalogue.array).reshape(60, -1).numpy()
+    told = evaluate(vqtool, catalogue.folder, catalogue.data)
+    counts = [np.bincount(level, minlength=4).tolist() for level in ids.T]
+    assert [level["counts"] for level in told["levels"]] == counts
+    assert told["bits_per_sample"] == 4
+
+
+def test_rate_distortion_is_told_where_it_is_asked_for(catalogue: TrainedRun, vqtool: Command) -> None:
+    told = evaluate(vqtool, catalogue.folder, "--rate-distortion")
+    assert set(told) == FIELDS | {"rate_distortion"}
+    assert told["rate_distortion"] == asdict(rate_distortion(load(catalogue.folder)))
+    fields = {"error", "reference", "ratio", "n_init", "fitted_on", "shannon_bound"}
+    assert set(told["rate_distortion"]) == fields
+    assert (told["rate_distortion"]["fitted_on"], told["rate_distortion"]["shannon_bound"]) == (45, None)
+    assert {name: told[name] for name in FIELDS} == evaluate(vqtool, catalogue.folder)
+
+
+def test_rate_distortion_goes_with_other_data(catalogue: TrainedRun, vqtool: Command, tmp_path: Path) -> None:
+    np.save(tmp_path / "few.npy", catalogue.array[:20])
+    told = evaluate(vqtool, catalogue.folder, tmp_path / "few.npy", "--rate-distortion")["rate_distortion"]
+    assert told == asdict(rate_distortion(load(catalogue.folder), str(tmp_path / "few.npy")))
+
+
+def test_the_table_shows_rate_and_distortion(catalogue: TrainedRun, vqtool: Command) -> None:
+    told = evaluate(vqtool, catalogue.folder, "--rate-distortion")["rate_distortion"]
+    done = vqtool("eval", catalogue.folder, "--rate-distortion")
+    rows = {line.split("  ")[0]: line for line in done.out.splitlines()}
+    assert f"{told['error']:.4g}" in rows["quantizing error"]
+    assert f"{told['reference']:.4g}" in rows["reference"]
+    assert f"{told['ratio']:.3f}" in rows["error / reference"]
+    assert "Shannon bound" not in rows
+    assert "quantizing error" not in vqtool("eval", catalogue.folder).out
+
+
+def test_without_a_reference_it_is_null(vqtool: Command, tmp_path: Path) -> None:
+    quantizer = {"kind": "vector", "codebook_size": 32}
+    run = make_run(tmp_path, normal(24, 3), IDENTITY, quantizer=quantizer)
+    told = evaluate(vqtool, run, "--rate-distortion")["rate_distortion"]
+    assert (told["reference"], told["ratio"], told["fitted_on"]) == (None, None, 18)
+    done = vqtool("eval", run, "--rate-distortion")
+    assert "fewer training latents than codes" in done.out

@@ -11,7 +11,7 @@ from vqtool.config import load_config
 Command = Callable[..., Result]
 
 CONFIGS = Path("configs").resolve()
-RECIPES = ["images", "quickstart", "sequences", "tiles", "vectors"]
+RECIPES = ["images", "quickstart", "semantic-ids", "sequences", "tiles", "vectors"]
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def test_out_names_the_file(vqtool: Command, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["vector"], "no recipe 'vector'; did you mean vectors?"),
-        (["zzz"], "no recipe 'zzz'; there are images, quickstart, sequences, tiles, vectors"),
+        (["zzz"], "no recipe 'zzz'; there are images, quickstart, semantic-ids, sequences, tiles, vectors"),
         (["tiles", "--out", "no/t.yaml"], "no/t.yaml: there is no folder no"),
         (["tiles", "--out", "mine.yaml"], "mine.yaml: is there already"),
         (["--out", "t.yaml"], "--out needs a RECIPE"),

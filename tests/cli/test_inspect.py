@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests import TRANSFORMER, make_run
 from tests.conftest import Result, TrainedRun
 from vqtool.tokenizer import load
+from vqtool.transcode import encode_file, encode_unique_file
 
 Command = Callable[..., Result]
 
@@ -27,7 +29,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def tokens(trained: TrainedRun, tmp_path: Path) -> np.ndarray:
     """The indices of some images, in tokens.npy."""
     np.save("few.npy", trained.array[:9])
-    load(trained.folder).encode_file(tmp_path / "tokens.npy", "few.npy")
+    encode_file(load(trained.folder), tmp_path / "tokens.npy", "few.npy")
     return np.load("tokens.npy")
 
 
@@ -43,7 +45,8 @@ def test_an_index_file_has_the_counts_of_its_indices(tokens: np.ndarray, vqtool:
     counts = np.bincount(tokens.reshape(-1), minlength=16)
     p = counts[counts > 0] / counts.sum()
     entropy = -(p * np.log2(p)).sum()
-    assert set(told) == {"target", "tokens", "levels"}
+    assert set(told) == {"target", "tokens", "collision_rate", "levels"}
+    assert told["collision_rate"] is None  # images have many tokens, and no id
     assert (told["target"], told["tokens"]) == ("tokens.npy", 9 * 16)
     assert set(level) == LEVEL
     assert level["counts"] == counts.tolist()
@@ -139,3 +142,44 @@ def test_indices_beyond_the_codebook_are_named(tokens: np.ndarray, vqtool: Comma
     done = vqtool("inspect", "tokens.npy")
     assert (done.code, done.out) == (2, "")
     assert f"tokens.npy: holds index {tokens.max() + 200}, but the codebook has 16 codes" in done.err
+
+
+# Levels and ids
+
+
+def test_run_data_and_files_tell_one_collision_rate(catalogue: TrainedRun, vqtool: Command) -> None:
+    ids = load(catalogue.folder).encode(catalogue.array).reshape(60, -1)
+    rate = 1 - len(set(map(tuple, ids.tolist()))) / 60
+    encode_file(load(catalogue.folder), Path("plain.npy"))
+    encode_unique_file(load(catalogue.folder), Path("unique.npy"))
+    of_data = inspect(vqtool, catalogue.folder, "--data", catalogue.data)
+    assert 0 < of_data["collision_rate"] == rate
+    counts = [np.bincount(level, minlength=4).tolist() for level in ids.T.numpy()]
+    assert [level["counts"] for level in of_data["levels"]] == counts
+    for file in ("plain.npy", "unique.npy"):  # what makes rows unique is left out
+        assert {**inspect(vqtool, file), "target": ""} == {**of_data, "target": ""}
+
+
+def test_a_run_tells_the_collision_rate_of_its_best_validation_pass(catalogue: TrainedRun, vqtool: Command) -> None:
+    told = inspect(vqtool, catalogue.folder)
+    best = json.loads((catalogue.folder / "summary.json").read_text())["best"]
+    rate = json.loads(vqtool("eval", catalogue.folder, "--json").out)["collision_rate"]
+    assert 0 < told["collision_rate"] == best["codebook/collision_rate"] == rate
+    assert told["tokens"] == 15
+    assert f"a collision rate of {rate:.4%}" in vqtool("inspect", catalogue.folder).out
+
+
+def test_grids_of_classes_have_no_id(vqtool: Command, tmp_path: Path) -> None:
+    grids = np.random.default_rng(0).integers(0, 5, (24, 12))
+    run = make_run(tmp_path, grids, {**TRANSFORMER, "positions": 3})
+    encode_file(load(run), Path("grids.npy"))
+    assert inspect(vqtool, run)["collision_rate"] is None
+    assert inspect(vqtool, run, "--data", tmp_path / "data.npy")["collision_rate"] is None
+    assert inspect(vqtool, "grids.npy")["collision_rate"] is None
+
+
+def test_a_plain_file_that_is_said_to_be_unique_is_2(tokens: np.ndarray, vqtool: Command) -> None:
+    Path("tokens.json").write_text(json.dumps(json.loads(Path("tokens.json").read_text()) | {"unique": True}))
+    done = vqtool("inspect", "tokens.npy")
+    assert (done.code, done.out) == (2, "")
+    assert "tokens.json" in done.err

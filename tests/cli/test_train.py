@@ -25,7 +25,8 @@ Command = Callable[..., Result]
 LOSSES = {f"loss/{name}" for name in ("total", "reconstruction", "commitment", "entropy")}
 TRAINING_TAGS = LOSSES | {"optimizer/learning_rate", "throughput/samples_per_second"}
 VALIDATION_TAGS = {f"validation/{tag}" for tag in LOSSES} | {
-    f"codebook/{name}" for name in ("usage", "perplexity", "entropy", "soft_entropy", "dead", "expected_used")
+    f"codebook/{name}"
+    for name in ("usage", "perplexity", "entropy", "soft_entropy", "sample_entropy", "dead", "expected_used")
 }
 
 

@@ -8,7 +8,7 @@ from vqtool.data import DataKind
 from vqtool.data.settings import SyntheticSettings, TensorsSettings
 from vqtool.data.synthetic.tiles import TilesSettings
 from vqtool.nets.mlp import MlpSettings
-from vqtool.quantizers.codebook import EmaLearning
+from vqtool.quantizers import EmaLearning
 from vqtool.settings import Settings
 
 

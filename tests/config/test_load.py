@@ -31,8 +31,8 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("config") / "c.yaml"
 
 
-def test_there_are_the_five_recipes() -> None:
-    assert list(RECIPES) == ["images", "quickstart", "sequences", "tiles", "vectors"]
+def test_there_are_the_six_recipes() -> None:
+    assert list(RECIPES) == ["images", "quickstart", "semantic-ids", "sequences", "tiles", "vectors"]
 
 
 @pytest.mark.parametrize("path", RECIPES.values(), ids=RECIPES)

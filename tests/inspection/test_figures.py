@@ -70,7 +70,7 @@ def test_targets_keep_their_order(tmp_path: Path) -> None:
 def test_a_model_without_counts_is_refused(tmp_path: Path, trained: TrainedRun) -> None:
     shutil.copytree(trained.folder, tmp_path / "run")
     run = Run(tmp_path / "run")
-    run.save_model(run.load_model()[0], [])
+    run.save_model(run.load_model().state, [])
     with pytest.raises(CheckpointError, match="holds no counts of a validation pass"):
         inspect([run.folder])
 

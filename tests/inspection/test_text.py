@@ -7,15 +7,16 @@ import torch
 from rich.console import Console
 
 from vqtool.inspection import Inspection, render
+from vqtool.semantic_ids import Distinct
 from vqtool.usage import usage_of
 
 BINS = ["no hits", "under 0.25x", "0.25x to 0.5x", "0.5x to 1x", "1x to 2x", "2x to 4x", "4x and over"]
 
 
-def text(*counts: list[int], target: str = "run", width: int = 160) -> str:
+def text(*counts: list[int], target: str = "run", width: int = 160, distinct: Distinct | None = None) -> str:
     levels = [usage_of(torch.tensor(hits)) for hits in counts]
     console = Console(file=StringIO(), width=width, highlight=False)
-    console.print(render(Inspection(target, "some data", levels)))
+    console.print(render(Inspection(target, "some data", levels, distinct)))
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -32,6 +33,12 @@ def test_the_figures_of_a_codebook() -> None:
     assert shown["dead"].startswith("dead 1 ")
     assert shown["perplexity"].startswith("perplexity 2.8 ")
     assert shown["entropy"].startswith("entropy 1.500 bits 75.0% of")
+
+
+def test_collisions_are_told_where_ids_were_counted() -> None:
+    shown = text([4, 0, 2, 2], distinct=Distinct(8_000, 7_998))
+    assert "7,998 distinct ids of 8,000 rows: a collision rate of 0.0250%" in shown
+    assert "collision" not in text([4, 0, 2, 2])
 
 
 def test_the_most_and_least_used_codes_are_named_with_their_hits() -> None:

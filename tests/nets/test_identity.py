@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.nets import assert_no_sample_sees_another
-from vqtool.errors import ConfigError
 from vqtool.nets.identity import IdentitySettings
+from vqtool.nets.mlp import MlpSettings
 
 SIZES = [(), (1,), (37,), (1, 1), (9, 8)]
 
@@ -39,10 +39,9 @@ def test_there_is_nothing_to_train() -> None:
     assert not [*settings.encoder(3, (), 3).parameters(), *settings.decoder(3, (), 3).parameters()]
 
 
-@pytest.mark.parametrize("half", ["encoder", "decoder"])
-def test_codes_must_be_as_wide_as_the_data(half: str) -> None:
-    with pytest.raises(ConfigError, match=r"model\.quantizer\.codebook_dim: 5.*as wide as the data, 3.*set it to 3"):
-        getattr(IdentitySettings(), half)(3, (4,), 5)
+def test_its_vectors_are_as_wide_as_the_data_whatever_the_codes_are() -> None:
+    assert IdentitySettings().latent_width(3, 5) == 3
+    assert MlpSettings().latent_width(3, 5) == 5
 
 
 def test_its_own_width_is_that_of_the_data() -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from pydantic import ValidationError
 
 from tests.quantizers import assert_same_state, state
@@ -10,9 +11,11 @@ from vqtool.quantizers import (
     CodebookLossLearning,
     EmaLearning,
     EntropyLearning,
+    LinearLearning,
     QuantizerOutput,
     VectorQuantizerSettings,
 )
+from vqtool.quantizers.revival import RevivalSettings
 
 K, D = 11, 4
 LEARNINGS = [None, EntropyLearning(), CodebookLossLearning(), EmaLearning()]
@@ -35,9 +38,9 @@ def objective(output, slopes):
     return (output[0] * slopes).sum() + COEFFICIENTS[0] * output[2] + COEFFICIENTS[1] * output[3]
 
 
-def quantizer(learning=None, temperature=1.0, dtype=torch.float32, seed=0):
+def quantizer(learning=None, temperature=1.0, dtype=torch.float32, seed=0, **options):
     torch.manual_seed(seed)
-    model = VectorQuantizer(K, D, temperature, learning).to(dtype)
+    model = VectorQuantizer(K, D, temperature, learning, **options).to(dtype)
     with torch.no_grad():
         model.codebook.weight.normal_()
     return model
@@ -222,7 +225,7 @@ def test_ema_over_several_steps_follows_the_loop_by_hand():
 
 
 def test_two_forwards_and_one_update_are_one_forward_of_both():
-    one, other = quantizer(EmaLearning()), quantizer(EmaLearning())
+    one, other = (quantizer(EmaLearning(decay=0.99), relative=True) for _ in range(2))
     first, second = vectors(10, D, seed=3), vectors(14, D, seed=4)
     one(first)
     one(second)
@@ -313,10 +316,21 @@ def test_measure_gives_the_raw_sums():
     weights = torch.exp(-d / 0.5)
     assert level.counts.tolist() == [indices.flatten().tolist().count(k) for k in range(K)]
     assert level.counts.dtype == torch.int64
-    soft = (weights / weights.sum(dim=1, keepdim=True)).sum(dim=0)
-    torch.testing.assert_close(level.soft_assignment, soft, rtol=1e-5, atol=1e-6)
+    soft = weights / weights.sum(dim=1, keepdim=True)
+    torch.testing.assert_close(level.soft_assignment, soft.sum(dim=0)[None], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(level.sample_entropy, -(soft * soft.log()).sum(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(level.squared_distance, d.min(dim=1).values.sum(), rtol=1e-5, atol=1e-6)
+    assert level.elements == 30 * D
     assert not level.soft_assignment.requires_grad
+
+
+def test_assess_leaves_the_padding_out():
+    model, z = quantizer(CodebookLossLearning()).eval(), vectors(8, 5, D)
+    output, (level,) = model.assess(z, 6)
+    for mine, expected in zip(output, model(z[:6]), strict=True):
+        torch.testing.assert_close(mine, expected)
+    for mine, expected in zip(level, model.measure(z[:6], output.indices)[0], strict=True):
+        torch.testing.assert_close(mine, expected)
 
 
 def test_what_it_says_of_itself():
@@ -345,20 +359,189 @@ def test_vectors_of_another_width_are_named(call):
         getattr(VectorQuantizer(8, 4), call)(torch.zeros(2, 3, 5))
 
 
+# Unit vectors
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cosine_is_the_same_formulas_over_unit_vectors(dtype):
+    model = quantizer(CodebookLossLearning(weight=2.0), 0.5, dtype, metric="cosine")
+    z, slopes = vectors(6, 5, D, dtype=dtype).requires_grad_(), vectors(6, 5, D, dtype=dtype, seed=2)
+    output = model(z)
+    objective(output, slopes).backward()
+
+    leaf = z.detach().double().reshape(-1, D).requires_grad_()
+    weight = model.codebook.weight.detach().double().requires_grad_()
+    flat, codes = (tensor / tensor.norm(dim=1, keepdim=True) for tensor in (leaf, weight))
+    quantized, indices, commitment, entropy = naive(flat, codes, 0.5)
+    commitment = commitment + 2 * (flat.detach() - codes[indices]).square().mean()
+    objective((quantized, indices, commitment, entropy), slopes.double().reshape(-1, D)).backward()
+
+    assert torch.equal(output.indices.flatten(), indices)
+    assert torch.equal(indices, (flat @ codes.T).argmax(dim=1))
+    for mine, wanted in [
+        (output.quantized.reshape(-1, D), quantized),
+        (output.commitment_loss, commitment),
+        (output.entropy_loss, entropy),
+        (z.grad.reshape(-1, D), leaf.grad),
+        (model.codebook.weight.grad, weight.grad),
+    ]:
+        torch.testing.assert_close(mine.detach().double(), wanted.detach(), **closeness(dtype))
+
+
+@pytest.mark.parametrize("learning", [CodebookLossLearning(), EmaLearning(), LinearLearning()])
+def test_under_cosine_lengths_do_not_matter(learning):
+    torch.manual_seed(0)
+    model, z = VectorQuantizer(K, D, learning=learning, metric="cosine"), vectors(6, 5, D)
+    torch.testing.assert_close(model.codes.norm(dim=1), torch.ones(K))
+    output = model(z)
+    torch.testing.assert_close(output.quantized.norm(dim=-1), torch.ones(6, 5))
+    torch.testing.assert_close(model.decode(output.indices), output.quantized)
+    longer = model(100 * z)
+    for mine, expected in zip(longer, output, strict=True):
+        torch.testing.assert_close(mine, expected)
+    assert torch.equal(model.encode(z), output.indices)
+    (level,) = model.measure(z, output.indices)
+    unit = F.normalize(z, dim=-1)
+    expected = (unit - model.codes[output.indices]).double().square().sum()
+    torch.testing.assert_close(level.squared_distance, expected.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_under_cosine_moving_averages_are_of_unit_vectors():
+    model, z = quantizer(EmaLearning(decay=0.5), metric="cosine"), 5 * vectors(30, D)
+    indices = model(z).indices
+    model.update()
+    for k in indices.unique():
+        mean = F.normalize(z[indices == k], dim=1).mean(dim=0)
+        torch.testing.assert_close(model.codebook.weight[k], mean)
+        torch.testing.assert_close(model.codes[k], mean / mean.norm())
+
+
+def test_under_cosine_a_zero_vector_is_no_error():
+    model, z = quantizer(EmaLearning(), metric="cosine"), torch.zeros(3, D, requires_grad=True)
+    output = model(z)
+    (output.quantized.sum() + output.commitment_loss + output.entropy_loss).backward()
+    assert all(tensor.isfinite().all() for tensor in (*output, z.grad))
+
+
+# Temperature and confidence
+
+
+@pytest.mark.parametrize("confidence", [0.0, 0.5])
+def test_a_relative_temperature_is_in_units_of_the_error(confidence):
+    model, z = quantizer(EmaLearning(), 0.7, relative=True, confidence=confidence), vectors(30, D)
+    same = quantizer(EmaLearning(), 0.7, confidence=confidence)
+    assert torch.equal(model(z).entropy_loss, same(z).entropy_loss)  # the scale is one while nothing is known
+    error = float(model(z).commitment_loss)
+    model.discard()
+    model(z)
+    model.update()
+    assert float(model.scale()) == pytest.approx(error, rel=1e-5)
+    bare = quantizer(EmaLearning(), 0.7 * error, confidence=confidence)
+    bare.codebook.load_state_dict(model.codebook.state_dict())
+    torch.testing.assert_close(model(z).entropy_loss, bare(z).entropy_loss)
+    (mine,), (expected,) = (each.measure(z, each.encode(z)) for each in (model, bare))
+    torch.testing.assert_close(mine.soft_assignment, expected.soft_assignment)
+    torch.testing.assert_close(mine.sample_entropy, expected.sample_entropy)
+
+
+@pytest.mark.parametrize("learning", [CodebookLossLearning(), EmaLearning()])
+def test_under_a_relative_temperature_the_units_of_the_data_do_not_matter(learning):
+    models = [quantizer(learning, 2.0, relative=True, confidence=0.5) for _ in range(2)]
+    with torch.no_grad():
+        models[1].codebook.weight *= 1000
+    losses = []
+    for model, scale in zip(models, (1, 1000), strict=True):
+        for seed in range(3):
+            model(scale * vectors(30, D, seed=seed))
+            model.update()
+        z = (scale * vectors(30, D, seed=9)).requires_grad_()
+        loss = model(z).entropy_loss
+        losses.append((loss.detach(), scale * torch.autograd.grad(loss, z)[0]))
+    for mine, expected in zip(losses[1], losses[0], strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-6)
+    absolute = [quantizer(learning, 2.0)(scale * vectors(30, D)).entropy_loss.detach() for scale in (1, 1000)]
+    assert abs(absolute[1] - absolute[0]) > 0.1
+
+
+def test_the_scale_of_errors_is_state_that_training_alone_moves():
+    model = quantizer(EmaLearning(), relative=True)
+    assert {"scale.error", "scale.weight"} <= set(model.state_dict())
+    before = state(model)
+    model(vectors(30, D))
+    assert_same_state(state(model), before)
+    model.discard()
+    model.update()
+    assert_same_state(state(model), before)
+    model.eval()(vectors(30, D))
+    model.update()
+    assert_same_state(state(model), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_confidence_is_part_of_the_entropy_loss(dtype):
+    model, z = quantizer(temperature=0.6, dtype=dtype, confidence=0.4), vectors(30, D, dtype=dtype).requires_grad_()
+    output = model(z)
+    output.entropy_loss.backward()
+    flat = z.detach().double().requires_grad_()
+    codes = model.codebook.weight.detach().double().requires_grad_()
+    soft = torch.softmax(-(flat[:, None] - codes).square().sum(dim=2) / 0.6, dim=1)
+    loss = naive(flat, codes, 0.6)[3] - 0.4 * (soft * soft.log()).sum(dim=1).mean()
+    loss.backward()
+    for mine, expected in [
+        (output.entropy_loss.detach(), loss.detach()),
+        (z.grad, flat.grad),
+        (model.codebook.weight.grad, codes.grad),
+    ]:
+        torch.testing.assert_close(mine.double(), expected, **closeness(dtype))
+    without = quantizer(temperature=0.6, dtype=dtype)(z)
+    assert torch.equal(output.commitment_loss, without.commitment_loss)
+
+
+# Settings
+
+
+START = {"starter.done", "starter.sample"}
+
+
 @pytest.mark.parametrize(
-    ("learning", "names"),
+    ("options", "names"),
     [
-        (EntropyLearning(), {"codebook.weight"}),
-        (CodebookLossLearning(), {"codebook.weight"}),
-        (EmaLearning(), {"codebook.weight", "codebook.counts", "codebook.sums"}),
+        ({"learning": EntropyLearning()}, {"codebook.weight"}),
+        ({"learning": CodebookLossLearning()}, {"codebook.weight"}),
+        ({"learning": LinearLearning()}, {"codebook.basis", "codebook.transform"}),
+        ({"learning": EmaLearning()}, {"codebook.weight", "codebook.counts", "codebook.sums"}),
+        ({"learning": EntropyLearning(), "revival": RevivalSettings()}, {"codebook.weight", "revival.hits"}),
+        (
+            {"learning": EntropyLearning(), "temperature_unit": "error"},
+            {"codebook.weight", "scale.error", "scale.weight"},
+        ),
     ],
 )
-def test_settings_build_what_they_say(learning, names):
-    settings = VectorQuantizerSettings(codebook_size=9, temperature=0.3, learning=learning, revival=None)
-    model = settings.build(7)
-    assert set(model.state_dict()) == names
+@pytest.mark.parametrize("start", ["random", "kmeans"])
+def test_settings_build_what_they_say(options, names, start):
+    options = {"revival": None, "start": {"kind": start}, **options}
+    settings = VectorQuantizerSettings(codebook_size=9, temperature=0.3, **options)
+    model = settings.resolve(7).build()
+    assert set(model.state_dict()) == names | (START if start == "kmeans" else set())
     assert model.codes.shape == (9, 7)
     assert model.temperature == 0.3
+
+
+def test_settings_reach_the_quantizer():
+    options = {"metric": "cosine", "gradient": "rotation", "confidence": 0.25}
+    model = VectorQuantizerSettings(**options).resolve(7).build()
+    assert (model.metric, model.gradient, model.confidence) == ("cosine", "rotation", 0.25)
+
+
+def test_the_width_is_the_encoder_s_unless_it_is_chosen():
+    assert VectorQuantizerSettings().resolve(7).codebook_dim == 7
+    assert VectorQuantizerSettings(codebook_dim=5).resolve(7).codebook_dim == 5
+    assert VectorQuantizerSettings(codebook_dim=5).dim(7) == 5
+    assert VectorQuantizerSettings().dim(7) == 7
+
+
+def test_a_level_of_a_residual_quantizer_does_not_start_by_itself():
+    assert VectorQuantizerSettings().resolve(7).build_level(1).starter is None
 
 
 def test_settings_choose_the_learning_by_kind():

@@ -112,7 +112,8 @@ SCALARS = {
         for part in ("", "validation/")
         for name in ("total", "reconstruction", "commitment", "entropy")
     ),
-    *(f"codebook/{name}" for name in ("usage", "perplexity", "entropy", "soft_entropy", "dead", "expected_used")),
+    *(f"codebook/{name}" for name in ("usage", "perplexity", "entropy", "soft_entropy", "sample_entropy", "dead")),
+    "codebook/expected_used",
     "optimizer/learning_rate",
     "throughput/samples_per_second",
 }

@@ -29,13 +29,20 @@ from vqtool.config import RunSettings
 from vqtool.data import BatchOrder
 from vqtool.errors import Stopped, TrainingError
 from vqtool.evaluation import Evaluation
-from vqtool.quantizers import VectorQuantizer
+from vqtool.quantizers import LevelStatistics, QuantizerOutput, VectorQuantizer
+from vqtool.quantizers.start import RandomStartSettings
 from vqtool.run import Run
 from vqtool.training import train, trainer
 from vqtool.training.checkpoint import load_checkpoint
 from vqtool.training.optimizer import learning_rate
 from vqtool.training.prepare import prepare
 from vqtool.training.trainer import Trainer
+
+
+def from_random(settings: RunSettings) -> RunSettings:
+    """The same, with codes that need not wait for a sample to start from."""
+    quantizer = settings.model.quantizer.model_copy(update={"start": RandomStartSettings()})
+    return settings.model_copy(update={"model": settings.model.model_copy(update={"quantizer": quantizer})})
 
 
 def trainer_in(folder: Path, settings: RunSettings) -> tuple[Trainer, torch.nn.Module]:
@@ -48,7 +55,8 @@ def trainer_in(folder: Path, settings: RunSettings) -> tuple[Trainer, torch.nn.M
 
 
 def test_a_step_is_that_of_a_bare_loop(tmp_path: Path) -> None:
-    settings = tiny(tmp_path, learning=CODEBOOK_LOSS, loss={"commitment": 0.5, "entropy": 0.1}, gradient_clip=0.05)
+    loss_settings = {"commitment": 0.5, "entropy": 0.1}
+    settings = from_random(tiny(tmp_path, learning=CODEBOOK_LOSS, loss=loss_settings, gradient_clip=0.05))
     train(settings, tmp_path / "run")
     prepared = prepare(settings)
     model, data, order = prepared.model, prepared.dataset.training, BatchOrder(48, 16, seed=0)
@@ -72,7 +80,7 @@ def test_a_step_is_that_of_a_bare_loop(tmp_path: Path) -> None:
 
 
 def test_the_log_shows_the_batch_before_the_step(tmp_path: Path) -> None:
-    settings = tiny(tmp_path, loss={"commitment": 0.5, "entropy": 0.1})
+    settings = from_random(tiny(tmp_path, loss={"commitment": 0.5, "entropy": 0.1}))
     train(settings, tmp_path / "run")
     prepared = prepare(settings)
     output = prepared.model(prepared.dataset.training.take(BatchOrder(48, 16, seed=0).batch(0)))
@@ -92,7 +100,8 @@ def test_the_log_shows_the_batch_before_the_step(tmp_path: Path) -> None:
 def test_raw_terms_are_logged_without_the_weight_of_the_codebook_loss(tmp_path: Path) -> None:
     for weight in (1.0, 100.0):
         learning = {"kind": "codebook_loss", "weight": weight}
-        train(tiny(tmp_path, learning=learning, steps=1), tmp_path / f"{weight}")
+        settings = tiny(tmp_path, learning=learning, loss={"commitment": 0.25}, steps=1)
+        train(from_random(settings), tmp_path / f"{weight}")
     light, heavy = logged(tmp_path / "1.0")[0], logged(tmp_path / "100.0")[0]
     assert light["loss/commitment"] == pytest.approx(heavy["loss/commitment"], rel=1e-6)
     assert heavy["loss/total"] - light["loss/total"] == pytest.approx(0.25 * 99 * light["loss/commitment"], rel=1e-4)
@@ -125,14 +134,15 @@ def test_without_a_network_the_entropy_alone_spreads_the_codes(tmp_path: Path) -
         validate_every=1,
         learning_rate=0.2,
     )
-    train(settings, tmp_path / "run")
+    train(from_random(settings), tmp_path / "run")
     lines = logged(tmp_path / "run")
     assert lines[-1]["codebook/usage"] > lines[0]["codebook/usage"]
     assert lines[-1]["codebook/soft_entropy"] > 0.8
 
 
 def test_ema_codes_are_the_means_of_what_they_won(tmp_path: Path) -> None:
-    settings = tiny(tmp_path, encoder=IDENTITY, learning={"kind": "ema", "decay": 0.0}, steps=1, batch_size=48)
+    ema = {"kind": "ema", "decay": 0.0}
+    settings = from_random(tiny(tmp_path, encoder=IDENTITY, learning=ema, steps=1, batch_size=48))
     prepared = prepare(settings)
     x = prepared.dataset.training.read(0, 48)
     indices, latents = prepared.model.encode(x).flatten(), prepared.model.latents(x).flatten(0, 1)
@@ -186,9 +196,9 @@ def test_the_model_kept_is_the_one_with_the_best_metric(
     assert summary["best"][metric] == values[best]
     assert summary["final"][metric] == values[-1]
     kept = model_of(tmp_path / "run")
-    counts = kept.pop("validation.counts.0")
+    counts, distinct = kept.pop("validation.counts.0"), kept.pop("validation.distinct")
     assert_same(kept, seen[best])
-    assert counts.sum() == 12
+    assert counts.sum() == distinct[0] == 12
     assert not torch.equal(seen[best]["encoder.net.0.weight"], seen[best - 1]["encoder.net.0.weight"])
 
 
@@ -310,19 +320,30 @@ def test_a_loss_that_is_not_finite_is_refused(
 
 def test_without_parameters_it_is_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, "commitment", 2)
-    loop, model = trainer_in(tmp_path / "run", tiny(tmp_path, encoder=IDENTITY))
+    loop, model = trainer_in(
+        tmp_path / "run", from_random(tiny(tmp_path, encoder=IDENTITY, learning={"kind": "ema", "decay": 0.99}))
+    )
     with pytest.raises(TrainingError, match="step 2: not finite: commitment"):
         loop.train()
     assert model.get_buffer("quantizer.codebook.counts").sum() == pytest.approx(16 * 0.01)
 
 
-def test_every_bad_term_is_named(tmp_path: Path) -> None:
+def too_large(tmp_path: Path) -> RunSettings:
+    """A run on data whose squares float32 cannot hold."""
     array = vectors()
     array[:] = 1e30
     array[::2] = -1e30
-    settings = tiny(tmp_path, array, encoder=IDENTITY, data={"normalize": "none"})
+    return tiny(tmp_path, array, encoder=IDENTITY, data={"normalize": "none"})
+
+
+def test_every_bad_term_is_named(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="step 1: not finite: reconstruction, commitment"):
-        train(settings, tmp_path / "run")
+        train(from_random(too_large(tmp_path)), tmp_path / "run")
+
+
+def test_a_distance_that_is_not_finite_is_told_while_codes_wait_too(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="not finite"):
+        train(too_large(tmp_path), tmp_path / "run")
 
 
 def test_an_entropy_that_is_not_finite_does_no_harm_at_weight_zero(
@@ -359,19 +380,25 @@ def test_bfloat16_is_for_the_networks_in_training_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: dict[str, Any], array: Any
 ) -> None:
     seen: set[tuple[bool, torch.dtype, torch.dtype]] = set()
-    forward = VectorQuantizer.forward
+    forward, assess = VectorQuantizer.forward, VectorQuantizer.assess
 
-    def watched(quantizer: VectorQuantizer, x: Tensor) -> Any:
+    def watched(quantizer: VectorQuantizer, x: Tensor) -> QuantizerOutput:
         output = forward(quantizer, x)
         seen.add((quantizer.training, x.dtype, output.commitment_loss.dtype))
         return output
 
+    def assessed(quantizer: VectorQuantizer, x: Tensor, samples: int) -> tuple[QuantizerOutput, list[LevelStatistics]]:
+        output, levels = assess(quantizer, x, samples)
+        seen.add((quantizer.training, x.dtype, output.commitment_loss.dtype))
+        return output, levels
+
     monkeypatch.setattr(VectorQuantizer, "forward", watched)
+    monkeypatch.setattr(VectorQuantizer, "assess", assessed)
     settings = tiny(tmp_path, array, encoder=encoder, precision="bfloat16", steps=4)
     summary = train(settings, tmp_path / "run")
     assert seen == {(True, torch.bfloat16, torch.float32), (False, torch.float32, torch.float32)}
     assert all(math.isfinite(value) for line in logged(tmp_path / "run") for value in line.values())
-    assert all(t.dtype in (torch.float32, torch.int64) for t in model_of(tmp_path / "run").values())
+    assert all(t.dtype in (torch.float32, torch.int64, torch.bool) for t in model_of(tmp_path / "run").values())
     report = load(tmp_path / "run").evaluate()
     assert report.evaluation.losses["total"] == summary["best"]["validation/loss/total"]
 

@@ -27,12 +27,26 @@ def encode(
     key: KeyOption = None,
     device: DeviceOption = None,
     overwrite: OverwriteOption = False,
+    unique: Annotated[
+        bool, typer.Option("--unique", help="Append a level that makes every row unique: semantic ids.")
+    ] = False,
+    extend: Annotated[
+        Path | None,
+        typer.Option(metavar="OLD.npy", help="With --unique: an earlier file of the first rows, whose ids stay."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the indices of DATA, or of the run's own data, and a manifest beside them."""
+    if extend and not unique:
+        raise typer.BadParameter("--extend goes with --unique")
     from vqtool.tokenizer import load
+    from vqtool.transcode import encode_file, encode_unique_file
 
-    manifest = load(run, device).encode_file(out, data, key, batch_size, overwrite)
+    tokenizer = load(run, device)
+    if unique:
+        manifest = encode_unique_file(tokenizer, out, data, key, batch_size, overwrite, extend)
+    else:
+        manifest = encode_file(tokenizer, out, data, key, batch_size, overwrite)
     if as_json:
         print_json({"out": str(out), **asdict(manifest)})
         return

@@ -1,7 +1,9 @@
 """`vqtool eval`."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from vqtool.cli.output import (
     DataArgument,
@@ -15,6 +17,7 @@ from vqtool.cli.output import (
 )
 
 if TYPE_CHECKING:
+    from vqtool.rate_distortion import RateDistortion
     from vqtool.tokenizer import Report
 
 
@@ -23,13 +26,24 @@ def evaluate(
     data: DataArgument = None,
     key: KeyOption = None,
     device: DeviceOption = None,
+    with_rate_distortion: Annotated[
+        bool, typer.Option("--rate-distortion", help="Set the codes beside k-means on the run's own latents.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Say how well DATA, or the run's validation part, comes back from its indices."""
     from vqtool.tokenizer import load
 
-    report = load(run, device).evaluate(data, key)
-    print_json(_fields(report)) if as_json else print_rich(table(_rows(report)))
+    tokenizer = load(run, device)
+    report = tokenizer.evaluate(data, key)
+    fields, rows = _fields(report), _rows(report)
+    if with_rate_distortion:
+        from vqtool.rate_distortion import rate_distortion
+
+        found = rate_distortion(tokenizer, data, key)
+        fields["rate_distortion"] = asdict(found)
+        rows += _rate_distortion_rows(found)
+    print_json(fields) if as_json else print_rich(table(rows))
 
 
 def _fields(report: "Report") -> dict[str, Any]:
@@ -37,6 +51,7 @@ def _fields(report: "Report") -> dict[str, Any]:
         "samples": report.evaluation.samples,
         **asdict(report.fidelity),
         "bits_per_sample": report.bits_per_sample,
+        "collision_rate": report.evaluation.distinct and report.evaluation.distinct.collision_rate,
         "losses": report.evaluation.losses,
         "levels": [asdict(level) for level in report.evaluation.levels],
     }
@@ -53,9 +68,26 @@ def _rows(report: "Report") -> list[tuple[str, ...]]:
         rows.append(("nmse", nmse, "mse over the data's variance about its mean: 0 is perfect, 1 says nothing"))
     rows.append(("bits per sample", f"{report.bits_per_sample:,.1f}", "positions times log2 of the codes"))
     rows += [(f"loss/{name}", f"{value:.4g}", "in normalised units") for name, value in evaluation.losses.items()]
+    if evaluation.distinct:
+        ids = f"{evaluation.distinct.ids:,} distinct ids of {evaluation.distinct.rows:,} rows"
+        rows.append(("collision rate", f"{evaluation.distinct.collision_rate:.4%}", ids))
     for number, level in enumerate(evaluation.levels):
         name = "usage" if len(evaluation.levels) == 1 else f"level {number} usage"
         rows.append(
             (name, f"{level.usage:.1%}", f"perplexity {level.perplexity:,.1f} of {level.codebook_size:,} codes")
         )
+    return rows
+
+
+def _rate_distortion_rows(found: "RateDistortion") -> list[tuple[str, ...]]:
+    what = f"k-means on {found.fitted_on:,} training latents, best of {found.n_init} runs"
+    reference = "none" if found.reference is None else f"{found.reference:.4g}"
+    rows: list[tuple[str, ...]] = [
+        ("quantizing error", f"{found.error:.4g}", "of a latent's dimension, squared"),
+        ("reference", reference, what if found.reference is not None else "fewer training latents than codes"),
+    ]
+    if found.ratio is not None:
+        rows.append(("error / reference", f"{found.ratio:.3f}", "1: as good as k-means; above: worse"))
+    if found.shannon_bound is not None:
+        rows.append(("Shannon bound", f"{found.shannon_bound:.4g}", "mse below which no code of so many bits can go"))
     return rows

@@ -41,5 +41,6 @@ def _fields(inspection: "Inspection") -> dict[str, Any]:
     return {
         "target": inspection.target,
         "tokens": inspection.tokens,
+        "collision_rate": inspection.distinct and inspection.distinct.collision_rate,
         "levels": [asdict(level) for level in inspection.levels],
     }

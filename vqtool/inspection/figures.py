@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from vqtool.errors import CheckpointError, DataError
 from vqtool.indices import read_indices
 from vqtool.progress import pass_bar
 from vqtool.run import Run
+from vqtool.semantic_ids import Distinct
+from vqtool.tally import Tally
 from vqtool.tokenizer import load
 from vqtool.usage import Usage, usage_of
 
@@ -25,11 +26,13 @@ class Inspection:
         target: what was inspected.
         counted: what its codes were counted on.
         levels: of each level.
+        distinct: ids, where samples are vectors.
     """
 
     target: str
     counted: str
     levels: list[Usage]
+    distinct: Distinct | None
 
     @property
     def tokens(self) -> int:
@@ -69,26 +72,30 @@ def _inspect_one(target: Path, data: str | None, key: str | None, device: str | 
     if target.is_file():
         if data is not None:
             raise DataError(f"{target}: an index file has its own counts; --data goes with a run")
-        return Inspection(str(target), "the indices in the file", _count_file(target))
+        tally = _count_file(target)
+        return Inspection(str(target), "the indices in the file", tally.levels, tally.distinct)
     if data is not None:
-        return Inspection(str(target), data, load(target, device).usage(data, key))
-    levels = [usage_of(hits) for hits in Run(target).load_model()[1]]
-    if not levels:
+        tally = load(target, device).count(data, key)
+        return Inspection(str(target), data, tally.levels, tally.distinct)
+    saved = Run(target).load_model()
+    if not saved.counts:
         raise CheckpointError(f"{target}: its model holds no counts of a validation pass")
-    return Inspection(str(target), "the run's best validation pass", levels)
+    levels = [usage_of(hits) for hits in saved.counts]
+    return Inspection(str(target), "the run's best validation pass", levels, saved.distinct)
 
 
-def _count_file(path: Path) -> list[Usage]:
+def _count_file(path: Path) -> Tally:
     array, manifest = read_indices(path)
     sizes = manifest.codebook_sizes
-    counts = np.zeros((len(sizes), max(sizes)), dtype=np.int64)
+    if manifest.unique:  # what makes rows unique is no codebook's
+        array, sizes = array[..., :-1], sizes[:-1]
+    tally = Tally(sizes, ids=manifest.layout == "C")
     step = max(1, _BLOCK // int(np.prod(array.shape[1:])))
     with pass_bar("inspect", len(array)) as bar:
         for start in range(0, len(array), step):
-            rows = array[start : start + step]
-            for hits, size, level in zip(counts, sizes, rows.reshape(-1, len(sizes)).T, strict=True):
-                if level.size and int(level.max()) >= size:
-                    raise DataError(f"{path}: holds index {level.max()}, but the codebook has {size} codes")
-                hits += np.bincount(level, minlength=counts.shape[1])
-            bar.update(len(rows))
-    return [usage_of(torch.from_numpy(hits[:size])) for hits, size in zip(counts, sizes, strict=True)]
+            try:
+                tally.add(array[start : start + step])
+            except IndexError as error:
+                raise DataError(f"{path}: holds {error}") from error
+            bar.update(min(step, len(array) - start))
+    return tally

@@ -21,6 +21,11 @@ def render(inspection: Inspection) -> RenderableType:
     parts: list[RenderableType] = [
         Text.assemble((inspection.target, "bold"), f"\ncounted on {inspection.counted}: {inspection.tokens:,} tokens")
     ]
+    if inspection.distinct:
+        found = inspection.distinct
+        parts.append(
+            Text(f"{found.ids:,} distinct ids of {found.rows:,} rows: a collision rate of {found.collision_rate:.4%}")
+        )
     for number, usage in enumerate(inspection.levels):
         title = "codebook" if len(inspection.levels) == 1 else f"level {number}"
         parts += [Text(), _figures(title, usage), Text(), _histogram(usage)]

@@ -32,6 +32,10 @@ class NetSettings(Settings):
         """The family's own D, where the quantizer leaves it open."""
         raise NotImplementedError
 
+    def latent_width(self, channels: int, dim: int) -> int:
+        """The width of the vectors it makes or takes where codes have `dim`: that, if a net can have any."""
+        return dim
+
     def grid(self, size: Size) -> Size:
         """The row-major shape behind L for samples of `size`."""
         raise NotImplementedError

@@ -4,7 +4,6 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from vqtool.errors import ConfigError
 from vqtool.nets.base import NetSettings, Size
 
 
@@ -33,20 +32,14 @@ class IdentitySettings(NetSettings):
     def dim(self, channels: int) -> int:
         return channels
 
+    def latent_width(self, channels: int, dim: int) -> int:
+        return channels
+
     def grid(self, size: Size) -> Size:
         return size or (1,)
 
     def encoder(self, channels: int, size: Size, dim: int) -> nn.Module:
-        self._check(channels, dim)
         return IdentityEncoder()
 
     def decoder(self, channels: int, size: Size, dim: int) -> nn.Module:
-        self._check(channels, dim)
         return IdentityDecoder()
-
-    def _check(self, channels: int, dim: int) -> None:
-        if dim != channels:
-            raise ConfigError(
-                f"model.quantizer.codebook_dim: {dim}, but without a network the codes are as wide as the data, "
-                f"{channels}; set it to {channels} or auto"
-            )

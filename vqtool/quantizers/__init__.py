@@ -1,23 +1,54 @@
 """Quantizers and their mathematics: one idea a file."""
 
+from typing import Annotated
+
+from pydantic import Field
+
 from vqtool.quantizers.base import Quantizer
-from vqtool.quantizers.codebook import CodebookLossLearning, EmaLearning, EntropyLearning
+from vqtool.quantizers.binary import (
+    BinarySphericalQuantizer,
+    BinarySphericalSettings,
+    LookupFreeQuantizer,
+    LookupFreeSettings,
+)
+from vqtool.quantizers.finite_scalar import FiniteScalarQuantizer, FiniteScalarSettings
+from vqtool.quantizers.kmeans import kmeans
+from vqtool.quantizers.learning import CodebookLossLearning, EmaLearning, EntropyLearning, LinearLearning
 from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
+from vqtool.quantizers.product import ProductQuantizer, ProductQuantizerSettings
+from vqtool.quantizers.projected import ProjectedQuantizer
+from vqtool.quantizers.residual import ResidualQuantizer, ResidualQuantizerSettings
 from vqtool.quantizers.search import nearest_codes
 from vqtool.quantizers.vector import VectorQuantizer, VectorQuantizerSettings
 
-# The one table of quantizers. A second one makes it a union with Field(discriminator="kind"), as in vqtool.nets.
-QuantizerSettings = VectorQuantizerSettings
+# The one table of quantizers: `kind` chooses.
+QuantizerSettings = Annotated[
+    VectorQuantizerSettings
+    | ResidualQuantizerSettings
+    | ProductQuantizerSettings
+    | FiniteScalarSettings
+    | LookupFreeSettings
+    | BinarySphericalSettings,
+    Field(discriminator="kind"),
+]
 
 __all__ = [
+    "BinarySphericalQuantizer",
     "CodebookLossLearning",
     "EmaLearning",
     "EntropyLearning",
+    "FiniteScalarQuantizer",
     "LevelStatistics",
+    "LinearLearning",
+    "LookupFreeQuantizer",
+    "ProductQuantizer",
+    "ProjectedQuantizer",
     "Quantizer",
     "QuantizerOutput",
     "QuantizerSettings",
+    "ResidualQuantizer",
     "VectorQuantizer",
     "VectorQuantizerSettings",
+    "kmeans",
     "nearest_codes",
 ]

@@ -1,53 +1,139 @@
 """What the rest of vqtool asks of a quantizer.
 
-Shapes: B batch, L positions per sample, D dimensions, K codes, Q levels.
+Shapes: B batch, L positions per sample, D dimensions, K codes, Q levels; (...) stands for any leading axes.
 """
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
+from vqtool.quantizers.gradient import GRADIENTS, GradientName
 from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
+from vqtool.quantizers.precision import full_precision
 
 
 class Quantizer(nn.Module, ABC):
     """Vectors to indices and back. `forward` changes no state: it gathers, and `update` applies what was gathered.
 
+    A vector is first conditioned (made a unit vector, say), then a code is chosen, then it is quantized. Quantizers
+    that are made of others call these steps of theirs.
+
     Attributes:
         codebook_sizes: K of each level.
         dim: D, the width of the vectors it takes and gives.
         has_levels: whether indices have an axis Q.
+        truncates: whether the first levels alone stand for a coarser vector.
+        gradient: how the gradient passes the choice of a code.
+        bypass: share of the samples of a training batch that pass unquantized.
     """
 
     codebook_sizes: tuple[int, ...]
     dim: int
-    has_levels: bool
+    has_levels: bool = False
+    truncates: bool = False
+    gradient: GradientName = "straight_through"
+    bypass: float = 0.0
 
     @property
     @abstractmethod
     def codes(self) -> Tensor:
-        """The codes (K, D)."""
+        """The codes (K, D); (Q, K, D) of a quantizer of levels, each of as many codes."""
 
-    @abstractmethod
     def forward(self, vectors: Tensor) -> QuantizerOutput:
-        """Quantize (..., D)."""
+        """Quantize (..., D): losses in float64 for float64, in float32 for anything less."""
+        with full_precision(vectors.device):
+            conditioned = self.condition(self._checked(vectors))
+            output = self.quantize(conditioned, self.choose(conditioned))
+        return output._replace(quantized=output.quantized.to(vectors.dtype))
 
-    @abstractmethod
     def encode(self, vectors: Tensor) -> Tensor:
         """The indices of (..., D) alone: (...), or (..., Q)."""
+        with full_precision(vectors.device):
+            return self.nearest(self.condition(self._checked(vectors)))
+
+    @torch.no_grad()
+    def measure(self, vectors: Tensor, indices: Tensor) -> list[LevelStatistics]:
+        """The raw terms of each level over (..., D) and the indices that `forward` or `encode` gave them."""
+        with full_precision(vectors.device):
+            return self.statistics(self.condition(self._checked(vectors)), indices)
+
+    @torch.no_grad()
+    def assess(self, vectors: Tensor, samples: int) -> tuple[QuantizerOutput, list[LevelStatistics]]:
+        """Output and raw terms of the first so many `samples` of a batch (B, L, D) that is padded to a fixed size.
+
+        Codes are chosen over the whole batch, just as `encode` does: products of another shape may round differently.
+        """
+        with full_precision(vectors.device):
+            conditioned = self.condition(self._checked(vectors))
+            indices = self.nearest(conditioned)[:samples]
+            conditioned = conditioned[:samples]
+            return self.quantize(conditioned, indices), self.statistics(conditioned, indices)
+
+    def condition(self, vectors: Tensor) -> Tensor:
+        """Vectors as codes are compared with them: (..., D) to (..., D)."""
+        return vectors
+
+    @property
+    def waits(self) -> bool:
+        """Whether codes still wait for their first sample, and vectors pass unquantized in training."""
+        return False
+
+    @abstractmethod
+    def nearest(self, conditioned: Tensor) -> Tensor:
+        """The indices of conditioned vectors, by distance."""
+
+    def choose(self, conditioned: Tensor) -> Tensor:
+        """The indices to quantize by; in training they need not be the nearest."""
+        return self.nearest(conditioned)
+
+    @abstractmethod
+    def quantize(self, conditioned: Tensor, indices: Tensor) -> QuantizerOutput:
+        """The output for conditioned vectors and the indices chosen for them; in training, gathers."""
 
     @abstractmethod
     def decode(self, indices: Tensor) -> Tensor:
-        """The vectors (..., D) that `indices` stand for."""
+        """The vectors (..., D) that `indices` stand for; where it `truncates`, of as many levels as are given."""
+
+    def embed(self, indices: Tensor) -> Tensor:
+        """The vectors (..., d) of `indices` in the space of the codes: as `decode`, but before any projection."""
+        return self.decode(indices)
 
     @abstractmethod
-    def measure(self, vectors: Tensor, indices: Tensor) -> list[LevelStatistics]:
-        """The raw terms of each level over (..., D) and the indices that `forward` or `encode` gave them."""
+    def statistics(self, conditioned: Tensor, indices: Tensor) -> list[LevelStatistics]:
+        """The raw terms of each level over conditioned vectors."""
 
-    @abstractmethod
+    def initialise(self, conditioned: Tensor) -> None:
+        """Set the codes to fit a sample (S, D) of conditioned vectors. Quantizers without learned codes have nothing to
+        set."""
+
+    def start(self) -> None:
+        """Start from what was gathered so far, if codes still wait for their first sample: do not wait for more."""
+
     def update(self) -> None:
         """Apply what forward gathered in training since the last update."""
 
-    @abstractmethod
     def discard(self) -> None:
         """Forget what forward gathered since the last update."""
+
+    def pass_gradient(self, vectors: Tensor, codes: Tensor) -> Tensor:
+        """The codes (..., D), with a gradient for the vectors (..., D); in training, some samples as they came.
+
+        Some vectors without the error of quantizing help encoder and decoder to learn (Défossez et al. 2024, "Moshi",
+        3.3, quantization rate). Batches are in random order already: which samples pass need not be drawn.
+        """
+        passed = round(self.bypass * len(vectors)) if self.training else 0
+        quantized = GRADIENTS[self.gradient](vectors[passed:], codes[passed:])
+        return torch.cat([vectors[:passed], quantized]) if passed else quantized
+
+    def _checked(self, vectors: Tensor) -> Tensor:
+        """Vectors in the type that is computed in, float32 at least.
+
+        Raises:
+            ValueError: they are not (..., D), or not floating-point.
+        """
+        if vectors.ndim < 1 or vectors.shape[-1] != self.dim:
+            raise ValueError(f"expected vectors of width {self.dim}, got shape {tuple(vectors.shape)}")
+        if not vectors.is_floating_point():
+            raise ValueError(f"expected floating-point vectors, got {vectors.dtype}")
+        return vectors.to(torch.promote_types(vectors.dtype, torch.float32))

@@ -1,18 +1,10 @@
-"""The codes and the ways they learn. Each way is a settings class that builds its codebook.
+"""The codes, as a parameter that gradients move.
 
-Shapes: N vectors, K codes, D dimensions.
+Shapes: N vectors, S vectors of a sample, K codes, D dimensions.
 """
 
-from typing import Annotated, Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor, nn
-
-from vqtool.settings import Settings
-
-# A moving average of hits below this says nothing any more: the code stays where it is.
-_VANISHED = 1e-20
 
 
 class Codebook(nn.Module):
@@ -32,6 +24,11 @@ class Codebook(nn.Module):
     def _set_weight(self, weight: Tensor) -> None:
         self.weight = nn.Parameter(weight)
 
+    @property
+    def codes(self) -> Tensor:
+        """The codes (K, D)."""
+        return self.weight
+
     def codebook_loss(self, vectors: Tensor, codes: Tensor) -> Tensor | None:
         """What pulls the chosen `codes` (N, D) towards `vectors` (N, D) by gradient; None where nothing does."""
         return None
@@ -44,6 +41,11 @@ class Codebook(nn.Module):
 
     def discard(self) -> None:
         """Forget what was gathered since the last update: the step was no good."""
+
+    @torch.no_grad()
+    def initialise(self, codes: Tensor, counts: Tensor) -> None:
+        """Start from `codes` (K, D), each the mean of `counts` (K,) vectors of a sample."""
+        self.replace(torch.ones_like(counts, dtype=torch.bool), codes)
 
     @torch.no_grad()
     def replace(self, which: Tensor, codes: Tensor) -> None:
@@ -60,89 +62,3 @@ class GradientCodebook(Codebook):
 
     def codebook_loss(self, vectors: Tensor, codes: Tensor) -> Tensor:
         return self.loss_weight * (vectors.detach() - codes).square().mean()
-
-
-class EmaCodebook(Codebook):
-    """Codes as the moving average of the vectors they win (van den Oord et al. 2017, eqs. 6-8).
-
-    The averages start from nothing, so that a code stands at the mean of its first vectors after their first update;
-    a code that never won any keeps its first value. Codes and averages are buffers: no gradient writes to them.
-
-    Attributes:
-        counts: (K,) moving average of hits.
-        sums: (K, D) moving average of the sums of the vectors won.
-    """
-
-    counts: Tensor
-    sums: Tensor
-
-    def __init__(self, codebook_size: int, codebook_dim: int, decay: float) -> None:
-        super().__init__(codebook_size, codebook_dim)
-        self.decay = decay
-        self.register_buffer("counts", torch.zeros(codebook_size))
-        self.register_buffer("sums", torch.zeros(codebook_size, codebook_dim))
-        self._gathered: tuple[Tensor, Tensor] | None = None
-
-    def _set_weight(self, weight: Tensor) -> None:
-        self.register_buffer("weight", weight)
-
-    @torch.no_grad()
-    def gather(self, vectors: Tensor, indices: Tensor) -> None:
-        if self._gathered is None:
-            self._gathered = (torch.zeros_like(self.counts), torch.zeros_like(self.sums))
-        counts, sums = self._gathered
-        counts += torch.bincount(indices, minlength=len(counts))
-        sums.index_add_(0, indices, vectors.to(sums.dtype))
-
-    @torch.no_grad()
-    def update(self) -> None:
-        if self._gathered is None:
-            return
-        counts, sums = self._gathered
-        self._gathered = None
-        self.counts.lerp_(counts, 1 - self.decay)
-        self.sums.lerp_(sums, 1 - self.decay)
-        # Counts and sums of a code without hits shrink together: their ratio holds, until they come near underflow.
-        means = self.sums / self.counts.clamp_min(_VANISHED)[:, None]
-        self.weight.copy_(torch.where(self.counts[:, None] > _VANISHED, means, self.weight))
-
-    def discard(self) -> None:
-        self._gathered = None
-
-    @torch.no_grad()
-    def replace(self, which: Tensor, codes: Tensor) -> None:
-        super().replace(which, codes)
-        self.counts *= ~which
-        self.sums *= ~which[:, None]
-
-
-class EntropyLearning(Settings):
-    """The bare form: codes learn from the entropy loss alone."""
-
-    kind: Literal["entropy"] = "entropy"
-
-    def build(self, codebook_size: int, codebook_dim: int) -> Codebook:
-        return Codebook(codebook_size, codebook_dim)
-
-
-class CodebookLossLearning(Settings):
-    """Codes learn by gradient, from the codebook loss (and the entropy loss)."""
-
-    kind: Literal["codebook_loss"] = "codebook_loss"
-    weight: float = Field(4.0, gt=0, description="of the codebook loss, relative to the commitment loss")
-
-    def build(self, codebook_size: int, codebook_dim: int) -> Codebook:
-        return GradientCodebook(codebook_size, codebook_dim, self.weight)
-
-
-class EmaLearning(Settings):
-    """Codes learn as the moving average of the vectors they win; no gradient moves them."""
-
-    kind: Literal["ema"] = "ema"
-    decay: float = Field(0.99, ge=0, lt=1, description="of the moving average, a step")
-
-    def build(self, codebook_size: int, codebook_dim: int) -> Codebook:
-        return EmaCodebook(codebook_size, codebook_dim, self.decay)
-
-
-Learning = Annotated[EntropyLearning | CodebookLossLearning | EmaLearning, Field(discriminator="kind")]

@@ -3,6 +3,8 @@
 Shapes: N vectors, K codes, D dimensions.
 """
 
+from typing import Any
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -31,8 +33,9 @@ class Revival(nn.Module):
         super().__init__()
         self._needed = window * codebook_size
         self.register_buffer("hits", torch.zeros(codebook_size, dtype=torch.int64))
+        self._counted = 0  # the sum of hits, known without asking the device
         self._gathered: Tensor | None = None
-        self._vectors: Tensor | None = None
+        self._vectors: list[Tensor] = []
 
     @torch.no_grad()
     def gather(self, vectors: Tensor, indices: Tensor) -> None:
@@ -40,24 +43,30 @@ class Revival(nn.Module):
         if self._gathered is None:
             self._gathered = torch.zeros_like(self.hits)
         self._gathered += torch.bincount(indices, minlength=len(self.hits))
-        self._vectors = vectors
+        self._vectors.append(vectors)
 
     @torch.no_grad()
     def update(self, codebook: Codebook) -> None:
         """Apply what was gathered since the last update, and revive codes of `codebook` where a window ends."""
-        if self._gathered is None or self._vectors is None:
+        if self._gathered is None:
             return
         self.hits += self._gathered
-        over = self.hits.sum() >= self._needed
-        size, vectors = len(self.hits), len(self._vectors)
-        rows = torch.arange(size, device=self.hits.device) * vectors // size
-        codebook.replace(over & (self.hits == 0), self._vectors[rows])
-        self.hits *= ~over
+        self._counted += sum(len(batch) for batch in self._vectors)
+        if self._counted >= self._needed:
+            dead, vectors = self.hits == 0, torch.cat(self._vectors)
+            rows = (dead.cumsum(0) - 1).clamp_min(0) * len(vectors) // dead.sum().clamp_min(1)
+            codebook.replace(dead, vectors[rows])
+            self.hits.zero_()
+            self._counted = 0
         self.discard()
 
     def discard(self) -> None:
         """Forget what was gathered since the last update."""
-        self._gathered = self._vectors = None
+        self._gathered, self._vectors = None, []
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._counted = int(self.hits.sum())
 
 
 class RevivalSettings(Settings):

@@ -6,16 +6,21 @@ Shapes: N vectors, K codes, D dimensions; (...) stands for any leading axes.
 from typing import Annotated, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Generator, Tensor
 
+from vqtool.quantizers.balance import SinkhornSettings
 from vqtool.quantizers.base import Quantizer
-from vqtool.quantizers.codebook import EmaLearning, EntropyLearning, Learning
-from vqtool.quantizers.entropy import entropy_loss, soft_assignment
+from vqtool.quantizers.entropy import entropy_loss, sample_entropies, soft_assignment
+from vqtool.quantizers.gradient import GradientName
+from vqtool.quantizers.kmeans import kmeans
+from vqtool.quantizers.learning import EmaLearning, EntropyLearning, Learning
 from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
-from vqtool.quantizers.precision import full_precision
 from vqtool.quantizers.revival import RevivalSettings
+from vqtool.quantizers.scale import ErrorScale
 from vqtool.quantizers.search import nearest_codes
+from vqtool.quantizers.start import KMeansStart, KMeansStartSettings, Start
 from vqtool.settings import Settings
 
 
@@ -28,14 +33,20 @@ class VectorQuantizer(Quantizer):
         codebook_size: K.
         codebook_dim: D.
         temperature: of the soft assignment behind the entropy loss, in squared units of the vectors.
-        learning: how codes learn: by EMA, by a codebook loss, or, left out, by the entropy loss alone.
+        learning: how codes learn; left out, by the entropy loss alone.
         revival: when dead codes are set down anew; left out, never.
+        relative: the temperature is in units of the mean squared quantizing error instead.
+        confidence: weight of the confidence term in the entropy loss.
+        metric: cosine makes codes and vectors unit vectors (Yu et al. 2022, "Vector-quantized Image Modeling with
+            Improved VQGAN", 3.2).
+        gradient: how the gradient passes the choice of a code.
+        bypass: share of the samples of a training batch that pass unquantized.
+        starter: gathers the sample that codes start from; left out, they start uniform in (-1/K, 1/K).
+        balance: how codes are chosen in training; left out, the nearest.
 
     Raises:
         ValueError: a size or the temperature is not positive, or vectors of another width come in.
     """
-
-    has_levels = False
 
     def __init__(
         self,
@@ -44,6 +55,14 @@ class VectorQuantizer(Quantizer):
         temperature: float = 1.0,
         learning: Learning | None = None,
         revival: RevivalSettings | None = None,
+        *,
+        relative: bool = False,
+        confidence: float = 0.0,
+        metric: Literal["euclidean", "cosine"] = "euclidean",
+        gradient: GradientName = "straight_through",
+        bypass: float = 0.0,
+        starter: KMeansStart | None = None,
+        balance: SinkhornSettings | None = None,
     ) -> None:
         super().__init__()
         if codebook_size < 1 or codebook_dim < 1 or not temperature > 0:
@@ -53,77 +72,123 @@ class VectorQuantizer(Quantizer):
             )
         self.codebook_sizes = (codebook_size,)
         self.dim = codebook_dim
-        self.temperature = temperature
+        self.temperature, self.confidence = temperature, confidence
+        self.metric, self.gradient, self.bypass = metric, gradient, bypass
         self.codebook = (learning or EntropyLearning()).build(codebook_size, codebook_dim)
+        self.starter = starter
         self.revival = revival.build(codebook_size) if revival else None
+        self.scale = ErrorScale() if relative else None
+        self.balance = balance
 
     @property
     def codes(self) -> Tensor:
-        return self.codebook.weight
+        codes = self.codebook.codes
+        return F.normalize(codes, dim=-1) if self.metric == "cosine" else codes
 
-    def forward(self, vectors: Tensor) -> QuantizerOutput:
-        """Quantize (..., D): losses in float64 for float64, in float32 for anything less."""
-        with full_precision(vectors.device):
-            flat, codes = self._flat(vectors)
-            indices = nearest_codes(flat, codes)
-            chosen = codes[indices]
-            loss = (flat - chosen.detach()).square().mean()
-            codebook_loss = self.codebook.codebook_loss(flat, chosen)
-            output = QuantizerOutput(
-                quantized=(flat + (chosen - flat).detach()).to(vectors.dtype).reshape(vectors.shape),
-                indices=indices.reshape(vectors.shape[:-1]),
-                commitment_loss=loss if codebook_loss is None else loss + codebook_loss,
-                entropy_loss=entropy_loss(flat, codes, self.temperature),
-            )
-            if self.training:
-                self.codebook.gather(flat.detach(), indices)
-                if self.revival:
-                    self.revival.gather(flat.detach(), indices)
-        return output
+    @property
+    def waits(self) -> bool:
+        return self.starter is not None and self.starter.pending
 
-    def encode(self, vectors: Tensor) -> Tensor:
-        flat, codes = self._flat(vectors)
-        return nearest_codes(flat, codes).reshape(vectors.shape[:-1])
+    def condition(self, vectors: Tensor) -> Tensor:
+        vectors = vectors.to(torch.promote_types(vectors.dtype, self.codebook.codes.dtype))
+        return F.normalize(vectors, dim=-1) if self.metric == "cosine" else vectors
+
+    def nearest(self, conditioned: Tensor) -> Tensor:
+        flat, codes = self._flat(conditioned)
+        return nearest_codes(flat, codes).reshape(conditioned.shape[:-1])
+
+    def choose(self, conditioned: Tensor) -> Tensor:
+        if self.balance and self.training and not self.waits:
+            return self.balance.assign(*self._flat(conditioned)).reshape(conditioned.shape[:-1])
+        return self.nearest(conditioned)
+
+    def quantize(self, conditioned: Tensor, indices: Tensor) -> QuantizerOutput:
+        flat, codes = self._flat(conditioned)
+        if self.training and self.waits:
+            return self._unquantized(conditioned, indices)
+        flat_indices = indices.reshape(-1)
+        chosen = codes[flat_indices]
+        loss = (flat - chosen.detach()).square().mean()
+        codebook_loss = self.codebook.codebook_loss(flat, chosen)
+        if self.training:
+            self._gather(flat.detach(), flat_indices, loss)
+        return QuantizerOutput(
+            quantized=self.pass_gradient(conditioned, chosen.reshape(conditioned.shape)),
+            indices=indices,
+            commitment_loss=loss if codebook_loss is None else loss + codebook_loss,
+            entropy_loss=entropy_loss(flat, codes, self._temperature, self.confidence),
+        )
 
     def decode(self, indices: Tensor) -> Tensor:
-        return self.codebook.weight[indices]
+        return self.codes[indices]
 
-    @torch.no_grad()
-    def measure(self, vectors: Tensor, indices: Tensor) -> list[LevelStatistics]:
-        flat, codes = self._flat(vectors)
+    def statistics(self, conditioned: Tensor, indices: Tensor) -> list[LevelStatistics]:
+        flat, codes = self._flat(conditioned)
         indices = indices.reshape(-1)
-        with full_precision(vectors.device):
-            soft = soft_assignment(flat, codes, self.temperature).sum(dim=0)
+        soft = soft_assignment(flat, codes, self._temperature)
         return [
             LevelStatistics(
                 counts=torch.bincount(indices, minlength=len(codes)).cpu(),
-                soft_assignment=soft.cpu().double(),
+                soft_assignment=soft.sum(dim=0)[None].cpu().double(),
+                sample_entropy=sample_entropies(soft).sum().cpu().double(),
                 squared_distance=(flat - codes[indices]).square().sum().cpu().double(),
+                elements=torch.tensor(flat.numel()),
             )
         ]
 
+    @torch.no_grad()
+    def initialise(self, conditioned: Tensor) -> None:
+        flat = conditioned.reshape(-1, self.dim)
+        # A fixed seed: the vectors themselves differ from run to run.
+        codes = kmeans(flat, len(self.codes), Generator().manual_seed(0))
+        indices = nearest_codes(flat, codes)
+        self.codebook.initialise(codes, torch.bincount(indices, minlength=len(codes)))
+        if self.scale:
+            self.scale.gather((flat - codes[indices]).square().mean(), flat.numel())
+            self.scale.update()
+
+    def start(self) -> None:
+        if self.starter:
+            self.starter.start(self)
+
     def update(self) -> None:
         self.codebook.update()
+        if self.scale:
+            self.scale.update()
         if self.revival:
             self.revival.update(self.codebook)
+        if self.starter:
+            self.starter.update(self)
 
     def discard(self) -> None:
-        self.codebook.discard()
-        if self.revival:
-            self.revival.discard()
+        for part in (self.codebook, self.scale, self.revival, self.starter):
+            if part:
+                part.discard()
 
     def extra_repr(self) -> str:
         return f"codebook_size={self.codebook_sizes[0]}, codebook_dim={self.dim}, temperature={self.temperature}"
 
-    def _flat(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors (N, D) and codes (K, D) in the type that both are computed in."""
-        if vectors.shape[-1] != self.dim:
-            raise ValueError(f"expected vectors of width {self.dim}, got shape {tuple(vectors.shape)}")
-        if not vectors.is_floating_point():
-            raise ValueError(f"expected floating-point vectors, got {vectors.dtype}")
-        codes = self.codebook.weight
-        dtype = torch.promote_types(torch.promote_types(vectors.dtype, codes.dtype), torch.float32)
-        return vectors.reshape(-1, self.dim).to(dtype), codes.to(dtype)
+    @property
+    def _temperature(self) -> float | Tensor:
+        return self.temperature * self.scale() if self.scale else self.temperature
+
+    def _gather(self, vectors: Tensor, indices: Tensor, error: Tensor) -> None:
+        self.codebook.gather(vectors, indices)
+        if self.revival:
+            self.revival.gather(vectors, indices)
+        if self.scale:
+            self.scale.gather(error, vectors.numel())
+
+    def _unquantized(self, conditioned: Tensor, indices: Tensor) -> QuantizerOutput:
+        """Vectors as they are, while codes wait for a sample."""
+        assert self.starter
+        self.starter.gather(conditioned.reshape(-1, self.dim))
+        nothing = conditioned.new_zeros(())
+        return QuantizerOutput(conditioned, indices, nothing, nothing)
+
+    def _flat(self, conditioned: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors (N, D) and codes (K, D) in one type."""
+        return conditioned.reshape(-1, self.dim), self.codes.to(conditioned.dtype)
 
 
 class VectorQuantizerSettings(Settings):
@@ -134,10 +199,58 @@ class VectorQuantizerSettings(Settings):
     codebook_dim: Annotated[int, Field(ge=1, le=1 << 16)] | Literal["auto"] = Field(
         "auto", description="D, the width of a code; auto: the encoder's own width"
     )
-    temperature: float = Field(1.0, gt=0, description="of the soft assignment, in squared units of the latents")
+    metric: Literal["euclidean", "cosine"] = Field("euclidean", description="cosine: codes and latents of unit norm")
     learning: Learning = Field(EmaLearning(), description="how codes learn")
+    start: Start = Field(KMeansStartSettings(), description="how codes start")
     revival: RevivalSettings | None = Field(RevivalSettings(), description="of dead codes; null: never")
+    balance: SinkhornSettings | None = Field(None, description="of codes over a training batch; null: nearest code")
+    gradient: GradientName = Field("straight_through", description="how the gradient passes the choice of a code")
+    bypass: float = Field(0.0, ge=0, le=1, description="share of training samples that pass unquantized")
+    temperature: float = Field(1.0, gt=0, description="of the soft assignment behind the entropy loss")
+    temperature_unit: Literal["squared", "error"] = Field(
+        "squared", description="squared: the latents' units, squared; error: the mean squared quantizing error"
+    )
+    confidence: float = Field(0.0, ge=0, description="weight of the samples' own entropy in the entropy loss")
 
-    def build(self, dim: int) -> VectorQuantizer:
-        """A quantizer of vectors of width `dim`."""
-        return VectorQuantizer(self.codebook_size, dim, self.temperature, self.learning, self.revival)
+    def dim(self, width: int) -> int:
+        """D, behind an encoder of `width`."""
+        return width if self.codebook_dim == "auto" else self.codebook_dim
+
+    def resolve(self, width: int) -> "VectorQuantizerSettings":
+        """Settings with nothing left open, for an encoder of `width`."""
+        return self.model_copy(update={"codebook_dim": self.dim(width)})
+
+    @property
+    def ways(self) -> dict[str, Learning]:
+        """How codes learn, by key."""
+        return {"learning": self.learning}
+
+    def starter(self) -> KMeansStart | None:
+        """What gathers the sample that codes start from, if they do."""
+        assert isinstance(self.codebook_dim, int)
+        return self.start.build(self.codebook_size, self.codebook_dim)
+
+    def build(self) -> VectorQuantizer:
+        """The quantizer."""
+        return self._build(self.starter())
+
+    def build_level(self, depth: int) -> VectorQuantizer:
+        """The quantizer as level `depth` of a residual one, which starts its levels itself."""
+        return self._build(None)
+
+    def _build(self, starter: KMeansStart | None) -> VectorQuantizer:
+        assert isinstance(self.codebook_dim, int)
+        return VectorQuantizer(
+            self.codebook_size,
+            self.codebook_dim,
+            self.temperature,
+            relative=self.temperature_unit == "error",
+            confidence=self.confidence,
+            metric=self.metric,
+            gradient=self.gradient,
+            bypass=self.bypass,
+            learning=self.learning,
+            starter=starter,
+            revival=self.revival,
+            balance=self.balance,
+        )

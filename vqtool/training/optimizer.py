@@ -23,6 +23,8 @@ class Optimizer:
         if self._adamw is None:
             return loss.new_zeros(())
         self._adamw.zero_grad(set_to_none=True)
+        if not loss.requires_grad:  # as when codes wait for their start, and nothing else is trained
+            return loss.new_zeros(())
         loss.backward()
         largest = self._settings.gradient_clip
         return nn.utils.clip_grad_norm_(self._parameters, math.inf if largest is None else largest)

@@ -16,7 +16,6 @@ from vqtool.data.tensor_files import check_fits_memory
 from vqtool.device import resolve_device
 from vqtool.errors import ConfigError
 from vqtool.losses import resolve_reconstruction
-from vqtool.quantizers import CodebookLossLearning, EntropyLearning
 
 T = TypeVar("T")
 
@@ -82,15 +81,14 @@ class Problems:
 
 def _check_learns(settings: RunSettings) -> None:
     """Refuse codes that would never move, since the loss that moves them has no weight."""
-    learning, loss = settings.model.quantizer.learning, settings.loss
-    by_entropy = isinstance(learning, EntropyLearning) and not loss.entropy
-    by_codebook_loss = isinstance(learning, CodebookLossLearning) and not loss.commitment
-    if by_entropy or by_codebook_loss:
-        key = "loss.entropy" if by_entropy else "loss.commitment, which weighs the codebook loss too,"
-        raise ConfigError(
-            f"model.quantizer.learning.kind: {learning.kind}, but {key} is 0, so that the codes would never move; "
-            "raise it, or choose another way of learning"
-        )
+    weights = {"entropy": settings.loss.entropy, "commitment": settings.loss.commitment}
+    for key, way in settings.model.quantizer.ways.items():
+        if way.needs and not weights[way.needs]:
+            weighs = ", which weighs the codebook loss too," if way.needs == "commitment" else ""
+            raise ConfigError(
+                f"model.quantizer.{key}.kind: {way.kind}, but loss.{way.needs}{weighs} is 0, so that the codes would "
+                "never move; raise it, or choose another way of learning"
+            )
 
 
 def _check_memory(settings: RunSettings, dataset: Dataset) -> None:

@@ -165,9 +165,10 @@ class Trainer:
 
     def _measure(self, output: StepOutput) -> dict[str, float]:
         """The batch's losses, raw, as they are before the step."""
-        latents = output.latents.detach()
-        statistics = self._model.quantizer.measure(latents, output.quantizer.indices)
-        commitment, entropy = raw_terms(statistics, self._model.quantizer.dim)
+        commitment = entropy = 0.0
+        if not self._model.quantizer.waits:
+            latents = output.latents.detach()
+            commitment, entropy = raw_terms(self._model.quantizer.measure(latents, output.quantizer.indices))
         return {
             "loss/total": float(output.total.detach()),
             "loss/reconstruction": float(output.reconstruction.detach()),
@@ -183,6 +184,7 @@ class Trainer:
             bar.set_postfix_str(f"loss {metrics['loss/total']:.4g}{usage}, {speed:,.0f} samples/s")
 
     def _validate(self, logs: Logs) -> dict[str, float]:
+        self._model.quantizer.start()  # with what there is: a model that is kept has codes
         evaluation = evaluate(self._model, self._data.validation, self._settings.loss)
         metrics = validation_metrics(evaluation)
         bad = [tag for tag, value in metrics.items() if not math.isfinite(value)]
@@ -199,7 +201,7 @@ class Trainer:
         )
         if self._is_best(metrics):
             self._best = self._last
-            self._run.save_model(self._model.state_dict(), counts)
+            self._run.save_model(self._model.state_dict(), counts, evaluation.distinct)
         return metrics
 
     def _is_best(self, metrics: dict[str, float]) -> bool:

@@ -16,4 +16,4 @@ SyntheticSource = Annotated[
     Field(discriminator="kind"),
 ]
 
-__all__ = ["SyntheticSource"]
+__all__ = ["GaussianSettings", "SyntheticSource"]

@@ -1,0 +1,124 @@
+"""One training run over digits or photo patches, with vqtool's quantizer or a peer's: all else is the same."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from make_tensors import digits, patches
+from peers import PeerSettings
+from torch import Tensor, nn
+
+from vqtool.autoencoder import Autoencoder
+from vqtool.config import RunSettings
+from vqtool.data import BatchOrder, SampleSpec
+from vqtool.data.order import split
+from vqtool.quantizers import ProjectedQuantizer, VectorQuantizerSettings
+from vqtool.training.optimizer import Optimizer
+
+# Width of the latents that the network makes.
+_DIM = 32
+# The recommended quantizer: vqtool's defaults, and a codebook of few dimensions.
+RECOMMENDED: dict[str, Any] = {"kind": "vector", "codebook_dim": 8, "bypass": 0.25}
+_COMMITMENT = 1.0
+
+
+class Result(NamedTuple):
+    """What a run comes to."""
+
+    error: float
+    """mean squared error of validation images, in normalised units"""
+    usage: float
+    tokens: int
+    """of the validation images"""
+
+
+class ImageRun(NamedTuple):
+    """One run."""
+
+    data: str
+    codebook_size: int
+    peer: PeerSettings | None
+    """None: vqtool's recommended quantizer."""
+    seed: int
+    screening: bool = False
+    """a short run, to choose the peer's settings by"""
+    quantizer: dict[str, Any] = RECOMMENDED
+    """of vqtool"""
+    entropy: float = 0.0
+    """weight of vqtool's entropy loss"""
+
+    def result(self) -> Result:
+        """Train, and judge on the validation images."""
+        torch.set_num_threads(1)
+        training, validation = images(self.data)
+        torch.manual_seed(self.seed)
+        model, settings = self._model(training)
+        optimizer = Optimizer(model, settings.training)
+        order = BatchOrder(len(training), settings.training.batch_size, self.seed)
+        for step in range(settings.training.steps):
+            x = training[torch.from_numpy(order.batch(step))]
+            output = model(x)
+            loss = F.mse_loss(output.prediction, output.target)
+            # The peer's loss has its weight in it.
+            loss = loss + (1.0 if self.peer else _COMMITMENT) * output.quantizer.commitment_loss
+            loss = loss + self.entropy * output.quantizer.entropy_loss
+            optimizer.gradients(loss)
+            optimizer.step(step)
+            model.quantizer.update()
+        return self._judge(model.eval(), validation)
+
+    def error(self) -> float:
+        """Of `result`."""
+        return self.result().error
+
+    def _model(self, training: Tensor) -> tuple[Autoencoder, RunSettings]:
+        encoder = {"kind": "conv2d", "width": _DIM, "halvings": 1, "blocks": 1}
+        short, full = (100, 400) if self.codebook_size > 1024 else (300, 1500)
+        steps = short if self.screening else full
+        settings = RunSettings.model_validate(
+            {
+                "data": {"kind": "tensors", "path": self.data},
+                "model": {
+                    "encoder": encoder,
+                    "quantizer": {"kind": "vector", "codebook_dim": _DIM},
+                    "decoder": encoder,
+                },
+                "training": {"steps": steps, "batch_size": 64, "learning_rate": 1e-3},
+            }
+        )
+        channels, *size = training.shape[1:]
+        spec = SampleSpec("CHW", channels, tuple(size), None, "float32")
+        model = Autoencoder(settings.model, spec, (0.0,) * channels, (1.0,) * channels)
+        if self.peer:
+            model.quantizer = self.peer.build(self.codebook_size, _DIM)  # type: ignore[assignment]
+        else:
+            ours = VectorQuantizerSettings.model_validate({**self.quantizer, "codebook_size": self.codebook_size})
+            inner = ours.resolve(_DIM).build()
+            model.quantizer = inner if inner.dim == _DIM else ProjectedQuantizer(inner, _DIM)
+        return model, settings
+
+    @torch.no_grad()
+    def _judge(self, model: nn.Module, validation: Tensor) -> Result:
+        errors, used, tokens = 0.0, set(), 0
+        for x in validation.split(128):
+            output = model(x)
+            errors += float((output.prediction - output.target).square().sum())
+            used |= set(output.quantizer.indices.flatten().tolist())
+            tokens += output.quantizer.indices.numel()
+        return Result(errors / validation.numel(), len(used) / self.codebook_size, tokens)
+
+
+def images(name: str) -> tuple[Tensor, Tensor]:
+    """Training and validation images (N, C, 8, 8) of mean 0 and variance 1."""
+    found = digits() if name == "digits" else patches(8, 8).transpose(0, 3, 1, 2).astype(np.float32)
+    training, validation = split(len(found), 0.2, 0)
+    scaled = torch.from_numpy((found - found[training].mean()) / found[training].std())
+    return scaled[training], scaled[validation]
+
+
+def finalists(runs: Sequence[ImageRun], errors: Sequence[float], number: int) -> list[PeerSettings]:
+    """The settings of the runs with the least errors."""
+    order = sorted(range(len(runs)), key=errors.__getitem__)
+    return [peer for run in order[:number] if (peer := runs[run].peer)]

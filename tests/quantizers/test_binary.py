@@ -1,0 +1,164 @@
+"""Look-up free and binary spherical quantization against loops by hand, and vector-quantize-pytorch's."""
+
+import itertools
+import warnings
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from vqtool.quantizers import BinarySphericalQuantizer, LookupFreeQuantizer
+from vqtool.quantizers.binary import BinarySphericalSettings, LookupFreeSettings
+from vqtool.quantizers.residual import ResidualQuantizerSettings
+
+
+def vectors(*shape, dtype=torch.float64, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def by_hand(vector, magnitude):
+    """The code of one vector, and its index."""
+    code = [magnitude if x > 0 else -magnitude for x in vector]
+    return code, sum(2**d for d, x in enumerate(vector) if x > 0)
+
+
+def reversed_bits(indices, bits):
+    """The same choices with the first dimension counting most, as vector-quantize-pytorch numbers them."""
+    digits = torch.stack([indices // 2**d % 2 for d in range(bits)])
+    return sum(digit * 2 ** (bits - 1 - d) for d, digit in enumerate(digits))
+
+
+@pytest.fixture(scope="module")
+def peer():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip("vector_quantize_pytorch")
+
+
+@pytest.mark.parametrize("bits", [1, 3, 10, 24])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("spherical", [False, True])
+def test_values_and_indices_follow_the_loop_by_hand(spherical, bits, dtype):
+    z = vectors(4, 20, bits, dtype=dtype)
+    output = (BinarySphericalQuantizer if spherical else LookupFreeQuantizer)(bits)(z)
+    magnitude = bits**-0.5 if spherical else 1.0
+    expected = [by_hand(vector, magnitude) for vector in z.reshape(-1, bits).tolist()]
+    assert output.indices.flatten().tolist() == [index for _, index in expected]
+    codes = torch.tensor([code for code, _ in expected], dtype=dtype).reshape(z.shape)
+    torch.testing.assert_close(output.quantized, codes, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.2, 1.0])
+@pytest.mark.parametrize("spherical", [False, True])
+def test_codes_indices_and_losses_agree_with_vector_quantize_pytorch(spherical, temperature, peer):
+    bits = 6
+    theirs = peer.LFQ(dim=bits, spherical=spherical, commitment_loss_weight=1.0).train()
+    mine = (BinarySphericalQuantizer if spherical else LookupFreeQuantizer)(bits, temperature)
+    z = vectors(4, 30, bits, dtype=torch.float32)
+    scale = bits if spherical else 1  # temperatures are in units of a dimension's square, 1 / D on the sphere
+    with torch.no_grad():
+        expected, parts = theirs(z, inv_temperature=scale / temperature, return_loss_breakdown=True)
+    output = mine(z)
+    (level,) = mine.measure(z, output.indices)
+    assert torch.equal(reversed_bits(output.indices, bits), expected.indices.long())
+    torch.testing.assert_close(output.quantized, expected.quantized)
+    torch.testing.assert_close(output.commitment_loss, parts.commitment)
+    # Theirs takes no logarithm below 1e-5.
+    assert float(level.sample_entropy) / 120 == pytest.approx(float(parts.per_sample_entropy), rel=2e-3)
+
+
+@pytest.mark.parametrize("bits", [1, 4, 9])
+@pytest.mark.parametrize("kind", [LookupFreeQuantizer, BinarySphericalQuantizer])
+def test_every_index_comes_back(kind, bits):
+    model, indices = kind(bits), torch.arange(2**bits)
+    assert torch.equal(model.encode(model.decode(indices)), indices)
+    assert torch.equal(model.encode(7.3 * model.codes), indices)
+
+
+def test_zero_counts_as_negative():
+    output = LookupFreeQuantizer(3)(torch.tensor([0.0, -0.0, 1e-30]))
+    assert output.quantized.tolist() == [-1.0, -1.0, 1.0]
+    assert int(output.indices) == 4
+
+
+def test_look_up_free_gradients_by_hand():
+    z = vectors(20, 5).requires_grad_()
+    output = LookupFreeQuantizer(5)(z)
+    slopes = vectors(20, 5, seed=2)
+    (straight,) = torch.autograd.grad(output.quantized, [z], slopes, retain_graph=True)
+    assert torch.equal(straight, slopes)
+    (commitment,) = torch.autograd.grad(output.commitment_loss, [z])
+    signs = torch.where(z > 0, 1.0, -1.0).double()
+    torch.testing.assert_close(output.commitment_loss.detach(), (z - signs).square().mean().detach())
+    torch.testing.assert_close(commitment, 2 * (z - signs).detach() / z.numel())
+
+
+def test_spherical_gradients_pass_the_normalisation():
+    z = vectors(20, 5).requires_grad_()
+    output = BinarySphericalQuantizer(5)(z)
+    slopes = vectors(20, 5, seed=2)
+    (mine,) = torch.autograd.grad(output.quantized, [z], slopes)
+    fixed = z.detach()
+    for n in range(20):
+        norm = fixed[n].norm()
+        unit = fixed[n] / norm
+        torch.testing.assert_close(mine[n], (slopes[n] - unit * (unit @ slopes[n])) / norm)
+
+
+def test_spherical_codes_are_unit_vectors_and_length_does_not_matter():
+    model, z = BinarySphericalQuantizer(7), vectors(30, 7)
+    torch.testing.assert_close(model.codes.norm(dim=1), torch.ones(128))
+    first, longer = model(z), model(1e6 * z)
+    assert torch.equal(first.indices, longer.indices)
+    torch.testing.assert_close(first.commitment_loss, longer.commitment_loss)
+    torch.testing.assert_close(first.entropy_loss, longer.entropy_loss)
+
+
+def test_a_zero_vector_is_quantized_without_a_nan():
+    z = torch.zeros(2, 5, requires_grad=True)
+    output = BinarySphericalQuantizer(5)(z)
+    (output.quantized.sum() + output.commitment_loss + output.entropy_loss).backward()
+    assert output.indices.tolist() == [0, 0]
+    assert z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("kind", "magnitude"), [(LookupFreeQuantizer, 1.0), (BinarySphericalQuantizer, 0.5)])
+def test_each_level_is_half_as_wide_as_the_one_before_it(kind, magnitude):
+    for depth in range(4):
+        codes = kind(4, depth=depth).codes
+        assert set(codes.flatten().tolist()) == {-magnitude * 0.5**depth, magnitude * 0.5**depth}
+
+
+def test_levels_are_the_binary_digits_of_what_lies_within_two():
+    model = ResidualQuantizerSettings(levels=8, quantizer=LookupFreeSettings(bits=3)).build()
+    z = 4 * torch.rand(500, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 2
+    indices = model.encode(z)
+    for depth in range(1, 9):
+        assert float((z - model.decode(indices[:, :depth])).abs().max()) <= 0.5 ** (depth - 1)
+
+
+def test_the_error_on_the_sphere_falls_with_every_level():
+    model = ResidualQuantizerSettings(levels=6, quantizer=BinarySphericalSettings(bits=5)).build()
+    z = vectors(500, 5)
+    conditioned, indices = model.condition(z), model.encode(z)
+    torch.testing.assert_close(conditioned.norm(dim=1), torch.ones(500).double())
+    errors = [float((conditioned - model.decode(indices[:, :depth])).square().mean()) for depth in range(1, 7)]
+    for before, after in itertools.pairwise(errors):
+        assert after < 0.6 * before
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [(LookupFreeSettings, LookupFreeQuantizer), (BinarySphericalSettings, BinarySphericalQuantizer)],
+)
+def test_settings_build_what_they_say(settings, kind):
+    chosen = settings(bits=9, temperature=0.5, confidence=0.2)
+    model = chosen.resolve(64).build()
+    assert type(model) is kind
+    assert (chosen.dim(64), model.dim, model.codebook_sizes, model.confidence) == (9, 9, (512,), 0.2)
+    assert model.temperature == pytest.approx(0.5 if kind is LookupFreeQuantizer else 0.5 / 9)
+    assert (chosen.ways, chosen.starter()) == ({}, None)
+    for bits in (0, 25):
+        with pytest.raises(ValidationError, match="bits"):
+            settings(bits=bits)

@@ -1,0 +1,234 @@
+"""Product quantization: every group is its own quantizer of its own dimensions, and nothing else."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from tests.quantizers import assert_same_state, state
+from vqtool.quantizers import LookupFreeQuantizer, ProductQuantizer, ResidualQuantizer, VectorQuantizer
+from vqtool.quantizers.product import ProductQuantizerSettings
+
+G, W = 3, 4
+VECTOR_OF_ANY_WIDTH = {"kind": "vector", "codebook_size": 5}
+VECTOR = {"kind": "vector", "codebook_size": 6, "codebook_dim": W, "start": {"kind": "random"}}
+INNER = {
+    **{name: {**VECTOR, "learning": {"kind": name}} for name in ("entropy", "codebook_loss", "linear", "ema")},
+    "cosine": {**VECTOR, "metric": "cosine"},
+    "rotation": {**VECTOR, "gradient": "rotation"},
+    "fsq": {"kind": "fsq", "levels": [3, 5, 4, 3]},
+    "lfq": {"kind": "lfq", "bits": W},
+    "bsq": {"kind": "bsq", "bits": W},
+    "residual": {"kind": "residual", "levels": 2, "quantizer": VECTOR},
+    "started": {**VECTOR, "start": {"kind": "kmeans", "vectors": 5}},
+}
+
+
+def build(inner, seed=0):
+    torch.manual_seed(seed)
+    return ProductQuantizerSettings.model_validate({"groups": G, "quantizer": INNER[inner]}).build().train()
+
+
+def separate(model, inner):
+    """Quantizers of their own, each in the state of one group of the model."""
+    found = build(inner, seed=1).groups
+    found.load_state_dict(state(model.groups))
+    return list(found)
+
+
+def vectors(*shape, dtype=torch.float32, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def joined(indices):
+    """Indices of the groups beside each other, each with its axis of levels."""
+    return torch.cat([own if own.ndim == 3 else own[..., None] for own in indices], dim=-1)
+
+
+@pytest.mark.parametrize("inner", INNER)
+def test_it_is_a_quantizer_for_each_slice(inner):
+    model = build(inner)
+    groups = separate(model, inner)
+    for seed in range(4):  # several steps, so that what they learn is compared as well
+        z = vectors(5, 8, G * W, seed=seed).requires_grad_()
+        same = z.detach().requires_grad_()
+        parts = same.split(W, dim=-1)
+        output = model(z)
+        outputs = [group(part) for group, part in zip(groups, parts, strict=True)]
+        assert torch.equal(output.quantized, torch.cat([each.quantized for each in outputs], dim=-1))
+        assert torch.equal(output.indices, joined([each.indices for each in outputs]))
+        commitment = sum(each.commitment_loss for each in outputs) / G
+        entropy = sum(each.entropy_loss for each in outputs) / G
+        torch.testing.assert_close(output.commitment_loss, commitment)
+        torch.testing.assert_close(output.entropy_loss, entropy)
+        slopes = vectors(5, 8, G * W, seed=9)
+        loss = (output.quantized * slopes).sum() + output.commitment_loss + 2 * output.entropy_loss
+        expected = torch.cat([each.quantized for each in outputs], dim=-1)
+        ((expected * slopes).sum() + commitment + 2 * entropy).backward()
+        loss.backward()
+        torch.testing.assert_close(z.grad, same.grad)
+        model.update()
+        for group in groups:
+            group.update()
+        for mine, theirs in zip(model.groups, groups, strict=True):
+            assert_same_state(state(mine), state(theirs))
+
+
+@pytest.mark.parametrize("inner", INNER)
+def test_encode_decode_and_measure_are_those_of_each_slice(inner):
+    model, z = build(inner), vectors(5, 8, G * W)
+    groups, parts = separate(model, inner), z.split(W, dim=-1)
+    indices = model.encode(z)
+    own = [group.encode(part) for group, part in zip(groups, parts, strict=True)]
+    assert torch.equal(indices, joined(own))
+    decoded = torch.cat([group.decode(each) for group, each in zip(groups, own, strict=True)], dim=-1)
+    assert torch.equal(model.decode(indices), decoded)
+    assert torch.equal(model.decode(indices[2, 3]), decoded[2, 3])
+    levels = model.measure(z, indices)
+    expected = [
+        level for group, part, each in zip(groups, parts, own, strict=True) for level in group.measure(part, each)
+    ]
+    assert len(levels) == len(expected) == len(model.codebook_sizes) == indices.shape[-1]
+    for mine, theirs in zip(levels, expected, strict=True):
+        for found, wanted in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("inner", INNER)
+def test_a_group_minds_its_own_dimensions_alone(inner):
+    model = build(inner).eval()
+    z = vectors(5, 8, G * W)
+    other = z.clone()
+    other[..., W : 2 * W] = vectors(5, 8, W, seed=5)
+    first, second = model(z), model(other)
+    each = first.indices.shape[-1] // G
+    for found, expected, width in ((second.quantized, first.quantized, W), (second.indices, first.indices, each)):
+        changed = [
+            not torch.equal(*pair) for pair in zip(found.split(width, -1), expected.split(width, -1), strict=True)
+        ]
+        assert changed == [False, True, False]
+
+
+@pytest.mark.parametrize("inner", INNER)
+def test_forward_changes_no_state(inner):
+    model = build(inner)
+    before = state(model)
+    model(vectors(5, 8, G * W))
+    model.encode(vectors(5, 8, G * W))
+    assert_same_state(state(model), before)
+
+
+@pytest.mark.parametrize("inner", ["ema", "residual", "started"])
+def test_discard_forgets_what_forward_gathered(inner):
+    one, other = build(inner), build(inner)
+    one(vectors(5, 8, G * W, seed=7))
+    one.discard()
+    one.update()
+    assert_same_state(state(one), state(other))
+
+
+def test_every_group_starts_from_its_own_sample():
+    model, z = build("started"), vectors(30, G * W)
+    model(z[:15])
+    model.update()
+    model.start()
+    groups = separate(build("started"), "started")
+    for group, part in zip(groups, z[:15].split(W, dim=-1), strict=True):
+        group.initialise(part)
+    for mine, theirs in zip(model.groups, groups, strict=True):
+        assert bool(mine.starter.done)
+        assert torch.equal(mine.codes, theirs.codes)
+
+
+def test_indices_of_residual_groups_stand_group_by_group_and_level_by_level():
+    model, z = build("residual"), vectors(7, G * W)
+    indices = model.encode(z)
+    assert indices.shape == (7, 2 * G)
+    for number, group in enumerate(model.groups):
+        rest = z[:, number * W : (number + 1) * W].double()
+        for level in range(2):
+            codes = group.levels[level].codes.double()
+            nearest = (rest[:, None] - codes).square().sum(dim=2).argmin(dim=1)
+            assert torch.equal(indices[:, 2 * number + level], nearest)
+            rest = rest - codes[nearest]
+    assert model.codebook_sizes == (6,) * (2 * G)
+    assert model.codes.shape == (2 * G, 6, W)
+    assert torch.equal(model.codes[3], model.groups[1].levels[1].codes)
+
+
+@pytest.mark.parametrize("inner", ["ema", "fsq", "lfq"])
+def test_codes_are_those_of_each_group(inner):
+    model = build(inner)
+    assert model.codes.shape == (G, model.codebook_sizes[0], W)
+    for number, group in enumerate(model.groups):
+        assert torch.equal(model.codes[number], group.codes)
+
+
+def test_groups_of_different_kinds_and_widths():
+    torch.manual_seed(0)
+    parts = [
+        VectorQuantizer(5, 2),
+        LookupFreeQuantizer(3),
+        ResidualQuantizer([VectorQuantizer(4, 1) for _ in range(2)]),
+    ]
+    model, z = ProductQuantizer(parts), vectors(9, 6)
+    assert (model.dim, model.codebook_sizes, model.has_levels, model.truncates) == (6, (5, 8, 4, 4), True, False)
+    indices = model.encode(z)
+    assert indices.shape == (9, 4)
+    expected = [parts[0](z[:, :2]), parts[1](z[:, 2:5]), parts[2](z[:, 5:])]
+    output = model(z)
+    torch.testing.assert_close(output.quantized, torch.cat([each.quantized for each in expected], dim=-1))
+    assert torch.equal(output.indices, indices)
+    torch.testing.assert_close(model.decode(indices), output.quantized.detach())
+
+
+def test_one_group_is_the_quantizer_with_an_axis_of_levels():
+    torch.manual_seed(0)
+    alone = VectorQuantizer(5, 4)
+    model, z = ProductQuantizer([alone]), vectors(9, 4)
+    output, expected = model(z), alone(z)
+    assert torch.equal(output.indices, expected.indices[:, None])
+    assert torch.equal(output.quantized, expected.quantized)
+    assert torch.equal(output.commitment_loss, expected.commitment_loss)
+
+
+def test_no_group_is_an_error():
+    with pytest.raises(ValueError, match="expected at least one group"):
+        ProductQuantizer([])
+
+
+@pytest.mark.parametrize(
+    ("width", "groups", "group_width"), [(12, 3, 4), (10, 4, 2), (7, 2, 3), (3, 4, 1), (1, 1, 1), (64, 64, 1)]
+)
+@pytest.mark.parametrize("inner", [VECTOR_OF_ANY_WIDTH, {"kind": "residual", "quantizer": VECTOR_OF_ANY_WIDTH}])
+def test_settings_resolve_widths_that_do_not_divide(inner, width, groups, group_width):
+    settings = ProductQuantizerSettings.model_validate({"groups": groups, "quantizer": inner})
+    assert settings.dim(width) == groups * group_width
+    model = settings.resolve(width).build()
+    assert [group.dim for group in model.groups] == [group_width] * groups
+    assert model.dim == settings.dim(width) == settings.resolve(width).dim(width)
+
+
+def test_groups_with_a_width_of_their_own_keep_it():
+    for inner, own in (
+        ({"kind": "vector", "codebook_dim": 5}, 5),
+        ({"kind": "fsq", "levels": [4, 4]}, 2),
+        ({"kind": "lfq", "bits": 9}, 9),
+    ):
+        settings = ProductQuantizerSettings.model_validate({"groups": 3, "quantizer": inner})
+        assert settings.dim(64) == 3 * own
+        assert settings.resolve(64).build().dim == 3 * own
+
+
+def test_settings_tell_how_codes_learn():
+    plain = ProductQuantizerSettings.model_validate({"quantizer": {"kind": "vector", "learning": {"kind": "linear"}}})
+    assert {key: way.kind for key, way in plain.ways.items()} == {"quantizer.learning": "linear"}
+    nested = ProductQuantizerSettings.model_validate({"quantizer": {"kind": "residual"}})
+    assert list(nested.ways) == ["quantizer.quantizer.learning"]
+    assert ProductQuantizerSettings.model_validate({"quantizer": {"kind": "lfq", "bits": 3}}).ways == {}
+
+
+@pytest.mark.parametrize("settings", [{"groups": 0}, {"groups": 1025}, {"quantizer": {"kind": "product"}}])
+def test_illegal_settings_are_refused(settings):
+    with pytest.raises(ValidationError):
+        ProductQuantizerSettings.model_validate(settings)

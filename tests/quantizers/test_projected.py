@@ -1,0 +1,278 @@
+"""A quantizer behind projections: values and gradients against the formulas in float64."""
+
+import pytest
+import torch
+
+from tests.quantizers import assert_same_state, state
+from vqtool import VectorQuantizer
+from vqtool.quantizers import (
+    CodebookLossLearning,
+    EmaLearning,
+    FiniteScalarQuantizer,
+    ProductQuantizer,
+    ProjectedQuantizer,
+    ResidualQuantizer,
+)
+from vqtool.quantizers.start import KMeansStart
+
+K, WIDE, NARROW = 9, 6, 3
+
+
+def quantizer(learning=None, inner=None, dtype=torch.float32, wide=WIDE, **options):
+    """With projections and codes that are no longer those of the start."""
+    torch.manual_seed(0)
+    inner = inner or VectorQuantizer(K, NARROW, learning=learning or EmaLearning(), **options)
+    model = ProjectedQuantizer(inner, wide).to(dtype)
+    with torch.no_grad():
+        for tensor in (*model.project_in.parameters(), *model.project_out.parameters()):
+            tensor += 0.3 * torch.randn_like(tensor)
+        if isinstance(inner, VectorQuantizer):
+            inner.codebook.weight.normal_()
+    return model
+
+
+def vectors(*shape, dtype=torch.float32, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def closeness(dtype):
+    return {"rtol": 1e-10, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-6}
+
+
+# How it starts
+
+
+@pytest.mark.parametrize(("wide", "narrow"), [(6, 3), (6, 6), (64, 4)])
+def test_it_starts_as_the_projection_on_a_subspace(wide, narrow):
+    torch.manual_seed(0)
+    model = ProjectedQuantizer(VectorQuantizer(K, narrow), wide)
+    weight = model.project_in.weight.detach()
+    assert weight.shape == (narrow, wide)
+    torch.testing.assert_close(weight @ weight.T, torch.eye(narrow), rtol=0, atol=1e-5)
+    assert torch.equal(model.project_out.weight, model.project_in.weight.T)
+    assert not model.project_in.bias.any()
+    assert model.project_out.bias is None
+
+
+def test_towards_wider_codes_it_starts_as_a_way_there_and_back():
+    torch.manual_seed(0)
+    model, z = ProjectedQuantizer(VectorQuantizer(K, 8), 3), vectors(20, 3)
+    torch.testing.assert_close(model.project_out(model.project_in(z)), z, rtol=1e-5, atol=1e-6)
+
+
+def test_no_two_start_alike_but_by_the_seed():
+    def weight(seed):
+        torch.manual_seed(seed)
+        return ProjectedQuantizer(VectorQuantizer(K, NARROW), WIDE).project_in.weight
+
+    assert torch.equal(weight(0), weight(0))
+    assert not torch.equal(weight(0), weight(1))
+
+
+def test_it_can_be_built_without_memory():
+    with torch.device("meta"):
+        model = ProjectedQuantizer(VectorQuantizer(K, NARROW), WIDE)
+    assert model.project_out.weight.shape == (WIDE, NARROW)
+    assert model.project_out.weight.is_meta
+
+
+# Values and gradients
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(30, WIDE), (6, 5, WIDE), (WIDE,)])
+def test_values_and_gradients_follow_the_formulas(dtype, shape):
+    model = quantizer(CodebookLossLearning(weight=2.0), dtype=dtype, temperature=0.8)
+    z, slopes = vectors(*shape, dtype=dtype).requires_grad_(), vectors(*shape, dtype=dtype, seed=2)
+    output = model(z)
+    ((output.quantized * slopes).sum() + 0.7 * output.commitment_loss + 1.3 * output.entropy_loss).backward()
+
+    mine = dict(model.named_parameters())
+    double = {name: parameter.detach().double().requires_grad_() for name, parameter in mine.items()}
+    flat = z.detach().double().reshape(-1, WIDE).requires_grad_()
+    y = flat @ double["project_in.weight"].T + double["project_in.bias"]
+    codes = double["inner.codebook.weight"]
+    d = (y[:, None] - codes[None]).square().sum(dim=2)
+    indices = d.argmin(dim=1)
+    quantized = (y + (codes[indices] - y).detach()) @ double["project_out.weight"].T
+    commitment = (y - codes[indices].detach()).square().mean() + 2 * (y.detach() - codes[indices]).square().mean()
+    p = torch.softmax(-d / 0.8, dim=1).mean(dim=0)
+    entropy = (p * torch.log(p + 1e-10)).sum()
+    ((quantized * slopes.double().reshape(-1, WIDE)).sum() + 0.7 * commitment + 1.3 * entropy).backward()
+
+    assert torch.equal(output.indices, indices.reshape(shape[:-1]))
+    assert output.quantized.dtype == output.commitment_loss.dtype == dtype
+    for found, expected in [
+        (output.quantized, quantized.reshape(shape)),
+        (output.commitment_loss, commitment),
+        (output.entropy_loss, entropy),
+        (z.grad, flat.grad.reshape(shape)),
+        *((mine[name].grad, double[name].grad) for name in mine),
+    ]:
+        torch.testing.assert_close(found.detach().double(), expected.detach(), **closeness(dtype))
+
+
+def test_the_gradient_passes_both_projections():
+    model, z = quantizer(dtype=torch.float64), vectors(30, WIDE, dtype=torch.float64).requires_grad_()
+    slopes = vectors(30, WIDE, dtype=torch.float64, seed=2)
+    (gradient,) = torch.autograd.grad(model(z).quantized, z, slopes)
+    torch.testing.assert_close(gradient, slopes @ model.project_out.weight @ model.project_in.weight)
+
+
+def test_half_precision_vectors_are_computed_in_float32():
+    model, z = quantizer(), vectors(6, 5, WIDE, dtype=torch.bfloat16)
+    output, expected = model(z), model(z.float())
+    assert output.quantized.dtype == torch.bfloat16
+    assert torch.equal(output.quantized, expected.quantized.bfloat16())
+    assert output.commitment_loss.dtype == torch.float32
+    assert torch.equal(output.commitment_loss, expected.commitment_loss)
+    assert torch.equal(output.indices, expected.indices)
+
+
+def test_float64_vectors_lift_float32_projections():
+    model, same = quantizer(), quantizer().double()
+    z = vectors(30, WIDE, dtype=torch.float64)
+    for mine, expected in zip(model(z), same(z), strict=True):
+        assert mine.dtype == expected.dtype
+        torch.testing.assert_close(mine, expected)
+
+
+def test_autocast_changes_nothing():
+    model, z = quantizer(), vectors(30, WIDE)
+    expected = model(z)
+    with torch.autocast("cpu", torch.bfloat16):
+        for mine, wanted in zip(model(z), expected, strict=True):
+            assert mine.dtype == wanted.dtype
+            assert torch.equal(mine, wanted)
+
+
+@pytest.mark.parametrize("call", ["forward", "encode"])
+def test_vectors_of_another_width_are_named(call):
+    with pytest.raises(ValueError, match=r"expected vectors of width 6, got shape \(2, 3\)"):
+        getattr(quantizer(), call)(torch.zeros(2, NARROW))
+
+
+# What it says and gives
+
+
+def test_what_it_says_of_itself():
+    model = quantizer()
+    assert (model.codebook_sizes, model.dim, model.has_levels, model.truncates) == ((K,), WIDE, False, False)
+    assert {name.split(".")[0] for name in model.state_dict()} == {"inner", "project_in", "project_out"}
+
+
+def test_codes_are_narrow_and_what_they_stand_for_is_wide():
+    model, z = quantizer(), vectors(2, 5, WIDE)
+    assert torch.equal(model.codes, model.inner.codes)
+    indices = model.encode(z)
+    assert torch.equal(indices, model.inner.encode(model.project_in(z)))
+    torch.testing.assert_close(model.decode(indices), model.codes[indices] @ model.project_out.weight.T)
+    output = model(z)
+    assert torch.equal(output.indices, indices)
+    torch.testing.assert_close(output.quantized, model.decode(indices))
+
+
+def test_measure_is_that_of_the_projected_vectors():
+    model, z = quantizer(temperature=0.4), vectors(6, 5, WIDE)
+    indices = model.encode(z)
+    (mine,), (inner,) = model.measure(z, indices), model.inner.measure(model.project_in(z), indices)
+    for found, expected in zip(mine, inner, strict=True):
+        torch.testing.assert_close(found, expected)
+    assert mine.elements == 30 * NARROW
+    mean = mine.squared_distance / mine.elements
+    torch.testing.assert_close(mean.float(), model(z).commitment_loss.detach())
+
+
+def test_assess_leaves_the_padding_out():
+    model, z = quantizer().eval(), vectors(8, 5, WIDE)
+    output, (level,) = model.assess(z, 6)
+    for found, expected in zip(output, model(z[:6]), strict=True):
+        torch.testing.assert_close(found, expected)
+    assert level.counts.sum() == 30
+
+
+def test_levels_are_told_apart_and_add_up():
+    levels = [VectorQuantizer(K, NARROW, learning=EmaLearning()) for _ in range(3)]
+    with torch.no_grad():
+        for level in levels:
+            level.codebook.weight.normal_()
+    model = quantizer(inner=ResidualQuantizer(levels))
+    assert (model.codebook_sizes, model.has_levels, model.truncates) == ((K, K, K), True, True)
+    z = vectors(2, 5, WIDE)
+    indices = model.encode(z)
+    assert indices.shape == (2, 5, 3)
+    assert model.codes.shape == (3, K, NARROW)
+    alone = [model.codes[level][indices[..., level]] @ model.project_out.weight.T for level in range(3)]
+    for kept in (1, 2, 3):
+        torch.testing.assert_close(model.decode(indices[..., :kept]), sum(alone[:kept]))
+    torch.testing.assert_close(model(z).quantized, sum(alone))
+    assert len(model.measure(z, indices)) == 3
+
+
+def test_groups_are_projected_out_together():
+    groups = [VectorQuantizer(K, 2, learning=EmaLearning()) for _ in range(2)]
+    model = quantizer(inner=ProductQuantizer(groups))
+    assert torch.equal(model.codes, torch.stack([group.codes for group in groups]))
+    z = vectors(4, WIDE)
+    indices = model.encode(z)
+    joined = torch.cat([group.codes[indices[:, number]] for number, group in enumerate(groups)], dim=1)
+    torch.testing.assert_close(model.decode(indices), joined @ model.project_out.weight.T)
+
+
+def test_a_quantizer_without_a_codebook_goes_as_well():
+    inner = FiniteScalarQuantizer([5, 4, 3])
+    model, z = quantizer(inner=inner), vectors(2, 5, WIDE).requires_grad_()
+    assert model.codebook_sizes == (60,)
+    output = model(z)
+    torch.testing.assert_close(output.quantized, inner.codes[output.indices] @ model.project_out.weight.T)
+    output.quantized.sum().backward()
+    assert z.grad.abs().sum() > 0
+
+
+# State
+
+
+def test_forward_changes_no_state():
+    model = quantizer().train()
+    before = state(model)
+    model(vectors(30, WIDE))
+    assert_same_state(state(model), before)
+
+
+def test_codes_learn_where_the_projected_vectors_are():
+    model, z = quantizer(EmaLearning(decay=0.0)).train(), vectors(30, WIDE)
+    indices = model(z).indices
+    model.update()
+    for k in indices.unique():
+        mean = model.project_in(z[indices == k]).mean(dim=0)
+        torch.testing.assert_close(model.inner.codes[k], mean.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_discarded_leaves_no_trace():
+    model = quantizer().train()
+    before = state(model)
+    model(torch.full((3, WIDE), torch.nan))
+    model.discard()
+    model.update()
+    assert_same_state(state(model), before)
+
+
+def test_while_codes_wait_vectors_pass_both_projections():
+    inner = VectorQuantizer(K, NARROW, learning=EmaLearning(), starter=KMeansStart(K, NARROW, 4))
+    model, z = quantizer(inner=inner).train(), vectors(20, WIDE)
+    output = model(z)
+    torch.testing.assert_close(output.quantized, model.project_out(model.project_in(z)))
+    model.update()
+    torch.testing.assert_close(inner.starter.sample, model.project_in(z).detach())
+    model.start()
+    assert inner.starter.done
+    output = model(z)
+    torch.testing.assert_close(output.quantized, model.decode(output.indices))
+
+
+def test_initialise_takes_conditioned_vectors():
+    model, z = quantizer(), vectors(200, WIDE)
+    before = float(model.eval()(z).commitment_loss.detach())
+    model.initialise(model.condition(z))
+    assert float(model(z).commitment_loss.detach()) < 0.5 * before

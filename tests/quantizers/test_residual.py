@@ -1,0 +1,458 @@
+"""Residual quantization: values, gradients, learning and starting of the levels, against loops in float64."""
+
+import itertools
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from tests.quantizers import assert_same_state, state
+from vqtool.quantizers import ResidualQuantizer, VectorQuantizer, kmeans
+from vqtool.quantizers.residual import ResidualQuantizerSettings
+
+K, D, Q = 6, 4, 3
+VECTOR = {"kind": "vector", "codebook_size": K, "codebook_dim": D, "start": {"kind": "random"}, "revival": None}
+LEARNINGS = ["entropy", "codebook_loss", "linear", "ema"]
+INNER = {
+    **{name: {**VECTOR, "learning": {"kind": name}} for name in LEARNINGS},
+    "fsq": {"kind": "fsq", "levels": [3, 5, 4, 3]},
+    "lfq": {"kind": "lfq", "bits": D},
+    "bsq": {"kind": "bsq", "bits": D},
+}
+
+
+def build(inner, seed=0, **options):
+    """A quantizer of Q levels, whose codes are spread as each level needs them."""
+    inner = INNER[inner] if isinstance(inner, str) else inner
+    torch.manual_seed(seed)
+    model = ResidualQuantizerSettings.model_validate({"levels": Q, "quantizer": inner, **options}).build()
+    with torch.no_grad():
+        for number, level in enumerate(model.levels):
+            if isinstance(level, VectorQuantizer):
+                codes = torch.randn(K, D) * 0.7**number
+                level.codebook.replace(torch.ones(K, dtype=torch.bool), codes)
+    return model
+
+
+def vectors(*shape, dtype=torch.float32, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def greedy(z, codebooks):
+    """(indices (N, Q), what each level leaves over (Q + 1, N, D)) of z (N, D), by hand in float64."""
+    indices, remainders = [], [z.double()]
+    for codes in codebooks.detach().double():
+        nearest = [int((vector - codes).square().sum(dim=1).argmin()) for vector in remainders[-1]]
+        indices.append(nearest)
+        remainders.append(remainders[-1] - codes[nearest])
+    return torch.tensor(indices).T, torch.stack(remainders)
+
+
+def entropy_by_hand(z, codes):
+    weights = torch.exp(-(z[:, None] - codes).square().sum(dim=2))
+    p = (weights / weights.sum(dim=1, keepdim=True)).mean(dim=0)
+    return (p * torch.log(p + 1e-10)).sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(30,), (6, 5), (2, 3, 5), ()])
+def test_values_follow_the_loop_by_hand(shape, dtype):
+    model, z = build("entropy").to(dtype), vectors(*shape, D, dtype=dtype)
+    output = model(z)
+    indices, remainders = greedy(z.reshape(-1, D), model.codes)
+    assert output.indices.shape == (*shape, Q)
+    assert output.indices.dtype == torch.int64
+    assert torch.equal(output.indices.reshape(-1, Q), indices)
+    close = {"rtol": 1e-10, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-6}
+    expected = (remainders[0] - remainders[-1]).reshape(z.shape)
+    torch.testing.assert_close(output.quantized.detach().double(), expected, **close)
+    # Losses are the means of the levels'.
+    commitment = remainders[1:].square().mean()
+    torch.testing.assert_close(output.commitment_loss.detach().double(), commitment, **close)
+    codebooks = model.codes.detach().double()
+    entropy = sum(entropy_by_hand(rest, codes) for rest, codes in zip(remainders, codebooks, strict=False)) / Q
+    torch.testing.assert_close(output.entropy_loss.detach().double(), entropy, **close)
+
+
+def test_losses_have_the_gradients_of_the_formulas():
+    inner = {**VECTOR, "learning": {"kind": "codebook_loss", "weight": 4.0}}
+    model, z = build(inner).double(), vectors(30, D, dtype=torch.float64).requires_grad_()
+    output = model(z)
+    weights = [level.codebook.weight for level in model.levels]
+    mine = torch.autograd.grad(output.commitment_loss + output.entropy_loss, [z, *weights])
+
+    same = z.detach().requires_grad_()
+    codebooks = [weight.detach().requires_grad_() for weight in weights]
+    loss, rest = 0.0, same
+    for codes, chosen in zip(codebooks, output.indices.T, strict=True):
+        e = codes[chosen]
+        loss = loss + (rest - e.detach()).square().mean() + 4 * (rest.detach() - e).square().mean()
+        loss = loss + entropy_by_hand(rest, codes)
+        rest = rest - e.detach()
+    theirs = torch.autograd.grad(loss / Q, [same, *codebooks])
+    for found, expected in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("inner", [*LEARNINGS, "lfq"])
+@pytest.mark.parametrize("options", [{}, {"dropout": 1.0}])
+def test_straight_through_hands_the_gradient_on_as_it_is(inner, options):
+    model, z = build(inner, **options).train(), vectors(8, 5, D).requires_grad_()
+    slopes = vectors(8, 5, D, seed=2)
+    (found,) = torch.autograd.grad(model(z).quantized, [z], slopes)
+    assert torch.equal(found, slopes)
+
+
+def test_the_rotation_is_that_of_the_sum_of_all_levels():
+    model = build({**INNER["ema"], "gradient": "rotation"}).double()
+    z = vectors(20, D, dtype=torch.float64).requires_grad_()
+    output, slopes = model(z), vectors(20, D, dtype=torch.float64, seed=2)
+    torch.testing.assert_close(output.quantized.detach(), model.decode(output.indices))
+    (found,) = torch.autograd.grad(output.quantized, [z], slopes)
+    for n in range(20):
+        e, start = output.quantized[n].detach(), z[n].detach()
+        middle = torch.nn.functional.normalize(start / start.norm() + e / e.norm(), dim=0)
+        turn = (
+            torch.eye(D).double()
+            - 2 * torch.outer(middle, middle)
+            + 2 * torch.outer(e, start) / e.norm() / start.norm()
+        )
+        torch.testing.assert_close(found[n], e.norm() / start.norm() * turn.T @ slopes[n])
+
+
+@pytest.mark.parametrize("inner", INNER)
+def test_forward_encode_decode_and_measure_agree(inner):
+    model, z = build(inner), vectors(6, 5, D)
+    output = model.train()(z)
+    indices = model.encode(z)
+    assert indices.shape == (6, 5, Q)
+    assert torch.equal(output.indices, indices)
+    for evaluated, trained in zip(model.eval()(z), output, strict=True):
+        torch.testing.assert_close(evaluated, trained)
+    torch.testing.assert_close(output.quantized, model.decode(indices))
+    for q, size in enumerate(model.codebook_sizes):
+        assert 0 <= indices[..., q].min() <= indices[..., q].max() < size
+    error = model.measure(z, indices)[-1].squared_distance
+    rest = (model.condition(z) - model.decode(indices)).square().sum()
+    torch.testing.assert_close(error, rest.detach().double(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("inner", INNER)
+def test_statistics_are_those_of_each_level_over_what_it_sees(inner):
+    model, z = build(inner), vectors(6, 5, D)
+    indices = model.encode(z)
+    levels = model.measure(z, indices)
+    assert len(levels) == Q
+    rest = model.condition(z).reshape(-1, D)
+    for q, (level, found) in enumerate(zip(model.levels, levels, strict=True)):
+        own = indices[..., q].flatten()
+        (expected,) = level.statistics(rest, own)
+        for mine, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+        assert found.counts.tolist() == [own.tolist().count(k) for k in range(model.codebook_sizes[q])]
+        rest = rest - level.codes[own].detach()
+        torch.testing.assert_close(found.squared_distance, rest.square().sum().double(), rtol=1e-4, atol=1e-6)
+        assert int(found.elements) == z.numel()
+
+
+@pytest.mark.parametrize("inner", INNER)
+def test_sums_over_parts_of_the_data_add_up(inner):
+    model, z = build(inner), vectors(10, 5, D)
+    whole = model.measure(z, model.encode(z))
+    parts = [model.measure(part, model.encode(part)) for part in z.split([3, 7])]
+    for q in range(Q):
+        for name, expected in whole[q]._asdict().items():
+            torch.testing.assert_close(sum(getattr(part[q], name) for part in parts), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("inner", INNER)
+def test_assess_leaves_the_padding_out(inner):
+    model, z = build(inner).eval(), vectors(6, 5, D)
+    output, levels = model.assess(z, 4)
+    expected = model(z[:4])
+    for mine, theirs in zip(output, expected, strict=True):
+        torch.testing.assert_close(mine, theirs.detach())
+    assert [int(level.counts.sum()) for level in levels] == [20] * Q
+
+
+@pytest.mark.parametrize("inner", INNER)
+def test_fewer_levels_decode_to_the_sum_of_the_first_codes(inner):
+    model = build(inner)
+    indices = model.encode(vectors(7, D))
+    assert model.truncates
+    for levels in range(1, Q + 1):
+        expected = sum(model.codes[q][indices[:, q]] for q in range(levels))
+        torch.testing.assert_close(model.decode(indices[:, :levels]), expected)
+
+
+def test_what_it_says_of_itself():
+    model = build("ema")
+    assert (model.codebook_sizes, model.dim, model.has_levels, model.codes.shape) == ((K,) * Q, D, True, (Q, K, D))
+
+
+@pytest.mark.parametrize("inner", INNER)
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.5}])
+def test_forward_changes_no_state(inner, options):
+    model = build({**INNER[inner], "revival": {"window": 1}} if inner in LEARNINGS else inner, **options).train()
+    before = state(model)
+    output = model(vectors(30, D))
+    model.encode(vectors(30, D))
+    assert_same_state(state(model), before)
+    parameters = list(model.parameters())
+    if parameters:
+        (output.quantized.sum() + output.commitment_loss + output.entropy_loss).backward()
+        assert all(parameter.grad.isfinite().all() for parameter in parameters)
+        assert all(parameter.grad.abs().sum() > 0 for parameter in parameters)
+    assert_same_state(state(model), before)
+
+
+def test_update_moves_each_level_to_the_means_of_what_it_won():
+    model, z = build("ema").train(), vectors(60, D)
+    before = model.codes.clone()
+    indices, remainders = greedy(z, before)
+    model(z[:20])
+    model(z[20:])
+    model.update()
+    for q, k in itertools.product(range(Q), range(K)):
+        won = remainders[q][indices[:, q] == k]
+        expected = won.mean(dim=0) if len(won) else before[q, k].double()
+        torch.testing.assert_close(model.codes[q, k].double(), expected, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(model.codes, before)
+
+
+def test_discard_forgets_what_forward_gathered():
+    inner = {**INNER["ema"], "revival": {"window": 1}, "temperature_unit": "error"}
+    one, other = build(inner).train(), build(inner).train()
+    one(vectors(30, D, seed=7))
+    one.discard()
+    one.update()
+    assert_same_state(state(one), state(other))
+    for model in (one, other):
+        model(vectors(30, D))
+        model.update()
+    assert_same_state(state(one), state(other))
+
+
+def test_nothing_is_gathered_in_evaluation():
+    model = build({**INNER["ema"], "revival": {"window": 1}}).eval()
+    before = state(model)
+    model(vectors(30, D))
+    model.update()
+    assert_same_state(state(model), before)
+
+
+def test_a_shared_codebook_is_one_that_all_levels_teach():
+    model = build({**VECTOR, "learning": {"kind": "ema", "decay": 0.99}}, shared=True).train()
+    assert set(state(model)) == {"levels.0.codebook." + name for name in ("weight", "counts", "sums")}
+    assert model.codebook_sizes == (K,) * Q
+    z, codes = vectors(50, D), model.levels[0].codes.clone()
+    assert torch.equal(model.codes, codes.expand(Q, K, D))
+    indices, remainders = greedy(z, model.codes)
+    output = model(z)
+    assert torch.equal(output.indices, indices)
+    torch.testing.assert_close(model.decode(indices), codes[indices].sum(dim=1))
+    model.update()
+    for k in range(K):
+        won = torch.cat([remainders[q][indices[:, q] == k] for q in range(Q)])
+        expected = won.mean(dim=0) if len(won) else codes[k].double()
+        torch.testing.assert_close(model.levels[0].codes[k].double(), expected, rtol=1e-5, atol=1e-5)
+    assert model.levels[0].codebook.counts.sum() == pytest.approx(0.01 * 50 * Q, rel=1e-5)
+
+
+def test_dropout_leaves_some_samples_their_first_levels_alone():
+    model, z = build("ema", dropout=0.5).train(), vectors(12, 5, D)
+    indices = model.encode(z)
+    output = model(z)
+    assert torch.equal(output.indices, indices)
+    kept = [1, 2, 3, 1, 2, 3] + [Q] * 6  # half of the samples in turn, the others whole
+    for b, levels in enumerate(kept):
+        torch.testing.assert_close(output.quantized[b], model.decode(indices[b, :, :levels]))
+    assert torch.equal(model(z).quantized, output.quantized)
+    # Losses, and what is gathered, are of all levels of all samples.
+    plain = build("ema").train()
+    torch.testing.assert_close(plain(z).commitment_loss, output.commitment_loss)
+    model.discard()
+    plain.discard()
+    for each in (model, plain):
+        each(z)
+        each.update()
+    assert_same_state(state(model), state(plain))
+
+
+@pytest.mark.parametrize(("dropout", "truncated"), [(0.0, 0), (0.25, 2), (1.0, 7)])
+def test_the_share_of_samples_that_drop_levels(dropout, truncated):
+    model, z = build("ema", dropout=dropout).train(), vectors(10, 5, D)
+    whole = model.decode(model.encode(z))
+    # Of each three in turn, the third keeps all its levels.
+    assert int((~torch.isclose(model(z).quantized, whole, atol=1e-5).flatten(1).all(dim=1)).sum()) == truncated
+
+
+def test_dropout_is_for_training_alone():
+    model, z = build("ema", dropout=1.0).eval(), vectors(12, 5, D)
+    torch.testing.assert_close(model(z).quantized, model.decode(model.encode(z)))
+
+
+def started(vectors_per_code=10, **options):
+    return build_started({**VECTOR, "start": {"kind": "kmeans", "vectors": vectors_per_code}}, **options)
+
+
+def build_started(inner, **options):
+    torch.manual_seed(0)
+    return ResidualQuantizerSettings.model_validate({"levels": Q, "quantizer": inner, **options}).build().train()
+
+
+def test_levels_start_one_after_the_other_by_k_means():
+    learning = {"learning": {"kind": "ema", "decay": 0.99}}
+    model = build_started({**VECTOR, **learning, "start": {"kind": "kmeans", "vectors": 10}})
+    batches = [vectors(25, D, seed=seed) for seed in range(3)]
+    codes = model.codes.clone()
+    for number, z in enumerate(batches):
+        output = model(z)
+        assert torch.equal(output.quantized, z)
+        assert float(output.commitment_loss) == float(output.entropy_loss) == 0
+        assert output.indices.shape == (25, Q)
+        assert not bool(model.starter.done)
+        assert torch.equal(model.codes, codes)
+        assert len(model.starter.sample) == 25 * number
+        model.update()
+    assert bool(model.starter.done)
+    assert model.starter.sample.shape == (0, D)
+    rest = torch.cat(batches)[-10 * K :]
+    for level in model.levels:
+        expected = kmeans(rest, K, torch.Generator().manual_seed(0))
+        assert torch.equal(level.codes, expected)
+        own = level.encode(rest)
+        hits = torch.bincount(own, minlength=K)
+        torch.testing.assert_close(level.codebook.counts, 0.01 * hits)
+        rest = rest - expected[own]
+    output = model(batches[0])
+    assert torch.equal(output.indices, greedy(batches[0], model.codes)[0])
+    assert float(output.commitment_loss) > 0
+
+
+@pytest.mark.parametrize("options", [{}, {"shared": True}, {"beam": 3}])
+def test_a_start_lowers_the_error_with_every_level(options):
+    model, z = started(**options), vectors(80, D)
+    model(z)
+    model.update()
+    indices = model.eval().encode(z)
+    errors = [float((z - model.decode(indices[:, :levels])).square().mean()) for levels in range(1, Q + 1)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.5 * errors[0]
+
+
+@pytest.mark.parametrize("learning", LEARNINGS)
+@pytest.mark.parametrize("options", [{}, {"shared": True}])
+def test_a_start_goes_on_from_the_state_dict(learning, options):
+    inner = {**VECTOR, "start": {"kind": "kmeans", "vectors": 10}, "learning": {"kind": learning}}
+    inner["revival"] = {"window": 3}
+    batches = [vectors(25, D, seed=seed) for seed in range(5)]
+    for stop in range(1, 5):
+        one, other = build_started(inner, **options), build_started(inner, **options)
+        for number, z in enumerate(batches):
+            if number == stop:
+                other.load_state_dict(state(one))
+            for model in [one, other] if number >= stop else [one]:
+                model(z)
+                model.update()
+        assert_same_state(state(one), state(other))
+        assert bool(one.starter.done)
+
+
+def test_codes_that_are_started_are_not_started_again():
+    one, other = started(), started()
+    one(vectors(70, D))
+    one.update()
+    other.load_state_dict(state(one))
+    before = state(other)
+    for model in (one, other):
+        assert model(vectors(70, D, seed=2)).commitment_loss > 0
+        model.discard()
+        model.start()
+    assert_same_state(state(other), before)
+
+
+def test_start_takes_the_sample_as_it_is():
+    model, z = started(vectors_per_code=1000), vectors(30, D)
+    model.start()
+    assert not bool(model.starter.done)
+    model(z)
+    model.update()
+    model.start()
+    assert bool(model.starter.done)
+    assert torch.equal(model.levels[0].codes, kmeans(z, K, torch.Generator().manual_seed(0)))
+
+
+def test_a_discarded_batch_is_no_part_of_the_sample():
+    model = started()
+    model(torch.full((30, D), torch.nan))
+    model.discard()
+    model.update()
+    assert model.starter.sample.shape == (0, D)
+
+
+def test_without_training_nothing_waits_for_a_start():
+    model, z = started().eval(), vectors(20, D)
+    output = model(z)
+    torch.testing.assert_close(output.quantized, model.decode(output.indices))
+    model.update()
+    assert model.starter.sample.shape == (0, D)
+
+
+def test_one_level_is_the_quantizer_alone():
+    torch.manual_seed(0)
+    alone = VectorQuantizer(K, D)
+    model, z = ResidualQuantizer([alone]), vectors(9, D)
+    expected, output = alone(z), model(z)
+    assert torch.equal(output.indices, expected.indices[:, None])
+    for name in ("quantized", "commitment_loss", "entropy_loss"):
+        torch.testing.assert_close(getattr(output, name), getattr(expected, name))
+
+
+@pytest.mark.parametrize("widths", [[], [3, 4]])
+def test_levels_are_of_one_width(widths):
+    with pytest.raises(ValueError, match="expected levels of one width"):
+        ResidualQuantizer([VectorQuantizer(4, width) for width in widths])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        *(({"quantizer": INNER[kind], "beam": 2}, "beam and shared need") for kind in ("fsq", "lfq", "bsq")),
+        *(({"quantizer": INNER[kind], "shared": True}, f"{kind} has none") for kind in ("fsq", "lfq", "bsq")),
+        ({"quantizer": {**VECTOR, "metric": "cosine"}}, "expected euclidean"),
+        ({"quantizer": {**VECTOR, "balance": {"kind": "sinkhorn"}}, "beam": 2}, "set one alone"),
+        ({"quantizer": {"kind": "residual"}}, "quantizer"),
+        ({"quantizer": {"kind": "product"}}, "quantizer"),
+        ({"levels": 0}, "levels"),
+        ({"beam": 0}, "beam"),
+        ({"dropout": 1.5}, "dropout"),
+        ({"dropout": -0.1}, "dropout"),
+    ],
+)
+def test_illegal_settings_are_refused(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        ResidualQuantizerSettings.model_validate(settings)
+
+
+def test_balance_chooses_in_training_alone():
+    model = build({**INNER["ema"], "balance": {"kind": "sinkhorn"}})
+    z = vectors(60, D) * 0.3 + 1  # nearest to few codes of the first level
+    nearest = model.encode(z)
+    assert len(set(nearest[:, 0].tolist())) < K
+    assert torch.equal(model.eval()(z).indices, nearest)
+    output = model.train()(z)
+    assert torch.bincount(output.indices[:, 0], minlength=K).min() >= 5
+    torch.testing.assert_close(output.quantized, model.decode(output.indices))
+
+
+def test_settings_resolve_the_width():
+    settings = ResidualQuantizerSettings.model_validate(
+        {"levels": 2, "quantizer": {"kind": "vector", "codebook_size": 5}}
+    )
+    assert settings.dim(7) == 7
+    resolved = settings.resolve(7)
+    assert resolved.quantizer.codebook_dim == 7
+    assert resolved.build().codes.shape == (2, 5, 7)
+    assert list(settings.ways) == ["quantizer.learning"]

@@ -1,0 +1,186 @@
+"""Dead codes: when a window ends, what takes their place, and what is left alone."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from tests.quantizers import assert_same_state, state
+from vqtool import VectorQuantizer
+from vqtool.quantizers import CodebookLossLearning, EmaLearning, EntropyLearning, LinearLearning
+from vqtool.quantizers.revival import Revival, RevivalSettings
+
+LEARNINGS = [EntropyLearning(), CodebookLossLearning(), EmaLearning()]
+
+
+def vectors(n, d=3, seed=0):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) + 50
+
+
+def step(revival, codebook, z, indices):
+    revival.gather(z, indices)
+    revival.update(codebook)
+
+
+def book(learning, k, d=3):
+    torch.manual_seed(0)
+    return learning.build(k, d)
+
+
+@pytest.mark.parametrize("n", [1, 7, 64, 1000])
+@pytest.mark.parametrize("k", [2, 5, 32])
+def test_a_window_is_twenty_hits_of_the_average_code(n, k):
+    codebook, revival = book(EntropyLearning(), k), RevivalSettings().build(k)
+    before = codebook.weight.detach().clone()
+    indices = torch.arange(n) % (k - 1)  # never the last
+    indices = torch.where(torch.arange(n) == 0, 0, indices)
+    steps = -(-20 * k // n)
+    for number in range(steps):
+        assert torch.equal(codebook.weight, before)
+        assert revival.hits.sum() == number * n
+        step(revival, codebook, vectors(n, seed=number), indices)
+    assert (vectors(n, seed=steps - 1) == codebook.weight[-1]).all(dim=1).any()
+    assert revival.hits.tolist() == [0] * k
+
+
+@pytest.mark.parametrize("learning", LEARNINGS)
+def test_codes_with_a_single_hit_in_the_window_stay(learning):
+    codebook, revival = book(learning, 6), Revival(6, window=5)
+    before = codebook.weight.detach().clone()
+    step(revival, codebook, vectors(1), torch.tensor([4]))
+    z = vectors(29, seed=1)
+    step(revival, codebook, z, torch.tensor([0, 2] * 14 + [0]))
+    alive = [0, 2, 4]
+    assert torch.equal(codebook.weight[alive], before[alive])
+    for dead in (1, 3, 5):
+        assert (z == codebook.weight[dead]).all(dim=1).any()
+
+
+def test_codes_are_set_down_on_different_vectors_where_there_are_enough():
+    codebook, revival = book(EntropyLearning(), 8), Revival(8, window=2)
+    z = vectors(16)
+    step(revival, codebook, z, torch.zeros(16, dtype=torch.int64))
+    rows = [z.tolist().index(code) for code in codebook.weight[1:].tolist()]
+    assert len(set(rows)) == 7
+
+
+def test_a_batch_smaller_than_the_codebook_is_enough():
+    codebook, revival = book(EntropyLearning(), 8), Revival(8, window=1)
+    for _ in range(4):
+        step(revival, codebook, vectors(2), torch.zeros(2, dtype=torch.int64))
+    assert {tuple(code) for code in codebook.weight[1:].tolist()} == {tuple(vector) for vector in vectors(2).tolist()}
+
+
+def test_the_next_window_starts_from_nothing():
+    codebook, revival = book(EntropyLearning(), 3), Revival(3, window=2)
+    step(revival, codebook, vectors(6), torch.tensor([0, 1, 0, 1, 0, 2]))
+    before = codebook.weight.detach().clone()
+    step(revival, codebook, vectors(5), torch.tensor([0, 0, 0, 1, 1]))
+    assert torch.equal(codebook.weight, before)
+    z = vectors(1, seed=9)
+    step(revival, codebook, z, torch.tensor([0]))
+    assert torch.equal(codebook.weight, torch.cat([before[:2], z]))
+
+
+def test_the_moving_average_of_a_revived_code_starts_anew():
+    codebook, revival = book(EmaLearning(decay=0.9), 3), Revival(3, window=4)
+    codebook.gather(vectors(6), torch.tensor([0, 1, 2, 0, 1, 2]))
+    codebook.update()
+    counts, sums, codes = codebook.counts.clone(), codebook.sums.clone(), codebook.weight.clone()
+    z = vectors(12, seed=1)
+    step(revival, codebook, z, torch.tensor([0, 2] * 6))
+    assert torch.equal(codebook.counts, counts * torch.tensor([1, 0, 1]))
+    assert torch.equal(codebook.sums, sums * torch.tensor([[1], [0], [1]]))
+    assert torch.equal(codebook.weight[[0, 2]], codes[[0, 2]])
+    # Without hits it stays where it was set down; the first that it wins, it takes the mean of.
+    revived = codebook.weight[1].clone()
+    codebook.gather(vectors(2, seed=2), torch.tensor([0, 0]))
+    codebook.update()
+    assert torch.equal(codebook.weight[1], revived)
+    codebook.gather(torch.tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]]), torch.tensor([1, 1]))
+    codebook.update()
+    torch.testing.assert_close(codebook.weight[1], torch.tensor([2.0, 2.0, 2.0]))
+
+
+def test_codes_under_a_linear_map_land_on_vectors_too():
+    codebook, revival = book(LinearLearning(), 4), Revival(4, window=2)
+    with torch.no_grad():
+        codebook.transform.copy_(torch.randn(3, 3, generator=torch.Generator().manual_seed(4)))
+    before = codebook.codes.detach().clone()
+    z = vectors(8) - 50
+    step(revival, codebook, z, torch.tensor([0, 3] * 4))
+    torch.testing.assert_close(codebook.codes[[0, 3]], before[[0, 3]])
+    for dead in (1, 2):
+        assert torch.isclose(z, codebook.codes[dead], atol=1e-5).all(dim=1).any()
+
+
+def test_gathering_alone_changes_no_state():
+    codebook, revival = book(EntropyLearning(), 4), Revival(4, window=1)
+    before = state(revival), state(codebook)
+    revival.gather(vectors(20), torch.zeros(20, dtype=torch.int64))
+    assert_same_state(state(revival), before[0])
+    assert_same_state(state(codebook), before[1])
+
+
+def test_batches_gathered_before_one_update_count_together():
+    codebook, revival = book(EntropyLearning(), 4), Revival(4, window=3)
+    revival.gather(vectors(6), torch.tensor([1] * 6))
+    step(revival, codebook, vectors(5, seed=1), torch.tensor([0, 0, 0, 2, 2]))
+    assert revival.hits.tolist() == [3, 6, 2, 0]
+
+
+def test_discarded_batches_count_for_nothing():
+    codebook, revival = book(EntropyLearning(), 4), Revival(4, window=1)
+    before = codebook.weight.detach().clone()
+    revival.gather(vectors(20), torch.zeros(20, dtype=torch.int64))
+    revival.discard()
+    revival.update(codebook)
+    assert revival.hits.tolist() == [0] * 4
+    assert torch.equal(codebook.weight, before)
+
+
+def test_a_window_goes_on_from_the_state_dict():
+    one, other = (
+        VectorQuantizer(8, 3, learning=EmaLearning(), revival=RevivalSettings(window=4)).train() for _ in range(2)
+    )
+    for seed in range(5):
+        one(vectors(5, seed=seed))
+        one.update()
+    assert one.revival.hits.sum() == 25
+    other.load_state_dict(one.state_dict())
+    before = one.codebook.weight.clone()
+    for model in (one, other):
+        model(vectors(7, seed=5))
+        model.update()
+    assert_same_state(state(one), state(other))
+    assert one.revival.hits.sum() == 0
+    assert not torch.equal(one.codebook.weight, before)
+
+
+@pytest.mark.parametrize("learning", [*LEARNINGS, LinearLearning()])
+def test_a_quantizer_far_from_its_vectors_comes_to_use_every_code(learning):
+    torch.manual_seed(0)
+    model = VectorQuantizer(8, 3, learning=learning, revival=RevivalSettings(window=2)).train()
+    z = torch.randn(64, 3) + 50
+    assert len(set(model(z).indices.tolist())) < 3
+    model.update()
+    for _ in range(6):
+        model(z)
+        model.update()
+    assert len(set(model(z).indices.tolist())) >= 7
+
+
+def test_no_revival_leaves_dead_codes_where_they_are():
+    model = VectorQuantizer(8, 3, learning=EmaLearning()).train()
+    before = model.codebook.weight.clone()
+    for _ in range(40):
+        model(vectors(64))
+        model.update()
+    dead = torch.bincount(model.encode(vectors(64)), minlength=8) == 0
+    assert torch.equal(model.codebook.weight[dead], before[dead])
+    assert dead.any()
+
+
+def test_a_window_is_at_least_one_hit():
+    assert RevivalSettings().window == 20
+    with pytest.raises(ValidationError, match="window"):
+        RevivalSettings(window=0)

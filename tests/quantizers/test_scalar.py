@@ -1,0 +1,199 @@
+"""What quantizers without a codebook share: indices, entropies and sums, against all codes written out in float64."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from tests.quantizers import state
+from vqtool.quantizers import BinarySphericalQuantizer, FiniteScalarQuantizer, LookupFreeQuantizer
+
+BUILDS = {
+    "fsq": lambda **options: FiniteScalarQuantizer([3, 4, 2], **options),
+    "lfq": lambda **options: LookupFreeQuantizer(4, **options),
+    "bsq": lambda **options: BinarySphericalQuantizer(4, **options),
+}
+KINDS = list(BUILDS)
+
+
+def vectors(*shape, dtype=torch.float64, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def all_codes(model):
+    """Every choice of a value in each dimension (K, D), the first dimension changing fastest."""
+    values = [row[:size] for row, size in zip(model.values.double().tolist(), model.sizes, strict=True)]
+    return torch.tensor([choice[::-1] for choice in itertools.product(*values[::-1])], dtype=torch.float64)
+
+
+def joint(model, conditioned):
+    """The soft assignment (N, K) to every code there is."""
+    distances = (conditioned[:, None] - all_codes(model)).square().sum(dim=2)
+    weights = torch.exp(-distances / model.temperature)
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def entropy(p):
+    return -(p[p > 0] * p[p > 0].log()).sum()
+
+
+def marginals(model, p):
+    """Of the distribution (K,) over codes, the distribution of each dimension's value."""
+    codes, found = all_codes(model), []
+    for dimension, size in enumerate(model.sizes):
+        values = model.values[dimension, :size].double()
+        found.append(torch.stack([p[codes[:, dimension] == value].sum() for value in values]))
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_index_is_the_choices_read_as_a_number_the_first_counting_least(kind):
+    model = BUILDS[kind]()
+    assert torch.equal(model.codes.double(), all_codes(model))
+    assert model.codebook_sizes == (len(all_codes(model)),) == (math.prod(model.sizes),)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_every_index_comes_back_from_its_code(kind, depth):
+    model = BUILDS[kind](depth=depth)
+    indices = torch.arange(model.codebook_sizes[0])
+    assert torch.equal(model.nearest(model.decode(indices)), indices)
+    assert torch.equal(model.nearest(model.decode(indices).double()), indices)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("depth", [0, 2])
+def test_the_nearest_of_all_codes_is_chosen(kind, depth):
+    model = BUILDS[kind](depth=depth)
+    conditioned = 2 * vectors(200, model.dim) * 0.4**depth  # partly beyond the outermost values
+    expected = (conditioned[:, None] - all_codes(model)).square().sum(dim=2).argmin(dim=1)
+    assert torch.equal(model.nearest(conditioned), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_codes_keep_the_shape_of_their_indices(kind):
+    model = BUILDS[kind]()
+    indices = torch.randint(model.codebook_sizes[0], (2, 5), generator=torch.Generator().manual_seed(0))
+    decoded = model.decode(indices)
+    assert decoded.shape == (2, 5, model.dim)
+    for b, position in itertools.product(range(2), range(5)):
+        assert torch.equal(decoded[b, position], model.codes[indices[b, position]])
+    assert torch.equal(model.decode(indices[0, 0]), decoded[0, 0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize(("temperature", "confidence"), [(0.05, 0.0), (0.3, 0.7), (3.0, 2.0)])
+def test_the_entropy_loss_against_all_codes(kind, depth, temperature, confidence):
+    model = BUILDS[kind](temperature=temperature, confidence=confidence, depth=depth)
+    conditioned = model.condition(vectors(40, model.dim)) * 0.4**depth
+    soft = joint(model, conditioned)
+    batch = sum(entropy(p) for p in marginals(model, soft.mean(dim=0)))
+    sample = torch.stack([entropy(p) for p in soft]).mean()
+    output = model.quantize(conditioned, model.nearest(conditioned))
+    assert float(output.entropy_loss) == pytest.approx(float(-batch + confidence * sample), rel=1e-6, abs=1e-6)
+    # Of independent dimensions the entropy is at least that of the joint mean.
+    assert batch >= entropy(soft.mean(dim=0)) - 1e-9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_of_the_entropy_loss_against_all_codes(kind):
+    model = BUILDS[kind](temperature=0.4, confidence=0.7)
+    mine, theirs = (vectors(12, model.dim).requires_grad_() for _ in range(2))
+    model(mine).entropy_loss.backward()
+    soft = joint(model, model.condition(theirs))
+    batch = sum(entropy(p) for p in marginals(model, soft.mean(dim=0)))
+    (0.7 * torch.stack([entropy(p) for p in soft]).mean() - batch).backward()
+    torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_measure_gives_the_raw_sums(kind):
+    model, z = BUILDS[kind](temperature=0.4), vectors(6, 5, 3 if kind == "fsq" else 4)
+    indices = model.encode(z)
+    (level,) = model.measure(z, indices)
+    conditioned = model.condition(z).reshape(-1, model.dim)
+    soft = joint(model, conditioned)
+    assert level.counts.tolist() == [indices.flatten().tolist().count(k) for k in range(model.codebook_sizes[0])]
+    assert level.soft_assignment.shape == (model.dim, max(model.sizes))
+    for row, p in zip(level.soft_assignment, marginals(model, soft.sum(dim=0)), strict=True):
+        torch.testing.assert_close(row[: len(p)], p, rtol=1e-6, atol=1e-6)
+        assert row[len(p) :].tolist() == [0] * (len(row) - len(p))
+    expected = sum(float(entropy(p)) for p in soft)
+    assert float(level.sample_entropy) == pytest.approx(expected, rel=1e-6)
+    error = (conditioned - all_codes(model)[indices.flatten()]).square().sum()
+    assert float(level.squared_distance) == pytest.approx(float(error), rel=1e-6)
+    assert int(level.elements) == z.numel()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_losses_are_computed_in_float32_at_least(kind, dtype):
+    model = BUILDS[kind](confidence=0.5)
+    z = vectors(7, model.dim, dtype=dtype)
+    output, wide = model(z), model(z.to(torch.promote_types(dtype, torch.float32)))
+    assert output.quantized.dtype == dtype
+    assert output.entropy_loss.dtype == output.commitment_loss.dtype == torch.promote_types(dtype, torch.float32)
+    assert torch.equal(output.indices, wide.indices)
+    assert torch.equal(output.entropy_loss, wide.entropy_loss)
+    assert torch.equal(output.commitment_loss, wide.commitment_loss)
+    assert torch.equal(output.quantized, wide.quantized.to(dtype))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_far_beyond_the_values_everything_stays_finite(kind):
+    model = BUILDS[kind](temperature=1e-3, confidence=1.0)
+    z = (1e4 * vectors(9, model.dim, dtype=torch.float32)).requires_grad_()
+    output = model(z)
+    (output.quantized.sum() + output.entropy_loss + output.commitment_loss).backward()
+    assert output.entropy_loss.isfinite()
+    assert z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_there_is_nothing_to_save_and_nothing_to_learn(kind):
+    model = BUILDS[kind]()
+    model(vectors(9, model.dim))
+    model.update()
+    model.discard()
+    model.start()
+    model.initialise(vectors(9, model.dim))
+    assert state(model) == {}
+    assert list(model.parameters()) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_and_evaluation_are_alike(kind):
+    model = BUILDS[kind](confidence=0.3)
+    z = vectors(9, model.dim)
+    for trained, evaluated in zip(model.train()(z), model.eval()(z), strict=True):
+        assert torch.equal(trained, evaluated)
+    assert torch.equal(model.encode(z), model(z).indices)
+    torch.testing.assert_close(model(z).quantized, model.decode(model.encode(z)).double())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_level_further_down_is_the_first_one_made_smaller(kind):
+    first, third = BUILDS[kind](temperature=0.4, confidence=0.3), BUILDS[kind](temperature=0.4, confidence=0.3, depth=2)
+    if kind == "fsq":
+        first = FiniteScalarQuantizer([3, 3, 3], 0.4, 0.3)
+        third = FiniteScalarQuantizer([3, 3, 3], 0.4, 0.3, depth=2)
+    ratio = float(third.values[0, 0] / first.values[0, 0])
+    assert 0 < ratio <= 0.25
+    conditioned = 0.5 * vectors(20, first.dim)
+    indices = first.nearest(conditioned)
+    assert torch.equal(third.nearest(conditioned * ratio), indices)
+    large, small = first.quantize(conditioned, indices), third.quantize(conditioned * ratio, indices)
+    torch.testing.assert_close(small.quantized, large.quantized * ratio, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(small.entropy_loss, large.entropy_loss, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(small.commitment_loss, large.commitment_loss * ratio**2, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_vectors_of_another_width_are_named(kind):
+    model = BUILDS[kind]()
+    with pytest.raises(ValueError, match=rf"expected vectors of width {model.dim}, got shape \(2, 7\)"):
+        model(torch.zeros(2, 7))

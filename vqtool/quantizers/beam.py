@@ -1,0 +1,48 @@
+"""Choosing the codes of all levels together, by beam search.
+
+Shapes: N vectors, D dimensions, K codes, Q levels, W beams.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# Elements of one block of scores.
+_BLOCK = 1 << 22
+
+
+@torch.no_grad()
+def beam_search(vectors: Tensor, codebooks: Sequence[Tensor], width: int) -> Tensor:
+    """Indices (N, Q) whose codes add up to something near each vector.
+
+    At each level the `width` best sums so far are each extended by every code, and the `width` best of those are kept
+    (Babenko & Lempitsky 2014, "Additive Quantization for Extreme Vector Compression", 3.2; in a residual quantizer: Liu
+    et al. 2015, "Improved Residual Vector Quantization"). A width of one is the greedy choice.
+
+    Args:
+        vectors: (N, D).
+        codebooks: of each level, (K, D).
+        width: W.
+    """
+    largest = max(len(codes) for codes in codebooks)
+    rows = max(1, _BLOCK // (width * max(largest, vectors.shape[1])))
+    return torch.cat([_search_block(block, codebooks, width) for block in vectors.split(rows)])
+
+
+def _search_block(vectors: Tensor, codebooks: Sequence[Tensor], width: int) -> Tensor:
+    remainders = vectors[:, None]  # (N, W, D), what the sums so far leave over
+    indices = torch.empty(*remainders.shape[:2], 0, dtype=torch.int64, device=vectors.device)
+    for codes in codebooks:
+        # |r - e|² = |r|² - 2 r·e + |e|², about the mean code, so that nothing cancels far from the origin.
+        centre = codes.mean(dim=0)
+        near, about = remainders - centre, codes - centre
+        scores = about.square().sum(dim=1) - 2 * near @ about.T
+        scores = (scores + near.square().sum(dim=2, keepdim=True)).flatten(1)
+        best = scores.topk(min(width, scores.shape[1]), dim=1, largest=False).indices
+        beams, chosen = best // len(codes), best % len(codes)
+        indices = indices.gather(1, beams[..., None].expand(-1, -1, indices.shape[2]))
+        indices = torch.cat([indices, chosen[..., None]], dim=2)
+        remainders = remainders.gather(1, beams[..., None].expand(-1, -1, vectors.shape[1])) - codes[chosen]
+    nearest = remainders.square().sum(dim=2).argmin(dim=1)
+    return indices[torch.arange(len(indices), device=indices.device), nearest]

@@ -1,0 +1,73 @@
+"""Codes as moving averages.
+
+Shapes: N vectors, S vectors of a sample, K codes, D dimensions.
+"""
+
+import torch
+from torch import Tensor
+
+from vqtool.quantizers.codebook import Codebook
+
+# A moving average of hits below this says nothing any more: the code stays where it is.
+_VANISHED = 1e-20
+
+
+class EmaCodebook(Codebook):
+    """Codes as the moving average of the vectors they win (van den Oord et al. 2017, eqs. 6-8).
+
+    The averages start from nothing, so that a code stands at the mean of its first vectors after their first update;
+    a code that never won any keeps its first value. Codes and averages are buffers: no gradient writes to them.
+
+    Attributes:
+        counts: (K,) moving average of hits.
+        sums: (K, D) moving average of the sums of the vectors won.
+    """
+
+    counts: Tensor
+    sums: Tensor
+
+    def __init__(self, codebook_size: int, codebook_dim: int, decay: float) -> None:
+        super().__init__(codebook_size, codebook_dim)
+        self.decay = decay
+        self.register_buffer("counts", torch.zeros(codebook_size))
+        self.register_buffer("sums", torch.zeros(codebook_size, codebook_dim))
+        self._gathered: tuple[Tensor, Tensor] | None = None
+
+    def _set_weight(self, weight: Tensor) -> None:
+        self.register_buffer("weight", weight)
+
+    @torch.no_grad()
+    def gather(self, vectors: Tensor, indices: Tensor) -> None:
+        if self._gathered is None:
+            self._gathered = (torch.zeros_like(self.counts), torch.zeros_like(self.sums))
+        counts, sums = self._gathered
+        counts += torch.bincount(indices, minlength=len(counts))
+        sums.index_add_(0, indices, vectors.to(sums.dtype))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        if self._gathered is None:
+            return
+        counts, sums = self._gathered
+        self._gathered = None
+        self.counts.lerp_(counts, 1 - self.decay)
+        self.sums.lerp_(sums, 1 - self.decay)
+        # Counts and sums of a code without hits shrink together: their ratio holds, until they come near underflow.
+        means = self.sums / self.counts.clamp_min(_VANISHED)[:, None]
+        self.weight.copy_(torch.where(self.counts[:, None] > _VANISHED, means, self.weight))
+
+    def discard(self) -> None:
+        self._gathered = None
+
+    @torch.no_grad()
+    def initialise(self, codes: Tensor, counts: Tensor) -> None:
+        super().initialise(codes, counts)
+        # The sample weighs as one step's batch would.
+        self.counts.copy_((1 - self.decay) * counts)
+        self.sums.copy_(self.counts[:, None] * codes)
+
+    @torch.no_grad()
+    def replace(self, which: Tensor, codes: Tensor) -> None:
+        super().replace(which, codes)
+        self.counts *= ~which
+        self.sums *= ~which[:, None]

@@ -1,0 +1,85 @@
+"""A quantizer of another width than the encoder's, behind linear projections.
+
+Shapes: D dimensions of the encoder's vectors, d of the codes; (...) stands for any leading axes.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqtool.quantizers.base import Quantizer
+from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
+
+
+class ProjectedQuantizer(Quantizer):
+    """Projects in, quantizes, projects out (factorized codes: Yu et al. 2022, "Vector-quantized Image Modeling with
+    Improved VQGAN", 3.2). It starts as the projection on a random subspace: out is the transpose of in.
+
+    Losses and statistics are those of the projected vectors.
+
+    Args:
+        inner: the quantizer of width d.
+        dim: D.
+    """
+
+    def __init__(self, inner: Quantizer, dim: int) -> None:
+        super().__init__()
+        self.inner = inner
+        self.dim = dim
+        self.codebook_sizes = inner.codebook_sizes
+        self.has_levels, self.truncates = inner.has_levels, inner.truncates
+        # Without a bias, what levels add up to is what their projections add up to.
+        self.project_in = nn.Linear(dim, inner.dim)
+        self.project_out = nn.Linear(inner.dim, dim, bias=False)
+        if self.project_in.weight.device.type != "meta":
+            nn.init.orthogonal_(self.project_in.weight)
+        nn.init.zeros_(self.project_in.bias)
+        with torch.no_grad():
+            self.project_out.weight.copy_(self.project_in.weight.T)
+
+    @property
+    def codes(self) -> Tensor:
+        return self.inner.codes
+
+    @property
+    def waits(self) -> bool:
+        return self.inner.waits
+
+    def condition(self, vectors: Tensor) -> Tensor:
+        weight, bias = self.project_in.weight, self.project_in.bias
+        dtype = torch.promote_types(vectors.dtype, weight.dtype)
+        return self.inner.condition(F.linear(vectors.to(dtype), weight.to(dtype), bias.to(dtype)))
+
+    def nearest(self, conditioned: Tensor) -> Tensor:
+        return self.inner.nearest(conditioned)
+
+    def choose(self, conditioned: Tensor) -> Tensor:
+        return self.inner.choose(conditioned)
+
+    def quantize(self, conditioned: Tensor, indices: Tensor) -> QuantizerOutput:
+        output = self.inner.quantize(conditioned, indices)
+        return output._replace(quantized=self._out(output.quantized))
+
+    def decode(self, indices: Tensor) -> Tensor:
+        return self._out(self.inner.decode(indices))
+
+    def embed(self, indices: Tensor) -> Tensor:
+        return self.inner.embed(indices)
+
+    def statistics(self, conditioned: Tensor, indices: Tensor) -> list[LevelStatistics]:
+        return self.inner.statistics(conditioned, indices)
+
+    def initialise(self, conditioned: Tensor) -> None:
+        self.inner.initialise(conditioned)
+
+    def start(self) -> None:
+        self.inner.start()
+
+    def update(self) -> None:
+        self.inner.update()
+
+    def discard(self) -> None:
+        self.inner.discard()
+
+    def _out(self, codes: Tensor) -> Tensor:
+        return F.linear(codes, self.project_out.weight.to(codes.dtype))

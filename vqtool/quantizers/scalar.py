@@ -1,0 +1,138 @@
+"""Quantizers without a codebook to learn: each dimension is rounded to one of a few fixed values.
+
+A code is a choice of value in each dimension, and its index is that choice read as a number, the first dimension
+counting least. There is nothing to search: the cost of a step does not depend on the number of codes.
+
+Shapes: N vectors, K codes, D dimensions, M the most values of any dimension; (...) stands for any leading axes.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from vqtool.quantizers.base import Quantizer
+from vqtool.quantizers.entropy import negative_entropy, sample_entropies
+from vqtool.quantizers.learning import Learning
+from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
+from vqtool.settings import Settings
+
+# Pads the values of dimensions that have fewer: so far away that nothing is assigned to it.
+_FAR = 1e18
+
+
+class ScalarQuantizer(Quantizer):
+    """Rounds each dimension to the nearest of its own values, evenly spaced.
+
+    The soft assignment is a product over dimensions, so that its entropies are sums of those of the dimensions: exact
+    for each sample; for the batch mean, the entropy of the product of its marginals (Zhao et al. 2024, "Image and Video
+    Tokenization with Binary Spherical Quantization", eq. 10), at least as large as that of the joint mean.
+
+    Args:
+        values: of each dimension, ascending and evenly spaced.
+        temperature: of the soft assignment, in squared units of the conditioned vectors.
+        confidence: weight of the confidence term in the entropy loss.
+    """
+
+    values: Tensor
+    _places: Tensor
+    _sizes: Tensor
+
+    def __init__(self, values: Sequence[Sequence[float]], temperature: float, confidence: float) -> None:
+        super().__init__()
+        self.dim = len(values)
+        self.sizes = [len(each) for each in values]
+        self.codebook_sizes = (math.prod(self.sizes),)
+        self.temperature, self.confidence = temperature, confidence
+        longest = max(self.sizes)
+        padded = [[*each, *[_FAR] * (longest - len(each))] for each in values]
+        places = [math.prod(self.sizes[:dimension]) for dimension in range(self.dim)]
+        # Given by the settings: nothing to save.
+        self.register_buffer("values", torch.tensor(padded), persistent=False)
+        self.register_buffer("_places", torch.tensor(places), persistent=False)
+        self.register_buffer("_sizes", torch.tensor(self.sizes), persistent=False)
+
+    @abstractmethod
+    def condition(self, vectors: Tensor) -> Tensor:
+        """Vectors brought to where the values are."""
+
+    @property
+    def codes(self) -> Tensor:
+        return self.decode(torch.arange(self.codebook_sizes[0], device=self.values.device))
+
+    def nearest(self, conditioned: Tensor) -> Tensor:
+        low, high = self.values[:, 0], self.values.gather(1, self._sizes[:, None] - 1)[:, 0]
+        step = (high - low) / (self._sizes - 1)  # not between neighbours, whose difference has lost its digits
+        digits = ((conditioned - low) / step).round().clamp_min(0).minimum(self._sizes - 1).long()
+        return (digits * self._places).sum(dim=-1)
+
+    def quantize(self, conditioned: Tensor, indices: Tensor) -> QuantizerOutput:
+        chosen = self.decode(indices).to(conditioned.dtype)
+        soft = self._soft(conditioned.reshape(-1, self.dim))
+        loss = negative_entropy(soft.mean(dim=0))
+        if self.confidence:
+            loss = loss + self.confidence * _entropies(soft).mean()
+        return QuantizerOutput(
+            quantized=self.pass_gradient(conditioned, chosen),
+            indices=indices,
+            commitment_loss=self.commitment(conditioned, chosen),
+            entropy_loss=loss,
+        )
+
+    def commitment(self, conditioned: Tensor, chosen: Tensor) -> Tensor:
+        """() mean squared distance of vectors to their codes."""
+        return (conditioned - chosen).square().mean()
+
+    def decode(self, indices: Tensor) -> Tensor:
+        digits = indices[..., None] // self._places % self._sizes
+        return self.values.gather(1, digits.reshape(-1, self.dim).T).T.reshape(digits.shape)
+
+    def statistics(self, conditioned: Tensor, indices: Tensor) -> list[LevelStatistics]:
+        flat, indices = conditioned.reshape(-1, self.dim), indices.reshape(-1)
+        soft = self._soft(flat)
+        return [
+            LevelStatistics(
+                counts=torch.bincount(indices, minlength=self.codebook_sizes[0]).cpu(),
+                soft_assignment=soft.sum(dim=0).cpu().double(),
+                sample_entropy=_entropies(soft).sum().cpu().double(),
+                squared_distance=(flat - self.decode(indices)).square().sum().cpu().double(),
+                elements=torch.tensor(flat.numel()),
+            )
+        ]
+
+    def _soft(self, flat: Tensor) -> Tensor:
+        """softmax over each dimension's values of -(z - v)² / temperature: (N, D) to (N, D, M)."""
+        return torch.softmax(-(flat[..., None] - self.values.to(flat.dtype)).square() / self.temperature, dim=-1)
+
+
+def _entropies(soft: Tensor) -> Tensor:
+    """The entropy (N,) of each vector's soft assignment (N, D, M), the sum of its dimensions'."""
+    return sample_entropies(soft.flatten(1))
+
+
+class ScalarSettings(Settings):
+    """What the settings of quantizers without a codebook share."""
+
+    def resolve(self, width: int) -> Self:
+        """Settings with nothing left open: they never have."""
+        return self
+
+    @property
+    def ways(self) -> dict[str, Learning]:
+        """How codes learn, by key: they do not."""
+        return {}
+
+    def starter(self) -> None:
+        """Nothing has to start."""
+        return
+
+    def build(self) -> ScalarQuantizer:
+        """The quantizer."""
+        return self.build_level(0)
+
+    def build_level(self, depth: int) -> ScalarQuantizer:
+        """The quantizer as level `depth` of a residual one."""
+        raise NotImplementedError

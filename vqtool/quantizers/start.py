@@ -1,0 +1,101 @@
+"""How codes start: at random, or by k-means on the encoder's first vectors.
+
+Shapes: N vectors, S of them in the sample, K codes, D dimensions.
+"""
+
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from vqtool.quantizers.base import Quantizer
+from vqtool.settings import Settings
+
+# A sample of fewer vectors has local minima of its own.
+_LEAST = 1 << 13
+# For large codebooks the sample is as many vectors as this, or four a code.
+_LARGE = 1 << 16
+
+
+class KMeansStart(nn.Module):
+    """Gathers a sample of the encoder's vectors and then sets the codes by k-means, once.
+
+    Until then there are no codes worth quantizing by: vectors pass as they are, and encoder and decoder begin as a
+    plain autoencoder (Łańcucki et al. 2020, "Robust Training of Vector Quantized Bottleneck Models", 3.2). Sample and
+    flag are buffers, so that a run that goes on neither starts again nor starts differently.
+
+    Args:
+        codebook_size: K.
+        vectors: wanted of the sample, for each code.
+
+    Attributes:
+        done: () bool.
+        sample: (S, D) so far; emptied when done.
+    """
+
+    done: Tensor
+    sample: Tensor
+
+    def __init__(self, codebook_size: int, dim: int, vectors: int) -> None:
+        super().__init__()
+        self._needed = min(max(vectors * codebook_size, _LEAST), max(4 * codebook_size, _LARGE))
+        self._gathered: list[Tensor] = []
+        self.pending = True  # what `done` says, known without asking the device
+        self.register_buffer("done", torch.tensor(False))
+        self.register_buffer("sample", torch.empty(0, dim))
+
+    def gather(self, vectors: Tensor) -> None:
+        """Add a training batch (N, D) to the sample."""
+        if self.pending:
+            self._gathered.append(vectors.detach())
+
+    @torch.no_grad()
+    def update(self, quantizer: Quantizer) -> None:
+        """Apply what was gathered since the last update; start `quantizer` once the sample is full."""
+        if self.pending and self._gathered:
+            self.sample = torch.cat([self.sample, *(batch.to(self.sample.dtype) for batch in self._gathered)])
+            self.discard()
+            if len(self.sample) >= self._needed:
+                self.start(quantizer)
+
+    @torch.no_grad()
+    def start(self, quantizer: Quantizer) -> None:
+        """Start `quantizer` from the sample as it is, unless that is done, or there is nothing in it."""
+        if self.pending and len(self.sample):
+            quantizer.initialise(self.sample[-self._needed :])
+            self.sample = self.sample[:0].clone()
+            self.done.fill_(True)
+            self.pending = False
+
+    def discard(self) -> None:
+        """Forget what was gathered since the last update."""
+        self._gathered = []
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if f"{prefix}sample" in state_dict:  # of any length
+            self.sample = self.sample.new_empty(state_dict[f"{prefix}sample"].shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.pending = not bool(self.done)
+
+
+class RandomStartSettings(Settings):
+    """Codes start uniform in (-1/K, 1/K)."""
+
+    kind: Literal["random"] = "random"
+
+    def build(self, codebook_size: int, dim: int) -> None:
+        return None
+
+
+class KMeansStartSettings(Settings):
+    """Codes start by k-means on the first latents."""
+
+    kind: Literal["kmeans"] = "kmeans"
+    vectors: int = Field(64, ge=1, description="latents to gather for each code; fewer of very large codebooks")
+
+    def build(self, codebook_size: int, dim: int) -> KMeansStart:
+        return KMeansStart(codebook_size, dim, self.vectors)
+
+
+Start = Annotated[RandomStartSettings | KMeansStartSettings, Field(discriminator="kind")]

@@ -1,0 +1,75 @@
+"""Semantic ids: the tuple of all codes of a sample, as the name of an item. Do two items share one?
+
+Shapes: N rows, Q codes in a row.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """How many of the ids counted differ from each other."""
+
+    rows: int
+    ids: int
+
+    @property
+    def collision_rate(self) -> float:
+        """1 - ids / rows: 0 where no two rows share an id."""
+        return 1 - self.ids / self.rows
+
+
+class IdCounter:
+    """Counts distinct ids over a pass. It keeps each distinct id of the rows so far."""
+
+    def __init__(self) -> None:
+        self._rows = 0
+        self._ids: Ids | None = None
+
+    def add(self, ids: Ids) -> None:
+        """Count in (n, ...) indices, a row an id."""
+        self._rows += len(ids)
+        found = np.unique(_keys(ids))
+        self._ids = found if self._ids is None else np.union1d(self._ids, found)
+
+    def result(self) -> Distinct | None:
+        """Over all that was added; None where nothing was."""
+        return None if self._ids is None else Distinct(self._rows, len(self._ids))
+
+
+def numbered(ids: Ids, published: Ids | None = None) -> NDArray[np.int64]:
+    """A number for each row that, with its id, makes it unique: 0, 1, ... among rows of one id, in their order.
+
+    The extra token of generative retrieval (Rajput et al. 2023, "Recommender Systems with Generative Retrieval", 3.1).
+
+    Args:
+        ids: (N, Q).
+        published: (M,) the numbers that the first M rows have already, which they keep; rows after them go on from
+            the largest number of their id.
+
+    Returns:
+        (N,).
+    """
+    group = np.unique(_keys(ids), return_inverse=True)[1]
+    kept = np.zeros(0, dtype=np.int64) if published is None else published.astype(np.int64)
+    first_free = np.zeros(group.max(initial=-1) + 1, dtype=np.int64)
+    np.maximum.at(first_free, group[: len(kept)], kept + 1)
+    fresh = group[len(kept) :]
+    # Rows in order of their group, and within a group as they came: their rank is the distance to the group's first.
+    order = np.argsort(fresh, kind="stable")
+    firsts = np.searchsorted(fresh[order], fresh[order])
+    ranks = np.empty(len(fresh), dtype=np.int64)
+    ranks[order] = np.arange(len(fresh)) - firsts
+    return np.concatenate([kept, first_free[fresh] + ranks])
+
+
+def _keys(ids: Ids) -> Ids:
+    """Rows as one value each, (N,), that can be sorted."""
+    rows = np.ascontiguousarray(ids.reshape(len(ids), -1))
+    return rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1])))[:, 0]

@@ -1,0 +1,50 @@
+"""Counting over indices: the hits of each code, and the distinct ids.
+
+Shapes: n rows, L positions per sample, K codes, Q levels.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vqtool.semantic_ids import Distinct, IdCounter
+from vqtool.usage import Usage, usage_of
+
+
+class Tally:
+    """Counts indices, block by block.
+
+    Args:
+        codebook_sizes: K of each level.
+        ids: whether to count distinct rows, too.
+    """
+
+    def __init__(self, codebook_sizes: Sequence[int], ids: bool) -> None:
+        self._hits = [np.zeros(size, dtype=np.int64) for size in codebook_sizes]
+        self._ids = IdCounter() if ids else None
+
+    def add(self, indices: NDArray[Any]) -> None:
+        """Count in (n, L), or (n, L, Q).
+
+        Raises:
+            IndexError: an index is none of its codebook's.
+        """
+        for hits, level in zip(self._hits, indices.reshape(-1, len(self._hits)).T, strict=True):
+            if level.size and int(level.max()) >= len(hits):
+                raise IndexError(f"index {level.max()}, but the codebook has {len(hits)} codes")
+            hits += np.bincount(level, minlength=len(hits))
+        if self._ids:
+            self._ids.add(indices)
+
+    @property
+    def levels(self) -> list[Usage]:
+        """The usage of each level."""
+        return [usage_of(torch.from_numpy(hits)) for hits in self._hits]
+
+    @property
+    def distinct(self) -> Distinct | None:
+        """The distinct ids, if they were counted."""
+        return self._ids.result() if self._ids else None
