@@ -21,7 +21,13 @@ Array = NDArray[np.float32]
 
 @contextmanager
 def trained(
-    training: Array, test: Array, seed: int, quantizer: dict[str, Any], steps: int = 200, entropy: float = 0.0
+    training: Array,
+    test: Array,
+    seed: int,
+    quantizer: dict[str, Any],
+    steps: int = 200,
+    batch_size: int = 8192,
+    entropy: float = 0.0,
 ) -> Iterator[Tokenizer]:
     """Within, the tokenizer of a run over arrays, with vqtool's defaults but for what is given."""
     with tempfile.TemporaryDirectory() as name:
@@ -34,7 +40,7 @@ def trained(
             "data": data | {"path": str(folder / "train.npy"), "validation": str(folder / "test.npy")},
             "model": {"encoder": {"kind": "identity"}, "quantizer": quantizer},
             "loss": {"entropy": entropy},
-            "training": {"steps": steps, "batch_size": 8192, "validate_every": steps, "device": "cpu"},
+            "training": {"steps": steps, "batch_size": batch_size, "validate_every": steps, "device": "cpu"},
         }
         train(RunSettings.model_validate(settings), folder / "run")
         yield load(folder / "run")

@@ -111,10 +111,10 @@ def ids() -> Iterator[Row]:
         quantizer = {
             "kind": "residual",
             "levels": 3,
-            "beam": 16,
+            "beam": 8,
             "quantizer": {"kind": "vector", "codebook_size": 256},
         }
-        with trained(training, test, seed, quantizer, steps=200) as tokenizer:
+        with trained(training, test, seed, quantizer, batch_size=2048) as tokenizer:
             errors.append(mse(test, decoded(tokenizer, test)))
             tally = Tally(tokenizer.model.quantizer.codebook_sizes, ids=True)
             tally.add(tokenizer.encode(rows).numpy())

@@ -3,6 +3,8 @@
 Shapes: S vectors, K codes, D dimensions.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Generator, Tensor
 
@@ -41,7 +43,9 @@ def kmeans(vectors: Tensor, clusters: int, generator: Generator, iterations: int
     exchanges = min(exchanges, _EXCHANGE_LIMIT // max(1, work)) if clusters > 1 else 0
     failures = 0
     for _ in range(exchanges):
-        candidate = _exchange(vectors, codes, min(moved, clusters - 1), iterations, generator)
+        # Where those of the largest errors were tried in vain, others are drawn.
+        pick = _draw if failures else _largest
+        candidate = _exchange(vectors, codes, min(moved, clusters - 1), pick, iterations, generator)
         after = _error(vectors, candidate)
         if after < error:
             failures = 0 if error - after > _LITTLE * error else failures + 1
@@ -103,12 +107,23 @@ def centroids(vectors: Tensor, owners: Tensor, codes: Tensor) -> Tensor:
     return torch.where(counts > 0, sums / counts.clamp_min(1), codes)
 
 
-def _exchange(vectors: Tensor, codes: Tensor, number: int, iterations: int, generator: Generator) -> Tensor:
+def _largest(weights: Tensor, number: int, generator: Generator) -> Tensor:
+    return weights.topk(number).indices
+
+
+def _exchange(
+    vectors: Tensor,
+    codes: Tensor,
+    number: int,
+    pick: Callable[[Tensor, int, Generator], Tensor],
+    iterations: int,
+    generator: Generator,
+) -> Tensor:
     """Codes of which `number` have moved from where they are needed least to where the error is largest."""
     size = len(codes)
     distances, owners = _nearest_two(vectors, codes)
     errors = torch.zeros_like(codes[:, 0]).index_add_(0, owners[:, 0], distances[:, 0])
-    worst = _draw(errors, number, generator).to(vectors.device)
+    worst = pick(errors, number, generator).to(vectors.device)
     spread = (errors[worst] / torch.bincount(owners[:, 0], minlength=size)[worst].clamp_min(1) / codes.shape[1]).sqrt()
     noise = torch.randn(number, codes.shape[1], generator=generator).to(codes)
     grown = _lloyd(vectors, torch.cat([codes, codes[worst] + 0.5 * spread[:, None] * noise]), iterations)

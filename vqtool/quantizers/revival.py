@@ -14,7 +14,7 @@ from vqtool.settings import Settings
 
 
 class Revival(nn.Module):
-    """Counts hits over a window of steps; at its end, a code without any takes the place of a current vector.
+    """Counts hits over a window of steps; at its end, a code with too few takes the place of a current vector.
 
     The window ends once the average code has had a given number of hits, so that dead means the same for any batch size
     and codebook size. Nothing here waits for the device, and nothing is drawn: the batch is in random order already.
@@ -22,6 +22,7 @@ class Revival(nn.Module):
     Args:
         codebook_size: K.
         window: hits of the average code that make a window.
+        least: hits in a window with which a code lives on.
 
     Attributes:
         hits: (K,) int64 in the window so far.
@@ -29,9 +30,9 @@ class Revival(nn.Module):
 
     hits: Tensor
 
-    def __init__(self, codebook_size: int, window: int) -> None:
+    def __init__(self, codebook_size: int, window: int, least: int = 1) -> None:
         super().__init__()
-        self._needed = window * codebook_size
+        self._needed, self._least = window * codebook_size, least
         self.register_buffer("hits", torch.zeros(codebook_size, dtype=torch.int64))
         self._counted = 0  # the sum of hits, known without asking the device
         self._gathered: Tensor | None = None
@@ -53,7 +54,7 @@ class Revival(nn.Module):
         self.hits += self._gathered
         self._counted += sum(len(batch) for batch in self._vectors)
         if self._counted >= self._needed:
-            dead, vectors = self.hits == 0, torch.cat(self._vectors)
+            dead, vectors = self.hits < self._least, torch.cat(self._vectors)
             rows = (dead.cumsum(0) - 1).clamp_min(0) * len(vectors) // dead.sum().clamp_min(1)
             codebook.replace(dead, vectors[rows])
             self.hits.zero_()
@@ -72,7 +73,8 @@ class Revival(nn.Module):
 class RevivalSettings(Settings):
     """Dead codes are set down where the latents are."""
 
-    window: int = Field(20, ge=1, description="hits of the average code after which a code without any is dead")
+    window: int = Field(20, ge=1, description="hits of the average code that make a window")
+    least: int = Field(2, ge=1, description="hits in a window with which a code lives on")
 
     def build(self, codebook_size: int) -> Revival:
-        return Revival(codebook_size, self.window)
+        return Revival(codebook_size, self.window, self.least)
