@@ -42,8 +42,7 @@ class ImageRun(NamedTuple):
     peer: PeerSettings | None
     """None: vqtool's recommended quantizer."""
     seed: int
-    screening: bool = False
-    """a short run, to choose the peer's settings by"""
+    steps: int
     quantizer: dict[str, Any] = RECOMMENDED
     """of vqtool"""
     entropy: float = 0.0
@@ -75,8 +74,6 @@ class ImageRun(NamedTuple):
 
     def _model(self, training: Tensor) -> tuple[Autoencoder, RunSettings]:
         encoder = {"kind": "conv2d", "width": _DIM, "halvings": 1, "blocks": 1}
-        short, full = (100, 400) if self.codebook_size > 1024 else (300, 1500)
-        steps = short if self.screening else full
         settings = RunSettings.model_validate(
             {
                 "data": {"kind": "tensors", "path": self.data},
@@ -85,7 +82,7 @@ class ImageRun(NamedTuple):
                     "quantizer": {"kind": "vector", "codebook_dim": _DIM},
                     "decoder": encoder,
                 },
-                "training": {"steps": steps, "batch_size": 64, "learning_rate": 1e-3},
+                "training": {"steps": self.steps, "batch_size": 64, "learning_rate": 1e-3},
             }
         )
         channels, *size = training.shape[1:]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vqtool import VectorQuantizer
-from vqtool.quantizers import EmaLearning
+from vqtool.quantizers import EmaLearning, FiniteScalarQuantizer, ResidualQuantizer
 from vqtool.quantizers.gradient import GRADIENTS, rotation, straight_through
 
 
@@ -155,3 +155,27 @@ def test_a_quantizer_passes_the_gradient_as_it_is_told(name):
     expected = passed(GRADIENTS[name], z.detach(), model.codes[output.indices], slopes)
     torch.testing.assert_close(output.quantized, expected[0])
     torch.testing.assert_close(gradient, expected[1])
+
+
+@pytest.mark.parametrize("kind", ["vector", "residual", "fsq"])
+def test_a_share_of_the_samples_passes_unquantized_in_training_alone(kind):
+    levels = {
+        "vector": VectorQuantizer(8, 2, bypass=0.5),
+        "residual": ResidualQuantizer([VectorQuantizer(8, 2, bypass=0.5) for _ in range(2)]),
+        "fsq": FiniteScalarQuantizer([5, 5]),
+    }
+    quantizer = levels[kind].double()
+    if kind == "fsq":
+        quantizer.bypass = 0.5
+    z = torch.randn(4, 3, 2, dtype=torch.float64, requires_grad=True)
+    plain = quantizer.eval()(z)
+    output = quantizer.train()(z)
+    quantizer.discard()
+    passed = quantizer.condition(z)
+    assert torch.equal(output.quantized[:2], passed[:2])
+    assert torch.equal(output.quantized[2:], plain.quantized[2:])
+    assert torch.equal(output.indices, plain.indices)
+    assert output.commitment_loss == plain.commitment_loss
+    (gradient,) = torch.autograd.grad(output.quantized.sum(), z)
+    (through,) = torch.autograd.grad(passed.sum(), z)
+    torch.testing.assert_close(gradient, through)

@@ -55,6 +55,16 @@ def test_codes_with_a_single_hit_in_the_window_stay(learning):
         assert (z == codebook.weight[dead]).all(dim=1).any()
 
 
+@pytest.mark.parametrize("least", [1, 2, 4])
+def test_codes_with_fewer_hits_than_the_least_are_set_down_anew(least):
+    codebook, revival = book(EntropyLearning(), 5), Revival(5, window=4, least=least)
+    before, z = codebook.weight.detach().clone(), vectors(20)
+    step(revival, codebook, z, torch.tensor([1] + [2] * 2 + [3] * 4 + [4] * 13))
+    moved = (codebook.weight != before).any(dim=1).tolist()
+    assert moved == [hits < least for hits in (0, 1, 2, 4, 13)]
+    assert RevivalSettings(least=least).build(5)._least == least
+
+
 def test_codes_are_set_down_on_different_vectors_where_there_are_enough():
     codebook, revival = book(EntropyLearning(), 8), Revival(8, window=2)
     z = vectors(16)

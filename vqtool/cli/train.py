@@ -61,9 +61,12 @@ def _summary_rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
         "codebook/usage": "{:.1%}",
         "codebook/perplexity": "{:,.1f}",
         "codebook/dead": "{:,.0f}",
+        "codebook/collision_rate": "{:.2%}",
     }
     return [
-        (tag, form.format(summary["best"][tag]), form.format(summary["final"][tag])) for tag, form in formats.items()
+        (tag, form.format(summary["best"][tag]), form.format(summary["final"][tag]))
+        for tag, form in formats.items()
+        if tag in summary["final"]
     ]
 
 
