@@ -114,7 +114,7 @@ def ids() -> Iterator[Row]:
             "beam": 8,
             "quantizer": {"kind": "vector", "codebook_size": 256},
         }
-        with trained(training, test, seed, quantizer, batch_size=2048) as tokenizer:
+        with trained(training, test, seed, quantizer, batch_size=2048, steps=100) as tokenizer:
             errors.append(mse(test, decoded(tokenizer, test)))
             tally = Tally(tokenizer.model.quantizer.codebook_sizes, ids=True)
             tally.add(tokenizer.encode(rows).numpy())
@@ -137,7 +137,7 @@ def images(size: int, jobs: int = 2) -> Iterator[Row]:
     Its 24 settings are screened in short runs at one seed; the best two of those (at K = 8192 the best) run in full at
     every seed, and the one with the least mean error counts.
     """
-    short, full = (100, 400) if size > 1024 else (300, 1500)
+    short, full = (50, 200) if size > 1024 else (300, 1500)
     with get_context("spawn").Pool(jobs) as pool:
         for data in ("digits", "patches"):
             tried = [ImageRun(data, size, peer, seed=0, steps=short) for peer in peer_settings()]
@@ -188,11 +188,13 @@ def _normal(rows: int, dim: int, seed: int) -> Array:
 
 
 def _clustered(seed: int) -> Array:
-    """(20000, 384) unit vectors: 200 topics of 10 subtopics each, as embeddings of a catalogue have them."""
+    """(20000, 384) unit vectors: items about 2,000 subtopics of 200 topics, on a falling spectrum."""
     random = np.random.default_rng(seed)
+    spectrum = np.arange(1, 385) ** -0.75
     topics = random.standard_normal((200, 384))
-    subtopics = topics[np.repeat(np.arange(200), 10)] + 0.6 * random.standard_normal((2000, 384))
-    rows = subtopics[random.integers(2000, size=20_000)] + 0.4 * random.standard_normal((20_000, 384))
+    subtopics = topics[np.repeat(np.arange(200), 10)] + 0.7 * random.standard_normal((2000, 384))
+    rows = subtopics[random.integers(2000, size=20_000)] + 0.5 * random.standard_normal((20_000, 384))
+    rows *= spectrum
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 

@@ -1,11 +1,13 @@
 """One training run over digits or photo patches, with vqtool's quantizer or a peer's: all else is the same."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import yaml
 from make_tensors import digits, patches
 from peers import PeerSettings
 from torch import Tensor, nn
@@ -19,9 +21,9 @@ from vqtool.training.optimizer import Optimizer
 
 # Width of the latents that the network makes.
 _DIM = 32
-# The recommended quantizer: vqtool's defaults, and a codebook of few dimensions.
-RECOMMENDED: dict[str, Any] = {"kind": "vector", "codebook_dim": 8, "bypass": 0.25}
-_COMMITMENT = 1.0
+# The recommended quantizer and weights are those of the recipe for images.
+_RECIPE = yaml.safe_load((Path(__file__).parent.parent / "configs" / "images.yaml").read_text())
+RECOMMENDED: dict[str, Any] = _RECIPE["model"]["quantizer"]
 
 
 class Result(NamedTuple):
@@ -61,7 +63,7 @@ class ImageRun(NamedTuple):
             output = model(x)
             loss = F.mse_loss(output.prediction, output.target)
             # The peer's loss has its weight in it.
-            loss = loss + (1.0 if self.peer else _COMMITMENT) * output.quantizer.commitment_loss
+            loss = loss + (1.0 if self.peer else _RECIPE["loss"]["commitment"]) * output.quantizer.commitment_loss
             loss = loss + self.entropy * output.quantizer.entropy_loss
             optimizer.gradients(loss)
             optimizer.step(step)
@@ -94,6 +96,8 @@ class ImageRun(NamedTuple):
             ours = VectorQuantizerSettings.model_validate({**self.quantizer, "codebook_size": self.codebook_size})
             inner = ours.resolve(_DIM).build()
             model.quantizer = inner if inner.dim == _DIM else ProjectedQuantizer(inner, _DIM)
+            if not self.entropy:
+                model.quantizer.skip_entropy()
         return model, settings
 
     @torch.no_grad()

@@ -189,6 +189,38 @@ def level(counts, soft, squared_distance, elements):
     return LevelStatistics(torch.tensor(counts), soft, torch.tensor(0.0), squared_distance, torch.tensor(elements))
 
 
+VECTOR = {"kind": "vector", "codebook_size": 6, "confidence": 0.5, "start": {"kind": "random"}}
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        VECTOR,
+        {**VECTOR, "learning": {"kind": "codebook_loss", "weight": 3.0}},
+        {"kind": "residual", "levels": 2, "quantizer": VECTOR},
+        {"kind": "product", "groups": 2, "quantizer": VECTOR},
+        {"kind": "product", "groups": 2, "quantizer": {"kind": "residual", "levels": 2, "quantizer": VECTOR}},
+        {"kind": "lfq", "bits": 4, "confidence": 0.5},
+        {"kind": "product", "groups": 2, "quantizer": {"kind": "bsq", "bits": 3, "confidence": 0.5}},
+    ],
+    ids=lambda settings: settings["kind"],
+)
+def test_the_total_is_that_of_training_with_the_confidence_term(quantizer):
+    spec = SampleSpec("C", 4, (), None, "float32")
+    torch.manual_seed(0)
+    settings = ModelSettings.model_validate({"encoder": {"kind": "mlp", "width": 8}, "quantizer": quantizer})
+    model = Autoencoder(resolve_model(settings, spec), spec, (0.0,) * 4, (1.0,) * 4)
+    array = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    total = evaluate(model, samples_of(array, spec), LOSS).losses["total"]
+    with torch.no_grad():
+        output = model.train()(torch.from_numpy(array))
+        loss = (output.prediction - output.target).square().mean()
+        loss = loss + 0.25 * output.quantizer.commitment_loss + 0.1 * output.quantizer.entropy_loss
+    assert total == pytest.approx(float(loss), rel=1e-5)
+    model.quantizer.confidence = 0.0
+    assert evaluate(model, samples_of(array, spec), LOSS).losses["total"] < total - 1e-3
+
+
 def test_raw_terms_are_averaged_over_levels():
     levels = [level([3, 1], [[2.0, 2.0]], 24.0, 12), level([4, 0], [[3.0, 1.0]], 8.0, 8)]
     commitment, entropy = raw_terms(levels)

@@ -319,6 +319,17 @@ def test_ids_that_are_not_unique_cannot_be_extended(grown: Grown) -> None:
         grown.extend(grown.array)
 
 
+def test_ids_that_were_made_alike_since_cannot_be_extended(grown: Grown) -> None:
+    tokens, manifest = read_indices(grown.old)
+    changed = np.array(tokens)
+    changed[[17, 23]] = changed[3]
+    with writing_indices(grown.old, manifest) as array:
+        array[:] = changed
+    with pytest.raises(DataError, match=r"old\.npy: 2 of its rows share an id with another"):
+        grown.extend(grown.array)
+    assert not grown.old.with_name("new.npy").exists()
+
+
 def test_ids_of_another_model_cannot_be_extended(grown: Grown, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     run = make_run(tmp_path / "other", grown.array, {**MLP, "positions": 1}, dim=4)

@@ -5,6 +5,7 @@ Shapes: n samples, L positions per sample, D code dimension, K codes, Q levels.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -99,6 +100,7 @@ class Pass:
     """Sums the chunks of a pass into an evaluation."""
 
     def __init__(self, model: Autoencoder, loss: LossSettings) -> None:
+        self._confidence = model.quantizer.confidence
         self._loss = loss
         self._samples = 0
         self._reconstruction = 0.0
@@ -126,7 +128,9 @@ class Pass:
         """The evaluation of all that was added, at least one chunk."""
         reconstruction = self._reconstruction / self._samples
         commitment, entropy = raw_terms(self._levels)
-        total = reconstruction + self._loss.commitment * self._commitment / self._samples + self._loss.entropy * entropy
+        confidence = fmean(float(level.sample_entropy / level.counts.sum()) for level in self._levels)
+        total = reconstruction + self._loss.commitment * self._commitment / self._samples
+        total += self._loss.entropy * (entropy + self._confidence * confidence)
         return Evaluation(
             losses={"total": total, "reconstruction": reconstruction, "commitment": commitment, "entropy": entropy},
             levels=[usage_of(level.counts) for level in self._levels],

@@ -30,17 +30,25 @@ class IdCounter:
 
     def __init__(self) -> None:
         self._rows = 0
-        self._ids: Ids | None = None
+        self._found: list[Ids] = []  # the first block is merged already, the others lie on top
 
     def add(self, ids: Ids) -> None:
         """Count in (n, ...) indices, a row an id."""
         self._rows += len(ids)
-        found = np.unique(_keys(ids))
-        self._ids = found if self._ids is None else np.union1d(self._ids, found)
+        self._found.append(np.unique(_keys(ids)))
+        # Merged where the pile has doubled: each id is sorted a few times, however small the blocks.
+        if sum(map(len, self._found[1:])) > len(self._found[0]):
+            self._merge()
 
     def result(self) -> Distinct | None:
         """Over all that was added; None where nothing was."""
-        return None if self._ids is None else Distinct(self._rows, len(self._ids))
+        if not self._found:
+            return None
+        self._merge()
+        return Distinct(self._rows, len(self._found[0]))
+
+    def _merge(self) -> None:
+        self._found = [np.unique(np.concatenate(self._found))]
 
 
 def numbered(ids: Ids, published: Ids | None = None) -> NDArray[np.int64]:

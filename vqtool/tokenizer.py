@@ -66,6 +66,7 @@ class Tokenizer:
                 f"{run.model}: does not fit {run.config.name}: its tensors are another model's"
             ) from error
         self.model.to(self.device).eval().requires_grad_(False)
+        self.model.quantizer.skip_entropy()  # figures come from the raw terms
         self.grid = self.model.grid(self.spec.size)
         self.model_sha256 = saved.sha256
 

@@ -27,7 +27,7 @@ from vqtool.indices import (
     writing_indices,
 )
 from vqtool.progress import pass_bar
-from vqtool.semantic_ids import numbered
+from vqtool.semantic_ids import IdCounter, numbered
 from vqtool.tokenizer import Tokenizer, to_numpy
 
 
@@ -84,7 +84,7 @@ def encode_unique_file(
     ids = np.empty((len(samples), len(manifest.codebook_sizes)), dtype=manifest.dtype)
     for start, indices in _encoded(tokenizer, samples, batch_size):
         ids[start : start + len(indices)] = indices.reshape(len(indices), -1)
-    if extend and published is not None:
+    if extend and published is not None:  # together, or neither
         _check_same_ids(ids, published, extend)
     numbers = numbered(ids, None if published is None else published[:, -1])
     sizes = [*manifest.codebook_sizes, int(numbers.max()) + 1]
@@ -188,13 +188,22 @@ def _published(path: Path, manifest: Manifest) -> NDArray[Any]:
             f"{path}: has {old.shape[0]:,} rows, but the data have {manifest.shape[0]:,}; a catalogue is extended by "
             "rows after its old ones"
         )
-    return ids.reshape(len(ids), -1)
+    ids = np.asarray(ids.reshape(len(ids), -1))
+    counter = IdCounter()
+    counter.add(ids)
+    found = counter.result()
+    if found and found.collision_rate:
+        raise DataError(
+            f"{path}: {found.rows - found.ids:,} of its rows share an id with another; it was changed since"
+        )
+    return ids
 
 
 def _check_levels(path: Path, manifest: Manifest, sizes: list[int]) -> None:
     if manifest.codebook_sizes[:-1] != sizes:
         raise DataError(
-            f"{manifest_path(path)}: says that rows are unique, but not that a level stands beside the model's {sizes}"
+            f"{manifest_path(path)}: says that rows are unique, by a level after the model's codebooks "
+            f"{sizes}, but has codebook sizes {manifest.codebook_sizes}"
         )
 
 

@@ -144,9 +144,22 @@ def test_the_closing_table_names_the_figures_the_run_and_the_next_commands(here:
         assert words in done.out
     assert "vqtool encode runs/tiny" in done.out
     assert "vqtool inspect runs/tiny" in done.out
-    reading, validation = done.err.splitlines()
+    reading, start, validation = done.err.splitlines()
     assert reading == ("rows (1, 8, 8) float32, layout CHW, values, normalize global; 54 to train on, 6 to validate on")
+    assert start.startswith("step 1: codes start ")
     assert validation.startswith("step 1: validation reconstruction ")
+
+
+def test_the_closing_table_tells_the_collision_rate_of_vectors(here: Path, vqtool: Command) -> None:
+    np.save("vectors.npy", np.random.default_rng(0).random((60, 6), dtype=np.float32))
+    images = ["--config", "tiny.yaml", "--set", "training.steps=1"]
+    assert "codebook/collision_rate" not in vqtool("train", *images).out
+    rows = ["--set", "data.path=vectors.npy", "--set", "model.encoder={kind: identity}", "--set", "name=rows"]
+    done = vqtool("train", *images, *rows, "--set", "model.quantizer.codebook_dim=auto")
+    assert done.code == 0
+    rate = metrics(here / "runs/rows")[-1]["codebook/collision_rate"]
+    (line,) = (line for line in done.out.splitlines() if "codebook/collision_rate" in line)
+    assert line.split().count(f"{rate:.2%}") == 2
 
 
 def test_json_is_one_object_and_the_messages_are_elsewhere(here: Path, vqtool: Command) -> None:

@@ -125,6 +125,12 @@ def test_a_residual_quantizer_chooses_by_beam_in_training_and_encoding_alike(lea
         torch.testing.assert_close(output.quantized.detach().double(), total(books, expected).reshape(5, 10, 4))
 
 
+def test_the_last_choice_is_settled_in_float64():
+    # 0.25 less 2^25 is 2^25 in float32: two codes that add up to 0 would seem to leave nothing over.
+    books = [torch.tensor([[2.0**25], [0.0]]), torch.tensor([[-(2.0**25)], [0.125]])]
+    assert beam_search(torch.tensor([[0.25]]), books, 4).tolist() == [[1, 1]]
+
+
 def test_nearest_codes_are_the_beam_of_one_level():
     z, (book,) = some(100, [16], 4)
     for width in (1, 3, 16, 100):

@@ -62,6 +62,31 @@ def test_ema_follows_the_loop_by_hand(decay, dtype):
     assert torch.equal(codebook.weight[7], first[7])
 
 
+def test_a_memory_slows_the_decay_where_a_step_has_few_vectors():
+    codebook = EmaCodebook(8, 3, decay=0.5, memory=10.0).double()
+    counts, sums = np.zeros(8), np.zeros((8, 3))
+    # 80 hits are ten of the average code; below 80 ln 2 = 55.5 vectors a step decays by less than one half.
+    for seed, n in enumerate((1, 20, 55, 56, 400)):
+        vectors, indices = batch(seed, n, dtype=torch.float64)
+        codebook.gather(vectors[: n // 2], indices[: n // 2])  # the vectors of a step count together
+        step(codebook, vectors[n // 2 :], indices[n // 2 :])
+        decay = np.exp(-n / 80) if n < 55.5 else 0.5
+        counts = decay * counts + (1 - decay) * np.bincount(indices.numpy(), minlength=8)
+        won = np.eye(8)[indices.numpy()].T @ vectors.numpy()
+        sums = decay * sums + (1 - decay) * won
+        np.testing.assert_allclose(codebook.counts.numpy(), counts, rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(codebook.sums.numpy(), sums, rtol=1e-12, atol=1e-14)
+        hit = counts > 0
+        np.testing.assert_allclose(codebook.codes.numpy()[hit], sums[hit] / counts[hit, None], rtol=1e-12)
+
+
+def test_with_a_memory_codes_start_with_the_weight_of_their_sample():
+    codebook = EmaCodebook(3, 2, decay=0.5, memory=10.0).double()
+    codebook.initialise(torch.zeros(3, 2).double(), torch.tensor([5, 1, 0]))
+    expected = (1 - np.exp(-6 / 30)) * np.array([5, 1, 0])
+    np.testing.assert_allclose(codebook.counts.numpy(), expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.99, 0.999999])
 def test_the_first_update_puts_a_code_at_the_mean_of_its_vectors(decay):
     codebook = EmaCodebook(3, 2, decay=decay)

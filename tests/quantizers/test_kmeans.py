@@ -159,6 +159,26 @@ def test_float32_and_float64_find_the_same():
     torch.testing.assert_close(kmeans(z, 16, random()).double(), kmeans(z.double(), 16, random()), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("k", [40, 130])
+def test_beyond_the_limit_codes_are_vectors_drawn_evenly(k, monkeypatch):
+    z = vectors(100, 3)
+    limit = 2 * z.numel() * k
+    monkeypatch.setitem(kmeans.__globals__, "_ITERATION_LIMIT", limit)
+    once = kmeans(z, k, random(), iterations=1, exchanges=0)
+    assert torch.equal(kmeans(z, k, random(), iterations=10, exchanges=0), once)
+    monkeypatch.setitem(kmeans.__globals__, "_ITERATION_LIMIT", limit - 1)
+    rows = [z.tolist().index(code) for code in kmeans(z, k, random()).tolist()]
+    assert len(set(rows)) == min(k, 100)
+
+
+def test_drawn_evenly_far_vectors_are_no_likelier(monkeypatch):
+    monkeypatch.setitem(kmeans.__globals__, "_ITERATION_LIMIT", 0)
+    z, generator = torch.tensor([[0.0], [1.0], [1000.0], [2.0]]), random()
+    drawn = torch.cat([kmeans(z, 2, generator)[:, 0] for _ in range(1000)])
+    for value in z[:, 0]:
+        assert int((drawn == value).sum()) == pytest.approx(500, abs=60)
+
+
 def test_seeds_are_drawn_in_proportion_to_the_squared_distance():
     z = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
     generator, runs = random(), 3000

@@ -5,11 +5,13 @@ import torch
 from pydantic import ValidationError
 
 from tests.quantizers import assert_same_state, state
+from vqtool.errors import ConfigError
 from vqtool.quantizers import LookupFreeQuantizer, ProductQuantizer, ResidualQuantizer, VectorQuantizer
 from vqtool.quantizers.product import ProductQuantizerSettings
 
 G, W = 3, 4
 VECTOR_OF_ANY_WIDTH = {"kind": "vector", "codebook_size": 5}
+ANY_WIDTH = [VECTOR_OF_ANY_WIDTH, {"kind": "residual", "quantizer": VECTOR_OF_ANY_WIDTH}]
 VECTOR = {"kind": "vector", "codebook_size": 6, "codebook_dim": W, "start": {"kind": "random"}}
 INNER = {
     **{name: {**VECTOR, "learning": {"kind": name}} for name in ("entropy", "codebook_loss", "linear", "ema")},
@@ -198,15 +200,23 @@ def test_no_group_is_an_error():
 
 
 @pytest.mark.parametrize(
-    ("width", "groups", "group_width"), [(12, 3, 4), (10, 4, 2), (7, 2, 3), (3, 4, 1), (1, 1, 1), (64, 64, 1)]
+    ("width", "groups", "group_width"), [(12, 3, 4), (10, 2, 5), (7, 7, 1), (1, 1, 1), (64, 64, 1)]
 )
-@pytest.mark.parametrize("inner", [VECTOR_OF_ANY_WIDTH, {"kind": "residual", "quantizer": VECTOR_OF_ANY_WIDTH}])
-def test_settings_resolve_widths_that_do_not_divide(inner, width, groups, group_width):
+@pytest.mark.parametrize("inner", ANY_WIDTH)
+def test_settings_resolve_an_open_width(inner, width, groups, group_width):
     settings = ProductQuantizerSettings.model_validate({"groups": groups, "quantizer": inner})
     assert settings.dim(width) == groups * group_width
     model = settings.resolve(width).build()
     assert [group.dim for group in model.groups] == [group_width] * groups
     assert model.dim == settings.dim(width) == settings.resolve(width).dim(width)
+
+
+@pytest.mark.parametrize(("width", "groups"), [(10, 4), (7, 2), (3, 4)])
+@pytest.mark.parametrize("inner", ANY_WIDTH)
+def test_an_open_width_that_groups_do_not_divide_is_refused(inner, width, groups):
+    settings = ProductQuantizerSettings.model_validate({"groups": groups, "quantizer": inner})
+    with pytest.raises(ConfigError, match=rf"model\.quantizer\.groups: {groups} groups of a width of {width},"):
+        settings.resolve(width)
 
 
 def test_groups_with_a_width_of_their_own_keep_it():

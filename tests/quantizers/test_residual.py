@@ -265,7 +265,7 @@ def test_dropout_leaves_some_samples_their_first_levels_alone():
     indices = model.encode(z)
     output = model(z)
     assert torch.equal(output.indices, indices)
-    kept = [1, 2, 3, 1, 2, 3] + [Q] * 6  # half of the samples in turn, the others whole
+    kept = [Q] * 6 + [3, 2, 1, 3, 2, 1]  # half of the samples in turn, from the last, the others whole
     for b, levels in enumerate(kept):
         torch.testing.assert_close(output.quantized[b], model.decode(indices[b, :, :levels]))
     assert torch.equal(model(z).quantized, output.quantized)
@@ -286,6 +286,14 @@ def test_the_share_of_samples_that_drop_levels(dropout, truncated):
     whole = model.decode(model.encode(z))
     # Of each three in turn, the third keeps all its levels.
     assert int((~torch.isclose(model(z).quantized, whole, atol=1e-5).flatten(1).all(dim=1)).sum()) == truncated
+
+
+def test_dropout_and_bypass_take_samples_of_their_own():
+    model, z = build({**INNER["ema"], "bypass": 0.25}, dropout=0.75).train(), vectors(8, 5, D)
+    indices, found = model.encode(z), model(z).quantized
+    assert torch.equal(found[:2], z[:2])
+    for b, levels in enumerate([3, 2, 1, 3, 2, 1], start=2):
+        torch.testing.assert_close(found[b], model.decode(indices[b, :, :levels]))
 
 
 def test_dropout_is_for_training_alone():

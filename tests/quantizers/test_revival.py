@@ -29,15 +29,13 @@ def book(learning, k, d=3):
 @pytest.mark.parametrize("n", [1, 7, 64, 1000])
 @pytest.mark.parametrize("k", [2, 5, 32])
 def test_a_window_is_twenty_hits_of_the_average_code(n, k):
-    codebook, revival = book(EntropyLearning(), k), RevivalSettings().build(k)
+    codebook, revival = book(EntropyLearning(), k), RevivalSettings(reach=1.0).build(k)
     before = codebook.weight.detach().clone()
-    indices = torch.arange(n) % (k - 1)  # never the last
-    indices = torch.where(torch.arange(n) == 0, 0, indices)
     steps = -(-20 * k // n)
     for number in range(steps):
         assert torch.equal(codebook.weight, before)
         assert revival.hits.sum() == number * n
-        step(revival, codebook, vectors(n, seed=number), indices)
+        step(revival, codebook, vectors(n, seed=number), (number * n + torch.arange(n)) % (k - 1))  # never the last
     assert (vectors(n, seed=steps - 1) == codebook.weight[-1]).all(dim=1).any()
     assert revival.hits.tolist() == [0] * k
 
@@ -73,11 +71,37 @@ def test_codes_are_set_down_on_different_vectors_where_there_are_enough():
     assert len(set(rows)) == 7
 
 
-def test_a_batch_smaller_than_the_codebook_is_enough():
-    codebook, revival = book(EntropyLearning(), 8), Revival(8, window=1)
-    for _ in range(4):
-        step(revival, codebook, vectors(2), torch.zeros(2, dtype=torch.int64))
-    assert {tuple(code) for code in codebook.weight[1:].tolist()} == {tuple(vector) for vector in vectors(2).tolist()}
+@pytest.mark.parametrize("resumed", [None, 0, 1, 2, 3])
+def test_more_dead_codes_than_vectors_are_set_down_in_the_steps_that_follow(resumed):
+    codebook, revival = book(EntropyLearning(), 8), Revival(8, window=1, least=3)
+    before = codebook.weight.detach().clone()
+    step(revival, codebook, vectors(6, seed=9), torch.zeros(6, dtype=torch.int64))
+    # Seven are dead: the one of two hits is, too.
+    for number, dead in enumerate(([3, 4, 5, 6, 7], [5, 6, 7], [7], [])):
+        z = vectors(2, seed=number)
+        step(revival, codebook, z, torch.tensor([1, 1]) if not number else torch.tensor([0, 0]))
+        assert revival.dead.nonzero()[:, 0].tolist() == dead
+        set_down = codebook.weight[1 + 2 * number : 3 + 2 * number]
+        assert torch.equal(set_down, z[: len(set_down)])
+        assert torch.equal(codebook.weight[[0, *dead]], before[[0, *dead]])
+        if number == resumed:
+            fresh = Revival(8, window=1, least=3)
+            fresh.load_state_dict(state(revival))
+            revival = fresh
+    assert revival.hits.tolist() == [6] + [0] * 7
+    assert len({tuple(code) for code in codebook.weight.tolist()}) == 8
+
+
+@pytest.mark.parametrize("learning", [*LEARNINGS, LinearLearning()])
+@pytest.mark.parametrize("reach", [0.1, 0.5, 1.0])
+def test_a_code_is_set_down_from_another_towards_a_vector(learning, reach):
+    codebook, revival = book(learning, 4), RevivalSettings(window=1, least=1, reach=reach).build(4)
+    before, z = codebook.codes.detach().clone(), vectors(4)
+    revival.gather(z[:3], torch.tensor([0, 2, 2]))
+    step(revival, codebook, z[3:], torch.tensor([2]))
+    expected = before.clone()  # two are dead: they go by the first and the third of four vectors
+    expected[1], expected[3] = before[0] + reach * (z[0] - before[0]), before[2] + reach * (z[2] - before[2])
+    torch.testing.assert_close(codebook.codes.detach(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_next_window_starts_from_nothing():
@@ -166,14 +190,15 @@ def test_a_window_goes_on_from_the_state_dict():
     assert not torch.equal(one.codebook.weight, before)
 
 
+@pytest.mark.parametrize(("reach", "steps"), [(1.0, 6), (0.1, 80)])
 @pytest.mark.parametrize("learning", [*LEARNINGS, LinearLearning()])
-def test_a_quantizer_far_from_its_vectors_comes_to_use_every_code(learning):
+def test_a_quantizer_far_from_its_vectors_comes_to_use_every_code(learning, reach, steps):
     torch.manual_seed(0)
-    model = VectorQuantizer(8, 3, learning=learning, revival=RevivalSettings(window=2)).train()
+    model = VectorQuantizer(8, 3, learning=learning, revival=RevivalSettings(window=2, reach=reach)).train()
     z = torch.randn(64, 3) + 50
     assert len(set(model(z).indices.tolist())) < 3
     model.update()
-    for _ in range(6):
+    for _ in range(steps):
         model(z)
         model.update()
     assert len(set(model(z).indices.tolist())) >= 7
@@ -194,3 +219,9 @@ def test_a_window_is_at_least_one_hit():
     assert RevivalSettings().window == 20
     with pytest.raises(ValidationError, match="window"):
         RevivalSettings(window=0)
+
+
+@pytest.mark.parametrize("reach", [0.0, -0.1, 1.1])
+def test_a_revived_code_goes_some_way_and_no_further_than_its_vector(reach):
+    with pytest.raises(ValidationError, match="reach"):
+        RevivalSettings(reach=reach)

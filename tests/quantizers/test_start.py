@@ -230,19 +230,24 @@ class Recorder:
 
 
 @pytest.mark.parametrize(
-    ("codes", "expected"),
+    ("codes", "each", "expected"),
     [
-        (10, 8192),  # twenty a code would be 200
-        (409, 8192),
-        (410, 8200),
-        (3_000, 60_000),
-        (10_000, 1 << 16),  # twenty a code would be 200,000
-        (100_000, 400_000),  # four a code are more than 2^16
+        (10, None, 8192),  # 64 a code would be 640
+        (128, None, 8192),
+        (129, None, 8256),
+        (1000, None, 64_000),
+        (1025, None, 1 << 16),  # 64 a code would be 65,600
+        (100_000, None, 400_000),  # four a code are more than 2^16
+        (10, 20, 200),
+        (10_000, 20, 200_000),
+        (100_000, 1, 100_000),
     ],
 )
-def test_small_codebooks_start_from_more_vectors_a_code_and_large_ones_from_fewer(codes, expected, monkeypatch):
+def test_left_out_small_codebooks_start_from_more_vectors_a_code_and_large_ones_from_fewer(
+    codes, each, expected, monkeypatch
+):
     monkeypatch.setattr("vqtool.quantizers.start._LEAST", _LEAST)
-    starter, recorder = KMeansStart(codes, 1, 20), Recorder()
+    starter, recorder = KMeansStart(codes, 1, each), Recorder()
     starter.gather(torch.zeros(expected - 1, 1))
     starter.update(recorder)
     assert (recorder.sizes, starter.pending) == ([], True)
@@ -301,6 +306,12 @@ def test_a_module_that_has_started_can_go_back_to_a_start_in_the_middle():
 # In training
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a run this short codes would start in the first step."""
+    monkeypatch.setattr("vqtool.training.trainer._LONGEST_WAIT", 1.0)
+
+
 def waiting(settings: RunSettings, vectors: int) -> RunSettings:
     """The same, starting from a sample of so many vectors a code."""
     quantizer = settings.model.quantizer.model_copy(update={"start": KMeansStartSettings(vectors=vectors)})
@@ -313,6 +324,7 @@ def sample_sizes(folder: Path, steps: int) -> list[tuple[bool, int]]:
     return [(bool(model["quantizer.starter.done"]), len(model["quantizer.starter.sample"])) for model in models]
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize(
     ("encoder", "learning", "step"),
     [
@@ -345,16 +357,30 @@ def test_interrupted_and_resumed_around_a_start_is_as_never_interrupted(
     assert without_speed(logged(tmp_path / "resumed")) == without_speed(logged(tmp_path / "straight"))
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_run_begins_as_a_plain_autoencoder(tmp_path: Path) -> None:
     settings = tiny(tmp_path, learning=CODEBOOK_LOSS, loss={"entropy": 0.1}, validate_every=100)
     train(waiting(settings, vectors=10), tmp_path / "run")
     lines = logged(tmp_path / "run")
     for line in lines[:5]:
         assert line["loss/total"] == line["loss/reconstruction"]
+        assert not {"loss/commitment", "loss/entropy"} & line.keys()
     for line in lines[5:]:
         assert line["loss/total"] != line["loss/reconstruction"]
+        assert {"loss/commitment", "loss/entropy"} <= line.keys()
 
 
+@pytest.mark.parametrize(("steps", "first"), [(20, 2), (21, 3), (9, 1), (60, 5)])  # the sample is full with the fifth
+def test_codes_wait_for_a_tenth_of_the_run_at_most(tmp_path: Path, steps: int, first: int) -> None:
+    settings = tiny(tmp_path, steps=steps, validate_every=100, checkpoint_every=1, keep_checkpoints=99)
+    said: list[str] = []
+    train(waiting(settings, vectors=10), tmp_path / "run", say=said.append)
+    assert sample_sizes(tmp_path / "run", first) == [*((False, 16 * step) for step in range(1, first)), (True, 0)]
+    assert [line.partition(" start ")[0] for line in said if "codes" in line] == [f"step {first}: codes"]
+    assert ["loss/commitment" in line for line in logged(tmp_path / "run")[: first + 1]] == [False] * first + [True]
+
+
+@pytest.mark.usefixtures("patient")
 def test_a_validation_starts_the_codes_with_what_there_is(tmp_path: Path) -> None:
     settings = tiny(tmp_path, validate_every=2, checkpoint_every=1, keep_checkpoints=9)
     train(waiting(settings, vectors=10), tmp_path / "run")
@@ -367,7 +393,7 @@ def test_a_validation_starts_the_codes_with_what_there_is(tmp_path: Path) -> Non
 def test_settings_choose_the_start_by_kind():
     settings = VectorQuantizerSettings.model_validate({"start": {"kind": "kmeans", "vectors": 3}})
     assert settings.start == KMeansStartSettings(vectors=3)
-    assert VectorQuantizerSettings().start == KMeansStartSettings(vectors=64)
+    assert VectorQuantizerSettings().start == KMeansStartSettings(vectors=None)
     assert VectorQuantizerSettings.model_validate({"start": {"kind": "random"}}).start == RandomStartSettings()
     with pytest.raises(ValidationError, match="vectors"):
         VectorQuantizerSettings.model_validate({"start": {"kind": "random", "vectors": 3}})

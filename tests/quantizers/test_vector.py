@@ -205,7 +205,7 @@ def test_update_applies_what_forward_gathered():
 
 
 def test_ema_over_several_steps_follows_the_loop_by_hand():
-    model, decay = quantizer(EmaLearning(decay=0.8), dtype=torch.float64), 0.8
+    model, decay = quantizer(EmaLearning(decay=0.8, memory=0), dtype=torch.float64), 0.8
     codes = model.codebook.weight.clone()
     codes[K - 1] = model.codebook.weight[K - 1] = 100.0  # too far to be hit, ever
     counts, sums = torch.zeros(K, dtype=torch.float64), torch.zeros(K, D, dtype=torch.float64)
@@ -497,10 +497,44 @@ def test_confidence_is_part_of_the_entropy_loss(dtype):
     assert torch.equal(output.commitment_loss, without.commitment_loss)
 
 
+@pytest.mark.parametrize("learning", LEARNINGS)
+def test_an_entropy_without_a_weight_is_not_computed(learning, monkeypatch):
+    model, other = (quantizer(learning, confidence=0.4) for _ in range(2))
+    z = vectors(30, D)
+    expected, levels = model(z), model.measure(z, model.encode(z))
+    other.skip_entropy()
+    with monkeypatch.context() as patch:
+        patch.setattr("vqtool.quantizers.vector.entropy_loss", None)
+        output = other(z)
+    assert float(output.entropy_loss) == 0
+    assert not output.entropy_loss.requires_grad
+    for mine, wanted in zip(output[:3], expected[:3], strict=True):
+        assert torch.equal(mine, wanted)
+    for mine, wanted in zip(other.measure(z, other.encode(z))[0], levels[0], strict=True):
+        assert torch.equal(mine, wanted)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metric": "manhattan"}, "no such metric or gradient: manhattan"),
+        ({"gradient": "none"}, "no such metric or gradient: euclidean, none"),
+        ({"bypass": -0.1}, "bypass from 0 to 1"),
+        ({"bypass": 1.1}, "bypass from 0 to 1"),
+        ({"confidence": -0.1}, "confidence from 0"),
+        ({"confidence": float("nan")}, "confidence from 0"),
+    ],
+)
+def test_illegal_arguments_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        VectorQuantizer(K, D, **options)
+
+
 # Settings
 
 
 START = {"starter.done", "starter.sample"}
+REVIVAL = {"revival.hits", "revival.dead"}
 
 
 @pytest.mark.parametrize(
@@ -510,7 +544,7 @@ START = {"starter.done", "starter.sample"}
         ({"learning": CodebookLossLearning()}, {"codebook.weight"}),
         ({"learning": LinearLearning()}, {"codebook.basis", "codebook.transform"}),
         ({"learning": EmaLearning()}, {"codebook.weight", "codebook.counts", "codebook.sums"}),
-        ({"learning": EntropyLearning(), "revival": RevivalSettings()}, {"codebook.weight", "revival.hits"}),
+        ({"learning": EntropyLearning(), "revival": RevivalSettings()}, {"codebook.weight", *REVIVAL}),
         (
             {"learning": EntropyLearning(), "temperature_unit": "error"},
             {"codebook.weight", "scale.error", "scale.weight"},

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vqtool.config import RunSettings
 from vqtool.data import BatchOrder
+from vqtool.quantizers.start import RandomStartSettings
 from vqtool.run import Run
 
 MLP = {"kind": "mlp", "width": 8, "layers": 1}
@@ -56,6 +57,12 @@ def tiny(
             "training": {**few, **often, **training},
         }
     )
+
+
+def from_random(settings: RunSettings) -> RunSettings:
+    """The same, with codes that need not wait for a sample to start from."""
+    quantizer = settings.model.quantizer.model_copy(update={"start": RandomStartSettings()})
+    return settings.model_copy(update={"model": settings.model.model_copy(update={"quantizer": quantizer})})
 
 
 def stop_in_step(patch: pytest.MonkeyPatch, step: int, number: int = signal.SIGTERM) -> None:

@@ -4,9 +4,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from tests.training import IDENTITY, logged, tiny
+from tests.training import IDENTITY, from_random, logged, tiny
+from vqtool.data import BatchOrder
 from vqtool.errors import ConfigError, DataError
+from vqtool.quantizers import kmeans
 from vqtool.training import plan_run, train
 from vqtool.training.prepare import prepare
 
@@ -35,12 +38,23 @@ def test_it_counts_parameters_and_memory(tmp_path: Path) -> None:
     assert plan.memory_bytes < larger.memory_bytes < 2.5 * plan.memory_bytes
 
 
-def test_its_first_loss_is_that_of_the_first_step(tmp_path: Path) -> None:
-    settings = tiny(tmp_path, steps=1)
+@pytest.mark.parametrize("learning", ["ema", "codebook_loss"])
+def test_its_first_loss_is_that_of_the_first_step(tmp_path: Path, learning: str) -> None:
+    settings = from_random(tiny(tmp_path, learning={"kind": learning}, steps=1))
     plan = plan_run(settings, tmp_path / "run")
     train(settings, tmp_path / "run")
     assert math.isfinite(plan.first_loss)
     assert plan.first_loss == pytest.approx(logged(tmp_path / "run")[0]["loss/reconstruction"], rel=1e-6)
+
+
+def test_codes_that_would_wait_start_from_the_first_batch(tmp_path: Path) -> None:
+    settings = tiny(tmp_path, encoder=IDENTITY, batch_size=48)
+    prepared = prepare(settings)
+    x = prepared.dataset.training.take(BatchOrder(48, 48, seed=0).batch(0))
+    z = prepared.model.latents(x).flatten(0, 1)
+    codes = kmeans(z, 8, torch.Generator().manual_seed(0))
+    quantized = codes[torch.cdist(z, codes).argmin(dim=1)]
+    assert plan_run(settings).first_loss == pytest.approx(float((z - quantized).square().mean()), rel=1e-5)
 
 
 @pytest.mark.parametrize("learning", ["ema", "codebook_loss", "entropy"])
@@ -72,7 +86,7 @@ def test_left_out_the_folder_is_named_after_the_run(tmp_path: Path) -> None:
 
 
 def test_planning_does_not_change_what_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepared = prepare(tiny(tmp_path))
+    prepared = prepare(from_random(tiny(tmp_path)))
     before = {name: tensor.clone() for name, tensor in prepared.model.state_dict().items()}
     monkeypatch.setattr("vqtool.training.plan.prepare", lambda settings: prepared)
     plan_run(prepared.settings)

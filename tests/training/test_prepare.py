@@ -5,8 +5,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tests.training import ENTROPY, IDENTITY, assert_same, tiny, vectors
+from tests.training import ENTROPY, IDENTITY, assert_same, from_random, logged, tiny, vectors
+from vqtool import load
 from vqtool.errors import ConfigError, DataError
+from vqtool.training import train
 from vqtool.training.prepare import deterministic, prepare
 
 
@@ -86,6 +88,19 @@ def test_faults_are_told_apart(tmp_path: Path) -> None:
 def test_a_run_in_which_nothing_could_learn_is_refused(tmp_path: Path) -> None:
     with pytest.raises((ConfigError, ValidationError), match=r"loss\.entropy"):
         prepare(tiny(tmp_path, encoder=IDENTITY, learning=ENTROPY, loss={"entropy": 0.0}))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.1])
+def test_an_entropy_without_a_weight_is_not_computed(tmp_path: Path, weight: float) -> None:
+    settings = from_random(tiny(tmp_path, loss={"entropy": weight}))
+    prepared = prepare(settings)
+    output = prepared.model(prepared.dataset.training.read(0, 16))
+    assert bool(output.quantizer.entropy_loss == 0) == (weight == 0)
+    train(settings, tmp_path / "run")
+    assert all(line["loss/entropy"] < 0 for line in logged(tmp_path / "run"))
+    tokenizer = load(tmp_path / "run")
+    assert tokenizer.model(prepared.dataset.training.read(0, 16)).quantizer.entropy_loss == 0
+    assert tokenizer.evaluate().evaluation.losses["entropy"] < 0
 
 
 def fail_within_deterministic() -> None:

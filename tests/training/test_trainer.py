@@ -18,6 +18,7 @@ from tests.training import (
     IDENTITY,
     assert_same,
     checkpoint,
+    from_random,
     logged,
     model_of,
     stop_in_step,
@@ -30,19 +31,12 @@ from vqtool.data import BatchOrder
 from vqtool.errors import Stopped, TrainingError
 from vqtool.evaluation import Evaluation
 from vqtool.quantizers import LevelStatistics, QuantizerOutput, VectorQuantizer
-from vqtool.quantizers.start import RandomStartSettings
 from vqtool.run import Run
 from vqtool.training import train, trainer
 from vqtool.training.checkpoint import load_checkpoint
 from vqtool.training.optimizer import learning_rate
 from vqtool.training.prepare import prepare
 from vqtool.training.trainer import Trainer
-
-
-def from_random(settings: RunSettings) -> RunSettings:
-    """The same, with codes that need not wait for a sample to start from."""
-    quantizer = settings.model.quantizer.model_copy(update={"start": RandomStartSettings()})
-    return settings.model_copy(update={"model": settings.model.model_copy(update={"quantizer": quantizer})})
 
 
 def trainer_in(folder: Path, settings: RunSettings) -> tuple[Trainer, torch.nn.Module]:
@@ -119,7 +113,7 @@ def test_without_a_network_the_codes_go_to_the_data(
     settings = tiny(
         tmp_path, encoder=IDENTITY, learning=learning, loss=loss, steps=30, validate_every=1, learning_rate=0.2
     )
-    train(settings, tmp_path / "run")
+    train(from_random(settings), tmp_path / "run")
     errors = [line["validation/loss/reconstruction"] for line in logged(tmp_path / "run")]
     assert errors[-1] < 0.7 * errors[0]
 
@@ -420,7 +414,8 @@ def test_bfloat16_trains_about_as_float32(tmp_path: Path) -> None:
 def test_each_validation_is_told(tmp_path: Path) -> None:
     lines: list[str] = []
     train(tiny(tmp_path), tmp_path / "run", say=lines.append)
-    assert [line.partition(":")[0] for line in lines[1:]] == ["step 3", "step 6", "step 8"]
+    assert [line.partition(":")[0] for line in lines[1:]] == ["step 1", "step 3", "step 6", "step 8"]
+    assert lines[1].startswith("step 1: codes start ")
     last = logged(tmp_path / "run")[-1]
     assert f"reconstruction {last['validation/loss/reconstruction']:.4g}, " in lines[-1]
     assert f"usage {last['codebook/usage']:.1%}" in lines[-1]

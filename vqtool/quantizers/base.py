@@ -26,6 +26,7 @@ class Quantizer(nn.Module, ABC):
         truncates: whether the first levels alone stand for a coarser vector.
         gradient: how the gradient passes the choice of a code.
         bypass: share of the samples of a training batch that pass unquantized.
+        confidence: weight of the confidence term in the entropy loss, the same at every level.
     """
 
     codebook_sizes: tuple[int, ...]
@@ -34,6 +35,8 @@ class Quantizer(nn.Module, ABC):
     truncates: bool = False
     gradient: GradientName = "straight_through"
     bypass: float = 0.0
+    confidence: float = 0.0
+    _entropy_wanted: bool = True
 
     @property
     @abstractmethod
@@ -110,6 +113,12 @@ class Quantizer(nn.Module, ABC):
     def start(self) -> None:
         """Start from what was gathered so far, if codes still wait for their first sample: do not wait for more."""
 
+    def skip_entropy(self) -> None:
+        """Give an entropy loss of 0 from now on: where it has no weight, there is no need to compute it."""
+        for module in self.modules():
+            if isinstance(module, Quantizer):
+                module._entropy_wanted = False
+
     def update(self) -> None:
         """Apply what forward gathered in training since the last update."""
 
@@ -122,7 +131,7 @@ class Quantizer(nn.Module, ABC):
         Some vectors without the error of quantizing help encoder and decoder to learn (Défossez et al. 2024, "Moshi",
         3.3, quantization rate). Batches are in random order already: which samples pass need not be drawn.
         """
-        passed = round(self.bypass * len(vectors)) if self.training else 0
+        passed = round(self.bypass * len(vectors)) if self.training and vectors.ndim > 1 else 0
         quantized = GRADIENTS[self.gradient](vectors[passed:], codes[passed:])
         return torch.cat([vectors[:passed], quantized]) if passed else quantized
 

@@ -18,7 +18,7 @@ def beam_search(vectors: Tensor, codebooks: Sequence[Tensor], width: int) -> Ten
 
     At each level the `width` best sums so far are each extended by every code, and the `width` best of those are kept
     (Babenko & Lempitsky 2014, "Additive Quantization for Extreme Vector Compression", 3.2; in a residual quantizer: Liu
-    et al. 2015, "Improved Residual Vector Quantization"). A width of one is the greedy choice.
+    et al. 2015, "Improved Residual Vector Quantization"). A width of one is the greedy choice, but for ties.
 
     Args:
         vectors: (N, D).
@@ -44,5 +44,7 @@ def _search_block(vectors: Tensor, codebooks: Sequence[Tensor], width: int) -> T
         indices = indices.gather(1, beams[..., None].expand(-1, -1, indices.shape[2]))
         indices = torch.cat([indices, chosen[..., None]], dim=2)
         remainders = remainders.gather(1, beams[..., None].expand(-1, -1, vectors.shape[1])) - codes[chosen]
-    nearest = remainders.square().sum(dim=2).argmin(dim=1)
+    # What is left is settled in float64, from the codes themselves.
+    sums = torch.stack([codes[indices[..., level]].double() for level, codes in enumerate(codebooks)]).sum(dim=0)
+    nearest = (vectors.double()[:, None] - sums).square().sum(dim=2).argmin(dim=1)
     return indices[torch.arange(len(indices), device=indices.device), nearest]

@@ -30,9 +30,6 @@ class LookupFreeQuantizer(ScalarQuantizer):
         """What a dimension of a code may be, but for its sign."""
         return 1.0
 
-    def condition(self, vectors: Tensor) -> Tensor:
-        return vectors
-
     def nearest(self, conditioned: Tensor) -> Tensor:
         return ((conditioned > 0) * self._places).sum(dim=-1)
 

@@ -3,6 +3,8 @@
 Shapes: N vectors, S vectors of a sample, K codes, D dimensions.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,11 @@ class EmaCodebook(Codebook):
     The averages start from nothing, so that a code stands at the mean of its first vectors after their first update;
     a code that never won any keeps its first value. Codes and averages are buffers: no gradient writes to them.
 
+    Args:
+        decay: of the averages, a step.
+        memory: hits of the average code that the averages reach back over at least; where a step has too few vectors
+            for so many codes, they decay by less. So a large codebook is not left to its last few vectors.
+
     Attributes:
         counts: (K,) moving average of hits.
         sums: (K, D) moving average of the sums of the vectors won.
@@ -26,9 +33,10 @@ class EmaCodebook(Codebook):
     counts: Tensor
     sums: Tensor
 
-    def __init__(self, codebook_size: int, codebook_dim: int, decay: float) -> None:
+    def __init__(self, codebook_size: int, codebook_dim: int, decay: float, memory: float = 0.0) -> None:
         super().__init__(codebook_size, codebook_dim)
-        self.decay = decay
+        self.decay, self.memory = decay, memory
+        self._vectors = 0
         self.register_buffer("counts", torch.zeros(codebook_size))
         self.register_buffer("sums", torch.zeros(codebook_size, codebook_dim))
         self._gathered: tuple[Tensor, Tensor] | None = None
@@ -41,6 +49,7 @@ class EmaCodebook(Codebook):
         if self._gathered is None:
             self._gathered = (torch.zeros_like(self.counts), torch.zeros_like(self.sums))
         counts, sums = self._gathered
+        self._vectors += len(vectors)
         counts += torch.bincount(indices, minlength=len(counts))
         sums.index_add_(0, indices, vectors.to(sums.dtype))
 
@@ -49,21 +58,28 @@ class EmaCodebook(Codebook):
         if self._gathered is None:
             return
         counts, sums = self._gathered
-        self._gathered = None
-        self.counts.lerp_(counts, 1 - self.decay)
-        self.sums.lerp_(sums, 1 - self.decay)
+        decay = self._decay(self._vectors)
+        self.discard()
+        self.counts.lerp_(counts, 1 - decay)
+        self.sums.lerp_(sums, 1 - decay)
         # Counts and sums of a code without hits shrink together: their ratio holds, until they come near underflow.
         means = self.sums / self.counts.clamp_min(_VANISHED)[:, None]
         self.weight.copy_(torch.where(self.counts[:, None] > _VANISHED, means, self.weight))
 
     def discard(self) -> None:
-        self._gathered = None
+        self._gathered, self._vectors = None, 0
+
+    def _decay(self, vectors: int) -> float:
+        """Of a step with so many vectors."""
+        if not self.memory:
+            return self.decay
+        return max(self.decay, math.exp(-vectors / (self.memory * len(self.counts))))
 
     @torch.no_grad()
     def initialise(self, codes: Tensor, counts: Tensor) -> None:
         super().initialise(codes, counts)
         # The sample weighs as one step's batch would.
-        self.counts.copy_((1 - self.decay) * counts)
+        self.counts.copy_((1 - self._decay(int(counts.sum()))) * counts)
         self.sums.copy_(self.counts[:, None] * codes)
 
     @torch.no_grad()

@@ -14,7 +14,8 @@ from vqtool.quantizers.search import nearest_codes
 _BLOCK = 1 << 22
 # Codes are seeded in this many rounds at most.
 _SEED_ROUNDS = 256
-# Products (multiply and add) beyond which exchanges cost more time than a start should take.
+# Multiplications and additions beyond which iterations, or exchanges, cost more time than a start should take.
+_ITERATION_LIMIT = 1 << 42
 _EXCHANGE_LIMIT = 1 << 34
 # A gain, relative to the error, that does not count as one.
 _LITTLE = 1e-4
@@ -33,14 +34,17 @@ def kmeans(vectors: Tensor, clusters: int, generator: Generator, iterations: int
         vectors: S of at least one; where S < K, some codes are the same.
         clusters: K.
         generator: on the CPU; the result is a function of vectors and its state.
-        iterations: of Lloyd's, each time.
+        iterations: of Lloyd's, each time; fewer where so many would take minutes.
         exchanges: at most.
     """
+    work = 2 * vectors.numel() * clusters
+    if work > _ITERATION_LIMIT:  # even seeding: what is learned afterwards must do the rest
+        return vectors[_draw(torch.ones(len(vectors)), clusters, generator).to(vectors.device)]
+    iterations = max(1, min(iterations, _ITERATION_LIMIT // max(1, work)))
     codes = _lloyd(vectors, seeds(vectors, clusters, generator), iterations)
     error = _error(vectors, codes)
     moved = max(1, clusters // 8)
-    work = vectors.numel() * clusters * 2 * (iterations + 1)
-    exchanges = min(exchanges, _EXCHANGE_LIMIT // max(1, work)) if clusters > 1 else 0
+    exchanges = min(exchanges, _EXCHANGE_LIMIT // max(1, work * (iterations + 1))) if clusters > 1 else 0
     failures = 0
     for _ in range(exchanges):
         # Where those of the largest errors were tried in vain, others are drawn.
@@ -61,8 +65,8 @@ def kmeans(vectors: Tensor, clusters: int, generator: Generator, iterations: int
 def seeds(vectors: Tensor, clusters: int, generator: Generator) -> Tensor:
     """Codes (K, D) among the vectors, each drawn with a chance in proportion to its squared distance to those before.
 
-    k-means++ (Arthur & Vassilvitskii 2007); for many codes in rounds that each draw several at once (Bahmani et al.
-    2012, "Scalable K-Means++").
+    k-means++ (Arthur & Vassilvitskii 2007); for many codes in rounds that each draw several at once, as the rounds of
+    k-means|| do (Bahmani et al. 2012, "Scalable K-Means++"), here no more than are wanted.
     """
     drawn = torch.randint(len(vectors), (1,), generator=generator).to(vectors.device)
     codes = vectors[drawn]

@@ -47,10 +47,11 @@ class EmaLearning(Settings):
 
     kind: Literal["ema"] = "ema"
     decay: float = Field(0.9, ge=0, lt=1, description="of the moving average, a step")
+    memory: float = Field(10.0, ge=0, description="hits of the average code that it reaches back over at least")
     needs: ClassVar = None
 
     def build(self, codebook_size: int, codebook_dim: int) -> Codebook:
-        return EmaCodebook(codebook_size, codebook_dim, self.decay)
+        return EmaCodebook(codebook_size, codebook_dim, self.decay, self.memory)
 
 
 Learning = Annotated[EntropyLearning | CodebookLossLearning | LinearLearning | EmaLearning, Field(discriminator="kind")]

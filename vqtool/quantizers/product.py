@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from vqtool.errors import ConfigError
 from vqtool.quantizers.base import Quantizer
 from vqtool.quantizers.binary import BinarySphericalSettings, LookupFreeSettings
 from vqtool.quantizers.finite_scalar import FiniteScalarSettings
@@ -41,6 +42,7 @@ class ProductQuantizer(Quantizer):
             raise ValueError("expected at least one group")
         self.groups = nn.ModuleList(groups)
         self.dim = sum(group.dim for group in groups)
+        self.confidence = groups[0].confidence
         self.codebook_sizes = tuple(size for group in groups for size in group.codebook_sizes)
 
     @property
@@ -143,8 +145,22 @@ class ProductQuantizerSettings(Settings):
         """D, behind an encoder of `width`."""
         return self.groups * self.quantizer.dim(self._group_width(width))
 
+    @property
+    def follows_width(self) -> bool:
+        """Whether D is left to the encoder."""
+        return self.quantizer.follows_width
+
     def resolve(self, width: int) -> "ProductQuantizerSettings":
-        """Settings with nothing left open, for an encoder of `width`."""
+        """Settings with nothing left open, for an encoder of `width`.
+
+        Raises:
+            ConfigError: the width is not a multiple of the groups, and a group's own is left open.
+        """
+        if self.follows_width and width % self.groups:
+            raise ConfigError(
+                f"model.quantizer.groups: {self.groups} groups of a width of {width}, which they do not divide; set "
+                f"groups to a divisor of {width}, or model.quantizer.quantizer.codebook_dim to a width of your own"
+            )
         return self.model_copy(update={"quantizer": self.quantizer.resolve(self._group_width(width))})
 
     @property

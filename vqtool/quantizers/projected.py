@@ -28,6 +28,7 @@ class ProjectedQuantizer(Quantizer):
         self.dim = dim
         self.codebook_sizes = inner.codebook_sizes
         self.has_levels, self.truncates = inner.has_levels, inner.truncates
+        self.confidence = inner.confidence
         # Without a bias, what levels add up to is what their projections add up to.
         self.project_in = nn.Linear(dim, inner.dim)
         self.project_out = nn.Linear(inner.dim, dim, bias=False)

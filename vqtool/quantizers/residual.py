@@ -57,6 +57,7 @@ class ResidualQuantizer(Quantizer):
         self.dim = levels[0].dim
         self.codebook_sizes = tuple(size for level in levels for size in level.codebook_sizes)
         self.gradient, self.bypass = levels[0].gradient, levels[0].bypass
+        self.confidence = levels[0].confidence
         self.beam, self.dropout = beam, dropout
         self.starter = starter
 
@@ -158,8 +159,8 @@ class ResidualQuantizer(Quantizer):
         dropped = round(self.dropout * len(codes[0])) if self.training else 0
         if not dropped or codes[0].ndim < 2:
             return torch.stack(codes).sum(dim=0)
-        # Batches are in random order already: nothing needs to be drawn.
-        samples = torch.arange(len(codes[0]), device=codes[0].device)
+        # Batches are in random order already: nothing needs to be drawn. The first may bypass; these are the last.
+        samples = torch.arange(len(codes[0]), device=codes[0].device).flip(0)
         kept = torch.where(samples < dropped, samples % self._depth + 1, self._depth)
         kept = kept.reshape(-1, *[1] * (codes[0].ndim - 1))
         return torch.stack([code * (kept > number) for number, code in enumerate(codes)]).sum(dim=0)
@@ -197,6 +198,11 @@ class ResidualQuantizerSettings(Settings):
     def dim(self, width: int) -> int:
         """D, behind an encoder of `width`."""
         return self.quantizer.dim(width)
+
+    @property
+    def follows_width(self) -> bool:
+        """Whether D is left to the encoder."""
+        return self.quantizer.follows_width
 
     def resolve(self, width: int) -> "ResidualQuantizerSettings":
         """Settings with nothing left open, for an encoder of `width`."""

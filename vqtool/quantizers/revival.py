@@ -23,20 +23,28 @@ class Revival(nn.Module):
         codebook_size: K.
         window: hits of the average code that make a window.
         least: hits in a window with which a code lives on.
+        reach: how far it is set down from the code of a current vector towards that vector; 1 is on it. In many
+            dimensions a vector is far from all others, and a code upon it would win nothing else; a short way from the
+            code of its neighbours it takes a share of theirs (splitting: Linde, Buzo & Gray 1980, "An Algorithm for
+            Vector Quantizer Design").
 
     Attributes:
         hits: (K,) int64 in the window so far.
+        dead: (K,) bool, found dead and not yet set down: there are no more in a step than vectors.
     """
 
     hits: Tensor
+    dead: Tensor
 
-    def __init__(self, codebook_size: int, window: int, least: int = 1) -> None:
+    def __init__(self, codebook_size: int, window: int, least: int = 1, reach: float = 1.0) -> None:
         super().__init__()
-        self._needed, self._least = window * codebook_size, least
+        self._needed, self._least, self._reach = window * codebook_size, least, reach
         self.register_buffer("hits", torch.zeros(codebook_size, dtype=torch.int64))
+        self.register_buffer("dead", torch.zeros(codebook_size, dtype=torch.bool))
+        self._left = 0  # the sum of dead, known likewise
         self._counted = 0  # the sum of hits, known without asking the device
         self._gathered: Tensor | None = None
-        self._vectors: list[Tensor] = []
+        self._batches: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
     def gather(self, vectors: Tensor, indices: Tensor) -> None:
@@ -44,7 +52,7 @@ class Revival(nn.Module):
         if self._gathered is None:
             self._gathered = torch.zeros_like(self.hits)
         self._gathered += torch.bincount(indices, minlength=len(self.hits))
-        self._vectors.append(vectors)
+        self._batches.append((vectors, indices))
 
     @torch.no_grad()
     def update(self, codebook: Codebook) -> None:
@@ -52,29 +60,45 @@ class Revival(nn.Module):
         if self._gathered is None:
             return
         self.hits += self._gathered
-        self._counted += sum(len(batch) for batch in self._vectors)
+        self._counted += sum(len(vectors) for vectors, _ in self._batches)
         if self._counted >= self._needed:
-            dead, vectors = self.hits < self._least, torch.cat(self._vectors)
-            rows = (dead.cumsum(0) - 1).clamp_min(0) * len(vectors) // dead.sum().clamp_min(1)
-            codebook.replace(dead, vectors[rows])
+            self.dead.copy_(self.hits < self._least)
+            self._left = int(self.dead.sum())  # waits for the device, once a window
             self.hits.zero_()
             self._counted = 0
+        if self._left:
+            self._set_down(codebook)
         self.discard()
+
+    def _set_down(self, codebook: Codebook) -> None:
+        """Set dead codes down by vectors spread over the batch, as many as there are."""
+        vectors = torch.cat([batch for batch, _ in self._batches])
+        owners = codebook.codes[torch.cat([indices for _, indices in self._batches])]
+        number = min(self._left, len(vectors))
+        rank = self.dead.cumsum(0) - 1
+        now = self.dead & (rank < number)
+        rows = rank.clamp(0, number - 1) * len(vectors) // number
+        # Where most codes are dead they lie far from all vectors, and small steps would not bring them there.
+        reach = 1.0 if self._left > len(self.hits) // 2 else self._reach
+        codebook.replace(now, torch.lerp(owners.to(vectors.dtype), vectors, reach)[rows])
+        self.dead &= ~now
+        self._left -= number
 
     def discard(self) -> None:
         """Forget what was gathered since the last update."""
-        self._gathered, self._vectors = None, []
+        self._gathered, self._batches = None, []
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
-        self._counted = int(self.hits.sum())
+        self._counted, self._left = int(self.hits.sum()), int(self.dead.sum())
 
 
 class RevivalSettings(Settings):
     """Dead codes are set down where the latents are."""
 
     window: int = Field(20, ge=1, description="hits of the average code that make a window")
-    least: int = Field(2, ge=1, description="hits in a window with which a code lives on")
+    least: int = Field(5, ge=1, description="hits in a window with which a code lives on; 1: rare codes stay, too")
+    reach: float = Field(0.1, gt=0, le=1, description="how far a revived code is from another towards its vector")
 
     def build(self, codebook_size: int) -> Revival:
-        return Revival(codebook_size, self.window, self.least)
+        return Revival(codebook_size, self.window, self.least, self.reach)

@@ -7,7 +7,6 @@ Shapes: N vectors, K codes, D dimensions, M the most values of any dimension; (.
 """
 
 import math
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Self
 
@@ -55,10 +54,6 @@ class ScalarQuantizer(Quantizer):
         self.register_buffer("_places", torch.tensor(places), persistent=False)
         self.register_buffer("_sizes", torch.tensor(self.sizes), persistent=False)
 
-    @abstractmethod
-    def condition(self, vectors: Tensor) -> Tensor:
-        """Vectors brought to where the values are."""
-
     @property
     def codes(self) -> Tensor:
         return self.decode(torch.arange(self.codebook_sizes[0], device=self.values.device))
@@ -71,15 +66,11 @@ class ScalarQuantizer(Quantizer):
 
     def quantize(self, conditioned: Tensor, indices: Tensor) -> QuantizerOutput:
         chosen = self.decode(indices).to(conditioned.dtype)
-        soft = self._soft(conditioned.reshape(-1, self.dim))
-        loss = negative_entropy(soft.mean(dim=0))
-        if self.confidence:
-            loss = loss + self.confidence * _entropies(soft).mean()
         return QuantizerOutput(
             quantized=self.pass_gradient(conditioned, chosen),
             indices=indices,
             commitment_loss=self.commitment(conditioned, chosen),
-            entropy_loss=loss,
+            entropy_loss=self._entropy_loss(conditioned),
         )
 
     def commitment(self, conditioned: Tensor, chosen: Tensor) -> Tensor:
@@ -103,6 +94,13 @@ class ScalarQuantizer(Quantizer):
             )
         ]
 
+    def _entropy_loss(self, conditioned: Tensor) -> Tensor:
+        if not self._entropy_wanted:
+            return conditioned.new_zeros(())
+        soft = self._soft(conditioned.reshape(-1, self.dim))
+        loss = negative_entropy(soft.mean(dim=0))
+        return loss + self.confidence * _entropies(soft).mean() if self.confidence else loss
+
     def _soft(self, flat: Tensor) -> Tensor:
         """softmax over each dimension's values of -(z - v)² / temperature: (N, D) to (N, D, M)."""
         return torch.softmax(-(flat[..., None] - self.values.to(flat.dtype)).square() / self.temperature, dim=-1)
@@ -119,6 +117,11 @@ class ScalarSettings(Settings):
     def resolve(self, width: int) -> Self:
         """Settings with nothing left open: they never have."""
         return self
+
+    @property
+    def follows_width(self) -> bool:
+        """Whether D is left to the encoder."""
+        return False
 
     @property
     def ways(self) -> dict[str, Learning]:

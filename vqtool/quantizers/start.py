@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from vqtool.quantizers.base import Quantizer
 from vqtool.settings import Settings
 
+# Vectors of the sample for each code.
+_EACH = 64
 # A sample of fewer vectors has local minima of its own.
 _LEAST = 1 << 13
 # For large codebooks the sample is as many vectors as this, or four a code.
@@ -27,7 +29,9 @@ class KMeansStart(nn.Module):
 
     Args:
         codebook_size: K.
-        vectors: wanted of the sample, for each code.
+        dim: D.
+        vectors: to wait for, for each code; left out, 64, but 8,192 in all at least, and no more than 65,536 in all or
+            four for each code.
 
     Attributes:
         done: () bool.
@@ -37,9 +41,9 @@ class KMeansStart(nn.Module):
     done: Tensor
     sample: Tensor
 
-    def __init__(self, codebook_size: int, dim: int, vectors: int) -> None:
+    def __init__(self, codebook_size: int, dim: int, vectors: int | None = None) -> None:
         super().__init__()
-        self._needed = min(max(vectors * codebook_size, _LEAST), max(4 * codebook_size, _LARGE))
+        self._needed = vectors * codebook_size if vectors else _sample(codebook_size)
         self._gathered: list[Tensor] = []
         self.pending = True  # what `done` says, known without asking the device
         self.register_buffer("done", torch.tensor(False))
@@ -79,6 +83,10 @@ class KMeansStart(nn.Module):
         self.pending = not bool(self.done)
 
 
+def _sample(codebook_size: int) -> int:
+    return min(max(_EACH * codebook_size, _LEAST), max(4 * codebook_size, _LARGE))
+
+
 class RandomStartSettings(Settings):
     """Codes start uniform in (-1/K, 1/K)."""
 
@@ -92,7 +100,9 @@ class KMeansStartSettings(Settings):
     """Codes start by k-means on the first latents."""
 
     kind: Literal["kmeans"] = "kmeans"
-    vectors: int = Field(64, ge=1, description="latents to gather for each code; fewer of very large codebooks")
+    vectors: int | None = Field(
+        None, ge=1, description="latents to gather for each code; null: 64, but 8,192 in all at least"
+    )
 
     def build(self, codebook_size: int, dim: int) -> KMeansStart:
         return KMeansStart(codebook_size, dim, self.vectors)

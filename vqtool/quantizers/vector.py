@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from vqtool.quantizers.balance import SinkhornSettings
 from vqtool.quantizers.base import Quantizer
 from vqtool.quantizers.entropy import entropy_loss, sample_entropies, soft_assignment
-from vqtool.quantizers.gradient import GradientName
+from vqtool.quantizers.gradient import GRADIENTS, GradientName
 from vqtool.quantizers.kmeans import kmeans
 from vqtool.quantizers.learning import EmaLearning, EntropyLearning, Learning
 from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
@@ -45,7 +45,7 @@ class VectorQuantizer(Quantizer):
         balance: how codes are chosen in training; left out, the nearest.
 
     Raises:
-        ValueError: a size or the temperature is not positive, or vectors of another width come in.
+        ValueError: an argument is out of range, or vectors of another width come in.
     """
 
     def __init__(
@@ -70,6 +70,10 @@ class VectorQuantizer(Quantizer):
                 f"sizes and temperature must be positive, got codebook_size={codebook_size}, "
                 f"codebook_dim={codebook_dim}, temperature={temperature}"
             )
+        if metric not in ("euclidean", "cosine") or gradient not in GRADIENTS:
+            raise ValueError(f"no such metric or gradient: {metric}, {gradient}")
+        if not 0 <= bypass <= 1 or not confidence >= 0:
+            raise ValueError(f"expected a bypass from 0 to 1 and a confidence from 0, got {bypass} and {confidence}")
         self.codebook_sizes = (codebook_size,)
         self.dim = codebook_dim
         self.temperature, self.confidence = temperature, confidence
@@ -116,7 +120,7 @@ class VectorQuantizer(Quantizer):
             quantized=self.pass_gradient(conditioned, chosen.reshape(conditioned.shape)),
             indices=indices,
             commitment_loss=loss if codebook_loss is None else loss + codebook_loss,
-            entropy_loss=entropy_loss(flat, codes, self._temperature, self.confidence),
+            entropy_loss=self._entropy_loss(flat, codes),
         )
 
     def decode(self, indices: Tensor) -> Tensor:
@@ -172,6 +176,11 @@ class VectorQuantizer(Quantizer):
     def _temperature(self) -> float | Tensor:
         return self.temperature * self.scale() if self.scale else self.temperature
 
+    def _entropy_loss(self, vectors: Tensor, codes: Tensor) -> Tensor:
+        if not self._entropy_wanted:
+            return vectors.new_zeros(())
+        return entropy_loss(vectors, codes, self._temperature, self.confidence)
+
     def _gather(self, vectors: Tensor, indices: Tensor, error: Tensor) -> None:
         self.codebook.gather(vectors, indices)
         if self.revival:
@@ -219,6 +228,11 @@ class VectorQuantizerSettings(Settings):
     def resolve(self, width: int) -> "VectorQuantizerSettings":
         """Settings with nothing left open, for an encoder of `width`."""
         return self.model_copy(update={"codebook_dim": self.dim(width)})
+
+    @property
+    def follows_width(self) -> bool:
+        """Whether D is left to the encoder."""
+        return self.codebook_dim == "auto"
 
     @property
     def ways(self) -> dict[str, Learning]:

@@ -78,6 +78,11 @@ def _one_batch(prepared: Prepared) -> tuple[float, int]:
     order = BatchOrder(len(prepared.dataset.training), prepared.settings.training.batch_size, prepared.settings.seed)
     x = prepared.dataset.training.take(order.batch(0)).to(prepared.device)
     kept: dict[int, int] = {}
+    if prepared.model.quantizer.waits:  # so that codes have a first sample
+        with torch.no_grad():
+            prepared.model(x)
+        prepared.model.quantizer.update()
+        prepared.model.quantizer.start()
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

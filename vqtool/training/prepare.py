@@ -56,6 +56,8 @@ def prepare(settings: RunSettings) -> Prepared:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = Autoencoder(resolved.model, dataset.spec, dataset.mean, dataset.scale)
+    if not resolved.loss.entropy:
+        model.quantizer.skip_entropy()
     return Prepared(resolved, dataset, model.to(device), device)
 
 

@@ -26,6 +26,8 @@ from vqtool.training.pictures import is_picture, side_by_side
 from vqtool.training.prepare import Prepared
 from vqtool.training.signals import stop_requests
 
+# The part of a run after which codes start, however few latents were gathered.
+_LONGEST_WAIT = 0.1
 # Samples in a picture of reconstructions.
 _PICTURES = 8
 
@@ -140,7 +142,16 @@ class Trainer:
         if not (output.total.detach() + norm).isfinite():
             self._refuse(output)
         self._optimizer.step(self._step)
-        self._model.quantizer.update()
+        self._update_codes()
+
+    def _update_codes(self) -> None:
+        quantizer = self._model.quantizer
+        waited = quantizer.waits
+        quantizer.update()
+        if waited and self._step + 1 >= self._training.steps * _LONGEST_WAIT:
+            quantizer.start()
+        if waited and not quantizer.waits:
+            self._say(f"step {self._step + 1}: codes start where the latents are; from here on they quantize")
 
     def _total(self, reconstruction: Tensor, output: QuantizerOutput) -> Tensor:
         loss = self._settings.loss
@@ -165,17 +176,16 @@ class Trainer:
 
     def _measure(self, output: StepOutput) -> dict[str, float]:
         """The batch's losses, raw, as they are before the step."""
-        commitment = entropy = 0.0
-        if not self._model.quantizer.waits:
-            latents = output.latents.detach()
-            commitment, entropy = raw_terms(self._model.quantizer.measure(latents, output.quantizer.indices))
-        return {
+        metrics = {
             "loss/total": float(output.total.detach()),
             "loss/reconstruction": float(output.reconstruction.detach()),
-            "loss/commitment": commitment,
-            "loss/entropy": entropy,
             "optimizer/learning_rate": learning_rate(self._training, self._step),
         }
+        if not self._model.quantizer.waits:  # else nothing was quantized
+            latents = output.latents.detach()
+            commitment, entropy = raw_terms(self._model.quantizer.measure(latents, output.quantizer.indices))
+            metrics |= {"loss/commitment": commitment, "loss/entropy": entropy}
+        return metrics
 
     def _show(self, bar: "tqdm[Any]", metrics: dict[str, float]) -> None:
         usage = f", usage {self._last.metrics['codebook/usage']:.0%}" if self._last.metrics else ""
