@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import faiss
 import numpy as np
+import yaml
 from array_runs import Array, centres_found, mixture_samples, trained
 from image_runs import ImageRun, Result, finalists
 from peers import settings as peer_settings
@@ -101,6 +102,11 @@ def entropy() -> Iterator[Row]:
         yield Row(what, ours, theirs, f"at least {least:g}", min(ours) >= least)
 
 
+RECIPE = yaml.safe_load((Path(__file__).parent.parent / "configs" / "semantic-ids.yaml").read_text())["model"][
+    "quantizer"
+]
+
+
 def ids() -> Iterator[Row]:
     """Three levels of 256 on 20,000 clustered unit vectors of 384 dimensions, against FAISS's residual quantizer."""
     errors, theirs = [], []
@@ -108,13 +114,7 @@ def ids() -> Iterator[Row]:
     for seed in SEEDS:
         rows = _clustered(seed)
         training, test = rows[:18_000], rows[18_000:]
-        quantizer = {
-            "kind": "residual",
-            "levels": 3,
-            "beam": 8,
-            "quantizer": {"kind": "vector", "codebook_size": 256},
-        }
-        with trained(training, test, seed, quantizer, batch_size=2048, steps=100) as tokenizer:
+        with trained(training, test, seed, RECIPE, batch_size=2048, steps=80) as tokenizer:
             errors.append(mse(test, decoded(tokenizer, test)))
             tally = Tally(tokenizer.model.quantizer.codebook_sizes, ids=True)
             tally.add(tokenizer.encode(rows).numpy())

@@ -5,6 +5,6 @@ from typing import Any
 from tqdm import tqdm
 
 
-def pass_bar(name: str, total: int) -> "tqdm[Any]":
-    """A bar called `name` over `total` rows, which vanishes at the end."""
-    return tqdm(total=total, desc=name, unit=" rows", leave=False, disable=None, delay=1)
+def pass_bar(name: str, total: int, unit: str = "rows") -> "tqdm[Any]":
+    """A bar called `name` over `total` rows, or what `unit` says, which vanishes at the end."""
+    return tqdm(total=total, desc=name, unit=f" {unit}", leave=False, disable=None, delay=1)

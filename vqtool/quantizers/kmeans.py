@@ -4,10 +4,13 @@ Shapes: S vectors, K codes, D dimensions.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
+from tqdm import tqdm
 
+from vqtool.progress import pass_bar
 from vqtool.quantizers.search import nearest_codes
 
 # Elements of one block of distances.
@@ -41,25 +44,11 @@ def kmeans(vectors: Tensor, clusters: int, generator: Generator, iterations: int
     if work > _ITERATION_LIMIT:  # even seeding: what is learned afterwards must do the rest
         return vectors[_draw(torch.ones(len(vectors)), clusters, generator).to(vectors.device)]
     iterations = max(1, min(iterations, _ITERATION_LIMIT // max(1, work)))
-    codes = _lloyd(vectors, seeds(vectors, clusters, generator), iterations)
-    error = _error(vectors, codes)
-    moved = max(1, clusters // 8)
     exchanges = min(exchanges, _EXCHANGE_LIMIT // max(1, work * (iterations + 1))) if clusters > 1 else 0
-    failures = 0
-    for _ in range(exchanges):
-        # Where those of the largest errors were tried in vain, others are drawn.
-        pick = _draw if failures else _largest
-        candidate = _exchange(vectors, codes, min(moved, clusters - 1), pick, iterations, generator)
-        after = _error(vectors, candidate)
-        if after < error:
-            failures = 0 if error - after > _LITTLE * error else failures + 1
-            codes, error = candidate, after
-        else:
-            failures += 1
-            moved = max(1, moved // 2)
-        if failures == _PATIENCE:
-            break
-    return codes
+    with pass_bar("k-means", 1 + exchanges, "rounds") as bar:
+        codes = _lloyd(vectors, seeds(vectors, clusters, generator), iterations)
+        bar.update()
+        return _exchanged(vectors, codes, exchanges, iterations, generator, bar)
 
 
 def seeds(vectors: Tensor, clusters: int, generator: Generator) -> Tensor:
@@ -109,6 +98,28 @@ def centroids(vectors: Tensor, owners: Tensor, codes: Tensor) -> Tensor:
     counts = torch.bincount(owners, minlength=len(codes)).to(codes.dtype)[:, None]
     sums = torch.zeros_like(codes).index_add_(0, owners, vectors)
     return torch.where(counts > 0, sums / counts.clamp_min(1), codes)
+
+
+def _exchanged(
+    vectors: Tensor, codes: Tensor, exchanges: int, iterations: int, generator: Generator, bar: "tqdm[Any]"
+) -> Tensor:
+    """Codes after as many exchanges as pay, at most `exchanges`."""
+    error, moved, failures = _error(vectors, codes), max(1, len(codes) // 8), 0
+    for _ in range(exchanges):
+        # Where those of the largest errors were tried in vain, others are drawn.
+        pick = _draw if failures else _largest
+        candidate = _exchange(vectors, codes, min(moved, len(codes) - 1), pick, iterations, generator)
+        after = _error(vectors, candidate)
+        gained = error - after > _LITTLE * error
+        failures = 0 if gained else failures + 1
+        if after < error:
+            codes, error = candidate, after
+        else:
+            moved = max(1, moved // 2)
+        if failures == _PATIENCE:
+            break
+        bar.update()
+    return codes
 
 
 def _largest(weights: Tensor, number: int, generator: Generator) -> Tensor:
