@@ -86,9 +86,7 @@ class ResidualQuantizer(Quantizer):
 
     def quantize(self, conditioned: Tensor, indices: Tensor) -> QuantizerOutput:
         if self.training and self.starter and self.waits:
-            self.starter.gather(conditioned.reshape(-1, self.dim))
-            nothing = conditioned.new_zeros(())
-            return QuantizerOutput(conditioned, indices, nothing, nothing)
+            return self.starter.pass_on(conditioned, indices)
         remainder, codes, outputs = conditioned, [], []
         for number, level in enumerate(self._all):
             outputs.append(level.quantize(remainder, indices[..., number]))

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vqtool.quantizers.base import Quantizer
+from vqtool.quantizers.output import QuantizerOutput
 from vqtool.settings import Settings
 
 # Vectors of the sample for each code.
@@ -53,6 +54,12 @@ class KMeansStart(nn.Module):
         """Add a training batch (N, D) to the sample."""
         if self.pending:
             self._gathered.append(vectors.detach())
+
+    def pass_on(self, vectors: Tensor, indices: Tensor) -> QuantizerOutput:
+        """The output while codes wait: vectors (..., D) as they are, gathered; nothing to lose by."""
+        self.gather(vectors.reshape(-1, vectors.shape[-1]))
+        nothing = vectors.new_zeros(())
+        return QuantizerOutput(vectors, indices, nothing, nothing)
 
     @torch.no_grad()
     def update(self, quantizer: Quantizer) -> None:

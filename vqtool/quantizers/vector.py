@@ -107,9 +107,9 @@ class VectorQuantizer(Quantizer):
         return self.nearest(conditioned)
 
     def quantize(self, conditioned: Tensor, indices: Tensor) -> QuantizerOutput:
+        if self.training and self.starter and self.waits:
+            return self.starter.pass_on(conditioned, indices)
         flat, codes = self._flat(conditioned)
-        if self.training and self.waits:
-            return self._unquantized(conditioned, indices)
         flat_indices = indices.reshape(-1)
         chosen = codes[flat_indices]
         loss = (flat - chosen.detach()).square().mean()
@@ -144,7 +144,7 @@ class VectorQuantizer(Quantizer):
     def initialise(self, conditioned: Tensor) -> None:
         flat = conditioned.reshape(-1, self.dim)
         # A fixed seed: the vectors themselves differ from run to run.
-        codes = kmeans(flat, len(self.codes), Generator().manual_seed(0))
+        codes = kmeans(flat, self.codebook_sizes[0], Generator().manual_seed(0))
         indices = nearest_codes(flat, codes)
         self.codebook.initialise(codes, torch.bincount(indices, minlength=len(codes)))
         if self.scale:
@@ -187,13 +187,6 @@ class VectorQuantizer(Quantizer):
             self.revival.gather(vectors, indices)
         if self.scale:
             self.scale.gather(error, vectors.numel())
-
-    def _unquantized(self, conditioned: Tensor, indices: Tensor) -> QuantizerOutput:
-        """Vectors as they are, while codes wait for a sample."""
-        assert self.starter
-        self.starter.gather(conditioned.reshape(-1, self.dim))
-        nothing = conditioned.new_zeros(())
-        return QuantizerOutput(conditioned, indices, nothing, nothing)
 
     def _flat(self, conditioned: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors (N, D) and codes (K, D) in one type."""
