@@ -7,6 +7,7 @@ Digits and photo patches go through convolutions at K = 512, and a mixture of 25
 no network. Two seeds each, 300 steps; ten minutes on two cores.
 """
 
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from multiprocessing import get_context
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -67,6 +68,7 @@ CHOICES = [
 
 def main() -> None:
     """Print the table."""
+    ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter).parse_args()
     table = Table("changed", "digits: mse", "usage", "patches: mse", "usage", "centres of 256")
     with get_context("spawn").Pool(2) as pool:
         runs = [choice.image_run(data, seed) for choice in CHOICES for data in ("digits", "patches") for seed in SEEDS]

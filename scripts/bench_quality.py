@@ -137,7 +137,7 @@ def images(size: int, jobs: int = 2) -> Iterator[Row]:
     Its 24 settings are screened in short runs at one seed; the best two of those (at K = 8192 the best) run in full at
     every seed, and the one with the least mean error counts.
     """
-    short, full = (50, 200) if size > 1024 else (300, 1500)
+    short, full = (50, 600) if size > 1024 else (300, 1500)
     with get_context("spawn").Pool(jobs) as pool:
         for data in ("digits", "patches"):
             tried = [ImageRun(data, size, peer, seed=0, steps=short) for peer in peer_settings()]
@@ -152,6 +152,8 @@ def images(size: int, jobs: int = 2) -> Iterator[Row]:
             what = f"{data}, K = {size}; best peer: {best[winner]}"
             yield Row(what, ours, theirs, "mse at most 0.9 of the peer's", fmean(ours) <= 0.9 * fmean(theirs))
             yield _usage(f"{data}, K = {size}: usage", groups[0], size)
+            ratios = [result.ratio for result in groups[0] if result.ratio is not None]
+            yield Row(f"{data}, K = {size}: error of latents, over k-means on them", ratios, [], "nothing", True)
 
 
 def _usage(what: str, results: Sequence[Result], size: int) -> Row:

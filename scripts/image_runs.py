@@ -10,13 +10,13 @@ import torch.nn.functional as F
 import yaml
 from make_tensors import digits, patches
 from peers import PeerSettings
-from torch import Tensor, nn
+from torch import Generator, Tensor
 
 from vqtool.autoencoder import Autoencoder
 from vqtool.config import RunSettings
 from vqtool.data import BatchOrder, SampleSpec
 from vqtool.data.order import split
-from vqtool.quantizers import ProjectedQuantizer, VectorQuantizerSettings
+from vqtool.quantizers import ProjectedQuantizer, VectorQuantizerSettings, kmeans, nearest_codes
 from vqtool.training.optimizer import Optimizer
 
 # Width of the latents that the network makes.
@@ -34,6 +34,9 @@ class Result(NamedTuple):
     usage: float
     tokens: int
     """of the validation images"""
+    ratio: float | None
+    """of vqtool's codes: the mean squared error of quantizing validation latents, over that of k-means as large on the
+    training latents"""
 
 
 class ImageRun(NamedTuple):
@@ -68,7 +71,7 @@ class ImageRun(NamedTuple):
             optimizer.gradients(loss)
             optimizer.step(step)
             model.quantizer.update()
-        return self._judge(model.eval(), validation)
+        return self._judge(model.eval(), training, validation)
 
     def error(self) -> float:
         """Of `result`."""
@@ -101,14 +104,27 @@ class ImageRun(NamedTuple):
         return model, settings
 
     @torch.no_grad()
-    def _judge(self, model: nn.Module, validation: Tensor) -> Result:
+    def _judge(self, model: Autoencoder, training: Tensor, validation: Tensor) -> Result:
         errors, used, tokens = 0.0, set(), 0
         for x in validation.split(128):
             output = model(x)
             errors += float((output.prediction - output.target).square().sum())
             used |= set(output.quantizer.indices.flatten().tolist())
             tokens += output.quantizer.indices.numel()
-        return Result(errors / validation.numel(), len(used) / self.codebook_size, tokens)
+        ratio = None if self.peer else _ratio(model, training, validation)
+        return Result(errors / validation.numel(), len(used) / self.codebook_size, tokens, ratio)
+
+
+def _ratio(model: Autoencoder, training: Tensor, validation: Tensor) -> float:
+    quantizer = model.quantizer
+    inner = quantizer.inner if isinstance(quantizer, ProjectedQuantizer) else quantizer
+    fitted, judged = (
+        torch.cat([quantizer.condition(model.latents(x)).reshape(-1, inner.dim) for x in part.split(128)])
+        for part in (training, validation)
+    )
+    reference = kmeans(fitted, len(inner.codes), Generator().manual_seed(0))
+    ours, best = ((judged - codes[nearest_codes(judged, codes)]).square().mean() for codes in (inner.codes, reference))
+    return float(ours / best)
 
 
 def images(name: str) -> tuple[Tensor, Tensor]:

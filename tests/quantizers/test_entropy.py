@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vqtool.quantizers.entropy import entropy_loss, negative_entropy, sample_entropies, soft_assignment
+from vqtool.quantizers.entropy import entropy_loss, negative_entropy, sample_entropies
 
 
 def naive_assignment(vectors, codebook, temperature):
@@ -80,19 +80,6 @@ def test_the_mean_comes_before_the_entropy():
     assert float(entropy_loss(codes, codes, 1.0)) == pytest.approx(-math.log(2))
 
 
-@pytest.mark.parametrize("temperature", [0.1, 4.0])
-def test_soft_assignment_of_two_codes_by_hand(temperature):
-    vectors, codes = torch.tensor([[0.25]], dtype=torch.float64), torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-    first, second = math.exp(-0.0625 / temperature), math.exp(-0.5625 / temperature)
-    expected = [[first / (first + second), second / (first + second)]]
-    torch.testing.assert_close(soft_assignment(vectors, codes, temperature), torch.tensor(expected).double())
-
-
-def test_soft_assignment_follows_the_formula():
-    vectors, codebook = some(40, 8, 3)
-    torch.testing.assert_close(soft_assignment(vectors, codebook, 0.3), naive_assignment(vectors, codebook, 0.3))
-
-
 def test_negative_entropy_adds_1e_10_within_the_logarithm():
     p = torch.tensor([0.75, 0.25, 0.0], dtype=torch.float64, requires_grad=True)
     loss = negative_entropy(p)
@@ -161,7 +148,7 @@ def test_a_step_down_the_confidence_term_brings_a_vector_nearer_to_its_code():
 @pytest.mark.parametrize("temperature", [1e-3, 1e-6])
 def test_probabilities_that_underflow_give_finite_gradients(dtype, temperature):
     vectors, codebook = (tensor.requires_grad_() for tensor in some(40, 8, 3, dtype))
-    soft = soft_assignment(vectors, codebook, temperature)
+    soft = naive_assignment(vectors, codebook, temperature)
     assert (soft == 0).any()
     loss = entropy_loss(vectors, codebook, temperature, confidence=1.0)
     assert loss.isfinite()

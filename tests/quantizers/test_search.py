@@ -5,7 +5,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vqtool.quantizers import nearest_codes, search
+from vqtool.quantizers import nearest_codes, scores, search
 
 FEW = settings(deadline=None, max_examples=60)
 
@@ -140,6 +140,8 @@ def test_blocks_change_nothing(monkeypatch, block, k):
         (1e4 + normal(0, 23, 3) / 100, 1e4 + normal(1, k, 3) / 100),
     ]
     monkeypatch.setattr(search, "_BLOCK", block)
+    monkeypatch.setattr(search, "_ROWS", block)
+    monkeypatch.setattr(scores, "_BLOCK", block)
     for vectors, codes in cases:
         check(vectors, codes)
 
@@ -182,10 +184,10 @@ def test_products_are_taken_in_full_precision_and_the_setting_comes_back(monkeyp
 
     def spy(vectors, codebook):
         during.extend(backend.fp32_precision for backend in BACKENDS)
-        return nearest_in_block(vectors, codebook)
+        return nearest(vectors, codebook)
 
-    nearest_in_block = search._nearest_in_block
-    monkeypatch.setattr(search, "_nearest_in_block", spy)
+    nearest = search._nearest
+    monkeypatch.setattr(search, "_nearest", spy)
     matmul_precision(precision)
     check(normal(0, 300, 32), normal(1, 200, 32))
     assert not {"bf16", "tf32"} & set(during)
@@ -197,7 +199,7 @@ def test_the_setting_comes_back_after_an_error(monkeypatch, matmul_precision):
     def fail(vectors, codebook):
         raise MemoryError
 
-    monkeypatch.setattr(search, "_nearest_in_block", fail)
+    monkeypatch.setattr(search, "_nearest", fail)
     matmul_precision("medium")
     with pytest.raises(MemoryError):
         nearest_codes(normal(0, 3, 2), normal(1, 3, 2))

@@ -6,6 +6,8 @@ Shapes: N vectors, K codes, D dimensions, F factors of M values.
 import torch
 from torch import Tensor
 
+from vqtool.quantizers.soft_assignment import soft_sums
+
 
 def entropy_loss(vectors: Tensor, codebook: Tensor, temperature: float | Tensor, confidence: float = 0.0) -> Tensor:
     """Negative entropy of the mean soft assignment, sum_k p[k] ln(p[k] + 1e-10), in nats; plus the confidence term.
@@ -22,19 +24,9 @@ def entropy_loss(vectors: Tensor, codebook: Tensor, temperature: float | Tensor,
     Returns:
         (), without the confidence term between -ln K (even use) and 0; gradients reach `vectors` and `codebook`.
     """
-    soft = soft_assignment(vectors, codebook, temperature)
-    loss = negative_entropy(soft.mean(dim=0))
-    return loss + confidence * sample_entropies(soft).mean() if confidence else loss
-
-
-def soft_assignment(vectors: Tensor, codebook: Tensor, temperature: float | Tensor) -> Tensor:
-    """softmax over k of -|z_n - e_k|² / temperature, (N, K)."""
-    # |z|² is the same for all codes of a row and falls out of the softmax, as does a shift of both sides. Without
-    # them nothing cancels where vectors lie far from the origin.
-    centre = codebook.detach().mean(dim=0)
-    vectors, codebook = vectors - centre, codebook - centre
-    logits = torch.addmm(-codebook.square().sum(dim=1), vectors, codebook.T, alpha=2)
-    return torch.softmax(logits / temperature, dim=1)
+    sums = soft_sums(vectors, codebook, temperature, entropy=confidence > 0)
+    loss = negative_entropy(sums.assignment / len(vectors))
+    return loss + confidence * sums.entropy / len(vectors) if confidence else loss
 
 
 def negative_entropy(probabilities: Tensor) -> Tensor:

@@ -1,15 +1,22 @@
 """Nearest-code search, exact: the winner is settled in float64, so that block, thread or precision changes no token.
 
-Shapes: N vectors, K codes, D dimensions.
+Shapes: N vectors, R of a block, K codes, D dimensions, P candidates.
 """
 
 import torch
 from torch import Tensor
 
 from vqtool.quantizers.precision import full_precision
+from vqtool.quantizers.scores import BfloatScores, FullScores, Scores, multiplies_bfloat16, places
+from vqtool.quantizers.threads import over_rows
 
-# Elements of one block of scores, and of one block of exact differences: what bounds the memory.
-_BLOCK = 1 << 22
+# Vectors whose candidates are settled together, and numbers of one block of exact differences: they bound the memory.
+_ROWS = 1 << 12
+_BLOCK = 1 << 20
+# Products of numbers that are worth another thread.
+_THREAD = 1 << 22
+# Codes for which looking at one candidate takes as long as bfloat16 saves on them.
+_WORTH = 128
 
 
 def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
@@ -32,59 +39,64 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
         raise ValueError(f"expected (N, D) vectors and (K, D) codes, got {_shape(vectors)} and {_shape(codebook)}")
     if 0 in codebook.shape:
         raise ValueError(f"the codebook is empty: {_shape(codebook)}")
-    rows = max(1, _BLOCK // len(codebook))
+    vectors, codebook = vectors.detach(), codebook.detach()
     with torch.no_grad(), full_precision(vectors.device):
-        return torch.cat([_nearest_in_block(block, codebook) for block in vectors.split(rows)])
+        parts = over_rows(
+            lambda rows: _nearest(vectors[rows], codebook),
+            len(vectors),
+            most=vectors.numel() * len(codebook) // _THREAD,
+            device=vectors.device,
+        )
+        return torch.cat(parts)
 
 
-def _nearest_in_block(vectors: Tensor, codebook: Tensor) -> Tensor:
-    scores, error = _scores(vectors, codebook)
-    best, indices = scores.min(dim=1)
-    # Negated, so that a row with a NaN or an overflow keeps every code in the running.
-    candidates = ~(scores > (best + 2 * error)[:, None])
-    contested = candidates.sum(dim=1) != 1
-    if contested.any():
-        indices[contested] = _settle(vectors[contested], codebook, candidates[contested])
-    return indices
-
-
-def _scores(vectors: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    """|e|²/2 - z·e, which orders codes as the distance does, and a bound (N,) on its rounding error.
-
-    Distances are unchanged when both sides are shifted; about the mean code the terms are small, and so is the error.
-    The bound is the textbook one for inner products, |fl(x·y) - x·y| <= D u |x||y| / (1 - D u) (Higham, Accuracy and
-    Stability of Numerical Algorithms, 2002, eq. 3.5), with room for the shift and the other roundings.
-    """
+def _nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     dtype = torch.promote_types(torch.promote_types(vectors.dtype, codebook.dtype), torch.float32)
-    vectors, codebook = vectors.to(dtype), codebook.to(dtype)
-    centre = codebook.mean(dim=0)
-    vectors, codebook = vectors - centre, codebook - centre
-    half_norms = codebook.square().sum(dim=1) / 2
-    scores = torch.addmm(half_norms, vectors, codebook.T, alpha=-1)
-    dim = codebook.shape[1]
-    largest = (2 * half_norms.max()).sqrt()
-    furthest = vectors.norm(dim=1) + largest
-    # The float64 sums that settle a contest round, too: by eps of the distances, which can be far above the products.
-    rounding = torch.finfo(dtype).eps * largest + torch.finfo(torch.float64).eps * furthest
-    return scores, (dim + 8) * rounding * furthest + dim * torch.finfo(dtype).tiny
+    codes = codebook.to(dtype)
+    fast = dtype == torch.float32 and vectors.device.type == "cpu" and len(codes) > _WORTH and multiplies_bfloat16()
+    scores: Scores = BfloatScores(codes) if fast else FullScores(codes)
+    found = [torch.empty(0, dtype=torch.int64, device=vectors.device)]
+    for block in vectors.split(_ROWS):
+        block = block.to(dtype)
+        rows, candidates = scores.candidates(block)
+        if fast and len(rows) * _WORTH > len(codes) * len(block):
+            fast, scores = False, FullScores(codes)  # bfloat16 does not tell these apart
+            rows, candidates = scores.candidates(block)
+        found.append(_settle(block, codes, rows, candidates))
+    return torch.cat(found)
 
 
-def _settle(vectors: Tensor, codebook: Tensor, candidates: Tensor) -> Tensor:
-    """The exact nearest among `candidates` (N, K) bool, at least one a row."""
+def _settle(vectors: Tensor, codebook: Tensor, rows: Tensor, codes: Tensor) -> Tensor:
+    """The exact nearest (R,) of the candidates, `rows` and `codes` (P,)."""
     if vectors.device.type == "mps":  # which has no float64
-        return _settle(vectors.cpu(), codebook.cpu(), candidates.cpu()).to(vectors.device)
-    rows, codes = candidates.nonzero(as_tuple=True)
+        return _settle(vectors.cpu(), codebook.cpu(), rows.cpu(), codes.cpu()).to(vectors.device)
+    nearest = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
+    nearest.scatter_(0, rows, codes)
+    # Most contests are not close, and decided in the vectors' own type.
+    error = (vectors.shape[1] + 4) * torch.finfo(vectors.dtype).eps
+    for dtype, slack in ((vectors.dtype, 2 * error), (torch.float64, 0.0)):
+        contested = places(rows.bincount(minlength=len(vectors)).index_select(0, rows) > 1)
+        rows, codes = rows.index_select(0, contested), codes.index_select(0, contested)
+        if len(rows):
+            stays = places(~_lost(vectors, codebook, rows, codes, dtype, slack))
+            rows, codes = rows.index_select(0, stays), codes.index_select(0, stays)
+            # Among equals the lowest. Where distances are NaN none has lost, and the first wins, as with argmin.
+            nearest.scatter_reduce_(0, rows, codes, "amin", include_self=False)
+    return nearest
+
+
+def _lost(vectors: Tensor, codebook: Tensor, rows: Tensor, codes: Tensor, dtype: torch.dtype, slack: float) -> Tensor:
+    """Which candidates (P,) are further from their row than its nearest, by more than this share of the distance."""
     pairs = max(1, _BLOCK // vectors.shape[1])
     distances = torch.cat(
         [
-            (vectors[row].double() - codebook[code].double()).square().sum(dim=1)
+            (vectors.index_select(0, row).to(dtype) - codebook.index_select(0, code).to(dtype)).square().sum(dim=1)
             for row, code in zip(rows.split(pairs), codes.split(pairs), strict=True)
         ]
     )
     smallest = distances.new_full((len(vectors),), torch.inf).scatter_reduce(0, rows, distances, "amin")
-    # Where distances are NaN nothing is above the smallest, and the first code wins, as with argmin.
-    winners = torch.where(distances > smallest[rows], len(codebook), codes)
-    return codes.new_full((len(vectors),), len(codebook)).scatter_reduce(0, rows, winners, "amin")
+    least = torch.finfo(dtype).tiny * vectors.shape[1] if slack else 0.0
+    return distances > (smallest * (1 + slack) + least).index_select(0, rows)
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from vqtool.quantizers.balance import SinkhornSettings
 from vqtool.quantizers.base import Quantizer
-from vqtool.quantizers.entropy import entropy_loss, sample_entropies, soft_assignment
+from vqtool.quantizers.entropy import entropy_loss
 from vqtool.quantizers.gradient import GRADIENTS, GradientName
 from vqtool.quantizers.kmeans import kmeans
 from vqtool.quantizers.learning import EmaLearning, EntropyLearning, Learning
@@ -20,6 +20,7 @@ from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
 from vqtool.quantizers.revival import RevivalSettings
 from vqtool.quantizers.scale import ErrorScale
 from vqtool.quantizers.search import nearest_codes
+from vqtool.quantizers.soft_assignment import soft_sums
 from vqtool.quantizers.start import KMeansStart, KMeansStartSettings, Start
 from vqtool.settings import Settings
 
@@ -129,12 +130,12 @@ class VectorQuantizer(Quantizer):
     def statistics(self, conditioned: Tensor, indices: Tensor) -> list[LevelStatistics]:
         flat, codes = self._flat(conditioned)
         indices = indices.reshape(-1)
-        soft = soft_assignment(flat, codes, self._temperature)
+        soft = soft_sums(flat, codes, self._temperature, entropy=True)
         return [
             LevelStatistics(
                 counts=torch.bincount(indices, minlength=len(codes)).cpu(),
-                soft_assignment=soft.sum(dim=0)[None].cpu().double(),
-                sample_entropy=sample_entropies(soft).sum().cpu().double(),
+                soft_assignment=soft.assignment[None].cpu().double(),
+                sample_entropy=soft.entropy.cpu().double(),
                 squared_distance=(flat - codes[indices]).square().sum().cpu().double(),
                 elements=torch.tensor(flat.numel()),
             )

@@ -1,0 +1,178 @@
+"""Scores that order codes as their distances do, from one matrix product, with a bound on how far they are off.
+
+A score is |z - e|²/2 less something that all codes of a row share. Distances are unchanged when both sides are shifted;
+about the mean code the terms are small, and so are the errors. The norms of the codes are columns of the product, which
+saves a pass over the scores.
+
+Shapes: N vectors, R of a block, K codes, D dimensions, G groups of codes, P candidates.
+"""
+
+from abc import ABC, abstractmethod
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Scores of one block: what a cache holds, and what bounds the memory.
+_BLOCK = 1 << 22
+# Codes of a group. The least score of each is found first, so that few are looked at one by one.
+_GROUP = 64
+
+
+class Scores(ABC):
+    """A codebook made ready to score vectors.
+
+    Args:
+        codebook: (K, D), in the type that is computed in.
+    """
+
+    def __init__(self, codebook: Tensor) -> None:
+        self._centre = codebook.mean(dim=0)
+        self._codes = codebook - self._centre
+        self._half_norms = self._codes.square().sum(dim=1) / 2
+        self._largest = (2 * self._half_norms.max()).sqrt()
+        self._columns = self._pad(self._make_columns())
+
+    def candidates(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and codes (P,) each, in the order of rows, then codes: for each of (N, D) whatever may be nearest."""
+        operand, errors = self._make_rows(vectors - self._centre)
+        columns = self._columns.shape[1]
+        count = max(1, _BLOCK // columns)
+        buffer = operand.new_empty(min(count, len(operand)), columns)
+        places = [torch.empty(0, dtype=torch.int64, device=vectors.device)]
+        for start in range(0, len(operand), count):
+            block = operand[start : start + count]
+            scores = torch.mm(block, self._columns, out=buffer[: len(block)])
+            places.append(self._within(scores, errors[start : start + count]) + start * columns)
+        found = torch.cat(places)
+        rows, codes = found // columns, found % columns
+        if columns == len(self._codes):
+            return rows, codes
+        real = codes < len(self._codes)
+        return rows[real], codes[real]
+
+    @abstractmethod
+    def _make_columns(self) -> Tensor:
+        """(K, D + m), what rows are multiplied with; the column at D is a half norm."""
+
+    @abstractmethod
+    def _make_rows(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows (N, D + m) of shifted vectors, and bounds (N,) on the errors of their scores."""
+
+    @abstractmethod
+    def _limits(self, best: Tensor, errors: Tensor) -> Tensor:
+        """What scores are not above, of all that may be nearest, by the best (R,) as it was computed."""
+
+    def _ordered(self, scores: Tensor) -> Tensor:
+        """Scores as what is compared."""
+        return scores
+
+    def _within(self, scores: Tensor, errors: Tensor) -> Tensor:
+        """The places, counted through `scores`, of those that may be nearest."""
+        groups = self._ordered(scores).view(len(scores), scores.shape[1] // _GROUP, _GROUP)
+        least = groups.amin(dim=2)
+        limits = self._limits(least.amin(dim=1), errors)
+        near = _not_above(least, limits)
+        members = groups.view(-1, _GROUP).index_select(0, near)
+        hits = _not_above(members, limits.index_select(0, near // least.shape[1]))
+        return near.index_select(0, hits // _GROUP) * _GROUP + hits % _GROUP
+
+    def _error(self, norms: Tensor) -> Tensor:
+        """Bound (N,) on the rounding of a product, in the type of the codes, with vectors of these norms (N,).
+
+        |fl(x·y) - x·y| <= D u |x||y| / (1 - D u) (Higham, Accuracy and Stability of Numerical Algorithms, 2002, eq.
+        3.5), with room for the shift and the other roundings.
+        """
+        dim = self._codes.shape[1]
+        info = torch.finfo(self._codes.dtype)
+        furthest = norms + self._largest
+        # The float64 sums that settle a contest round, too: by eps of the distances, which can be far above the scores.
+        rounding = info.eps * self._largest + torch.finfo(torch.float64).eps * furthest
+        return (dim + 8) * (rounding * furthest + info.tiny * (1 + furthest))
+
+    def _pad(self, columns: Tensor) -> Tensor:
+        """(K, D + m) as (D + m, K up to a multiple of the group); what is added is never the least."""
+        padding = -len(columns) % _GROUP
+        columns = F.pad(columns, (0, 0, 0, padding))
+        columns[len(columns) - padding :, self._codes.shape[1]] = torch.inf
+        return columns.T
+
+
+class FullScores(Scores):
+    """Scores in the type of the codes."""
+
+    def _make_columns(self) -> Tensor:
+        return torch.cat([self._codes, self._half_norms[:, None]], dim=1)
+
+    def _make_rows(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        return F.pad(vectors.neg(), (0, 1), value=1.0), self._error(vectors.norm(dim=1))
+
+    def _limits(self, best: Tensor, errors: Tensor) -> Tensor:
+        limits = best + 2 * errors
+        return limits.where(limits.isfinite(), torch.inf)
+
+
+class BfloatScores(Scores):
+    """Scores in bfloat16, twice as fast where the processor multiplies it, for float32 codes.
+
+    Rounding z to z + dz and e to e + de costs |z·e - (z + dz)·(e + de)| <= |dz| |e| + |z + dz| |de|, by Cauchy-Schwarz;
+    the norms of what was lost are known. The result is rounded again, by its own magnitude.
+
+    Each row is shifted until none of its scores is negative. Those are ordered as their bits are, and least integers
+    are found faster than least bfloat16.
+    """
+
+    def _make_columns(self) -> Tensor:
+        low = self._codes.bfloat16()
+        self._lost = (self._codes - low.float()).norm(dim=1).max()
+        # A norm needs more than eight bits: a second column has what the first leaves over.
+        first = self._half_norms.bfloat16()
+        second = (self._half_norms - first.float()).bfloat16()
+        self._norm_lost = (self._half_norms - first.float() - second.float()).abs().max()
+        return torch.cat([low, torch.stack([first, second, torch.ones_like(first)], dim=1)], dim=1)
+
+    def _make_rows(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        low = vectors.bfloat16()
+        norms = vectors.norm(dim=1)
+        lost = (vectors - low.float()).norm(dim=1)
+        errors = 1.01 * (lost * self._largest + (norms + lost) * self._lost + self._norm_lost) + 2 * self._error(norms)
+        info = torch.finfo(torch.bfloat16)
+        shift = ((norms.square() / 2 + errors) * (1 + info.eps) + info.tiny).bfloat16()
+        # No score is above this sum. Where it could overflow, any code may be nearest.
+        safe = shift.float() + (norms + self._largest).square() + errors < info.max / 2
+        ones = torch.ones_like(shift)
+        rows = torch.cat([low.neg(), torch.stack([ones, ones, shift], dim=1)], dim=1)
+        return rows, errors.where(safe, torch.inf)
+
+    def _ordered(self, scores: Tensor) -> Tensor:
+        return scores.view(torch.int16)
+
+    def _limits(self, best: Tensor, errors: Tensor) -> Tensor:
+        eps = torch.finfo(torch.bfloat16).eps
+        # (1 + u) / (1 - u) of the best, for its rounding and that of the nearest, with eps = 2 u; then rounded up.
+        limits = (1 + 1.1 * eps) * best.view(torch.bfloat16).float() + 2.1 * errors
+        bits = (limits * (1 + eps)).bfloat16().view(torch.int16)
+        return bits.where(errors.isfinite(), torch.iinfo(torch.int16).max)
+
+
+@lru_cache(maxsize=1)
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for products of bfloat16."""
+    able = torch.cpu.get_capabilities()
+    return any(able.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
+
+
+def places(mask: Tensor) -> Tensor:
+    """Where a mask is true, counted through it."""
+    if mask.device.type == "cpu":  # where NumPy counts several times as fast
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return mask.view(-1).nonzero().squeeze(1)
+
+
+def _not_above(values: Tensor, limits: Tensor) -> Tensor:
+    """The places, counted through (n, m), of values that are not above the limit (n,) of their row. NaN never is."""
+    if values.device.type == "cpu":  # NumPy compares several times as fast, too
+        return torch.from_numpy(np.flatnonzero(~(values.numpy() > limits.numpy()[:, None])))
+    return places(~(values > limits[:, None]))

@@ -1,0 +1,141 @@
+"""Soft assignments of vectors to codes, summed, and their gradient, without the N x K matrix of them.
+
+Blocks of rows are walked once forward, for the sums, and once backward, where the assignments are computed again with
+the gradients of the sums at hand. So memory is bounded by the block. (Recomputing instead of keeping is how
+FlashAttention does without its matrix: Dao et al. 2022, 3.1.)
+
+Shapes: N vectors, R of a block, K codes, D dimensions.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from vqtool.quantizers.precision import full_precision
+from vqtool.quantizers.threads import over_rows
+
+# Assignments of one block: what a cache holds, and what bounds the memory.
+_BLOCK = 1 << 20
+# Products of numbers that are worth another thread.
+_THREAD = 1 << 22
+
+
+class SoftSums(NamedTuple):
+    """Sums over vectors of their soft assignments s[n,:] = softmax over k of -|z_n - e_k|² / temperature."""
+
+    assignment: Tensor
+    """(K,) s summed over the vectors."""
+    entropy: Tensor
+    """() the entropy of each row of s, in nats, summed over the vectors; 0 where it was not asked for."""
+
+
+def soft_sums(vectors: Tensor, codebook: Tensor, temperature: float | Tensor, entropy: bool) -> SoftSums:
+    """Sums of the soft assignments of vectors to codes; gradients reach both.
+
+    Args:
+        vectors: (N, D).
+        codebook: (K, D), of the same type.
+        temperature: in squared units of the vectors; no gradient reaches it.
+        entropy: whether to sum the entropies of the rows, too.
+    """
+    return SoftSums(*_SoftSums.apply(vectors, codebook, temperature, entropy))
+
+
+class _SoftSums(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, vectors: Tensor, codebook: Tensor, temperature: float | Tensor, entropy: bool
+    ) -> tuple[Tensor, Tensor]:
+        factors = _Factors.of(vectors, codebook, temperature)
+        with full_precision(vectors.device):
+            parts = over_rows(lambda rows: _sums(factors, rows, entropy), *factors.work)
+        ctx.save_for_backward(*factors)
+        ctx.entropy = entropy
+        assignments, entropies = zip(*parts, strict=True)
+        return sum(assignments).to(vectors.dtype), sum(entropies).to(vectors.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, assignment: Tensor, entropy: Tensor) -> tuple[Tensor | None, ...]:
+        factors = _Factors(*ctx.saved_tensors)
+        weight = entropy if ctx.entropy else None
+        with full_precision(assignment.device):
+            parts = over_rows(lambda rows: _gradients(factors, rows, assignment, weight), *factors.work)
+        of_vectors, of_codes = zip(*parts, strict=True)
+        return torch.cat(of_vectors), factors.gradient_of_codes(sum(of_codes)), None, None
+
+
+class _Factors(NamedTuple):
+    """Two matrices whose product are logits, less what all codes of a row share."""
+
+    rows: Tensor
+    """(N, D + 1) vectors times 2 / temperature, and a column of ones."""
+    columns: Tensor
+    """(K, D + 1) codes, and a column of -|e|² / temperature."""
+    scale: Tensor
+    """() 2 / temperature."""
+
+    @classmethod
+    def of(cls, vectors: Tensor, codebook: Tensor, temperature: float | Tensor) -> "_Factors":
+        # |z|² is the same for all codes of a row and falls out of the softmax, as does a shift of both sides. Without
+        # them nothing cancels where vectors lie far from the origin.
+        centre = codebook.mean(dim=0)
+        scale = 2 / torch.as_tensor(temperature, dtype=codebook.dtype, device=codebook.device)
+        codes = codebook - centre
+        rows = torch.cat([(vectors - centre) * scale, vectors.new_ones(len(vectors), 1)], dim=1)
+        return cls(rows, torch.cat([codes, codes.square().sum(dim=1, keepdim=True) * (-scale / 2)], dim=1), scale)
+
+    @property
+    def work(self) -> tuple[int, int, torch.device]:
+        """For `over_rows`."""
+        return len(self.rows), self.rows.numel() * len(self.columns) // _THREAD, self.rows.device
+
+    def blocks(self, rows: slice) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Rows (R, D + 1), their logits and soft assignments (R, K): two buffers, which the next block takes again."""
+        count = max(1, _BLOCK // len(self.columns))
+        logits, soft = (self.rows.new_empty(count, len(self.columns)) for _ in range(2))
+        for block in self.rows[rows].split(count):
+            torch.mm(block, self.columns.T, out=logits[: len(block)])
+            torch.softmax(logits[: len(block)], dim=1, out=soft[: len(block)])
+            yield block, logits[: len(block)], soft[: len(block)]
+
+    def gradient_of_codes(self, sums: Tensor) -> Tensor:
+        """(K, D), of logit gradients summed with the rows as weights (D + 1, K)."""
+        return sums[:-1].T - sums[-1][:, None] * self.scale * self.columns[:, :-1]
+
+
+def _sums(factors: _Factors, rows: slice, entropy: bool) -> tuple[Tensor, Tensor]:
+    assignment = factors.rows.new_zeros(len(factors.columns), dtype=torch.float64)
+    entropies = factors.rows.new_zeros((), dtype=torch.float64)
+    for block, logits, soft in factors.blocks(rows):
+        assignment += block[:, -1] @ soft  # the ones: a product sums columns faster than a sum does
+        if entropy:
+            entropies -= torch.linalg.vecdot(soft, _logarithms(logits, soft)).sum()
+    return assignment, entropies
+
+
+def _logarithms(logits: Tensor, soft: Tensor) -> Tensor:
+    """ln s (R, K), in the memory of the logits; finite where s has underflown."""
+    # They differ by one number a row, which is had best where s is greatest.
+    return logits.sub_((logits.amax(dim=1) - soft.amax(dim=1).log())[:, None])
+
+
+def _gradients(factors: _Factors, rows: slice, assignment: Tensor, entropy: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Gradients of vectors (n, D), and logit gradients summed with the rows as weights (D + 1, K)."""
+    codes = factors.columns[:, :-1] * factors.scale
+    of_vectors = [codes[:0]]
+    of_codes = codes.new_zeros(codes.shape[1] + 1, len(codes))
+    for block, logits, soft in factors.blocks(rows):
+        # The softmax passes v on as s (v - sum s v). Of the sums v is their gradient; of the entropy -ln s.
+        if entropy is None:
+            inner = (soft @ assignment)[:, None]
+            of_logits = torch.sub(assignment, inner, out=logits).mul_(soft)
+        else:
+            towards = _logarithms(logits, soft).mul_(-entropy).add_(assignment)
+            of_logits = towards.sub_(torch.linalg.vecdot(soft, towards)[:, None]).mul_(soft)
+        of_vectors.append(of_logits @ codes)
+        of_codes.addmm_(block.T, of_logits)
+    return torch.cat(of_vectors), of_codes

@@ -1,0 +1,58 @@
+"""Rows shared out among threads, each of which walks its own.
+
+PyTorch splits every operation over its threads. Over blocks that fit a cache an operation is so short that waiting for
+the last thread costs more than the work, and far more where another process has the core.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from threading import Barrier
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+def over_rows(work: Callable[[slice], T], rows: int, most: int, device: torch.device) -> list[T]:
+    """The results of `work` on consecutive slices of so many `rows`, in their order.
+
+    On a CPU there are as many slices as PyTorch has threads, `most` at the most, and none empty; anywhere else one.
+    """
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    parts = max(1, min(threads, most, rows))
+    slices = [slice(rows * part // parts, rows * (part + 1) // parts) for part in range(parts)]
+    return [work(slices[0])] if parts == 1 else list(_pool(threads).map(_without_gradients(work), slices))
+
+
+def _without_gradients(work: Callable[[slice], T]) -> Callable[[slice], T]:
+    # Whether gradients are recorded is each thread's own setting.
+    def run(part: slice) -> T:
+        with torch.no_grad():
+            return work(part)
+
+    return run
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads in each of which PyTorch works alone."""
+    pool = ThreadPoolExecutor(threads, "vqtool")
+    barrier = Barrier(threads + 1)
+
+    def alone() -> None:
+        torch.set_num_threads(1)
+        barrier.wait()
+
+    started = [pool.submit(alone) for _ in range(threads)]
+    barrier.wait()
+    for each in started:
+        each.result()
+    torch.set_num_threads(threads)  # what threads yet to come will have, too
+    return pool
+
+
+# A child process has the pool's memory, but none of its threads.
+os.register_at_fork(after_in_child=_pool.cache_clear)
