@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -18,7 +19,7 @@ from vqtool.quantizers.precision import full_precision
 from vqtool.quantizers.threads import over_rows
 
 # Assignments of one block: what a cache holds, and what bounds the memory.
-_BLOCK = 1 << 20
+_BLOCK = 1 << 21
 # Products of numbers that are worth another thread.
 _THREAD = 1 << 22
 
@@ -55,80 +56,84 @@ class _SoftSums(torch.autograd.Function):
         ctx.save_for_backward(*factors)
         ctx.entropy = entropy
         assignments, entropies = zip(*parts, strict=True)
-        return sum(assignments).to(vectors.dtype), sum(entropies).to(vectors.dtype)
+        return torch.stack(assignments).sum(dim=0).to(vectors.dtype), torch.stack(entropies).sum().to(vectors.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, assignment: Tensor, entropy: Tensor) -> tuple[Tensor | None, ...]:
         factors = _Factors(*ctx.saved_tensors)
+        of_vectors = torch.empty_like(factors.vectors)
         weight = entropy if ctx.entropy else None
         with full_precision(assignment.device):
-            parts = over_rows(lambda rows: _gradients(factors, rows, assignment, weight), *factors.work)
-        of_vectors, of_codes = zip(*parts, strict=True)
-        return torch.cat(of_vectors), factors.gradient_of_codes(sum(of_codes)), None, None
+            parts = over_rows(lambda rows: _gradients(factors, rows, assignment, weight, of_vectors), *factors.work)
+        return of_vectors, factors.gradient_of_codes(torch.stack(parts).sum(dim=0)), None, None
 
 
 class _Factors(NamedTuple):
-    """Two matrices whose product are logits, less what all codes of a row share."""
+    """What logits are made of: those of a row need only be right but for what all codes of it share.
 
-    rows: Tensor
-    """(N, D + 1) vectors times 2 / temperature, and a column of ones."""
+    |z|² is the same for all codes and falls out of the softmax, as does a shift of both sides. Without them nothing
+    cancels where vectors lie far from the origin.
+    """
+
+    vectors: Tensor
+    """(N, D)"""
     columns: Tensor
-    """(K, D + 1) codes, and a column of -|e|² / temperature."""
+    """(K, D + 1) codes about their mean, and a column of -|e|² / temperature."""
+    centre: Tensor
+    """(D,) that mean."""
     scale: Tensor
     """() 2 / temperature."""
 
     @classmethod
     def of(cls, vectors: Tensor, codebook: Tensor, temperature: float | Tensor) -> "_Factors":
-        # |z|² is the same for all codes of a row and falls out of the softmax, as does a shift of both sides. Without
-        # them nothing cancels where vectors lie far from the origin.
         centre = codebook.mean(dim=0)
-        scale = 2 / torch.as_tensor(temperature, dtype=codebook.dtype, device=codebook.device)
         codes = codebook - centre
-        rows = torch.cat([(vectors - centre) * scale, vectors.new_ones(len(vectors), 1)], dim=1)
-        return cls(rows, torch.cat([codes, codes.square().sum(dim=1, keepdim=True) * (-scale / 2)], dim=1), scale)
+        scale = 2 / torch.as_tensor(temperature, dtype=codes.dtype, device=codes.device)
+        return cls(
+            vectors, torch.cat([codes, codes.square().sum(dim=1, keepdim=True) * (-scale / 2)], dim=1), centre, scale
+        )
 
     @property
     def work(self) -> tuple[int, int, torch.device]:
         """For `over_rows`."""
-        return len(self.rows), self.rows.numel() * len(self.columns) // _THREAD, self.rows.device
+        return len(self.vectors), self.vectors.numel() * len(self.columns) // _THREAD, self.vectors.device
 
-    def blocks(self, rows: slice) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Rows (R, D + 1), their logits and soft assignments (R, K): two buffers, which the next block takes again."""
+    def blocks(self, rows: slice) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+        """Blocks of rows, as (R, D + 1) with a column of ones; their logits and soft assignments (R, K).
+
+        The last two are in memory that the next block takes again.
+        """
         count = max(1, _BLOCK // len(self.columns))
-        logits, soft = (self.rows.new_empty(count, len(self.columns)) for _ in range(2))
-        for block in self.rows[rows].split(count):
-            torch.mm(block, self.columns.T, out=logits[: len(block)])
-            torch.softmax(logits[: len(block)], dim=1, out=soft[: len(block)])
-            yield block, logits[: len(block)], soft[: len(block)]
+        logits, soft = self.vectors.new_empty(2, min(count, rows.stop - rows.start), len(self.columns))
+        for start in range(rows.start, rows.stop, count):
+            part = slice(start, min(start + count, rows.stop))
+            block = F.pad((self.vectors[part] - self.centre) * self.scale, (0, 1), value=1.0)
+            of_block = torch.mm(block, self.columns.T, out=logits[: len(block)])
+            yield part, block, of_block, torch.softmax(of_block, dim=1, out=soft[: len(block)])
 
     def gradient_of_codes(self, sums: Tensor) -> Tensor:
-        """(K, D), of logit gradients summed with the rows as weights (D + 1, K)."""
+        """(K, D), of logit gradients summed with the blocks as weights (D + 1, K)."""
         return sums[:-1].T - sums[-1][:, None] * self.scale * self.columns[:, :-1]
 
 
 def _sums(factors: _Factors, rows: slice, entropy: bool) -> tuple[Tensor, Tensor]:
-    assignment = factors.rows.new_zeros(len(factors.columns), dtype=torch.float64)
-    entropies = factors.rows.new_zeros((), dtype=torch.float64)
-    for block, logits, soft in factors.blocks(rows):
+    assignment = factors.vectors.new_zeros(len(factors.columns), dtype=torch.float64)
+    entropies = factors.vectors.new_zeros((), dtype=torch.float64)
+    for _, block, logits, soft in factors.blocks(rows):
         assignment += block[:, -1] @ soft  # the ones: a product sums columns faster than a sum does
         if entropy:
             entropies -= torch.linalg.vecdot(soft, _logarithms(logits, soft)).sum()
     return assignment, entropies
 
 
-def _logarithms(logits: Tensor, soft: Tensor) -> Tensor:
-    """ln s (R, K), in the memory of the logits; finite where s has underflown."""
-    # They differ by one number a row, which is had best where s is greatest.
-    return logits.sub_((logits.amax(dim=1) - soft.amax(dim=1).log())[:, None])
-
-
-def _gradients(factors: _Factors, rows: slice, assignment: Tensor, entropy: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Gradients of vectors (n, D), and logit gradients summed with the rows as weights (D + 1, K)."""
+def _gradients(
+    factors: _Factors, rows: slice, assignment: Tensor, entropy: Tensor | None, of_vectors: Tensor
+) -> Tensor:
+    """Fill in the gradients `of_vectors` (N, D); logit gradients summed with the blocks as weights (D + 1, K)."""
     codes = factors.columns[:, :-1] * factors.scale
-    of_vectors = [codes[:0]]
     of_codes = codes.new_zeros(codes.shape[1] + 1, len(codes))
-    for block, logits, soft in factors.blocks(rows):
+    for part, block, logits, soft in factors.blocks(rows):
         # The softmax passes v on as s (v - sum s v). Of the sums v is their gradient; of the entropy -ln s.
         if entropy is None:
             inner = (soft @ assignment)[:, None]
@@ -136,6 +141,12 @@ def _gradients(factors: _Factors, rows: slice, assignment: Tensor, entropy: Tens
         else:
             towards = _logarithms(logits, soft).mul_(-entropy).add_(assignment)
             of_logits = towards.sub_(torch.linalg.vecdot(soft, towards)[:, None]).mul_(soft)
-        of_vectors.append(of_logits @ codes)
+        torch.mm(of_logits, codes, out=of_vectors[part])
         of_codes.addmm_(block.T, of_logits)
-    return torch.cat(of_vectors), of_codes
+    return of_codes
+
+
+def _logarithms(logits: Tensor, soft: Tensor) -> Tensor:
+    """ln s (R, K), in the memory of the logits; finite where s has underflown."""
+    # They differ by one number a row, which is had best where s is greatest.
+    return logits.sub_((logits.amax(dim=1) - soft.amax(dim=1).log())[:, None])
