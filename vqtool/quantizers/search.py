@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vqtool.quantizers.precision import full_precision
 from vqtool.quantizers.scores import BfloatScores, FullScores, Scores, multiplies_bfloat16, places
-from vqtool.quantizers.threads import over_rows
+from vqtool.threads import over_rows
 
 # Vectors whose candidates are settled together, and numbers of one block of exact differences: they bound the memory.
 _ROWS = 1 << 12

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vqtool.quantizers.precision import full_precision
-from vqtool.quantizers.threads import over_rows
+from vqtool.threads import over_rows
 
 # Assignments of one block: what a cache holds, and what bounds the memory.
 _BLOCK = 1 << 21

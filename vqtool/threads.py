@@ -36,23 +36,24 @@ def _without_gradients(work: Callable[[slice], T]) -> Callable[[slice], T]:
     return run
 
 
-@lru_cache(maxsize=1)
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads in each of which PyTorch works alone."""
-    pool = ThreadPoolExecutor(threads, "vqtool")
-    barrier = Barrier(threads + 1)
+def lone_threads(count: int) -> ThreadPoolExecutor:
+    """So many threads, in each of which PyTorch works alone."""
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(count, "vqtool")
+    barrier = Barrier(count + 1)
 
     def alone() -> None:
         torch.set_num_threads(1)
         barrier.wait()
 
-    started = [pool.submit(alone) for _ in range(threads)]
+    started = [pool.submit(alone) for _ in range(count)]
     barrier.wait()
     for each in started:
         each.result()
-    torch.set_num_threads(threads)  # what threads yet to come will have, too
+    torch.set_num_threads(threads)  # a thread's own number is that of threads yet to come, too
     return pool
 
 
+_pool = lru_cache(maxsize=1)(lone_threads)
 # A child process has the pool's memory, but none of its threads.
 os.register_at_fork(after_in_child=_pool.cache_clear)
