@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vqtool.config import RunSettings
-from vqtool.data import BatchOrder
 from vqtool.quantizers.start import RandomStartSettings
 from vqtool.run import Run
+from vqtool.training.batches import Batches
 
 MLP = {"kind": "mlp", "width": 8, "layers": 1}
 IDENTITY = {"kind": "identity"}
@@ -67,14 +67,14 @@ def from_random(settings: RunSettings) -> RunSettings:
 
 def stop_in_step(patch: pytest.MonkeyPatch, step: int, number: int = signal.SIGTERM) -> None:
     """Send this process a signal while a step, counted from 1, is under way."""
-    batch = BatchOrder.batch
+    take = Batches.take
 
-    def stopping(order: BatchOrder, at: int) -> np.ndarray:
+    def stopping(batches: Batches, at: int) -> Tensor:
         if at == step - 1:
             signal.raise_signal(number)
-        return batch(order, at)
+        return take(batches, at)
 
-    patch.setattr(BatchOrder, "batch", stopping)
+    patch.setattr(Batches, "take", stopping)
 
 
 def logged(folder: Path) -> list[dict[str, Any]]:

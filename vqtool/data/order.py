@@ -1,5 +1,7 @@
 """The order of samples: a function of seed and epoch alone, so that a step number says which samples it sees."""
 
+from functools import lru_cache
+
 import numpy as np
 
 from vqtool.data.rows import RowNumbers
@@ -29,8 +31,6 @@ class BatchOrder:
         self._samples = samples
         self._batch_size = batch_size
         self._seed = seed
-        self._epoch = -1
-        self._order: RowNumbers = np.empty(0, dtype=np.int64)
 
     def batch(self, step: int) -> RowNumbers:
         """The sample numbers (B,) of a step, counted from 0."""
@@ -38,11 +38,11 @@ class BatchOrder:
         pieces = []
         for epoch in range(first // self._samples, last // self._samples + 1):
             start = epoch * self._samples
-            pieces.append(self._permutation(epoch)[max(first - start, 0) : last + 1 - start])
+            order = _permutation(self._samples, self._seed, epoch)
+            pieces.append(order[max(first - start, 0) : last + 1 - start])
         return np.concatenate(pieces)
 
-    def _permutation(self, epoch: int) -> RowNumbers:
-        if self._epoch != epoch:
-            self._epoch = epoch
-            self._order = np.random.default_rng([self._seed, 1, epoch]).permutation(self._samples)
-        return self._order
+
+@lru_cache(maxsize=2)
+def _permutation(samples: int, seed: int, epoch: int) -> RowNumbers:
+    return np.random.default_rng([seed, 1, epoch]).permutation(samples)

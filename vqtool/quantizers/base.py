@@ -119,8 +119,13 @@ class Quantizer(nn.Module, ABC):
             if isinstance(module, Quantizer):
                 module._entropy_wanted = False
 
-    def update(self) -> None:
-        """Apply what forward gathered in training since the last update."""
+    def update(self, good: Tensor | None = None) -> None:
+        """Apply what forward gathered in training since the last update.
+
+        Args:
+            good: () bool, on the device; where it is false nothing changes, and the host does not wait to learn of it.
+                While codes wait for their start it must be known to be true.
+        """
 
     def discard(self) -> None:
         """Forget what forward gathered since the last update."""

@@ -36,8 +36,8 @@ class Codebook(nn.Module):
     def gather(self, vectors: Tensor, indices: Tensor) -> None:
         """Add what `update` needs of a training batch: `vectors` (N, D) and their `indices` (N,)."""
 
-    def update(self) -> None:
-        """Apply what was gathered since the last update."""
+    def update(self, good: Tensor | None = None) -> None:
+        """Apply what was gathered since the last update; nothing where `good` () bool is false."""
 
     def discard(self) -> None:
         """Forget what was gathered since the last update: the step was no good."""

@@ -54,17 +54,20 @@ class EmaCodebook(Codebook):
         sums.index_add_(0, indices, vectors.to(sums.dtype))
 
     @torch.no_grad()
-    def update(self) -> None:
+    def update(self, good: Tensor | None = None) -> None:
         if self._gathered is None:
             return
         counts, sums = self._gathered
         decay = self._decay(self._vectors)
         self.discard()
+        if good is not None:  # what moves towards itself stays
+            counts, sums = torch.where(good, counts, self.counts), torch.where(good, sums, self.sums)
         self.counts.lerp_(counts, 1 - decay)
         self.sums.lerp_(sums, 1 - decay)
         # Counts and sums of a code without hits shrink together: their ratio holds, until they come near underflow.
         means = self.sums / self.counts.clamp_min(_VANISHED)[:, None]
-        self.weight.copy_(torch.where(self.counts[:, None] > _VANISHED, means, self.weight))
+        known = self.counts > _VANISHED if good is None else good & (self.counts > _VANISHED)
+        self.weight.copy_(torch.where(known[:, None], means, self.weight))
 
     def discard(self) -> None:
         self._gathered, self._vectors = None, 0

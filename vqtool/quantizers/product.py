@@ -95,9 +95,9 @@ class ProductQuantizer(Quantizer):
         for group in self.all_groups:
             group.start()
 
-    def update(self) -> None:
+    def update(self, good: Tensor | None = None) -> None:
         for group in self.all_groups:
-            group.update()
+            group.update(good)
 
     def discard(self) -> None:
         for group in self.all_groups:

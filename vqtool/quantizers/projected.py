@@ -76,8 +76,8 @@ class ProjectedQuantizer(Quantizer):
     def start(self) -> None:
         self.inner.start()
 
-    def update(self) -> None:
-        self.inner.update()
+    def update(self, good: Tensor | None = None) -> None:
+        self.inner.update(good)
 
     def discard(self) -> None:
         self.inner.discard()

@@ -123,9 +123,9 @@ class ResidualQuantizer(Quantizer):
         if self.starter:
             self.starter.start(self)
 
-    def update(self) -> None:
+    def update(self, good: Tensor | None = None) -> None:
         for level in self._own:
-            level.update()
+            level.update(good)
         if self.starter:
             self.starter.update(self)
 

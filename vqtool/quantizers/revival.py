@@ -55,28 +55,32 @@ class Revival(nn.Module):
         self._batches.append((vectors, indices))
 
     @torch.no_grad()
-    def update(self, codebook: Codebook) -> None:
-        """Apply what was gathered since the last update, and revive codes of `codebook` where a window ends."""
+    def update(self, codebook: Codebook, good: Tensor | None = None) -> None:
+        """Apply what was gathered since the last update, and revive codes of `codebook` where a window ends.
+
+        Where `good` () bool is false no code is counted or set down.
+        """
         if self._gathered is None:
             return
-        self.hits += self._gathered
+        good = torch.ones_like(self.dead[0]) if good is None else good
+        self.hits += self._gathered * good
         self._counted += sum(len(vectors) for vectors, _ in self._batches)
         if self._counted >= self._needed:
-            self.dead.copy_(self.hits < self._least)
+            self.dead.copy_(torch.where(good, self.hits < self._least, self.dead))
             self._left = int(self.dead.sum())  # waits for the device, once a window
-            self.hits.zero_()
+            self.hits *= ~good
             self._counted = 0
         if self._left:
-            self._set_down(codebook)
+            self._set_down(codebook, good)
         self.discard()
 
-    def _set_down(self, codebook: Codebook) -> None:
+    def _set_down(self, codebook: Codebook, good: Tensor) -> None:
         """Set dead codes down by vectors spread over the batch, as many as there are."""
         vectors = torch.cat([batch for batch, _ in self._batches])
         owners = codebook.codes[torch.cat([indices for _, indices in self._batches])]
         number = min(self._left, len(vectors))
         rank = self.dead.cumsum(0) - 1
-        now = self.dead & (rank < number)
+        now = self.dead & (rank < number) & good
         rows = rank.clamp(0, number - 1) * len(vectors) // number
         # Where most codes are dead they lie far from all vectors, and small steps would not bring them there.
         reach = 1.0 if self._left > len(self.hits) // 2 else self._reach

@@ -39,13 +39,16 @@ class ErrorScale(nn.Module):
         self._gathered.append((error.detach(), elements))
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Apply what was gathered since the last update."""
+    def update(self, good: Tensor | None = None) -> None:
+        """Apply what was gathered since the last update; nothing where `good` () bool is false."""
         elements = sum(count for _, count in self._gathered)
         if elements:
             error = torch.stack([error * (count / elements) for error, count in self._gathered]).sum()
-            self.error.lerp_(error.to(self.error.dtype), 1 - self.decay)
-            self.weight.lerp_(torch.ones_like(self.weight), 1 - self.decay)
+            error, weight = error.to(self.error.dtype), torch.ones_like(self.weight)
+            if good is not None:  # what moves towards itself stays
+                error, weight = torch.where(good, error, self.error), torch.where(good, weight, self.weight)
+            self.error.lerp_(error, 1 - self.decay)
+            self.weight.lerp_(weight, 1 - self.decay)
         self.discard()
 
     def discard(self) -> None:

@@ -156,12 +156,12 @@ class VectorQuantizer(Quantizer):
         if self.starter:
             self.starter.start(self)
 
-    def update(self) -> None:
-        self.codebook.update()
+    def update(self, good: Tensor | None = None) -> None:
+        self.codebook.update(good)
         if self.scale:
-            self.scale.update()
+            self.scale.update(good)
         if self.revival:
-            self.revival.update(self.codebook)
+            self.revival.update(self.codebook, good)
         if self.starter:
             self.starter.update(self)
 

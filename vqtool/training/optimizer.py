@@ -16,7 +16,7 @@ class Optimizer:
     def __init__(self, model: Autoencoder, settings: TrainingSettings) -> None:
         self._settings = settings
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._adamw = torch.optim.AdamW(_groups(model, settings), lr=0.0) if self._parameters else None
+        self._adamw = torch.optim.AdamW(_groups(model, settings), lr=0.0, fused=True) if self._parameters else None
 
     def gradients(self, loss: Tensor) -> Tensor:
         """Compute and clip the gradients of `loss`; returns their norm () before clipping."""
@@ -29,10 +29,12 @@ class Optimizer:
         largest = self._settings.gradient_clip
         return nn.utils.clip_grad_norm_(self._parameters, math.inf if largest is None else largest)
 
-    def step(self, step: int) -> None:
-        """Apply the gradients at the learning rate of a step, counted from 0."""
+    def step(self, step: int, good: Tensor | None = None) -> None:
+        """Apply the gradients at the learning rate of a step, counted from 0; nothing where `good` () bool is false."""
         if self._adamw is None:
             return
+        # What a scaler of gradients would say, and fused AdamW heeds without a word to the host.
+        self._adamw.found_inf = None if good is None else (~good).float()  # type: ignore[attr-defined]
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate(self._settings, step)
         self._adamw.step()

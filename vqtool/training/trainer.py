@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from vqtool.evaluation import evaluate, raw_terms
 from vqtool.losses import reconstruction_loss
 from vqtool.quantizers import QuantizerOutput
 from vqtool.run import Run
+from vqtool.training.batches import Batches
 from vqtool.training.checkpoint import State, Validation, save_checkpoint
 from vqtool.training.logs import Logs
 from vqtool.training.metrics import validation_metrics
@@ -25,6 +26,7 @@ from vqtool.training.optimizer import Optimizer, learning_rate
 from vqtool.training.pictures import is_picture, side_by_side
 from vqtool.training.prepare import Prepared
 from vqtool.training.signals import stop_requests
+from vqtool.training.watch import Watch
 
 # The part of a run after which codes start, however few latents were gathered.
 _LONGEST_WAIT = 0.1
@@ -64,6 +66,7 @@ class Trainer:
         self._run = run
         self._say = say
         self._optimizer = Optimizer(self._model, self._training)
+        self._watch = Watch(self._device)
         self._order = BatchOrder(len(self._data.training), self._training.batch_size, self._settings.seed)
         self._step, self._seconds = 0, 0.0
         self._best = self._last = Validation(None, {})
@@ -83,11 +86,16 @@ class Trainer:
             Stopped: a signal came; the state after the last step is saved.
         """
         self._model.train()
-        with Logs(self._run, self._step) as logs, stop_requests() as stop, self._bar() as bar:
+        with (
+            Logs(self._run, self._step) as logs,
+            stop_requests() as stop,
+            self._bar() as bar,
+            Batches(self._data.training, self._order, self._training.steps, self._device) as batches,
+        ):
             self._clock = time.perf_counter()
             self._since = (self._step, self._clock)
             while self._step < self._training.steps:
-                metrics = self._train_step()
+                metrics = self._train_step(batches.take(self._step))
                 bar.update()
                 if self._due(self._step, self._training.validate_every):
                     metrics |= self._validate(logs)
@@ -116,20 +124,21 @@ class Trainer:
     def _due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self._training.steps
 
-    def _train_step(self) -> dict[str, float]:
+    def _train_step(self, x: Tensor) -> dict[str, float]:
         """One update; returns what is to be logged of it, if anything."""
-        output = self._forward()
+        output = self._forward(x)
         due = self._due(self._step + 1, self._training.log_every)
         metrics = self._measure(output) if due else {}
         self._apply(output)
         self._step += 1
+        if metrics:
+            self._check()
         if due:
             samples = (self._step - self._since[0]) * self._training.batch_size
             metrics["throughput/samples_per_second"] = samples / (time.perf_counter() - self._since[1])
         return metrics
 
-    def _forward(self) -> StepOutput:
-        x = self._data.training.take(self._order.batch(self._step)).to(self._device)
+    def _forward(self, x: Tensor) -> StepOutput:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._training.precision == "bfloat16"):
             output = self._model(x)
         reconstruction = reconstruction_loss(self._settings.loss.reconstruction, output.prediction, output.target)
@@ -138,16 +147,20 @@ class Trainer:
         )
 
     def _apply(self, output: StepOutput) -> None:
-        norm = self._optimizer.gradients(output.total)
-        if not (output.total.detach() + norm).isfinite():
-            self._refuse(output)
-        self._optimizer.step(self._step)
-        self._update_codes()
+        terms = {"reconstruction": output.reconstruction, "commitment": output.quantizer.commitment_loss}
+        if self._settings.loss.entropy:
+            terms["entropy"] = output.quantizer.entropy_loss
+        terms["gradient"] = self._optimizer.gradients(output.total)
+        good = self._watch.note(self._step, terms)
+        self._optimizer.step(self._step, good)
+        self._update_codes(good)
 
-    def _update_codes(self) -> None:
+    def _update_codes(self, good: Tensor) -> None:
         quantizer = self._model.quantizer
         waited = quantizer.waits
-        quantizer.update()
+        if waited:
+            self._check()
+        quantizer.update(good)
         if waited and self._step + 1 >= self._training.steps * _LONGEST_WAIT:
             quantizer.start()
         if waited and not quantizer.waits:
@@ -159,17 +172,18 @@ class Trainer:
         # Left out at weight zero, for 0 · inf is no number.
         return total + loss.entropy * output.entropy_loss if loss.entropy else total
 
-    def _refuse(self, output: StepOutput) -> NoReturn:
+    def _check(self) -> None:
+        """Wait for the device, and refuse to go on after a step that was not finite."""
+        found = self._watch.first()
+        if found is None:
+            return
+        step, bad = found
         self._model.quantizer.discard()
-        terms = {
-            "reconstruction": output.reconstruction,
-            "commitment": output.quantizer.commitment_loss,
-            "entropy": output.quantizer.entropy_loss,
-        }
-        bad = [name for name, term in terms.items() if not term.isfinite()] or ["gradient"]
-        rows = self._order.batch(self._step)
+        # A gradient is bad wherever a loss is.
+        terms = [name for name in bad if name != "gradient"] or bad
+        rows = self._order.batch(step)
         raise TrainingError(
-            f"step {self._step + 1}: not finite: {', '.join(bad)}; the step was not applied. Its samples are training "
+            f"step {step + 1}: not finite: {', '.join(terms)}; the step was not applied. Its samples are training "
             f"samples {', '.join(map(str, rows[:8]))}{', ...' if len(rows) > 8 else ''}. Try a lower "
             "training.learning_rate, more training.warmup_steps, a training.gradient_clip, or data.normalize"
         )
@@ -194,6 +208,7 @@ class Trainer:
             bar.set_postfix_str(f"loss {metrics['loss/total']:.4g}{usage}, {speed:,.0f} samples/s")
 
     def _validate(self, logs: Logs) -> dict[str, float]:
+        self._check()
         self._model.quantizer.start()  # with what there is: a model that is kept has codes
         evaluation = evaluate(self._model, self._data.validation, self._settings.loss)
         metrics = validation_metrics(evaluation)
@@ -238,6 +253,7 @@ class Trainer:
             raise Stopped(number, f"stopped by {name} after step {self._step}, saved; --resume goes on from there")
 
     def _save(self) -> None:
+        self._check()
         now = time.perf_counter()
         self._seconds += now - self._clock
         self._clock = now
