@@ -40,7 +40,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def write(path: Path, indices: np.ndarray, manifest: Manifest) -> None:
-    with writing_indices(path, manifest) as array:
+    with writing_indices(path, manifest.shape, manifest.dtype, lambda: manifest) as array:
         array[:] = indices
 
 
@@ -105,7 +105,7 @@ def test_equal_indices_are_equal_bytes(path: Path, tmp_path: Path) -> None:
 
 
 def write_half(path: Path) -> None:
-    with writing_indices(path, MANIFEST) as array:
+    with writing_indices(path, MANIFEST.shape, MANIFEST.dtype, lambda: MANIFEST) as array:
         array[:3] = 0
         raise KeyboardInterrupt
 

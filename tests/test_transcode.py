@@ -245,7 +245,8 @@ def test_they_stay_in_whatever_order_and_with_whatever_gaps(grown: Grown) -> Non
     tokens, manifest = read_indices(grown.old)
     changed = np.array(tokens)
     changed[:, 0, -1] = 59 - np.arange(60) + 40 * (np.arange(60) < 30)
-    with writing_indices(grown.old, replace(manifest, codebook_sizes=[4, 4, 100])) as array:
+    wider = replace(manifest, codebook_sizes=[4, 4, 100])
+    with writing_indices(grown.old, wider.shape, wider.dtype, lambda: wider) as array:
         array[:] = changed
     found = grown.extend(grown.array)
     assert np.array_equal(found[:60], changed[:, 0])
@@ -323,7 +324,7 @@ def test_ids_that_were_made_alike_since_cannot_be_extended(grown: Grown) -> None
     tokens, manifest = read_indices(grown.old)
     changed = np.array(tokens)
     changed[[17, 23]] = changed[3]
-    with writing_indices(grown.old, manifest) as array:
+    with writing_indices(grown.old, manifest.shape, manifest.dtype, lambda: manifest) as array:
         array[:] = changed
     with pytest.raises(DataError, match=r"old\.npy: 2 of its rows share an id with another"):
         grown.extend(grown.array)

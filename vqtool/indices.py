@@ -3,7 +3,7 @@
 Shapes: N samples, L positions per sample, Q levels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -100,13 +100,20 @@ def writing_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> I
 
 
 @contextmanager
-def writing_indices(path: Path, manifest: Manifest) -> Iterator[NDArray[Any]]:
-    """Yield a mapped array to be filled; on success the index file and then its manifest take their names."""
-    with writing_array(path, tuple(manifest.shape), np.dtype(manifest.dtype)) as array:
+def writing_indices(
+    path: Path, shape: Sequence[int], dtype: str, manifest: Callable[[], Manifest]
+) -> Iterator[NDArray[Any]]:
+    """Yield a mapped array to be filled; on success the index file and then its manifest take their names.
+
+    Args:
+        manifest: asked for once the array is filled.
+    """
+    with writing_array(path, tuple(shape), np.dtype(dtype)) as array:
         yield array
+        says = manifest()
         # An old manifest must never stand beside new indices.
         manifest_path(path).unlink(missing_ok=True)
-    write_json(manifest_path(path), asdict(manifest))
+    write_json(manifest_path(path), asdict(says))
 
 
 def read_indices(path: Path) -> tuple[NDArray[Any], Manifest]:

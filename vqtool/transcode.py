@@ -3,8 +3,7 @@
 Shapes: N rows, L positions per sample, Q levels.
 """
 
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from vqtool.chunks import chunk_rows
-from vqtool.data import Samples, Survey
 from vqtool.data.layout import sample_shape
+from vqtool.encoding import encoding
 from vqtool.errors import DataError
 from vqtool.indices import (
     Manifest,
@@ -48,11 +47,12 @@ def encode_file(
     Raises:
         DataError: the data are not like the run's, or the output is there already.
     """
-    samples, manifest = _begin(tokenizer, out, data, key, overwrite)
-    with writing_indices(out, manifest) as array:
-        for start, indices in _encoded(tokenizer, samples, batch_size):
-            array[start : start + len(indices)] = indices
-    return manifest
+    check_output(out, overwrite, manifest_path(out))
+    with encoding(tokenizer, out, data, key) as job:
+        with writing_indices(out, job.shape, job.dtype, job.manifest) as array:
+            for start, indices in job.encoded(batch_size):
+                array[start : start + len(indices)] = indices
+        return job.manifest()
 
 
 def encode_unique_file(
@@ -74,16 +74,19 @@ def encode_unique_file(
     Raises:
         DataError: also where a sample has several positions, or a row's codes are not those that `extend` has.
     """
-    samples, manifest = _begin(tokenizer, out, data, key, overwrite)
-    if manifest.shape[1] != 1:
-        raise DataError(
-            f"--unique: an id is one position, but samples have {manifest.shape[1]} (grid {tuple(manifest.grid)}); set "
-            "model.encoder.positions to 1, and the number of codes by model.quantizer.kind: residual"
-        )
-    published = _published(extend, manifest) if extend else None
-    ids = np.empty((len(samples), len(manifest.codebook_sizes)), dtype=manifest.dtype)
-    for start, indices in _encoded(tokenizer, samples, batch_size):
-        ids[start : start + len(indices)] = indices.reshape(len(indices), -1)
+    check_output(out, overwrite, manifest_path(out))
+    with encoding(tokenizer, out, data, key) as job:
+        rows, positions, *_ = job.shape
+        if positions != 1:
+            raise DataError(
+                f"--unique: an id is one position, but samples have {positions} (grid {tuple(job.grid)}); set "
+                "model.encoder.positions to 1, and the number of codes by model.quantizer.kind: residual"
+            )
+        published = _published(extend, tokenizer, rows) if extend else None
+        ids = np.empty((rows, len(tokenizer.model.quantizer.codebook_sizes)), dtype=job.dtype)
+        for start, indices in job.encoded(batch_size):
+            ids[start : start + len(indices)] = indices.reshape(len(indices), -1)
+        manifest = job.manifest()
     if extend and published is not None:  # together, or neither
         _check_same_ids(ids, published, extend)
     numbers = numbered(ids, None if published is None else published[:, -1])
@@ -95,7 +98,7 @@ def encode_unique_file(
         codebook_sizes=sizes,
         unique=True,
     )
-    with writing_indices(out, manifest) as array:
+    with writing_indices(out, manifest.shape, manifest.dtype, lambda: manifest) as array:
         array[:, 0, :-1] = ids
         array[:, 0, -1] = numbers
     return manifest
@@ -136,56 +139,20 @@ def decode_file(
     return shape, dtype.name
 
 
-def _begin(
-    tokenizer: Tokenizer, out: Path, data: str | None, key: str | None, overwrite: bool
-) -> tuple[Samples, Manifest]:
-    """Samples to encode, and what the manifest will say."""
-    check_output(out, overwrite, manifest_path(out))
-    source, samples = tokenizer.open(data, key)
-    check_not_input(out, source.paths)
-    return samples, _manifest(tokenizer, samples, tokenizer.survey(source))
-
-
-def _manifest(tokenizer: Tokenizer, samples: Samples, survey: Survey) -> Manifest:
-    sizes = tokenizer.model.quantizer.codebook_sizes
-    return Manifest(
-        shape=[len(samples), *tokenizer.index_shape(samples.size)],
-        dtype=index_dtype(sizes).name,
-        grid=list(tokenizer.model.grid(samples.size)),
-        codebook_sizes=list(sizes),
-        row_shape=list(samples.rows.shape),
-        layout=tokenizer.spec.layout,
-        model_sha256=tokenizer.model_sha256,
-        data_sha256=survey.sha256,
-        shards=[asdict(shard) for shard in survey.shards],
-    )
-
-
-def _encoded(tokenizer: Tokenizer, samples: Samples, batch_size: int) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Row numbers and the indices of the rows from there on, about `batch_size` of them."""
-    chunk = chunk_rows(tokenizer.model, samples.size)
-    step = -(-batch_size // chunk) * chunk
-    with pass_bar("encode", len(samples)) as bar:
-        for start in range(0, len(samples), step):
-            rows = samples.read_rows(start, min(start + step, len(samples)))
-            yield start, tokenizer.encode_samples(tokenizer.spec.samples(rows)).numpy()
-            bar.update(len(rows))
-
-
-def _published(path: Path, manifest: Manifest) -> NDArray[Any]:
-    """The unique ids (M, Q + 1) of an index file, after checking that data like `manifest`'s can extend it."""
+def _published(path: Path, tokenizer: Tokenizer, rows: int) -> NDArray[Any]:
+    """The unique ids (M, Q + 1) of an index file, after checking that so many `rows` can extend it."""
     ids, old = read_indices(path)
     if not old.unique:
         raise DataError(f"{path}: was not written with --unique; it has no ids to keep")
-    if old.model_sha256 != manifest.model_sha256:
+    if old.model_sha256 != tokenizer.model_sha256:
         raise DataError(
             f"{path}: written by another model, {old.model_sha256[:12]}..., whose ids this one "
-            f"({manifest.model_sha256[:12]}...) cannot extend"
+            f"({tokenizer.model_sha256[:12]}...) cannot extend"
         )
-    _check_levels(path, old, manifest.codebook_sizes)
-    if old.shape[0] > manifest.shape[0]:
+    _check_levels(path, old, list(tokenizer.model.quantizer.codebook_sizes))
+    if old.shape[0] > rows:
         raise DataError(
-            f"{path}: has {old.shape[0]:,} rows, but the data have {manifest.shape[0]:,}; a catalogue is extended by "
+            f"{path}: has {old.shape[0]:,} rows, but the data have {rows:,}; a catalogue is extended by "
             "rows after its old ones"
         )
     ids = np.asarray(ids.reshape(len(ids), -1))

@@ -39,7 +39,7 @@ class CountedRows(Rows):
         return self._rows.take(numbers)
 
 
-def _scan(rows: Rows, layout: LayoutName = "C", training: NDArray[np.bool_] | None = None) -> Scan:
+def _scan(rows: Rows, layout: LayoutName = "C", training: NDArray[np.bool_] | bool = True) -> Scan:
     return scan_rows("x.npy", rows, layout, training, io.BytesIO(b"content"), 7)
 
 
@@ -51,7 +51,7 @@ def _saved(folder: Path, array: NDArray[np.generic]) -> Path:
 def _scan_saved(path: Path) -> tuple[Scan, int]:
     """The scan of a file of vectors, and how often its rows were read."""
     rows = CountedRows(open_file(path))
-    return scan_file(path, rows, "C", None, None), rows.reads
+    return scan_file(path, rows, "C", None, True), rows.reads
 
 
 def _check_moments(moments: Moments | None, values: NDArray[np.floating], channel: int | None) -> None:
@@ -181,7 +181,7 @@ def test_the_hash_is_that_of_the_whole_file(
     monkeypatch.setattr(scan, "_CHUNK", chunk)
     array, path = np.random.default_rng(0).random((37, 3)), tmp_path / name
     np.save(path, array) if name == "x.npy" else np.savez_compressed(path, x=array)
-    found = scan_file(path, open_file(path), "C", None, None)
+    found = scan_file(path, open_file(path), "C", None, True)
     assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -194,9 +194,9 @@ def test_a_second_scan_reads_nothing_and_says_the_same(tmp_path: Path) -> None:
 
 def test_a_second_scan_of_classes_says_the_same(tmp_path: Path) -> None:
     path = _saved(tmp_path, np.arange(12).reshape(4, 3))
-    first = scan_file(path, open_file(path), "T", None, None)
+    first = scan_file(path, open_file(path), "T", None, True)
     again = CountedRows(open_file(path))
-    assert scan_file(path, again, "T", None, None) == first
+    assert scan_file(path, again, "T", None, True) == first
     assert again.reads == 0
     assert (first.smallest, first.largest) == (0, 11)
 
@@ -227,7 +227,7 @@ def test_another_size_asks_for_a_new_scan(tmp_path: Path) -> None:
 
 def test_another_layout_or_training_part_asks_for_a_new_scan(tmp_path: Path) -> None:
     path = _saved(tmp_path, np.random.default_rng(0).random((4, 3)))
-    parts = [None, np.array([True, True, False, False]), np.array([True, False, True, False]), np.ones(4, dtype=bool)]
+    parts = [True, np.array([True, True, False, False]), np.array([True, False, True, False]), np.ones(4, dtype=bool)]
     found = [
         scan_file(path, open_file(path), layout, None, part)
         for part in parts
@@ -242,7 +242,7 @@ def test_another_layout_or_training_part_asks_for_a_new_scan(tmp_path: Path) -> 
 def test_another_array_of_the_file_asks_for_a_new_scan(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     np.savez(path, a=np.zeros((4, 3)), b=np.ones((4, 3)))
-    means = [scan_file(path, open_file(path, key), "C", key, None).moments for key in ("a", "b")]
+    means = [scan_file(path, open_file(path, key), "C", key, True).moments for key in ("a", "b")]
     assert [moments.mean[0] for moments in means if moments] == [0.0, 1.0]
 
 

@@ -11,3 +11,14 @@ def assert_same_state(found, expected):
     assert found.keys() == expected.keys()
     for name in found:
         assert torch.equal(found[name], expected[name]), name
+
+
+def random_normal(seed, *shape, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def brute_force(vectors, codebook):
+    """argmin over k of the sum over d of (z - e)², all in float64; NumPy takes the first of equals."""
+    z, e = vectors.detach().double(), codebook.detach().double()
+    distances = (z[:, None, :] - e[None, :, :]).square().sum(dim=2)
+    return torch.from_numpy(distances.numpy().argmin(axis=1))

@@ -5,20 +5,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.quantizers import brute_force, random_normal
 from vqtool.quantizers import nearest_codes, scores, search
 
 FEW = settings(deadline=None, max_examples=60)
-
-
-def brute_force(vectors, codebook):
-    """argmin over k of the sum over d of (z - e)², all in float64; NumPy takes the first of equals."""
-    z, e = vectors.detach().double(), codebook.detach().double()
-    distances = (z[:, None, :] - e[None, :, :]).square().sum(dim=2)
-    return torch.from_numpy(distances.numpy().argmin(axis=1))
-
-
-def normal(seed, *shape, dtype=torch.float32):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def check(vectors, codebook):
@@ -36,7 +26,7 @@ def check(vectors, codebook):
     dtypes=st.tuples(*2 * [st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64])]),
 )
 def test_any_shape_and_type(seed, n, k, d, dtypes):
-    check(normal(seed, n, d, dtype=dtypes[0]), normal(seed + 1, k, d, dtype=dtypes[1]))
+    check(random_normal(seed, n, d, dtype=dtypes[0]), random_normal(seed + 1, k, d, dtype=dtypes[1]))
 
 
 @FEW
@@ -49,12 +39,12 @@ def test_any_shape_and_type(seed, n, k, d, dtypes):
 @example(seed=0, exponents=(30.0, -30.0))
 @example(seed=0, exponents=(-30.0, 30.0))
 def test_any_scale(seed, exponents):
-    check(normal(seed, 19, 5) * 10 ** exponents[0], normal(seed + 1, 23, 5) * 10 ** exponents[1])
+    check(random_normal(seed, 19, 5) * 10 ** exponents[0], random_normal(seed + 1, 23, 5) * 10 ** exponents[1])
 
 
 def test_scales_mixed_within_one_batch():
     scales = 10.0 ** torch.arange(-30, 31, 4)[:, None]
-    check(normal(0, len(scales), 6) * scales, normal(1, len(scales), 6) * scales.flip(0))
+    check(random_normal(0, len(scales), 6) * scales, random_normal(1, len(scales), 6) * scales.flip(0))
 
 
 # Numbers that are sums of few powers of two: every distance is exact in float64, so that equal ones really are equal.
@@ -85,8 +75,8 @@ def test_codes_too_close_together_for_float64_are_a_tie():
 
 
 def test_a_duplicate_code_never_wins():
-    codes = normal(0, 30, 8)
-    vectors = torch.cat([normal(1, 50, 8), codes])
+    codes = random_normal(0, 30, 8)
+    vectors = torch.cat([random_normal(1, 50, 8), codes])
     found = nearest_codes(vectors, torch.cat([codes, codes, codes]))
     assert torch.equal(found, brute_force(vectors, codes))
 
@@ -95,26 +85,26 @@ def test_a_duplicate_code_never_wins():
 @pytest.mark.parametrize("sign", [1, -1])
 def test_data_far_from_the_origin(spread, sign):
     # At 1e4 a float32 step is 1e-3: the naive |z|² - 2 z·e + |e|² would lose the differences altogether.
-    check(sign * 1e4 + spread * normal(0, 200, 16), sign * 1e4 + spread * normal(1, 64, 16))
+    check(sign * 1e4 + spread * random_normal(0, 200, 16), sign * 1e4 + spread * random_normal(1, 64, 16))
 
 
 @pytest.mark.parametrize("where", ["vectors", "codes"])
 def test_one_side_far_from_the_other(where):
-    vectors, codes = normal(0, 100, 16), normal(1, 64, 16) / 64
+    vectors, codes = random_normal(0, 100, 16), random_normal(1, 64, 16) / 64
     check(*(vectors + 1e4, codes) if where == "vectors" else (vectors, codes + 1e4))
 
 
 def test_one_code_far_from_all_others():
-    codes = normal(1, 64, 16)
+    codes = random_normal(1, 64, 16)
     codes[7] = 1e6
-    check(normal(0, 100, 16), codes)
+    check(random_normal(0, 100, 16), codes)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_vectors_a_hair_from_half_way_between_two_codes(dtype):
-    codes = normal(0, 32, 24, dtype=dtype)
+    codes = random_normal(0, 32, 24, dtype=dtype)
     middle = (codes[:-1] + codes[1:]) / 2
-    hair = 4 * torch.finfo(dtype).eps * normal(1, *middle.shape, dtype=dtype)
+    hair = 4 * torch.finfo(dtype).eps * random_normal(1, *middle.shape, dtype=dtype)
     vectors = torch.cat([middle + hair, middle - hair])
     pairs = codes[torch.tensor([[i, i + 1] for i in range(31)] * 2)]
     # Only the two codes around a vector are in its race, so that all of them are decided by a hair.
@@ -123,10 +113,10 @@ def test_vectors_a_hair_from_half_way_between_two_codes(dtype):
 
 
 def test_one_vector_or_one_code_or_none():
-    check(normal(0, 1, 4), normal(1, 9, 4))
-    check(normal(0, 9, 4), normal(1, 1, 4))
-    check(1e30 * normal(0, 9, 4), 1e30 * normal(1, 1, 4))
-    empty = nearest_codes(torch.empty(0, 4), normal(1, 9, 4))
+    check(random_normal(0, 1, 4), random_normal(1, 9, 4))
+    check(random_normal(0, 9, 4), random_normal(1, 1, 4))
+    check(1e30 * random_normal(0, 9, 4), 1e30 * random_normal(1, 1, 4))
+    empty = nearest_codes(torch.empty(0, 4), random_normal(1, 9, 4))
     assert empty.shape == (0,)
     assert empty.dtype == torch.int64
 
@@ -135,9 +125,9 @@ def test_one_vector_or_one_code_or_none():
 @pytest.mark.parametrize("k", [1, 7])
 def test_blocks_change_nothing(monkeypatch, block, k):
     cases = [
-        (normal(0, 23, 3), normal(1, k, 3)),
-        (normal(0, 23, 3).round(), normal(1, k, 3).round()),
-        (1e4 + normal(0, 23, 3) / 100, 1e4 + normal(1, k, 3) / 100),
+        (random_normal(0, 23, 3), random_normal(1, k, 3)),
+        (random_normal(0, 23, 3).round(), random_normal(1, k, 3).round()),
+        (1e4 + random_normal(0, 23, 3) / 100, 1e4 + random_normal(1, k, 3) / 100),
     ]
     monkeypatch.setattr(search, "_BLOCK", block)
     monkeypatch.setattr(search, "_ROWS", block)
@@ -147,7 +137,7 @@ def test_blocks_change_nothing(monkeypatch, block, k):
 
 
 def test_a_nan_vector_gets_the_first_code_and_disturbs_no_other():
-    vectors, codes = normal(0, 12, 4), normal(1, 9, 4)
+    vectors, codes = random_normal(0, 12, 4), random_normal(1, 9, 4)
     expected = brute_force(vectors, codes)
     vectors[3], vectors[8, 2] = torch.nan, torch.nan
     expected[[3, 8]] = 0
@@ -155,27 +145,19 @@ def test_a_nan_vector_gets_the_first_code_and_disturbs_no_other():
 
 
 def test_strided_views_and_gradients_in_either_side():
-    vectors, codes = normal(0, 4, 20).T.requires_grad_(), normal(1, 9, 8)[:, ::2].requires_grad_()
+    vectors, codes = random_normal(0, 4, 20).T.requires_grad_(), random_normal(1, 9, 8)[:, ::2].requires_grad_()
     check(vectors, codes)
     assert not nearest_codes(vectors, codes).requires_grad
 
 
 def test_autocast_changes_nothing():
-    vectors, codes = normal(0, 300, 32), normal(1, 200, 32)
+    vectors, codes = random_normal(0, 300, 32), random_normal(1, 200, 32)
     with torch.autocast("cpu", torch.bfloat16):
         check(vectors, codes)
         assert torch.is_autocast_enabled("cpu")
 
 
 BACKENDS = [torch.backends.mkldnn.matmul, torch.backends.cuda.matmul]
-
-
-@pytest.fixture
-def matmul_precision():
-    """Sets the user's precision of float32 products, until the test ends."""
-    before = torch.get_float32_matmul_precision()
-    yield torch.set_float32_matmul_precision
-    torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize("precision", ["medium", "high", "highest"])
@@ -189,7 +171,7 @@ def test_products_are_taken_in_full_precision_and_the_setting_comes_back(monkeyp
     nearest = search._nearest
     monkeypatch.setattr(search, "_nearest", spy)
     matmul_precision(precision)
-    check(normal(0, 300, 32), normal(1, 200, 32))
+    check(random_normal(0, 300, 32), random_normal(1, 200, 32))
     assert not {"bf16", "tf32"} & set(during)
     assert len(during) == 2
     assert torch.get_float32_matmul_precision() == precision
@@ -202,7 +184,7 @@ def test_the_setting_comes_back_after_an_error(monkeypatch, matmul_precision):
     monkeypatch.setattr(search, "_nearest", fail)
     matmul_precision("medium")
     with pytest.raises(MemoryError):
-        nearest_codes(normal(0, 3, 2), normal(1, 3, 2))
+        nearest_codes(random_normal(0, 3, 2), random_normal(1, 3, 2))
     assert torch.get_float32_matmul_precision() == "medium"
 
 
@@ -211,7 +193,7 @@ def test_a_precision_set_per_backend_changes_nothing_and_stays(backend):
     before = backend.fp32_precision
     backend.fp32_precision = "tf32"
     try:
-        check(normal(0, 300, 32), normal(1, 200, 32))
+        check(random_normal(0, 300, 32), random_normal(1, 200, 32))
         assert backend.fp32_precision == "tf32"
     finally:
         backend.fp32_precision = before

@@ -61,7 +61,7 @@ class Scan:
 
     Attributes:
         sha256: of the file's bytes.
-        moments: of its training rows; None for classes.
+        moments: of the rows that count; None for classes, and where none do.
         smallest, largest: of all values, for classes; None for values.
     """
 
@@ -71,41 +71,43 @@ class Scan:
     largest: int | None
 
 
-def scan_file(path: Path, rows: Rows, layout: LayoutName, key: str | None, training: NDArray[np.bool_] | None) -> Scan:
+# Which rows count for the moments: all, none, or those of a mask (N,).
+Counted = NDArray[np.bool_] | bool
+
+
+def scan_file(path: Path, rows: Rows, layout: LayoutName, key: str | None, counted: Counted) -> Scan:
     """Scan a file, or find its scan in the cache.
 
     Args:
         path: of the file, whose array `rows` are.
         layout: of the rows.
         key: of the array in the file.
-        training: (N,) which rows count for the moments; None: all.
+        counted: which rows count for the moments.
 
     Raises:
         DataError: a value is NaN, infinite or beyond float32; names the first such row.
     """
-    entry = _cache_entry(path, layout, key, _split_name(training))
+    entry = _cache_entry(path, layout, key, _split_name(counted))
     cached = _cached(entry)
     if cached is not None:
         return cached
     with path.open("rb") as file:
-        scan = scan_rows(str(path), rows, layout, training, file, path.stat().st_size)
+        scan = scan_rows(str(path), rows, layout, counted, file, path.stat().st_size)
     _keep(entry, scan)
     _keep(_cache_entry(path, layout, key, _ANY_SPLIT), scan)
     return scan
 
 
 def verify_file(path: Path, rows: Rows, layout: LayoutName, key: str | None) -> Scan:
-    """As `scan_file` for all rows, but any earlier scan of the file will do: the moments mean nothing.
+    """As `scan_file`, but without moments; any earlier scan of the file will do.
 
     Raises:
         DataError: as `scan_file`.
     """
-    return _cached(_cache_entry(path, layout, key, _ANY_SPLIT)) or scan_file(path, rows, layout, key, None)
+    return _cached(_cache_entry(path, layout, key, _ANY_SPLIT)) or scan_file(path, rows, layout, key, False)
 
 
-def scan_rows(
-    name: str, rows: Rows, layout: LayoutName, training: NDArray[np.bool_] | None, content: BinaryIO, size: int
-) -> Scan:
+def scan_rows(name: str, rows: Rows, layout: LayoutName, counted: Counted, content: BinaryIO, size: int) -> Scan:
     """Scan rows as they stand, and hash the `size` bytes of `content` that they come from.
 
     Raises:
@@ -127,8 +129,10 @@ def scan_rows(
             else:
                 values = rows_to_values(chunk, layout)
                 _check_finite(values.float(), name, start)
-                kept = Moments.of(values if training is None else values[torch.from_numpy(training[start:stop])])
-                moments = kept if moments is None else moments.merge(kept)
+                if counted is not False:
+                    kept = values if counted is True else values[torch.from_numpy(counted[start:stop])]
+                    found = Moments.of(kept)
+                    moments = found if moments is None else moments.merge(found)
             bar.update(stop - start)
     return Scan(digest.hexdigest(), moments, min(bounds, default=None), max(bounds, default=None))
 
@@ -147,8 +151,10 @@ def _check_finite(values: Tensor, name: str, start: int) -> None:
 _ANY_SPLIT = "any"
 
 
-def _split_name(training: NDArray[np.bool_] | None) -> str:
-    return "all" if training is None else hashlib.sha256(np.packbits(training).tobytes()).hexdigest()
+def _split_name(counted: Counted) -> str:
+    if isinstance(counted, bool):
+        return "all" if counted else _ANY_SPLIT
+    return hashlib.sha256(np.packbits(counted).tobytes()).hexdigest()
 
 
 def _cache_entry(path: Path, layout: LayoutName, key: str | None, split: str) -> Path:

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vqtool.data.layout import LayoutName
 from vqtool.data.rows import NumpyRows, Rows, ShardedRows
-from vqtool.data.scan import Moments, Scan, scan_file, scan_rows, verify_file
+from vqtool.data.scan import Counted, Moments, Scan, scan_file, scan_rows, verify_file
 from vqtool.data.settings import SyntheticSettings
 from vqtool.data.spec import dtype_name
 from vqtool.data.tensor_files import READERS, check_fits_memory, open_file
@@ -66,16 +65,16 @@ class Source(ABC):
     paths: list[Path]
     rows: Rows
 
-    def survey(self, layout: LayoutName, training: NDArray[np.bool_] | None = None) -> Survey:
-        """Scan all rows once; `training` (N,) says which of them count for the moments.
+    def survey(self, layout: LayoutName, counted: Counted = True) -> Survey:
+        """Scan all rows once; `counted` says which of them count for the moments.
 
         Raises:
             DataError: a value is not finite, or a class is negative.
         """
-        return self._summary(self._scan(layout, training), layout)
+        return self._summary(self._scan(layout, counted), layout)
 
     def verify(self, layout: LayoutName) -> Survey:
-        """As `survey`, without moments: any earlier scan of a file will do.
+        """As `survey`, without moments; any earlier scan of a file will do.
 
         Raises:
             DataError: as `survey`.
@@ -109,10 +108,10 @@ class Source(ABC):
             )
 
     def _verify(self, layout: LayoutName) -> list[tuple[Shard, Scan]]:
-        return self._scan(layout, None)
+        return self._scan(layout, False)
 
     @abstractmethod
-    def _scan(self, layout: LayoutName, training: NDArray[np.bool_] | None) -> list[tuple[Shard, Scan]]:
+    def _scan(self, layout: LayoutName, counted: Counted) -> list[tuple[Shard, Scan]]:
         """Each shard and what is found in it."""
 
     def _first_outside(self, classes: int | None) -> int:
@@ -146,10 +145,10 @@ class FileSource(Source):
         _check_agree(self.paths, self._shards)
         self.rows = self._shards[0] if len(self._shards) == 1 else ShardedRows(self._shards)
 
-    def _scan(self, layout: LayoutName, training: NDArray[np.bool_] | None) -> list[tuple[Shard, Scan]]:
+    def _scan(self, layout: LayoutName, counted: Counted) -> list[tuple[Shard, Scan]]:
         scans, start = [], 0
         for path, rows in zip(self.paths, self._shards, strict=True):
-            kept = None if training is None else training[start : start + len(rows)]
+            kept = counted if isinstance(counted, bool) else counted[start : start + len(rows)]
             scans.append(scan_file(path, rows, layout, self._key, kept))
             start += len(rows)
         return self._by_shard(scans)
@@ -178,9 +177,9 @@ class GeneratedSource(Source):
         self._array = settings.source.generate(settings.samples, np.random.default_rng(seed))
         self.rows = NumpyRows(self._array)
 
-    def _scan(self, layout: LayoutName, training: NDArray[np.bool_] | None) -> list[tuple[Shard, Scan]]:
+    def _scan(self, layout: LayoutName, counted: Counted) -> list[tuple[Shard, Scan]]:
         content = io.BytesIO(self._array.tobytes())
-        scan = scan_rows(self.name, self.rows, layout, training, content, self._array.nbytes)
+        scan = scan_rows(self.name, self.rows, layout, counted, content, self._array.nbytes)
         return [(Shard(self.name, len(self.rows), scan.sha256), scan)]
 
 

@@ -1,0 +1,232 @@
+"""Scores of codes: whatever the rounding, the nearest in float64 is among the candidates."""
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.quantizers import brute_force, random_normal
+from vqtool.quantizers import scores
+from vqtool.quantizers.scores import BfloatScores, FullScores, multiplies_bfloat16, places
+
+FEW = settings(deadline=None, max_examples=80)
+KINDS = [(BfloatScores, torch.float32), (FullScores, torch.float32), (FullScores, torch.float64)]
+each_kind = pytest.mark.parametrize(("kind", "dtype"), KINDS, ids=["bfloat16", "float32", "float64"])
+each_float32_kind = pytest.mark.parametrize("kind", [BfloatScores, FullScores])
+
+
+def places_of(kind, vectors, codes):
+    """Candidates counted through (N, K)."""
+    rows, found = kind(codes).candidates(vectors)
+    assert rows.dtype == found.dtype == torch.int64
+    assert rows.shape == found.shape == (len(rows),)
+    assert ((rows >= 0) & (rows < len(vectors))).all()
+    assert ((found >= 0) & (found < len(codes))).all()
+    return rows * len(codes) + found
+
+
+def check(kind, vectors, codes):
+    """In order, and the nearest of every row among them."""
+    found = places_of(kind, vectors, codes)
+    assert (found.diff() > 0).all()
+    nearest = torch.arange(len(vectors)) * len(codes) + brute_force(vectors, codes)
+    assert torch.isin(nearest, found).all()
+    return found
+
+
+def everything(vectors, codes):
+    return torch.arange(len(vectors) * len(codes))
+
+
+@each_kind
+@FEW
+@given(seed=st.integers(0, 1 << 30), n=st.integers(1, 30), k=st.integers(1, 200), d=st.integers(1, 70))
+@example(seed=0, n=1, k=1, d=1)
+@example(seed=0, n=3, k=64, d=64)
+@example(seed=0, n=3, k=65, d=5)
+def test_the_nearest_is_among_the_candidates_for_any_shape(kind, dtype, seed, n, k, d):
+    check(kind, random_normal(seed, n, d, dtype=dtype), random_normal(seed + 1, k, d, dtype=dtype))
+
+
+@each_kind
+@FEW
+@given(
+    seed=st.integers(0, 1 << 30),
+    d=st.integers(1, 20),
+    exponents=st.tuples(*2 * [st.floats(-30, 30)]),
+    offset=st.sampled_from([0.0, 1.0, -1e2, 1e4]),
+)
+@example(seed=0, d=5, exponents=(30.0, 30.0), offset=0.0)
+@example(seed=0, d=5, exponents=(19.0, 19.0), offset=1.0)
+@example(seed=0, d=5, exponents=(-30.0, -30.0), offset=0.0)
+@example(seed=0, d=5, exponents=(-19.0, -19.0), offset=0.0)
+@example(seed=0, d=5, exponents=(-12.0, -20.0), offset=0.0)
+@example(seed=0, d=5, exponents=(30.0, -30.0), offset=1e4)
+@example(seed=0, d=5, exponents=(-30.0, 30.0), offset=1e4)
+def test_the_nearest_is_among_the_candidates_at_any_scale_and_offset(kind, dtype, seed, d, exponents, offset):
+    vectors = (random_normal(seed, 19, d) + offset).to(dtype) * 10 ** exponents[0]
+    codes = (random_normal(seed + 1, 90, d) + offset).to(dtype) * 10 ** exponents[1]
+    check(kind, vectors, codes)
+
+
+@each_kind
+@FEW
+@given(seed=st.integers(0, 1 << 30), d=st.integers(1, 12), exponent=st.floats(-30, 30), step=st.floats(0.25, 4))
+def test_the_first_of_equal_codes_is_among_the_candidates(kind, dtype, seed, d, exponent, step):
+    some = (random_normal(seed, 30, d, dtype=dtype) * step).round() * 10**exponent
+    codes = some[torch.randint(30, (150,), generator=torch.Generator().manual_seed(seed))]
+    check(kind, torch.cat([some, random_normal(seed + 1, 10, d, dtype=dtype) * 10**exponent]), codes)
+
+
+@each_kind
+@pytest.mark.parametrize("spread", [1.0, 1e-3])
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_vectors_half_way_between_two_codes(kind, dtype, spread, offset):
+    codes = random_normal(0, 200, 16, dtype=dtype) * spread + offset
+    middle = (codes[:-1] + codes[1:]) / 2
+    hair = 4 * torch.finfo(dtype).eps * middle.abs() * random_normal(1, *middle.shape, dtype=dtype)
+    for first in range(0, 199, 40):
+        pair = codes[first : first + 2]
+        rows = torch.stack([middle[first], middle[first] + hair[first], middle[first] - hair[first]])
+        check(kind, rows, pair)
+    check(kind, torch.cat([middle, middle + hair, middle - hair]), codes)
+
+
+# Steps of bfloat16 are 1/128 at 1: codes between them are told apart by the bound alone.
+@each_kind
+def test_codes_closer_together_than_bfloat16_can_tell(kind, dtype):
+    codes = 1 + random_normal(0, 300, 8, dtype=dtype) / 1e4
+    codes[0] = -1
+    check(kind, codes[1:] + random_normal(1, 299, 8, dtype=dtype) / 1e5, codes)
+
+
+@each_kind
+def test_one_code_far_from_all_others(kind, dtype):
+    codes = random_normal(1, 100, 16, dtype=dtype)
+    codes[7] = 1e6
+    check(kind, random_normal(0, 50, 16, dtype=dtype), codes)
+
+
+@each_float32_kind
+@pytest.mark.parametrize("size", [1e18, 1.8e19, 1e25, 3e37, 3.3e38])
+@pytest.mark.parametrize("side", ["vectors", "codes", "both"])
+def test_squares_and_products_that_overflow(kind, size, side):
+    vectors, codes = random_normal(0, 30, 6).clamp(-1, 1), random_normal(1, 100, 6).clamp(-1, 1)
+    check(kind, vectors if side == "codes" else vectors * size, codes if side == "vectors" else codes * size)
+
+
+@each_float32_kind
+def test_large_and_small_vectors_side_by_side(kind):
+    scales = 10.0 ** torch.arange(-38, 39, 4)[:, None]
+    check(kind, random_normal(0, len(scales), 6) * scales, random_normal(1, 100, 6))
+    check(kind, random_normal(0, 30, 6), random_normal(1, len(scales), 6) * scales)
+
+
+@each_float32_kind
+@pytest.mark.parametrize("exponents", [(-38, -38), (-40, -40), (-44, -44), (0, -40), (-40, 0), (-40, 18), (18, -40)])
+def test_numbers_too_small_for_a_full_significand(kind, exponents):
+    vectors, codes = (random_normal(seed, 70, 6).double() * 10.0 ** exponents[seed] for seed in (0, 1))
+    check(kind, vectors.float(), codes.float())
+
+
+@each_kind
+def test_zeros(kind, dtype):
+    zeros, some = torch.zeros(70, 6, dtype=dtype), random_normal(0, 70, 6, dtype=dtype)
+    check(kind, zeros, zeros)
+    check(kind, zeros, some)
+    check(kind, some, zeros)
+    check(kind, -zeros, torch.cat([some, -zeros, zeros]))
+
+
+@each_kind
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf, -torch.inf])
+def test_a_vector_that_is_not_finite_keeps_every_code_and_disturbs_no_other(kind, dtype, odd):
+    vectors, codes = random_normal(0, 9, 5, dtype=dtype), random_normal(1, 70, 5, dtype=dtype)
+    before = places_of(kind, vectors, codes)
+    vectors[4, 2] = odd
+    after = places_of(kind, vectors, codes)
+    assert torch.equal(after[after // 70 == 4], 4 * 70 + torch.arange(70))
+    assert torch.equal(after[after // 70 != 4], before[before // 70 != 4])
+
+
+@each_kind
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf])
+def test_a_codebook_that_is_not_finite_keeps_every_code(kind, dtype, odd):
+    vectors, codes = random_normal(0, 9, 5, dtype=dtype), random_normal(1, 70, 5, dtype=dtype)
+    codes[3, 1] = odd
+    assert torch.equal(places_of(kind, vectors, codes), everything(vectors, codes))
+
+
+# Codes about a mean of zero, of few bits: every score is exact, in whichever order and by whatever kernel.
+@each_kind
+@pytest.mark.parametrize("block", [1, 100, 128, 129, 1000])
+@pytest.mark.parametrize("k", [100, 128])
+def test_blocks_change_nothing_where_scores_are_exact(monkeypatch, kind, dtype, block, k):
+    generator = torch.Generator().manual_seed(0)
+    half = torch.randint(-4, 5, (k // 2, 6), generator=generator).to(dtype)
+    vectors = torch.randint(-4, 5, (37, 6), generator=generator).to(dtype)
+    codes = torch.cat([half, -half])
+    whole = check(kind, vectors, codes)
+    monkeypatch.setattr(scores, "_BLOCK", block)
+    assert torch.equal(check(kind, vectors, codes), whole)
+
+
+@each_kind
+@pytest.mark.parametrize("block", [1, 200, 1000])
+def test_the_nearest_is_among_the_candidates_in_blocks_of_any_size(monkeypatch, kind, dtype, block):
+    monkeypatch.setattr(scores, "_BLOCK", block)
+    check(kind, random_normal(0, 37, 6, dtype=dtype), random_normal(1, 150, 6, dtype=dtype))
+
+
+@each_kind
+def test_no_vectors_have_no_candidates(kind, dtype):
+    assert places_of(kind, torch.empty(0, 5, dtype=dtype), random_normal(1, 70, 5, dtype=dtype)).shape == (0,)
+
+
+@each_kind
+def test_few_codes_are_candidates(kind, dtype):
+    found = check(kind, random_normal(0, 200, 64, dtype=dtype), random_normal(1, 1024, 64, dtype=dtype))
+    assert len(found) < 200 * (4 if kind is BfloatScores else 1.01)
+
+
+class Sizes(TorchDispatchMode):
+    """The numbers in the largest tensor that was made."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **kwargs or {})
+        if isinstance(made, torch.Tensor):
+            self.largest = max(self.largest, made.numel())
+        return made
+
+
+@each_kind
+def test_no_tensor_is_larger_than_a_block_of_scores(monkeypatch, kind, dtype):
+    monkeypatch.setattr(scores, "_BLOCK", 8 * 512)
+    vectors, made = random_normal(0, 500, 4, dtype=dtype), kind(random_normal(1, 512, 4, dtype=dtype))
+    with Sizes() as sizes:
+        made.candidates(vectors)
+    assert 8 * 512 <= sizes.largest < 500 * 16
+
+
+def test_places_count_through_a_mask():
+    mask = torch.tensor([[True, False, True], [False, False, True]])
+    assert places(mask).tolist() == [0, 2, 5]
+    assert places(mask[:0]).tolist() == []
+    assert places(mask).dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "able"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, True),
+        ({"avx512_bf16": False, "amx_bf16": True}, True),
+        ({"avx512_bf16": False, "amx_bf16": False, "avx2": True}, False),
+        ({"architecture": "arm64", "neon": True}, False),
+    ],
+)
+def test_a_processor_says_whether_it_multiplies_bfloat16(monkeypatch, capabilities, able):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert multiplies_bfloat16.__wrapped__() is able
