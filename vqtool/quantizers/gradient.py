@@ -14,7 +14,7 @@ GradientName = Literal["straight_through", "rotation"]
 
 def straight_through(vectors: Tensor, codes: Tensor) -> Tensor:
     """The codes (N, D), with the gradient handed to the vectors (N, D) as it is (Bengio et al. 2013, 3)."""
-    return vectors + (codes - vectors).detach()
+    return (codes.detach() - vectors.detach()).add_(vectors)
 
 
 def rotation(vectors: Tensor, codes: Tensor) -> Tensor:

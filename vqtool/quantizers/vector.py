@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 
 from vqtool.quantizers.balance import SinkhornSettings
 from vqtool.quantizers.base import Quantizer
+from vqtool.quantizers.commitment import commitment_loss
 from vqtool.quantizers.entropy import entropy_loss
 from vqtool.quantizers.gradient import GRADIENTS, GradientName
 from vqtool.quantizers.kmeans import kmeans
@@ -113,7 +114,7 @@ class VectorQuantizer(Quantizer):
         flat, codes = self._flat(conditioned)
         flat_indices = indices.reshape(-1)
         chosen = codes[flat_indices]
-        loss = (flat - chosen.detach()).square().mean()
+        loss = commitment_loss(flat, codes, flat_indices)
         codebook_loss = self.codebook.codebook_loss(flat, chosen)
         if self.training:
             self._gather(flat.detach(), flat_indices, loss)

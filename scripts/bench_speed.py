@@ -1,0 +1,58 @@
+"""How fast vqtool is, beside FAISS, vector-quantize-pytorch, the textbook and a bare loop.
+
+    pip install -e '.[bench]'
+    python scripts/bench_speed.py                  all parts
+    python scripts/bench_speed.py search start     some of them
+
+Contestants take turns; each line shows the median, the least and the greatest, and the ratio of the medians. One timing
+on a shared machine says little, so a run on a busy one is no measurement. The encode part writes a file of 4 GiB.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import faiss
+import speed_kernels
+import speed_runs
+import torch
+from rich.console import Console
+from rich.table import Table
+
+PARTS = {
+    "search": speed_kernels.search,
+    "step": speed_kernels.training_step,
+    "memory": speed_kernels.memory,
+    "loop": speed_runs.loop,
+    "encode": speed_runs.encode,
+    "start": speed_runs.start,
+}
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS), metavar="PART")
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--json", type=Path, help="also write the lines here")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    print(
+        f"{torch.cpu.get_capabilities()['cpu_name']}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.2f}"
+    )
+    for name in options.parts:
+        table = Table("what", "vqtool", "other", "ratio", "wanted", "reached", title=name, title_justify="left")
+        for figure in PARTS[name](options.turns):
+            ratio = f"{figure.ratio:.2f}" if figure.ratio == figure.ratio else ""
+            reached = "yes" if figure.reached else "no"
+            table.add_row(figure.what, figure.ours, figure.other, ratio, figure.wanted, reached)
+            if options.json:
+                with options.json.open("a") as file:
+                    file.write(json.dumps({"part": name, **figure._asdict()}) + "\n")
+        Console(width=170).print(table)
+
+
+if __name__ == "__main__":
+    main()

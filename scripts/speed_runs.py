@@ -1,0 +1,159 @@
+"""The training loop, encoding a large file, and starting up, beside the same work without vqtool around it."""
+
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from statistics import median
+from sys import executable
+
+import numpy as np
+import torch
+from turns import Figure, faster, seconds, spread
+
+from vqtool import load
+from vqtool.chunks import chunk_rows, chunks
+from vqtool.config import RunSettings, load_config
+from vqtool.losses import reconstruction_loss
+from vqtool.training import train
+from vqtool.training.prepare import deterministic, prepare
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+MIB = 1 << 20
+
+
+def loop(turns: int, steps: int = 300) -> Iterator[Figure]:
+    """Samples a second of `vqtool train`, its logs and checkpoints with it, and of a bare loop."""
+    for name in ("quickstart", "vectors"):
+        every = f"training.validate_every={steps}"
+        settings = load_config(CONFIGS / f"{name}.yaml", [f"training.steps={steps}", every, "data.validation=0.01"])
+        whole, bare = [], []
+        for _ in range(turns):
+            bare.append(_bare_loop(settings))
+            whole.append(_whole_loop(settings))
+        yield faster(f"{name}.yaml, {steps} steps: bare loop", whole, bare, 0.95)
+
+
+def _bare_loop(settings: RunSettings) -> float:
+    """Seconds of forward, backward and update alone, on batches already in memory."""
+    prepared = prepare(settings)
+    model, training, loss = prepared.model, prepared.settings.training, prepared.settings.loss
+    optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, fused=True)
+    batches = prepared.dataset.training.read(0, 8 * training.batch_size).split(training.batch_size)
+    with deterministic():
+        start = time.perf_counter()
+        for step in range(training.steps):
+            output = model(batches[step % len(batches)])
+            total = reconstruction_loss(loss.reconstruction, output.prediction, output.target)
+            total = total + loss.commitment * output.quantizer.commitment_loss
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            optimizer.step()
+            model.quantizer.update()
+        return time.perf_counter() - start
+
+
+def _whole_loop(settings: RunSettings) -> float:
+    """Seconds of a run but for opening its data."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        prepare(settings)
+        opening = time.perf_counter() - start
+        start = time.perf_counter()
+        train(settings, Path(folder) / "run")
+        return time.perf_counter() - start - opening
+
+
+def encode(turns: int, gigabytes: float = 4.0, dim: int = 256) -> Iterator[Figure]:
+    """`vqtool encode` of a file, process and all; encoder and search alone, on rows in memory; the memory it takes."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rows = int(gigabytes * (1 << 30)) // (4 * dim)
+        data, run, out = folder / "data.npy", folder / "run", folder / "tokens.npy"
+        _write(data, rows, dim)
+        _train(run, data, folder / "few.npy")
+        tokenizer = load(run)
+        part = torch.from_numpy(np.load(data, mmap_mode="r")[: rows // 8].copy())
+
+        def alone() -> None:
+            with torch.inference_mode():
+                for x, _ in chunks(part, chunk_rows(tokenizer.model, ())):
+                    tokenizer.model.encode(x)
+
+        whole, parts, grown = [], [], []
+        for turn in range(max(1, turns // 2)):
+            os.environ["XDG_CACHE_HOME"] = str(folder / f"cache-{turn}")  # so that the file is looked over anew
+            parts += seconds({"alone": alone}, 1)["alone"]
+            taken, memory = _watched([executable, "-m", "vqtool", "encode", run, data, "--out", out, "--overwrite"])
+            whole.append(taken)
+            grown.append(memory)
+        yield faster(f"encode of {gigabytes:g} GiB: in memory", whole, [8 * taken for taken in parts], 0.9)
+        most = max(grown)
+        yield Figure("encode: growth of RssAnon", f"{most:.0f} MiB", "", float("nan"), "under 300 MB", most * MIB < 3e8)
+
+
+def _write(path: Path, rows: int, dim: int) -> None:
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(rows, dim))
+    block = np.random.default_rng(0).standard_normal((1 << 14, dim), dtype=np.float32)
+    for start in range(0, rows, len(block)):
+        array[start : start + len(block)] = block[: rows - start] + np.float32(start / rows)
+    array.flush()
+
+
+def _train(run: Path, data: Path, few: Path) -> None:
+    np.save(few, np.load(data, mmap_mode="r")[:20_000])
+    changes = ["data.kind=tensors", f"data.path={few}", "training.steps=100", "model.quantizer.codebook_size=1024"]
+    train(load_config(CONFIGS / "vectors.yaml", changes), run)
+
+
+def _watched(command: list[object]) -> tuple[float, float]:
+    """Seconds of a command, and by how many MiB its anonymous memory grew after its first second of work."""
+    start = time.perf_counter()
+    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    readings = []
+    while process.poll() is None:
+        readings.append(anonymous(process.pid))
+        time.sleep(0.02)
+    assert process.returncode == 0, command
+    before = _anonymous_once_loaded()
+    return time.perf_counter() - start, max(readings) - before
+
+
+def anonymous(pid: int) -> float:
+    """MiB of a process that are in no file."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon:")), 0.0)
+    except OSError:
+        return 0.0
+
+
+def _anonymous_once_loaded() -> float:
+    """MiB of a process that has imported what encode imports, and has done nothing yet."""
+    code = "import os, vqtool.transcode; from speed_runs import anonymous; print(anonymous(os.getpid()))"
+    return float(subprocess.check_output([executable, "-c", code], text=True, cwd=Path(__file__).parent))
+
+
+def start(turns: int) -> Iterator[Figure]:
+    """Seconds until a command has said what it has to say."""
+    with tempfile.TemporaryDirectory() as name:
+        run = Path(name) / "run"
+        train(load_config(CONFIGS / "quickstart.yaml", ["training.steps=20"]), run)
+        commands = {
+            "help": [executable, "-m", "vqtool", "--help"],
+            "inspect": [executable, "-m", "vqtool", "inspect", str(run)],
+            "torch": [executable, "-c", "import torch"],
+        }
+        quiet = subprocess.DEVNULL
+        taken = seconds(
+            {name: partial(subprocess.run, line, check=True, stdout=quiet) for name, line in commands.items()},
+            2 * turns,
+        )
+    nothing = float("nan")
+    yield Figure("vqtool --help", spread(taken["help"]), "", nothing, "under 0.3 s", median(taken["help"]) < 0.3)
+    more = median(taken["inspect"]) - median(taken["torch"])
+    what = "vqtool inspect RUN; importing torch"
+    yield Figure(what, spread(taken["inspect"]), spread(taken["torch"]), nothing, "under 1 s more", more < 1)
