@@ -47,15 +47,18 @@ def _search(size: int, dim: int, least: float, turns: int) -> Iterator[Figure]:
             "ours": lambda: nearest_codes(vectors, codes),
             "faiss": lambda: index.search(vectors.numpy(), 1),
             "product": lambda: [torch.mm(x, codes.T, out=product[: len(x)]) for x in vectors.split(rows)],
-            "peer": torch.no_grad()(lambda: other(vectors[None])),
         },
         turns,
+    )
+    # The peer takes so long that few turns must do.
+    slow = seconds(
+        {"ours": lambda: nearest_codes(vectors, codes), "peer": torch.no_grad()(lambda: other(vectors[None]))}, 2
     )
     name = f"K = {size}, D = {dim}"
     yield faster(f"{name}: FAISS", taken["ours"], taken["faiss"], least)
     if size >= 8192 and dim >= 64:
         yield faster(f"{name}: product alone", taken["ours"], taken["product"], 0.7)
-    yield faster(f"{name}: vector-quantize-pytorch", taken["ours"], taken["peer"], 10)
+    yield faster(f"{name}: vector-quantize-pytorch", slow["ours"], slow["peer"], 10)
     yield _agreement(name, vectors, codes, index)
 
 

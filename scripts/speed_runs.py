@@ -25,9 +25,9 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 MIB = 1 << 20
 
 
-def loop(turns: int, steps: int = 300) -> Iterator[Figure]:
+def loop(turns: int) -> Iterator[Figure]:
     """Samples a second of `vqtool train`, its logs and checkpoints with it, and of a bare loop."""
-    for name in ("quickstart", "vectors"):
+    for name, steps in (("quickstart", 200), ("vectors", 1000)):
         every = f"training.validate_every={steps}"
         settings = load_config(CONFIGS / f"{name}.yaml", [f"training.steps={steps}", every, "data.validation=0.01"])
         whole, bare = [], []

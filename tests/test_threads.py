@@ -99,6 +99,7 @@ def test_each_thread_works_alone(two_threads):
 
 def test_rows_shared_out_within_a_thread_stay_there(two_threads):
     def nested(rows):
+        assert torch.get_num_threads() == 1  # or else this would wait for ever
         return over_rows(lambda inner: (inner, threading.get_ident()), 6, 9, CPU), threading.get_ident()
 
     for inner, outer in over_rows(nested, 10, 9, CPU):

@@ -301,3 +301,14 @@ def test_verifying_after_a_scan_of_any_split_reads_nothing(tmp_path: Path) -> No
     unread = open_file(path)
     unread.read = None  # type: ignore[assignment, method-assign]
     assert verify_file(path, unread, "C", None).sha256 == scanned.sha256
+
+
+def test_a_file_is_verified_without_moments_and_refused_all_the_same(tmp_path: Path) -> None:
+    path = _saved(tmp_path, np.random.default_rng(0).random((20, 3)))
+    found = verify_file(path, open_file(path), "C", None)
+    assert found.moments is None
+    assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert scan_file(path, open_file(path), "C", None, True).moments is not None
+    path = _saved(tmp_path, np.array([[1.0, 2.0], [3.0, np.nan]]))
+    with pytest.raises(DataError, match="row 1 holds NaN"):
+        verify_file(path, open_file(path), "C", None)

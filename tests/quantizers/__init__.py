@@ -1,6 +1,7 @@
 """What the tests of the quantizers share."""
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def state(module):
@@ -22,3 +23,16 @@ def brute_force(vectors, codebook):
     z, e = vectors.detach().double(), codebook.detach().double()
     distances = (z[:, None, :] - e[None, :, :]).square().sum(dim=2)
     return torch.from_numpy(distances.numpy().argmin(axis=1))
+
+
+class Sizes(TorchDispatchMode):
+    """The numbers in each tensor that is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **kwargs or {})
+        self.made += [each.numel() for each in (made if isinstance(made, list | tuple) else [made])]
+        return made

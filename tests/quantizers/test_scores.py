@@ -4,9 +4,8 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.quantizers import brute_force, random_normal
+from tests.quantizers import Sizes, brute_force, random_normal
 from vqtool.quantizers import scores
 from vqtool.quantizers.scores import BfloatScores, FullScores, multiplies_bfloat16, places
 
@@ -101,6 +100,32 @@ def test_codes_closer_together_than_bfloat16_can_tell(kind, dtype):
     check(kind, codes[1:] + random_normal(1, 299, 8, dtype=dtype) / 1e5, codes)
 
 
+# Every code is exact in bfloat16. Half way between two, all but one coordinate round towards the one that is further.
+@pytest.mark.parametrize("d", [16, 64])
+def test_vectors_that_bfloat16_brings_nearer_to_another_code(d):
+    first, second = torch.ones(d), torch.full((d,), 1 + 17 / 128)
+    codes, vector = torch.stack([first, second, -first, -second]), (first + second) / 2
+    vector[0] += 1 / 64
+    rounded = vector.bfloat16().float()
+    assert brute_force(vector[None], codes).tolist() == [1]
+    assert brute_force(rounded[None], codes).tolist() == [0]
+    check(BfloatScores, vector[None], codes)
+
+
+# Near the origin scores of a cube's corners differ by far less than a step of bfloat16, and some lie about its edge.
+@each_float32_kind
+@pytest.mark.parametrize("d", [4, 16])
+def test_ties_all_but_broken_on_either_side_of_a_rounding(kind, d):
+    generator = torch.Generator().manual_seed(0)
+    half = 2.0 * torch.randint(2, (20, d), generator=generator) - 1
+    codes = torch.cat([half, -half])
+    first, second = codes[torch.randint(40, (2, 3000), generator=generator)]
+    between = (first - second) / (first - second).norm(dim=1, keepdim=True).clamp_min(1)
+    vectors = (random_normal(1, 3000, d) + (first + second) / 2) / 20
+    along = (vectors * between).sum(dim=1, keepdim=True)
+    check(kind, vectors - (1 - 1e-4) * along * between, codes)
+
+
 @each_kind
 def test_one_code_far_from_all_others(kind, dtype):
     codes = random_normal(1, 100, 16, dtype=dtype)
@@ -169,6 +194,7 @@ def test_blocks_change_nothing_where_scores_are_exact(monkeypatch, kind, dtype, 
     codes = torch.cat([half, -half])
     whole = check(kind, vectors, codes)
     monkeypatch.setattr(scores, "_BLOCK", block)
+    monkeypatch.setattr(scores, "_ROWS", 1)
     assert torch.equal(check(kind, vectors, codes), whole)
 
 
@@ -176,6 +202,7 @@ def test_blocks_change_nothing_where_scores_are_exact(monkeypatch, kind, dtype, 
 @pytest.mark.parametrize("block", [1, 200, 1000])
 def test_the_nearest_is_among_the_candidates_in_blocks_of_any_size(monkeypatch, kind, dtype, block):
     monkeypatch.setattr(scores, "_BLOCK", block)
+    monkeypatch.setattr(scores, "_ROWS", 1)
     check(kind, random_normal(0, 37, 6, dtype=dtype), random_normal(1, 150, 6, dtype=dtype))
 
 
@@ -185,30 +212,22 @@ def test_no_vectors_have_no_candidates(kind, dtype):
 
 
 @each_kind
-def test_few_codes_are_candidates(kind, dtype):
-    found = check(kind, random_normal(0, 200, 64, dtype=dtype), random_normal(1, 1024, 64, dtype=dtype))
+@pytest.mark.parametrize("offset", [0, 1e3])
+def test_few_codes_are_candidates_wherever_the_data_lie(kind, dtype, offset):
+    vectors, codes = (random_normal(seed, rows, 64) + offset for seed, rows in enumerate((200, 1024)))
+    found = check(kind, vectors.to(dtype), codes.to(dtype))
     assert len(found) < 200 * (4 if kind is BfloatScores else 1.01)
-
-
-class Sizes(TorchDispatchMode):
-    """The numbers in the largest tensor that was made."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **kwargs or {})
-        if isinstance(made, torch.Tensor):
-            self.largest = max(self.largest, made.numel())
-        return made
 
 
 @each_kind
 def test_no_tensor_is_larger_than_a_block_of_scores(monkeypatch, kind, dtype):
     monkeypatch.setattr(scores, "_BLOCK", 8 * 512)
+    monkeypatch.setattr(scores, "_ROWS", 1)
     vectors, made = random_normal(0, 500, 4, dtype=dtype), kind(random_normal(1, 512, 4, dtype=dtype))
     with Sizes() as sizes:
         made.candidates(vectors)
-    assert 8 * 512 <= sizes.largest < 500 * 16
+    assert 8 * 512 in sizes.made
+    assert max(sizes.made) <= 8 * 512
 
 
 def test_places_count_through_a_mask():

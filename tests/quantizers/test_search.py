@@ -1,5 +1,7 @@
 """The nearest-code search against brute force in float64."""
 
+import threading
+
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -132,6 +134,7 @@ def test_blocks_change_nothing(monkeypatch, block, k):
     monkeypatch.setattr(search, "_BLOCK", block)
     monkeypatch.setattr(search, "_ROWS", block)
     monkeypatch.setattr(scores, "_BLOCK", block)
+    monkeypatch.setattr(scores, "_ROWS", 1)
     for vectors, codes in cases:
         check(vectors, codes)
 
@@ -212,3 +215,99 @@ def test_a_precision_set_per_backend_changes_nothing_and_stays(backend):
 def test_wrong_shapes_are_named(vectors, codes, message):
     with pytest.raises(ValueError, match=message):
         nearest_codes(torch.zeros(vectors), torch.zeros(codes))
+
+
+# bfloat16, and threads
+
+
+CASES = {
+    "apart": (random_normal(0, 300, 16), random_normal(1, 200, 16)),
+    "far from the origin": (1e4 + random_normal(0, 300, 16), 1e4 + random_normal(1, 200, 16)),
+    "ties": (random_normal(0, 300, 2).round(), random_normal(1, 200, 2).round()),
+    "half way": ((random_normal(1, 200, 16) + random_normal(1, 200, 16).roll(1, 0)) / 2, random_normal(1, 200, 16)),
+    "large and small": (random_normal(0, 61, 4) * 10.0 ** torch.arange(-30, 31)[:, None], random_normal(1, 200, 4)),
+    "overflow": (1e30 * random_normal(0, 300, 4), 1e20 * random_normal(1, 200, 4)),
+    "one vector": (random_normal(0, 1, 16), random_normal(1, 200, 16)),
+    "none": (torch.empty(0, 16), random_normal(1, 200, 16)),
+}
+
+
+@pytest.fixture(params=[True, False], ids=["bfloat16", "none"])
+def bfloat16(request, monkeypatch):
+    """Whether the processor is taken to multiply bfloat16."""
+    monkeypatch.setattr(search, "multiplies_bfloat16", lambda: request.param)
+    return request.param
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The names of the scores that are made."""
+    names = []
+
+    def spied(kind):
+        def make(codes):
+            names.append(kind.__name__)
+            return kind(codes)
+
+        return make
+
+    for kind in (scores.BfloatScores, scores.FullScores):
+        monkeypatch.setattr(search, kind.__name__, spied(kind))
+    return names
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_answer_is_exact_whether_or_not_the_processor_multiplies_bfloat16(monkeypatch, made, bfloat16, case):
+    monkeypatch.setattr(search, "_WORTH", 1)
+    check(*CASES[case])
+    assert made[0] == ("BfloatScores" if bfloat16 else "FullScores")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_threads_change_nothing(monkeypatch, two_threads, bfloat16, case):
+    monkeypatch.setattr(search, "_THREAD", 1)
+    check(*CASES[case])
+
+
+def test_rows_are_shared_out_among_threads(monkeypatch, two_threads):
+    seen = []
+
+    def spy(vectors, codebook):
+        seen.append((len(vectors), threading.get_ident()))
+        return nearest(vectors, codebook)
+
+    nearest = search._nearest
+    monkeypatch.setattr(search, "_nearest", spy)
+    monkeypatch.setattr(search, "_THREAD", 1)
+    check(*CASES["apart"])
+    assert [rows for rows, _ in seen] == [150, 150]
+    assert threading.get_ident() not in {thread for _, thread in seen}
+
+
+@FEW
+@given(
+    seed=st.integers(0, 1 << 30),
+    k=st.integers(1, 300),
+    d=st.integers(1, 20),
+    exponents=st.tuples(*2 * [st.floats(-30, 30)]),
+)
+def test_bfloat16_first_finds_the_nearest_at_any_scale(seed, k, d, exponents):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "multiplies_bfloat16", lambda: True)
+        patch.setattr(search, "_WORTH", 0)
+        check(random_normal(seed, 19, d) * 10 ** exponents[0], random_normal(seed + 1, k, d) * 10 ** exponents[1])
+
+
+def test_codes_that_bfloat16_does_not_tell_apart_are_told_apart_in_float32(monkeypatch, made):
+    monkeypatch.setattr(search, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(search, "_ROWS", 200)
+    square = torch.rand(1624, 2, generator=torch.Generator().manual_seed(0))
+    check(square[:600], square[600:])
+    assert made == ["BfloatScores", "FullScores"]
+
+
+@pytest.mark.parametrize(("k", "dtype"), [(128, torch.float32), (200, torch.float64)])
+def test_bfloat16_is_left_out_for_few_codes_and_for_float64(monkeypatch, made, k, dtype):
+    monkeypatch.setattr(search, "multiplies_bfloat16", lambda: True)
+    check(random_normal(0, 30, 16), random_normal(1, k, 16, dtype=dtype))
+    assert made == ["FullScores"]

@@ -583,3 +583,27 @@ def test_settings_choose_the_learning_by_kind():
     assert settings.learning == EmaLearning(decay=0.5)
     with pytest.raises(ValidationError, match="decay"):
         VectorQuantizerSettings.model_validate({"learning": {"kind": "codebook_loss", "decay": 0.5}})
+
+
+@pytest.mark.parametrize("learning", LEARNINGS[1:])
+def test_an_update_that_is_not_good_changes_nothing(learning):
+    model = quantizer(learning, relative=True, revival=RevivalSettings(window=1, least=1))
+    for step in range(3):
+        model(vectors(2, 20, D, seed=step))
+        model.update(torch.tensor(True))
+    before = state(model)
+    for bad in (vectors(2, 20, D), torch.full((2, 20, D), torch.nan), 1e30 * vectors(2, 20, D)):
+        model(bad)
+        model.update(torch.tensor(False))
+        assert_same_state(state(model), before)
+
+
+@pytest.mark.parametrize("learning", LEARNINGS[1:])
+def test_an_update_that_is_good_is_as_one_of_which_nothing_is_said(learning):
+    first, second = (quantizer(learning, relative=True, revival=RevivalSettings(window=1)) for _ in range(2))
+    for step in range(4):
+        first(vectors(2, 20, D, seed=step))
+        first.update()
+        second(vectors(2, 20, D, seed=step))
+        second.update(torch.tensor(True))
+    assert_same_state(state(first), state(second))

@@ -1,3 +1,4 @@
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -148,3 +149,26 @@ def test_its_state_goes_over(tmp_path: Path) -> None:
     other.load_state_dict(first.state_dict())
     assert_same(other.state_dict(), first.state_dict())
     assert first.state_dict()["state"][0]["exp_avg"].any()
+
+
+def test_a_step_that_is_not_good_changes_nothing(tmp_path: Path) -> None:
+    _, _, (optimizer, model) = first_step(tmp_path)
+    optimizer.step(0, torch.tensor(True))
+    before = copy.deepcopy((dict(model.state_dict()), optimizer.state_dict()))
+    assert before[1]["state"][0]["step"] == 1
+    for parameter in model.parameters():
+        parameter.grad = None if parameter.grad is None else torch.full_like(parameter, math.nan)
+    optimizer.step(1, torch.tensor(False))
+    now = (dict(model.state_dict()), optimizer.state_dict())
+    before[1]["param_groups"][0]["lr"] = now[1]["param_groups"][0]["lr"]  # the rate is a function of the step
+    before[1]["param_groups"][1]["lr"] = now[1]["param_groups"][1]["lr"]
+    assert_same(now, before)
+
+
+def test_a_step_that_is_good_is_as_one_of_which_nothing_is_said(tmp_path: Path) -> None:
+    states = []
+    for good in (None, torch.tensor(True)):
+        _, _, (optimizer, model) = first_step(tmp_path)
+        optimizer.step(0, good)
+        states.append(dict(model.state_dict()))
+    assert_same(*states)

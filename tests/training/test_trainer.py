@@ -312,6 +312,33 @@ def test_a_loss_that_is_not_finite_is_refused(
     assert_same(checkpoint(tmp_path / "run", 8)["model"], checkpoint(tmp_path / "clean", 8)["model"])
 
 
+@pytest.mark.parametrize("learning", [{"kind": "ema"}, CODEBOOK_LOSS], ids=["ema", "codebook_loss"])
+def test_between_looks_nothing_changes_after_a_bad_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, learning: dict[str, Any]
+) -> None:
+    settings = from_random(
+        tiny(
+            tmp_path,
+            learning=learning,
+            loss={"entropy": 0.1},
+            log_every=7,
+            checkpoint_every=2,
+            validate_every=7,
+            keep_checkpoints=9,
+        )
+    )
+    train(settings, tmp_path / "clean")
+    taken: list[int] = []
+    forward = trainer.Trainer._forward
+    monkeypatch.setattr(trainer.Trainer, "_forward", lambda self, x: (taken.append(1), forward(self, x))[1])
+    poison(monkeypatch, "commitment", 3)
+    loop, model = trainer_in(tmp_path / "run", settings)
+    with pytest.raises(TrainingError, match="step 3: not finite: commitment; the step was not applied"):
+        loop.train()
+    assert len(taken) == 4  # the next look is before the checkpoint of step 4
+    assert_same(dict(model.state_dict()), dict(checkpoint(tmp_path / "clean", 2)["model"]))
+
+
 def test_without_parameters_it_is_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, "commitment", 2)
     loop, model = trainer_in(

@@ -15,8 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Scores of one block: what a cache holds, and what bounds the memory.
-_BLOCK = 1 << 22
+# Scores of one block, which a cache holds; of more codes, as many rows as make it worth reading the codes, but no more
+# scores than that.
+_BLOCK = 1 << 21
+_ROWS = 1 << 6
+_MOST = 1 << 24
 # Codes of a group. The least score of each is found first, so that few are looked at one by one.
 _GROUP = 64
 
@@ -39,7 +42,7 @@ class Scores(ABC):
         """Rows and codes (P,) each, in the order of rows, then codes: for each of (N, D) whatever may be nearest."""
         operand, errors = self._make_rows(vectors - self._centre)
         columns = self._columns.shape[1]
-        count = max(1, _BLOCK // columns)
+        count = max(1, _BLOCK // columns, min(_ROWS, _MOST // columns))
         buffer = operand.new_empty(min(count, len(operand)), columns)
         places = [torch.empty(0, dtype=torch.int64, device=vectors.device)]
         for start in range(0, len(operand), count):

@@ -11,7 +11,7 @@ from vqtool.quantizers.scores import BfloatScores, FullScores, Scores, multiplie
 from vqtool.threads import over_rows
 
 # Vectors whose candidates are settled together, and numbers of one block of exact differences: they bound the memory.
-_ROWS = 1 << 12
+_ROWS = 1 << 13
 _BLOCK = 1 << 20
 # Products of numbers that are worth another thread.
 _THREAD = 1 << 22
@@ -80,7 +80,7 @@ def _settle(vectors: Tensor, codebook: Tensor, rows: Tensor, codes: Tensor) -> T
         if len(rows):
             stays = places(~_lost(vectors, codebook, rows, codes, dtype, slack))
             rows, codes = rows.index_select(0, stays), codes.index_select(0, stays)
-            # Among equals the lowest. Where distances are NaN none has lost, and the first wins, as with argmin.
+            # Among equals the lowest. Where distances are NaN none has lost, and the first wins.
             nearest.scatter_reduce_(0, rows, codes, "amin", include_self=False)
     return nearest
 

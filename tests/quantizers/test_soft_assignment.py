@@ -1,0 +1,235 @@
+"""Sums of soft assignments and their gradients against the textbook in float64."""
+
+import threading
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tests.quantizers import Sizes, random_normal
+from vqtool.quantizers import soft_assignment
+from vqtool.quantizers.entropy import entropy_loss
+from vqtool.quantizers.soft_assignment import soft_sums
+
+FEW = settings(deadline=None, max_examples=60)
+# Smaller than any sum here: where the threads and blocks differ is in the last bits.
+TIGHT = {"rtol": 1e-11, "atol": 1e-12}
+
+
+def textbook(vectors, codebook, temperature):
+    """The (K,) sums over n of softmax over k of -|z_n - e_k|² / temperature, and the sum of the rows' entropies."""
+    distances = (vectors[:, None, :] - codebook[None, :, :]).square().sum(dim=2)
+    logarithms = torch.log_softmax(-distances / temperature, dim=1)
+    soft = logarithms.exp()
+    return soft.sum(dim=0), -(soft * logarithms).sum()
+
+
+def mine(vectors, codebook, temperature):
+    return soft_sums(vectors, codebook, temperature, entropy=True)
+
+
+def both_and_gradients(sums, vectors, codebook, temperature, weights, dtype=None):
+    """Both sums, and the gradients of the two weighted."""
+    leaves = [tensor.detach().to(dtype or tensor.dtype).requires_grad_() for tensor in (vectors, codebook)]
+    assignment, entropy = sums(*leaves, temperature)
+    weights = weights.to(assignment.dtype)
+    gradients = torch.autograd.grad((weights[1:] * assignment).sum() + weights[0] * entropy, leaves)
+    return assignment.detach(), entropy.detach(), *gradients
+
+
+def check(vectors, codebook, temperature, seed=0):
+    """Within what the rounding of logits, which are as large as distances over the temperature, brings with it."""
+    weights = random_normal(seed + 2, 1 + len(codebook), dtype=torch.float64)
+    found = both_and_gradients(mine, vectors, codebook, temperature, weights)
+    wanted = both_and_gradients(textbook, vectors, codebook, float(temperature), weights, torch.float64)
+    furthest = float(torch.cdist(vectors.double(), codebook.double()).max())
+    logits = furthest**2 / float(temperature)
+    error = 8 * (vectors.shape[1] + 8) * torch.finfo(vectors.dtype).eps * (1 + logits)
+    steepest = 2 * furthest / float(temperature) * float(weights.abs().max()) * (1 + logits)
+    bounds = [error, error * (1 + logits) * len(vectors), *2 * [error * steepest * len(vectors)]]
+    for each, expected, bound in zip(found, wanted, bounds, strict=True):
+        assert each.dtype == vectors.dtype
+        torch.testing.assert_close(each.double(), expected, rtol=error, atol=bound)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@FEW
+@given(seed=st.integers(0, 1 << 30), n=st.integers(1, 40), k=st.integers(1, 40), d=st.integers(1, 20))
+@example(seed=0, n=1, k=1, d=1)
+@example(seed=0, n=1, k=37, d=5)
+@example(seed=0, n=37, k=1, d=5)
+def test_any_shape(dtype, seed, n, k, d):
+    check(random_normal(seed, n, d, dtype=dtype), random_normal(seed + 1, k, d, dtype=dtype), 1.0, seed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@FEW
+@given(
+    seed=st.integers(0, 1 << 30),
+    exponents=st.tuples(st.floats(-3, 3), st.floats(-6, 2)),
+    offset=st.sampled_from([0.0, 1.0, 30.0]),
+    zero_dim=st.booleans(),
+)
+@example(seed=0, exponents=(-3.0, 0.0), offset=0.0, zero_dim=False)
+@example(seed=0, exponents=(3.0, 0.0), offset=0.0, zero_dim=True)
+def test_any_scale_and_temperature(dtype, seed, exponents, offset, zero_dim):
+    temperature = 10 ** exponents[0]
+    scale = temperature**0.5 * 10 ** exponents[1]
+    vectors, codebook = ((random_normal(seed + i, 9 + i, 4) + offset).to(dtype) * scale for i in range(2))
+    check(vectors, codebook, torch.tensor(temperature, dtype=dtype) if zero_dim else temperature, seed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [1e-3, 1.0, 1e3])
+def test_unit_vectors_at_the_extremes_of_temperature(dtype, temperature):
+    check(random_normal(0, 40, 8, dtype=dtype), random_normal(1, 23, 8, dtype=dtype), temperature)
+
+
+@pytest.mark.parametrize("zero_dim", [torch.float32, torch.float64])
+def test_a_temperature_in_a_tensor_is_as_good_as_a_number(zero_dim):
+    inputs = random_normal(0, 9, 4), random_normal(1, 7, 4)
+    assert all(map(torch.equal, mine(*inputs, torch.tensor(0.5, dtype=zero_dim)), mine(*inputs, 0.5)))
+
+
+@FEW
+@given(seed=st.integers(0, 1 << 30), n=st.integers(1, 30), d=st.integers(1, 5))
+def test_duplicate_vectors_and_codes(seed, n, d):
+    some = random_normal(seed, 6, d, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    vectors, codes = (some[torch.randint(6, (count,), generator=generator)] for count in (n, 20))
+    check(vectors, codes, 0.7, seed)
+    assignment = mine(vectors, codes, 0.7).assignment
+    for code in some:
+        shares = assignment[(codes == code).all(dim=1)]
+        torch.testing.assert_close(shares, shares[:1].expand_as(shares), **TIGHT)
+
+
+def test_far_from_the_origin_float32_keeps_its_digits():
+    vectors, codebook = random_normal(0, 40, 8) + 1e4, random_normal(1, 23, 8) + 1e4
+    weights = random_normal(2, 24)
+    found = both_and_gradients(mine, vectors, codebook, 1.0, weights)
+    wanted = both_and_gradients(textbook, vectors, codebook, 1.0, weights, torch.float64)
+    for each, expected in zip(found, wanted, strict=True):
+        torch.testing.assert_close(each.double(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_gradients_of_both_sums_together_agree_with_finite_differences():
+    inputs = [random_normal(seed, 7 - seed, 3, dtype=torch.float64).requires_grad_() for seed in range(2)]
+    assert torch.autograd.gradcheck(lambda z, e: tuple(mine(z, e, 0.7)), inputs)
+    assert torch.autograd.gradcheck(lambda z, e: mine(z, e, 0.7).assignment.square().sum(), inputs)
+    assert torch.autograd.gradcheck(lambda z, e: mine(z, e, 0.7).entropy, inputs)
+
+
+def test_a_second_derivative_is_refused():
+    inputs = [random_normal(seed, 7, 3).requires_grad_() for seed in range(2)]
+    (gradient,) = torch.autograd.grad(entropy_loss(*inputs, 1.0, 0.5), inputs[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_no_vectors_add_up_to_nothing():
+    codebook = random_normal(0, 7, 3).requires_grad_()
+    assignment, entropy = mine(torch.empty(0, 3), codebook, 1.0)
+    assert torch.equal(assignment, torch.zeros(7))
+    assert entropy == 0
+    (gradient,) = torch.autograd.grad(assignment.sum() + entropy, codebook)
+    assert torch.equal(gradient, torch.zeros(7, 3))
+
+
+def test_strided_views_have_the_sums_of_what_they_show():
+    wide = random_normal(0, 4, 40, dtype=torch.float64)
+    vectors, codebook, weights = wide.T, random_normal(1, 9, 8, dtype=torch.float64)[:, ::2], random_normal(2, 10)
+    found = both_and_gradients(mine, vectors, codebook, 1.0, weights)
+    wanted = both_and_gradients(mine, vectors.contiguous(), codebook.contiguous(), 1.0, weights)
+    for each, expected in zip(found, wanted, strict=True):
+        torch.testing.assert_close(each, expected, **TIGHT)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 0.5])
+@pytest.mark.parametrize("wanted", [(True, False), (False, True)])
+def test_either_side_alone_has_the_gradient_it_has_beside_the_other(confidence, wanted):
+    inputs = [random_normal(seed, 9, 4) for seed in range(2)]
+    both = [tensor.clone().requires_grad_() for tensor in inputs]
+    expected = torch.autograd.grad(entropy_loss(*both, 1.0, confidence), both)
+    one = [tensor.clone().requires_grad_(needed) for tensor, needed in zip(inputs, wanted, strict=True)]
+    entropy_loss(*one, 1.0, confidence).backward()
+    for tensor, needed, gradient in zip(one, wanted, expected, strict=True):
+        assert torch.equal(tensor.grad, gradient) if needed else tensor.grad is None
+
+
+def test_without_gradients_none_is_recorded():
+    inputs = [random_normal(seed, 9, 4).requires_grad_() for seed in range(2)]
+    expected = mine(*inputs, 1.0)
+    for quiet in (torch.no_grad, torch.inference_mode):
+        with quiet():
+            found = mine(*inputs, 1.0)
+        assert not any(each.requires_grad for each in found)
+        assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_assignment_is_the_same_where_no_entropy_is_asked_for(dtype):
+    inputs = [random_normal(seed, 50 - seed, 6, dtype=dtype).requires_grad_() for seed in range(2)]
+    weights = random_normal(2, 49, dtype=dtype)
+    with_entropy, without = (soft_sums(*inputs, 0.7, entropy=asked) for asked in (True, False))
+    assert torch.equal(with_entropy.assignment, without.assignment)
+    assert with_entropy.entropy > 0
+    assert without.entropy == 0
+    for gradient, expected in zip(
+        *(torch.autograd.grad((sums.assignment * weights).sum(), inputs) for sums in (without, with_entropy)),
+        strict=True,
+    ):
+        torch.testing.assert_close(gradient, expected)
+
+
+# Blocks and threads
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("block", [1, 7, 1000])
+@pytest.mark.parametrize(("n", "k"), [(1, 5), (50, 1), (101, 13)])
+def test_blocks_and_threads_change_nothing(monkeypatch, two_threads, threads, block, n, k):
+    vectors, codebook = random_normal(0, n, 3, dtype=torch.float64), random_normal(1, k, 3, dtype=torch.float64)
+    weights = random_normal(2, 1 + k, dtype=torch.float64)
+    wanted = both_and_gradients(mine, vectors, codebook, 0.7, weights)
+    torch.set_num_threads(threads)
+    monkeypatch.setattr(soft_assignment, "_BLOCK", block)
+    monkeypatch.setattr(soft_assignment, "_THREAD", 1)
+    found = both_and_gradients(mine, vectors, codebook, 0.7, weights)
+    for each, expected in zip(found, wanted, strict=True):
+        torch.testing.assert_close(each, expected, **TIGHT)
+
+
+def test_rows_are_shared_out_both_ways(monkeypatch, two_threads):
+    seen = {"_sums": [], "_gradients": []}
+
+    def spied(name, work):
+        def spy(factors, rows, *others):
+            seen[name].append((rows, threading.get_ident()))
+            return work(factors, rows, *others)
+
+        return spy
+
+    for name in seen:
+        monkeypatch.setattr(soft_assignment, name, spied(name, getattr(soft_assignment, name)))
+    monkeypatch.setattr(soft_assignment, "_THREAD", 1)
+    both_and_gradients(mine, random_normal(0, 50, 3), random_normal(1, 9, 3), 1.0, random_normal(2, 10))
+    for slices in seen.values():
+        assert sorted(rows.start for rows, _ in slices) == [0, 25]
+        assert threading.get_ident() not in {thread for _, thread in slices}
+
+
+@pytest.mark.parametrize("confidence", [0.0, 0.5])
+def test_no_matrix_of_vectors_by_codes_is_made(monkeypatch, confidence):
+    n, k, d, block = 1000, 300, 2, 4 * 300
+    monkeypatch.setattr(soft_assignment, "_BLOCK", block)
+    monkeypatch.setattr(soft_assignment, "_THREAD", 1 << 60)  # a dispatch mode sees its own thread alone
+    vectors, codebook = random_normal(0, n, d).requires_grad_(), random_normal(1, k, d).requires_grad_()
+    with Sizes() as forth:
+        loss = entropy_loss(vectors, codebook, 1.0, confidence)
+    with Sizes() as back:
+        loss.backward()
+    for sizes in (forth, back):
+        assert sizes.made.count(block) >= n * k // block
+        assert max(sizes.made) <= max(2 * block, n * d)
