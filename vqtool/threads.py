@@ -43,7 +43,7 @@ def lone_threads(count: int) -> ThreadPoolExecutor:
     barrier = Barrier(count + 1)
 
     def alone() -> None:
-        torch.get_num_threads()  # asked for the first time in a thread, it takes over the number set for threads to come
+        torch.get_num_threads()  # when first asked for in a thread, it becomes the number set for threads to come
         torch.set_num_threads(1)
         barrier.wait()
 

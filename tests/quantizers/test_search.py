@@ -167,9 +167,9 @@ BACKENDS = [torch.backends.mkldnn.matmul, torch.backends.cuda.matmul]
 def test_products_are_taken_in_full_precision_and_the_setting_comes_back(monkeypatch, matmul_precision, precision):
     during = []
 
-    def spy(vectors, codebook):
+    def spy(*arguments):
         during.extend(backend.fp32_precision for backend in BACKENDS)
-        return nearest(vectors, codebook)
+        return nearest(*arguments)
 
     nearest = search._nearest
     monkeypatch.setattr(search, "_nearest", spy)
@@ -181,7 +181,7 @@ def test_products_are_taken_in_full_precision_and_the_setting_comes_back(monkeyp
 
 
 def test_the_setting_comes_back_after_an_error(monkeypatch, matmul_precision):
-    def fail(vectors, codebook):
+    def fail(*arguments):
         raise MemoryError
 
     monkeypatch.setattr(search, "_nearest", fail)
@@ -272,9 +272,9 @@ def test_threads_change_nothing(monkeypatch, two_threads, bfloat16, case):
 def test_rows_are_shared_out_among_threads(monkeypatch, two_threads):
     seen = []
 
-    def spy(vectors, codebook):
-        seen.append((len(vectors), threading.get_ident()))
-        return nearest(vectors, codebook)
+    def spy(*arguments):
+        seen.append((len(arguments[0]), threading.get_ident()))
+        return nearest(*arguments)
 
     nearest = search._nearest
     monkeypatch.setattr(search, "_nearest", spy)

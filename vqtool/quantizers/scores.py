@@ -29,7 +29,12 @@ class Scores(ABC):
 
     Args:
         codebook: (K, D), in the type that is computed in.
+
+    Attributes:
+        coarse: whether other scores tell codes apart better.
     """
+
+    coarse = False
 
     def __init__(self, codebook: Tensor) -> None:
         self._centre = codebook.mean(dim=0)
@@ -126,6 +131,8 @@ class BfloatScores(Scores):
     Each row is shifted until none of its scores is negative. Those are ordered as their bits are, and least integers
     are found faster than least bfloat16.
     """
+
+    coarse = True
 
     def _make_columns(self) -> Tensor:
         low = self._codes.bfloat16()

@@ -39,10 +39,13 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
         raise ValueError(f"expected (N, D) vectors and (K, D) codes, got {_shape(vectors)} and {_shape(codebook)}")
     if 0 in codebook.shape:
         raise ValueError(f"the codebook is empty: {_shape(codebook)}")
-    vectors, codebook = vectors.detach(), codebook.detach()
+    dtype = torch.promote_types(torch.promote_types(vectors.dtype, codebook.dtype), torch.float32)
+    vectors, codes = vectors.detach(), codebook.detach().to(dtype)
     with torch.no_grad(), full_precision(vectors.device):
+        fast = dtype == torch.float32 and vectors.device.type == "cpu" and len(codes) > _WORTH and multiplies_bfloat16()
+        scores = BfloatScores(codes) if fast else FullScores(codes)
         parts = over_rows(
-            lambda rows: _nearest(vectors[rows], codebook),
+            lambda rows: _nearest(vectors[rows], codes, scores),
             len(vectors),
             most=vectors.numel() * len(codebook) // _THREAD,
             device=vectors.device,
@@ -50,17 +53,13 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
         return torch.cat(parts)
 
 
-def _nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
-    dtype = torch.promote_types(torch.promote_types(vectors.dtype, codebook.dtype), torch.float32)
-    codes = codebook.to(dtype)
-    fast = dtype == torch.float32 and vectors.device.type == "cpu" and len(codes) > _WORTH and multiplies_bfloat16()
-    scores: Scores = BfloatScores(codes) if fast else FullScores(codes)
+def _nearest(vectors: Tensor, codes: Tensor, scores: Scores) -> Tensor:
     found = [torch.empty(0, dtype=torch.int64, device=vectors.device)]
     for block in vectors.split(_ROWS):
-        block = block.to(dtype)
+        block = block.to(codes.dtype)
         rows, candidates = scores.candidates(block)
-        if fast and len(rows) * _WORTH > len(codes) * len(block):
-            fast, scores = False, FullScores(codes)  # bfloat16 does not tell these apart
+        if scores.coarse and len(rows) * _WORTH > len(codes) * len(block):
+            scores = FullScores(codes)  # bfloat16 does not tell these apart
             rows, candidates = scores.candidates(block)
         found.append(_settle(block, codes, rows, candidates))
     return torch.cat(found)

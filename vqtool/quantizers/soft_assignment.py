@@ -8,6 +8,7 @@ Shapes: N vectors, R of a block, K codes, D dimensions.
 """
 
 from collections.abc import Iterator
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from vqtool.quantizers.precision import full_precision
 from vqtool.threads import over_rows
 
 # Assignments of one block: what a cache holds, and what bounds the memory.
-_BLOCK = 1 << 21
+_BLOCK = 1 << 20
 # Products of numbers that are worth another thread.
 _THREAD = 1 << 22
 
@@ -66,7 +67,7 @@ class _SoftSums(torch.autograd.Function):
         weight = entropy if ctx.entropy else None
         with full_precision(assignment.device):
             parts = over_rows(lambda rows: _gradients(factors, rows, assignment, weight, of_vectors), *factors.work)
-        return of_vectors, factors.gradient_of_codes(torch.stack(parts).sum(dim=0)), None, None
+        return of_vectors, factors.gradient_of_codes(reduce(Tensor.add_, parts)), None, None
 
 
 class _Factors(NamedTuple):
