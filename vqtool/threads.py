@@ -8,12 +8,13 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from threading import Barrier
+from threading import Barrier, Lock
 from typing import TypeVar
 
 import torch
 
 T = TypeVar("T")
+_lock = Lock()
 
 
 def over_rows(work: Callable[[slice], T], rows: int, most: int, device: torch.device) -> list[T]:
@@ -38,6 +39,11 @@ def _without_gradients(work: Callable[[slice], T]) -> Callable[[slice], T]:
 
 def lone_threads(count: int) -> ThreadPoolExecutor:
     """So many threads, in each of which PyTorch works alone."""
+    with _lock:  # for a moment, the number of threads of the whole process is another
+        return _lone_threads(count)
+
+
+def _lone_threads(count: int) -> ThreadPoolExecutor:
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(count, "vqtool")
     barrier = Barrier(count + 1)

@@ -34,5 +34,6 @@ class Sizes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         made = func(*args, **kwargs or {})
-        self.made += [each.numel() for each in (made if isinstance(made, list | tuple) else [made])]
+        all_made = made if isinstance(made, list | tuple) else [made]
+        self.made += [each.numel() for each in all_made if isinstance(each, torch.Tensor)]
         return made

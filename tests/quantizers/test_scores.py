@@ -17,7 +17,9 @@ each_float32_kind = pytest.mark.parametrize("kind", [BfloatScores, FullScores])
 
 def places_of(kind, vectors, codes):
     """Candidates counted through (N, K)."""
-    rows, found = kind(codes).candidates(vectors)
+    made = kind(codes)
+    made.crowd = len(codes)
+    rows, found = made.candidates(vectors)
     assert rows.dtype == found.dtype == torch.int64
     assert rows.shape == found.shape == (len(rows),)
     assert ((rows >= 0) & (rows < len(vectors))).all()
@@ -249,3 +251,27 @@ def test_places_count_through_a_mask():
 def test_a_processor_says_whether_it_multiplies_bfloat16(monkeypatch, capabilities, able):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert multiplies_bfloat16.__wrapped__() is able
+
+
+@each_kind
+@pytest.mark.parametrize("case", ["equal codes", "nan", "too large", "too small"])
+def test_a_row_with_a_crowd_of_candidates_has_none_and_disturbs_no_other(kind, dtype, case):
+    vectors, codes = random_normal(0, 50, 4, dtype=dtype), random_normal(1, 2048, 4, dtype=dtype)
+    made = kind(codes)
+    rows, found = made.candidates(vectors)
+    crowded = torch.arange(50) % 3 == 0
+    if case == "equal codes":
+        codes[:] = codes[0]
+        crowded[:] = True
+        made = kind(codes)
+    elif case == "too small":
+        made = kind(codes * 1e-300 if dtype == torch.float64 else codes * 1e-30)
+        vectors = vectors * (1e-300 if dtype == torch.float64 else 1e-30)
+        crowded[:] = True
+    else:
+        vectors[crowded] = torch.nan if case == "nan" else torch.finfo(dtype).max / 4
+    kept, left = made.candidates(vectors)
+    assert not crowded[kept].any()
+    stays = ~crowded[rows]
+    assert torch.equal(kept, rows[stays])
+    assert torch.equal(left, found[stays])

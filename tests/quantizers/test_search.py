@@ -1,13 +1,14 @@
 """The nearest-code search against brute force in float64."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.quantizers import brute_force, random_normal
+from tests.quantizers import Sizes, brute_force, random_normal
 from vqtool.quantizers import nearest_codes, scores, search
 
 FEW = settings(deadline=None, max_examples=60)
@@ -258,7 +259,7 @@ def made(monkeypatch):
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_answer_is_exact_whether_or_not_the_processor_multiplies_bfloat16(monkeypatch, made, bfloat16, case):
-    monkeypatch.setattr(search, "_WORTH", 1)
+    monkeypatch.setattr(search, "WORTH", 1)
     check(*CASES[case])
     assert made[0] == ("BfloatScores" if bfloat16 else "FullScores")
 
@@ -294,7 +295,7 @@ def test_rows_are_shared_out_among_threads(monkeypatch, two_threads):
 def test_bfloat16_first_finds_the_nearest_at_any_scale(seed, k, d, exponents):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search, "multiplies_bfloat16", lambda: True)
-        patch.setattr(search, "_WORTH", 0)
+        patch.setattr(search, "WORTH", 0)
         check(random_normal(seed, 19, d) * 10 ** exponents[0], random_normal(seed + 1, k, d) * 10 ** exponents[1])
 
 
@@ -311,3 +312,34 @@ def test_bfloat16_is_left_out_for_few_codes_and_for_float64(monkeypatch, made, k
     monkeypatch.setattr(search, "multiplies_bfloat16", lambda: True)
     check(random_normal(0, 30, 16), random_normal(1, k, 16, dtype=dtype))
     assert made == ["FullScores"]
+
+
+@pytest.mark.parametrize("kind", ["constructor's codes", "equal codes", "nan", "1e25", "1e-30"])
+def test_where_codes_cannot_be_told_apart_the_answer_is_exact_and_little_is_held(monkeypatch, bfloat16, kind):
+    vectors, codes = random_normal(0, 90, 4), random_normal(1, 2048, 4)
+    if kind == "constructor's codes":
+        codes = torch.rand(2048, 4, generator=torch.Generator().manual_seed(0)) * 2 / 2048 - 1 / 2048
+    elif kind == "equal codes":
+        codes = codes[:1].repeat(2048, 1)
+    elif kind == "nan":
+        vectors[1:] = torch.nan
+    else:
+        vectors, codes = vectors * float(kind), codes * (1.0 if kind == "1e25" else 1e-30)
+    monkeypatch.setattr(search, "_THREAD", 1 << 60)
+    monkeypatch.setattr(scores, "_BLOCK", 1 << 14)
+    monkeypatch.setattr(scores, "_ROWS", 1)
+    with Sizes() as sizes:
+        found = nearest_codes(vectors, codes)
+    expected = brute_force(vectors, codes)
+    expected[vectors.isnan().any(dim=1)] = 0
+    assert torch.equal(found, expected)
+    assert max(sizes.made) <= 1 << 14
+
+
+def test_the_users_precision_comes_back_where_threads_search_at_once(matmul_precision):
+    matmul_precision("medium")
+    before = [backend.fp32_precision for backend in BACKENDS]
+    vectors, codes = random_normal(0, 64, 8), random_normal(1, 200, 8)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: nearest_codes(vectors, codes), range(100)))
+    assert [backend.fp32_precision for backend in BACKENDS] == before

@@ -41,7 +41,7 @@ class _MeanSquare(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         vectors, codes, indices = ctx.saved_tensors
-        scale = gradient * (2 / vectors.numel())
+        scale = gradient * (2 / max(1, vectors.numel()))
         of_vectors = torch.empty_like(vectors)
         for (block, chosen), (part, _) in zip(_blocks(vectors, indices), _blocks(of_vectors, indices), strict=True):
             torch.sub(block, codes[chosen], out=part).mul_(scale)

@@ -20,6 +20,8 @@ from torch import Tensor
 _BLOCK = 1 << 21
 _ROWS = 1 << 6
 _MOST = 1 << 24
+# Codes for which looking at one group takes as long as bfloat16 saves on them.
+WORTH = 128
 # Codes of a group. The least score of each is found first, so that few are looked at one by one.
 _GROUP = 64
 
@@ -31,10 +33,10 @@ class Scores(ABC):
         codebook: (K, D), in the type that is computed in.
 
     Attributes:
-        coarse: whether other scores tell codes apart better.
+        crowd: the most groups of codes looked at for a row; it bounds the candidates.
     """
 
-    coarse = False
+    crowd = 16
 
     def __init__(self, codebook: Tensor) -> None:
         self._centre = codebook.mean(dim=0)
@@ -44,7 +46,10 @@ class Scores(ABC):
         self._columns = self._pad(self._make_columns())
 
     def candidates(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows and codes (P,) each, in the order of rows, then codes: for each of (N, D) whatever may be nearest."""
+        """Rows and codes (P,) each, in the order of rows, then codes: for each of (N, D) whatever may be nearest.
+
+        A row for which codes in more than `crowd` groups may be has none.
+        """
         operand, errors = self._make_rows(vectors - self._centre)
         columns = self._columns.shape[1]
         count = max(1, _BLOCK // columns, min(_ROWS, _MOST // columns))
@@ -82,10 +87,17 @@ class Scores(ABC):
         groups = self._ordered(scores).view(len(scores), scores.shape[1] // _GROUP, _GROUP)
         least = groups.amin(dim=2)
         limits = self._limits(least.amin(dim=1), errors)
-        near = _not_above(least, limits)
+        near = self._uncrowded(_not_above(least, limits), len(least))
         members = groups.view(-1, _GROUP).index_select(0, near)
         hits = _not_above(members, limits.index_select(0, near // least.shape[1]))
         return near.index_select(0, hits // _GROUP) * _GROUP + hits % _GROUP
+
+    def _uncrowded(self, near: Tensor, rows: int) -> Tensor:
+        """Of the groups `near`, counted through all rows, those of rows that have no more than a crowd of them."""
+        if len(near) <= rows + self.crowd:
+            return near
+        owners = near // (self._columns.shape[1] // _GROUP)
+        return near.index_select(0, places(owners.bincount(minlength=rows).index_select(0, owners) <= self.crowd))
 
     def _error(self, norms: Tensor) -> Tensor:
         """Bound (N,) on the rounding of a product, in the type of the codes, with vectors of these norms (N,).
@@ -132,11 +144,10 @@ class BfloatScores(Scores):
     are found faster than least bfloat16.
     """
 
-    coarse = True
-
     def _make_columns(self) -> Tensor:
         low = self._codes.bfloat16()
         self._lost = (self._codes - low.float()).norm(dim=1).max()
+        self.crowd = min(self.crowd, 1 + len(low) // WORTH)
         # A norm needs more than eight bits: a second column has what the first leaves over.
         first = self._half_norms.bfloat16()
         second = (self._half_norms - first.float()).bfloat16()
@@ -149,7 +160,9 @@ class BfloatScores(Scores):
         lost = (vectors - low.float()).norm(dim=1)
         errors = 1.01 * (lost * self._largest + (norms + lost) * self._lost + self._norm_lost) + 2 * self._error(norms)
         info = torch.finfo(torch.bfloat16)
-        shift = ((norms.square() / 2 + errors) * (1 + info.eps) + info.tiny).bfloat16()
+        # Neither of these can z·e - |e|²/2 exceed. The less the shift, the less is rounded off the scores.
+        most = torch.minimum(norms.square() / 2, norms * self._largest)
+        shift = ((most + errors) * (1 + info.eps) + info.tiny).bfloat16()
         # No score is above this sum. Where it could overflow, any code may be nearest.
         safe = shift.float() + (norms + self._largest).square() + errors < info.max / 2
         ones = torch.ones_like(shift)

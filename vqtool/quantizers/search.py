@@ -3,11 +3,14 @@
 Shapes: N vectors, R of a block, K codes, D dimensions, P candidates.
 """
 
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 from vqtool.quantizers.precision import full_precision
-from vqtool.quantizers.scores import BfloatScores, FullScores, Scores, multiplies_bfloat16, places
+from vqtool.quantizers.scores import WORTH, BfloatScores, FullScores, Scores, multiplies_bfloat16, places
 from vqtool.threads import over_rows
 
 # Vectors whose candidates are settled together, and numbers of one block of exact differences: they bound the memory.
@@ -15,8 +18,6 @@ _ROWS = 1 << 13
 _BLOCK = 1 << 20
 # Products of numbers that are worth another thread.
 _THREAD = 1 << 22
-# Codes for which looking at one candidate takes as long as bfloat16 saves on them.
-_WORTH = 128
 
 
 def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
@@ -42,10 +43,12 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     dtype = torch.promote_types(torch.promote_types(vectors.dtype, codebook.dtype), torch.float32)
     vectors, codes = vectors.detach(), codebook.detach().to(dtype)
     with torch.no_grad(), full_precision(vectors.device):
-        fast = dtype == torch.float32 and vectors.device.type == "cpu" and len(codes) > _WORTH and multiplies_bfloat16()
-        scores = BfloatScores(codes) if fast else FullScores(codes)
+        fast = dtype == torch.float32 and vectors.device.type == "cpu" and len(codes) > WORTH and multiplies_bfloat16()
+        full = lru_cache(maxsize=1)(lambda: FullScores(codes))
+        makers = [lru_cache(maxsize=1)(lambda: BfloatScores(codes)), full] if fast else [full]
+        makers[0]()
         parts = over_rows(
-            lambda rows: _nearest(vectors[rows], codes, scores),
+            lambda rows: _nearest(vectors[rows], codes, makers),
             len(vectors),
             most=vectors.numel() * len(codebook) // _THREAD,
             device=vectors.device,
@@ -53,23 +56,42 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
         return torch.cat(parts)
 
 
-def _nearest(vectors: Tensor, codes: Tensor, scores: Scores) -> Tensor:
+def _nearest(vectors: Tensor, codes: Tensor, makers: Sequence[Callable[[], Scores]]) -> Tensor:
+    """By the first scores that tell the codes around a vector apart; where none do, by all distances."""
     found = [torch.empty(0, dtype=torch.int64, device=vectors.device)]
     for block in vectors.split(_ROWS):
         block = block.to(codes.dtype)
-        rows, candidates = scores.candidates(block)
-        if scores.coarse and len(rows) * _WORTH > len(codes) * len(block):
-            scores = FullScores(codes)  # bfloat16 does not tell these apart
-            rows, candidates = scores.candidates(block)
-        found.append(_settle(block, codes, rows, candidates))
+        nearest = torch.full((len(block),), -1, device=block.device)
+        left = places(nearest < 0)
+        for make in makers:
+            if len(left):
+                part = block if len(left) == len(block) else block.index_select(0, left)
+                nearest[left] = _settle(part, codes, *make().candidates(part))
+                left = places(nearest < 0)
+                if make is not makers[-1] and 2 * len(left) > len(block):
+                    makers = makers[1:]  # for blocks to come: most of this one's time was lost
+        if len(left):
+            nearest[left] = _exhaustive(block.index_select(0, left), codes)
+        found.append(nearest)
     return torch.cat(found)
 
 
+def _exhaustive(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """The exact nearest (R,) by every distance in float64; the first code where a vector is not finite."""
+    nearest = torch.zeros(len(vectors), dtype=torch.int64)
+    rows = vectors.isfinite().all(dim=1).nonzero().squeeze(1).cpu()
+    finite, codes = vectors.cpu().index_select(0, rows).double(), codebook.cpu().double()
+    for row, vector in zip(rows, finite, strict=True):
+        distances = (vector - codes).square_().sum(dim=1)
+        nearest[row] = (~(distances > distances.min())).nonzero()[0, 0]
+    return nearest.to(vectors.device)
+
+
 def _settle(vectors: Tensor, codebook: Tensor, rows: Tensor, codes: Tensor) -> Tensor:
-    """The exact nearest (R,) of the candidates, `rows` and `codes` (P,)."""
+    """The exact nearest (R,) of the candidates, `rows` and `codes` (P,); -1 for a row without one."""
     if vectors.device.type == "mps":  # which has no float64
         return _settle(vectors.cpu(), codebook.cpu(), rows.cpu(), codes.cpu()).to(vectors.device)
-    nearest = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
+    nearest = torch.full((len(vectors),), -1, device=vectors.device)
     nearest.scatter_(0, rows, codes)
     # Most contests are not close, and decided in the vectors' own type.
     error = (vectors.shape[1] + 4) * torch.finfo(vectors.dtype).eps
