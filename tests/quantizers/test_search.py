@@ -302,7 +302,7 @@ def test_bfloat16_first_finds_the_nearest_at_any_scale(seed, k, d, exponents):
 def test_codes_that_bfloat16_does_not_tell_apart_are_told_apart_in_float32(monkeypatch, made):
     monkeypatch.setattr(search, "multiplies_bfloat16", lambda: True)
     monkeypatch.setattr(search, "_ROWS", 200)
-    square = torch.rand(1624, 2, generator=torch.Generator().manual_seed(0))
+    square = torch.rand(4696, 2, generator=torch.Generator().manual_seed(0))
     check(square[:600], square[600:])
     assert made == ["BfloatScores", "FullScores"]
 

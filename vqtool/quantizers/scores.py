@@ -20,7 +20,7 @@ from torch import Tensor
 _BLOCK = 1 << 21
 _ROWS = 1 << 6
 _MOST = 1 << 24
-# Codes for which looking at one group takes as long as bfloat16 saves on them.
+# Codes for which looking at one group more takes as long as bfloat16 saves on them.
 WORTH = 128
 # Codes of a group. The least score of each is found first, so that few are looked at one by one.
 _GROUP = 64
@@ -147,7 +147,7 @@ class BfloatScores(Scores):
     def _make_columns(self) -> Tensor:
         low = self._codes.bfloat16()
         self._lost = (self._codes - low.float()).norm(dim=1).max()
-        self.crowd = min(self.crowd, 1 + len(low) // WORTH)
+        self.crowd = min(self.crowd, 8 + len(low) // WORTH)
         # A norm needs more than eight bits: a second column has what the first leaves over.
         first = self._half_norms.bfloat16()
         second = (self._half_norms - first.float()).bfloat16()

@@ -61,15 +61,14 @@ def _nearest(vectors: Tensor, codes: Tensor, makers: Sequence[Callable[[], Score
     found = [torch.empty(0, dtype=torch.int64, device=vectors.device)]
     for block in vectors.split(_ROWS):
         block = block.to(codes.dtype)
-        nearest = torch.full((len(block),), -1, device=block.device)
+        nearest = _settle(block, codes, *makers[0]().candidates(block))
         left = places(nearest < 0)
-        for make in makers:
-            if len(left):
-                part = block if len(left) == len(block) else block.index_select(0, left)
-                nearest[left] = _settle(part, codes, *make().candidates(part))
-                left = places(nearest < 0)
-                if make is not makers[-1] and 2 * len(left) > len(block):
-                    makers = makers[1:]  # for blocks to come: most of this one's time was lost
+        if len(left) and len(makers) > 1:
+            part = block.index_select(0, left)
+            nearest[left] = _settle(part, codes, *makers[1]().candidates(part))
+            if 2 * len(left) > len(block):
+                makers = makers[1:]  # most of this block's time was lost
+            left = places(nearest < 0)
         if len(left):
             nearest[left] = _exhaustive(block.index_select(0, left), codes)
         found.append(nearest)
