@@ -15,7 +15,7 @@ from vqtool.run import Run
 
 def write(path: Path, indices: np.ndarray, sizes: list[int]) -> Path:
     manifest = Manifest(list(indices.shape), indices.dtype.name, [indices.shape[1]], sizes, [8], "a" * 64, "b" * 64, [])
-    with writing_indices(path, manifest) as array:
+    with writing_indices(path, manifest.shape, manifest.dtype, lambda: manifest) as array:
         array[:] = indices
     return path
 
