@@ -8,8 +8,6 @@ Each part prints a table: the mean over seeds, and in brackets the spread from t
 up or ship with scikit-learn; everything is seeded. The images take most of an hour on two cores.
 """
 
-import argparse
-import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from multiprocessing import get_context
@@ -22,6 +20,7 @@ import numpy as np
 import yaml
 from array_runs import Array, centres_found, mixture_samples, trained
 from image_runs import ImageRun, Result, finalists
+from parts import keep, parser_of
 from peers import settings as peer_settings
 from rich.console import Console
 from rich.table import Table
@@ -211,19 +210,14 @@ def _spread(values: Sequence[float]) -> str:
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS), metavar="PART")
-    parser.add_argument("--json", type=Path, help="also write the rows here, a line each")
-    options = parser.parse_args()
+    options = parser_of(__doc__, PARTS).parse_args()
     for name in options.parts:
         table = Table(
             "what", "vqtool", "other", "wanted", "reached", title=f"{name}: {_title(PARTS[name])}", title_justify="left"
         )
         for row in PARTS[name]():
             table.add_row(row.what, _spread(row.ours), _spread(row.theirs), row.wanted, "yes" if row.reached else "no")
-            if options.json:
-                with options.json.open("a") as file:
-                    file.write(json.dumps({"part": name, **row._asdict()}) + "\n")
+            keep(options.json, name, row._asdict())
         Console(width=180).print(table)
 
 

@@ -8,15 +8,13 @@ Contestants take turns; each line shows the median, the least and the greatest, 
 on a shared machine says little, so a run on a busy one is no measurement. The encode part writes a file of 4 GiB.
 """
 
-import argparse
-import json
 import os
-from pathlib import Path
 
 import faiss
 import speed_kernels
 import speed_runs
 import torch
+from parts import keep, parser_of
 from rich.console import Console
 from rich.table import Table
 
@@ -32,10 +30,8 @@ PARTS = {
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS), metavar="PART")
+    parser = parser_of(__doc__, PARTS)
     parser.add_argument("--turns", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="also write the lines here")
     options = parser.parse_args()
     torch.manual_seed(0)
     faiss.omp_set_num_threads(torch.get_num_threads())
@@ -48,9 +44,7 @@ def main() -> None:
             ratio = f"{figure.ratio:.2f}" if figure.ratio == figure.ratio else ""
             reached = "yes" if figure.reached else "no"
             table.add_row(figure.what, figure.ours, figure.other, ratio, figure.wanted, reached)
-            if options.json:
-                with options.json.open("a") as file:
-                    file.write(json.dumps({"part": name, **figure._asdict()}) + "\n")
+            keep(options.json, name, figure._asdict())
         Console(width=170).print(table)
 
 

@@ -31,14 +31,14 @@ def encoding(tokenizer: Tokenizer, out: Path, data: str | None, key: str | None)
     """
     source, samples = tokenizer.open(data, key)
     check_not_input(out, source.paths)
-    with lone_threads(2) as threads:
+    threads = lone_threads(2)
+    try:
         survey = threads.submit(tokenizer.survey, source)
         if tokenizer.spec.classes:
             survey.result()  # an encoder has no place for a class that is none
-        try:
-            yield Encoding(tokenizer, samples, survey, threads)
-        finally:
-            threads.shutdown(wait=False, cancel_futures=True)
+        yield Encoding(tokenizer, samples, survey, threads)
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,11 @@ class Scores(ABC):
 
     Attributes:
         crowd: the most groups of codes looked at for a row; it bounds the candidates.
+        coarse: whether other scores tell codes apart better.
     """
 
     crowd = 16
+    coarse = False
 
     def __init__(self, codebook: Tensor) -> None:
         self._centre = codebook.mean(dim=0)
@@ -54,12 +56,12 @@ class Scores(ABC):
         columns = self._columns.shape[1]
         count = max(1, _BLOCK // columns, min(_ROWS, _MOST // columns))
         buffer = operand.new_empty(min(count, len(operand)), columns)
-        places = [torch.empty(0, dtype=torch.int64, device=vectors.device)]
+        near = [torch.empty(0, dtype=torch.int64, device=vectors.device)]
         for start in range(0, len(operand), count):
             block = operand[start : start + count]
             scores = torch.mm(block, self._columns, out=buffer[: len(block)])
-            places.append(self._within(scores, errors[start : start + count]) + start * columns)
-        found = torch.cat(places)
+            near.append(self._within(scores, errors[start : start + count]) + start * columns)
+        found = torch.cat(near)
         rows, codes = found // columns, found % columns
         if columns == len(self._codes):
             return rows, codes
@@ -144,6 +146,8 @@ class BfloatScores(Scores):
     are found faster than least bfloat16.
     """
 
+    coarse = True
+
     def _make_columns(self) -> Tensor:
         low = self._codes.bfloat16()
         self._lost = (self._codes - low.float()).norm(dim=1).max()
@@ -197,5 +201,5 @@ def places(mask: Tensor) -> Tensor:
 def _not_above(values: Tensor, limits: Tensor) -> Tensor:
     """The places, counted through (n, m), of values that are not above the limit (n,) of their row. NaN never is."""
     if values.device.type == "cpu":  # NumPy compares several times as fast, too
-        return torch.from_numpy(np.flatnonzero(~(values.numpy() > limits.numpy()[:, None])))
+        return places(~torch.from_numpy(values.numpy() > limits.numpy()[:, None]))
     return places(~(values > limits[:, None]))

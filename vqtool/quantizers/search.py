@@ -3,9 +3,6 @@
 Shapes: N vectors, R of a block, K codes, D dimensions, P candidates.
 """
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
@@ -44,11 +41,9 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     vectors, codes = vectors.detach(), codebook.detach().to(dtype)
     with torch.no_grad(), full_precision(vectors.device):
         fast = dtype == torch.float32 and vectors.device.type == "cpu" and len(codes) > WORTH and multiplies_bfloat16()
-        full = lru_cache(maxsize=1)(lambda: FullScores(codes))
-        makers = [lru_cache(maxsize=1)(lambda: BfloatScores(codes)), full] if fast else [full]
-        makers[0]()
+        scores = BfloatScores(codes) if fast else FullScores(codes)
         parts = over_rows(
-            lambda rows: _nearest(vectors[rows], codes, makers),
+            lambda rows: _nearest(vectors[rows], codes, scores),
             len(vectors),
             most=vectors.numel() * len(codebook) // _THREAD,
             device=vectors.device,
@@ -56,18 +51,20 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
         return torch.cat(parts)
 
 
-def _nearest(vectors: Tensor, codes: Tensor, makers: Sequence[Callable[[], Scores]]) -> Tensor:
-    """By the first scores that tell the codes around a vector apart; where none do, by all distances."""
+def _nearest(vectors: Tensor, codes: Tensor, scores: Scores) -> Tensor:
+    """By scores that tell the codes around a vector apart: full ones where coarse ones do not; or by all distances."""
     found = [torch.empty(0, dtype=torch.int64, device=vectors.device)]
+    full = None
     for block in vectors.split(_ROWS):
         block = block.to(codes.dtype)
-        nearest = _settle(block, codes, *makers[0]().candidates(block))
+        nearest = _settle(block, codes, *scores.candidates(block))
         left = places(nearest < 0)
-        if len(left) and len(makers) > 1:
+        if len(left) and scores.coarse:
+            full = full or FullScores(codes)
             part = block.index_select(0, left)
-            nearest[left] = _settle(part, codes, *makers[1]().candidates(part))
+            nearest[left] = _settle(part, codes, *full.candidates(part))
             if 2 * len(left) > len(block):
-                makers = makers[1:]  # most of this block's time was lost
+                scores = full  # most of this block's time was lost
             left = places(nearest < 0)
         if len(left):
             nearest[left] = _exhaustive(block.index_select(0, left), codes)
