@@ -19,6 +19,7 @@ FLOORS = [
         "evaluation",
         "chunks",
         "run",
+        "model_file",
         "indices",
         "tally",
         "semantic_ids",
@@ -32,7 +33,7 @@ FLOORS = [
         "data",
         "device",
     ),
-    *("files", "progress", "threads", "settings", "errors"),
+    *("memory", "files", "progress", "signals", "threads", "settings", "errors"),
 ]
 
 

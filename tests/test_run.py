@@ -1,17 +1,16 @@
 """The run directory: what is where, written and read."""
 
-import hashlib
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.conftest import TrainedRun
 from vqtool.config import RunSettings
 from vqtool.errors import CheckpointError, ConfigError
 from vqtool.run import Run
-from vqtool.semantic_ids import Distinct
 
 SETTINGS = RunSettings.model_validate(
     {
@@ -70,57 +69,29 @@ def test_clear_removes_a_run_and_nothing_else(trained: TrainedRun, tmp_path: Pat
     assert not (tmp_path / "nothing").exists()
 
 
-def test_a_model_reads_back_with_its_counts_and_digest(run: Run) -> None:
-    state = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([True, False])}
-    counts = [torch.tensor([3, 0, 2]), torch.tensor([1, 4])]
-    run.save_model(state, counts)
-    saved = run.load_model()
-    assert set(saved.state) == set(state)
-    assert all(torch.equal(saved.state[name], state[name]) for name in state)
-    assert [hits.tolist() for hits in saved.counts] == [[3, 0, 2], [1, 4]]
-    assert saved.distinct is None
-    assert saved.sha256 == hashlib.sha256(run.model.read_bytes()).hexdigest()
+def test_two_processes_cannot_claim_one_folder(run: Run) -> None:
+    again = f"from vqtool.run import Run\nwith Run({str(run.folder)!r}).claimed(): print('claimed')"
+    with run.claimed():
+        second = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True)
+        assert "another process is training in it" in second.stderr
+    third = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True)
+    assert third.stdout == "claimed\n"
 
 
-def test_the_distinct_ids_read_back(run: Run) -> None:
-    run.save_model({"a": torch.ones(3)}, [torch.tensor([1])], Distinct(rows=2**40, ids=7))
-    saved = run.load_model()
-    assert saved.distinct == Distinct(2**40, 7)
-    assert set(saved.state) == {"a"}
+def test_claiming_removes_what_a_killed_process_left_and_nothing_else(run: Run) -> None:
+    left = [".config.yaml.part", ".model.safetensors.part", ".metrics.jsonl.part", ".events.out.tfevents.1.host.part"]
+    for name in [*left, "checkpoints/.step-000000003.pt.part", ".notes.part", "checkpoints/mine.part"]:
+        (run.folder / name).write_text("half")
+    with run.claimed():
+        pass
+    names = sorted(str(path.relative_to(run.folder)) for path in run.folder.rglob("*.part"))
+    assert names == [".notes.part", "checkpoints/mine.part"]
 
 
-def test_counts_stay_in_the_order_of_the_levels(run: Run) -> None:
-    run.save_model({}, [torch.tensor([level]) for level in range(12)])
-    assert [hits.item() for hits in run.load_model().counts] == list(range(12))
-
-
-def test_weights_that_are_views_are_written_whole(run: Run) -> None:
-    whole = torch.arange(12.0).reshape(3, 4)
-    run.save_model({"turned": whole.T, "part": whole[1:, :2]}, [])
-    weights = run.load_model().state
-    assert torch.equal(weights["turned"], whole.T)
-    assert torch.equal(weights["part"], whole[1:, :2])
-
-
-def test_equal_models_are_equal_bytes(run: Run) -> None:
-    state = {name: torch.ones(3) for name in ("z", "a", "m")}
-    run.save_model(state, [torch.tensor([1])])
-    first = run.model.read_bytes()
-    run.save_model(dict(reversed(state.items())), [torch.tensor([1])])
-    assert run.model.read_bytes() == first
-
-
-def test_a_run_without_a_model_says_what_writes_it(run: Run) -> None:
-    with pytest.raises(CheckpointError, match=r"has no model\.safetensors yet; .*training\.validate_every"):
-        run.load_model()
-
-
-@pytest.mark.parametrize("content", [b"", b"junk", b"\xff" * 64, b"cut"])
-def test_a_damaged_model_is_named(content: bytes, run: Run) -> None:
-    run.save_model({"a": torch.ones(100)}, [])
-    run.model.write_bytes(run.model.read_bytes()[:-10] if content == b"cut" else content)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged"):
-        run.load_model()
+def test_a_claim_that_comes_to_nothing_leaves_nothing(tmp_path: Path) -> None:
+    with Run(tmp_path / "new").claimed():
+        assert (tmp_path / "new").is_dir()
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_summary_reads_back(run: Run) -> None:

@@ -17,6 +17,7 @@ from tests.conftest import TrainedRun
 from vqtool import load
 from vqtool.chunks import chunk_rows
 from vqtool.errors import CheckpointError, DataError
+from vqtool.model_file import read_model
 from vqtool.run import Run
 from vqtool.semantic_ids import Distinct
 from vqtool.tokenizer import Report, Tokenizer, as_rows
@@ -276,7 +277,7 @@ def test_eval_takes_the_runs_validation_part(trained: TrainedRun) -> None:
 
 def test_the_usage_of_the_best_validation_pass_is_kept(trained: TrainedRun) -> None:
     counts = [level.counts for level in load(trained.folder).evaluate().evaluation.levels]
-    assert [hits.tolist() for hits in Run(trained.folder).load_model().counts] == counts
+    assert [hits.tolist() for hits in read_model(Run(trained.folder).model)[0].counts] == counts
     assert sum(counts[0]) == 6 * 16
 
 
@@ -540,7 +541,7 @@ def test_an_id_of_vectors_may_have_several_positions(tmp_path: Path) -> None:
 def test_the_ids_of_the_best_validation_pass_are_kept(catalogue: TrainedRun) -> None:
     distinct = load(catalogue.folder).evaluate().evaluation.distinct
     assert distinct is not None
-    assert Run(catalogue.folder).load_model().distinct == distinct
+    assert read_model(Run(catalogue.folder).model)[0].distinct == distinct
 
 
 # Loading

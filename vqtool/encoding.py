@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqtool.chunks import chunk_rows
-from vqtool.data import Samples, Survey
+from vqtool.data import Samples, Source, Survey
+from vqtool.errors import DataError
 from vqtool.indices import Manifest, check_not_input, index_dtype
+from vqtool.memory import out_of_memory_told
 from vqtool.progress import pass_bar
 from vqtool.threads import lone_threads
 from vqtool.tokenizer import Tokenizer
@@ -27,7 +29,7 @@ def encoding(tokenizer: Tokenizer, out: Path, data: str | None, key: str | None)
     """Open data like the run's, to be encoded into another file `out`; None: the run's own.
 
     Raises:
-        DataError: they are not like the run's, or are `out` itself.
+        DataError: they are not like the run's, or are `out` itself; also from within, where memory runs out.
     """
     source, samples = tokenizer.open(data, key)
     check_not_input(out, source.paths)
@@ -36,7 +38,8 @@ def encoding(tokenizer: Tokenizer, out: Path, data: str | None, key: str | None)
         survey = threads.submit(tokenizer.survey, source)
         if tokenizer.spec.classes:
             survey.result()  # an encoder has no place for a class that is none
-        yield Encoding(tokenizer, samples, survey, threads)
+        with out_of_memory_told(DataError, "lower --batch-size"):
+            yield Encoding(tokenizer, source, samples, survey, threads)
     finally:
         threads.shutdown(cancel_futures=True)
 
@@ -46,6 +49,7 @@ class Encoding:
     """What a thread reads, another looks over, and the caller encodes."""
 
     tokenizer: Tokenizer
+    source: Source
     samples: Samples
     survey: Future[Survey]
     threads: ThreadPoolExecutor
@@ -89,9 +93,10 @@ class Encoding:
         """What is to be known of the indices, once all samples were looked over.
 
         Raises:
-            DataError: a value is not finite.
+            DataError: a value is not finite, or the data changed meanwhile.
         """
         survey = self.survey.result()
+        self.source.check_unchanged()
         return Manifest(
             shape=self.shape,
             dtype=self.dtype,

@@ -1,39 +1,64 @@
 """Files that are whole or not there: written beside, synced, renamed."""
 
+import fcntl
+import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from vqtool.errors import DataError
 
+# A name may have 255 bytes; from here on, a part's name is made of a digest.
+_LONGEST_NAME = 200
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it takes that name, on any failure it is removed.
+    """Yield an empty file beside `path` to be written; on success it takes that name, on any failure it is removed.
+
+    What a killed process left of it is written over, and never has the final name.
 
     Raises:
-        DataError: the folder cannot be written to, or the disk is full.
+        DataError: the folder cannot be written to, the disk is full, or another process is writing this file.
+    """
+    with writing(path):
+        part = part_of(path)
+        handle = _claim(part, path)
+        try:
+            yield part
+            os.fsync(handle)
+            os.fchmod(handle, 0o666 & ~_umask())
+            os.replace(part, path)
+            sync(path.parent)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within, what the system refuses is told as a fault of the file `path`.
+
+    Raises:
+        DataError: there is no room, no permission, or no such folder.
     """
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".part", dir=path.parent)
-        os.close(handle)
+        yield
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
-    part = Path(name)
-    try:
-        yield part
-        _sync(part)
-        os.chmod(part, 0o666 & ~_umask())
-        os.replace(part, path)
-        _sync(path.parent)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        part.unlink(missing_ok=True)
+
+
+def part_of(path: Path) -> Path:
+    """What a file is called while it is written."""
+    name = path.name
+    if len(name.encode()) > _LONGEST_NAME:
+        name = hashlib.sha256(name.encode()).hexdigest()
+    return path.with_name(f".{name}.part")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -42,7 +67,14 @@ def write_json(path: Path, value: Any) -> None:
         part.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _sync(path: Path) -> None:
+def reserve(path: Path) -> None:
+    """Claim the room on the disk for all of a file as long as it is: a mapped one that finds none kills the process."""
+    with path.open("r+b") as file, suppress(AttributeError):  # Not every system has this.
+        os.posix_fallocate(file.fileno(), 0, max(1, path.stat().st_size))
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -50,8 +82,33 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def lock(handle: int) -> bool:
+    """Lock an open file or folder until it is closed; whether no other process has it locked."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # A file system without locks.
+    return True
+
+
+def _claim(part: Path, path: Path) -> int:
+    """Open and lock a part, emptied: what a killed process left is written over, what a living one writes is not."""
+    while True:
+        handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        if not lock(handle):
+            os.close(handle)
+            raise DataError(f"{path}: another process is writing it")
+        # Between opening and locking, its writer may have been done with it, and have renamed it.
+        if part.exists() and os.path.samestat(os.fstat(handle), part.stat()):
+            os.ftruncate(handle, 0)
+            return handle
+        os.close(handle)
+
+
 def _umask() -> int:
-    # The mask can only be read by setting it; mkstemp made the file private, and a result should be as readable as any.
+    # The mask can only be read by setting it; a part is private, and a result should be as readable as any.
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from vqtool.data import map_npy
 from vqtool.errors import DataError
-from vqtool.files import replacing, write_json
+from vqtool.files import replacing, reserve, write_json
 
 _FORMAT = "vqtool indices 1"
 
@@ -95,6 +95,7 @@ def writing_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> I
     """Yield a mapped array to be filled; on success it becomes the .npy file `path`."""
     with replacing(path) as part:
         array = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=shape)
+        reserve(part)
         yield array
         array.flush()
 

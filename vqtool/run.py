@@ -1,38 +1,16 @@
 """The run directory: what is where, written and read."""
 
-import hashlib
 import json
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save_file
-from torch import Tensor
+from typing import Any
 
 from vqtool.config import RunSettings, load_config, write_config
 from vqtool.errors import CheckpointError
-from vqtool.files import replacing, write_json
-from vqtool.semantic_ids import Distinct
-
-# Hits of each code in the best validation pass, a tensor a level, beside the weights.
-_COUNTS = "validation.counts."
-# Samples of that pass, and the distinct ids among them.
-_DISTINCT = "validation.distinct"
-
-
-class SavedModel(NamedTuple):
-    """What model.safetensors holds."""
-
-    state: dict[str, Tensor]
-    """weights and buffers."""
-    counts: list[Tensor]
-    """(K,) of each level, hits in the best validation pass."""
-    distinct: Distinct | None
-    """ids in that pass, where samples are vectors."""
-    sha256: str
-    """of the file."""
+from vqtool.files import lock, part_of, write_json
 
 
 class Run:
@@ -53,6 +31,29 @@ class Run:
         self.checkpoints = self.folder / "checkpoints"
         self.metrics = self.folder / "metrics.jsonl"
         self.summary = self.folder / "summary.json"
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Within, the folder is there, and no other process trains in it; what a killed one left half written is gone.
+
+        Raises:
+            CheckpointError: another process does, or the folder cannot be made.
+        """
+        made = not self.folder.exists()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.folder, os.O_RDONLY)
+        except OSError as error:
+            raise CheckpointError(f"{self.folder}: cannot be made: {error.strerror}") from error
+        try:
+            if not lock(handle):
+                raise CheckpointError(f"{self.folder}: another process is training in it")
+            self._clean()
+            yield
+        finally:
+            if made and not any(self.folder.iterdir()):
+                self.folder.rmdir()
+            os.close(handle)
 
     @property
     def exists(self) -> bool:
@@ -83,15 +84,31 @@ class Run:
 
     def clear(self) -> None:
         """Remove the run, and nothing else that may lie in its folder."""
-        for file in [*self.checkpoints.glob("step-*.pt"), *self._files()]:
+        for file in [*self.checkpoint_files(), *self._files()]:
             if file != self.checkpoints:
                 file.unlink(missing_ok=True)
         if self.checkpoints.is_dir() and not any(self.checkpoints.iterdir()):
             self.checkpoints.rmdir()
         self.config.unlink(missing_ok=True)  # last: without it, what is left would be a stranger's
 
+    def checkpoint_files(self) -> list[Path]:
+        """The files of all checkpoints, and their markers."""
+        return [path for path in self.checkpoints.glob("step-*") if re.fullmatch(r"step-\d{9,}\.(pt|json)", path.name)]
+
+    def event_files(self) -> list[Path]:
+        """TensorBoard's files, in the order in which it reads them."""
+        return sorted(self.folder.glob("events.out.tfevents.*"))
+
+    def _clean(self) -> None:
+        """Remove the parts that a killed process left, by the names that they have."""
+        written = [self.config, self.model, self.metrics, self.summary]
+        parts = [part_of(path) for path in written]
+        parts += [*self.folder.glob(".events.out.tfevents.*.part"), *self.checkpoints.glob(".step-*.part")]
+        for part in parts:
+            part.unlink(missing_ok=True)
+
     def _files(self) -> list[Path]:
-        return [self.model, self.checkpoints, self.metrics, self.summary, *self.folder.glob("events.out.tfevents.*")]
+        return [self.model, self.checkpoints, self.metrics, self.summary, *self.event_files()]
 
     def settings(self) -> RunSettings:
         """The resolved settings.
@@ -102,37 +119,6 @@ class Run:
         if not self.config.exists():
             raise CheckpointError(f"{self.folder}: not a run: it has no {self.config.name}")
         return load_config(self.config)
-
-    def save_model(self, state: dict[str, Tensor], counts: Sequence[Tensor], distinct: Distinct | None = None) -> None:
-        """Write weights, and the hits of each level's codes and the distinct ids in the pass that chose them."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-        tensors |= {f"{_COUNTS}{level}": hits.contiguous() for level, hits in enumerate(counts)}
-        if distinct:
-            tensors[_DISTINCT] = torch.tensor([distinct.rows, distinct.ids])
-        with replacing(self.model) as part:
-            save_file(tensors, part)
-
-    def load_model(self) -> SavedModel:
-        """What `save_model` wrote.
-
-        Raises:
-            CheckpointError: there is no model yet, or the file is damaged.
-        """
-        if not self.model.exists():
-            raise CheckpointError(
-                f"{self.folder}: has no {self.model.name} yet; the first validation (training.validate_every) writes it"
-            )
-        try:
-            content = self.model.read_bytes()
-            tensors = load(content)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{self.model}: damaged: {error}") from error
-        levels = sorted(
-            (name for name in tensors if name.startswith(_COUNTS)), key=lambda name: int(name[len(_COUNTS) :])
-        )
-        counts = [tensors.pop(name) for name in levels]
-        distinct = Distinct(*tensors.pop(_DISTINCT).tolist()) if _DISTINCT in tensors else None
-        return SavedModel(tensors, counts, distinct, hashlib.sha256(content).hexdigest())
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write how the run ended."""

@@ -25,6 +25,7 @@ from vqtool.device import resolve_device
 from vqtool.errors import CheckpointError, ConfigError, DataError
 from vqtool.evaluation import Evaluation, Pass, reconstruct
 from vqtool.fidelity import ClassFidelity, Fidelity, ValueFidelity
+from vqtool.model_file import read_model
 from vqtool.nets import Size
 from vqtool.progress import pass_bar
 from vqtool.run import Run
@@ -56,7 +57,7 @@ class Tokenizer:
         self.settings: RunSettings = run.settings()
         self.spec = _resolved_spec(run, self.settings)
         self.device = resolve_device(device or self.settings.training.device)
-        saved = run.load_model()
+        saved, self.model_sha256 = read_model(run.model)
         channels = self.spec.channels
         self.model = Autoencoder(self.settings.model, self.spec, (0.0,) * channels, (1.0,) * channels)
         try:
@@ -68,7 +69,6 @@ class Tokenizer:
         self.model.to(self.device).eval().requires_grad_(False)
         self.model.quantizer.skip_entropy()  # figures come from the raw terms
         self.grid = self.model.grid(self.spec.size)
-        self.model_sha256 = saved.sha256
 
     @property
     def codebook(self) -> Tensor:

@@ -7,8 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import TINY, Result, TrainedRun
+from tests.training import stop_in_step
 from vqtool.config import load_config
-from vqtool.training.signals import StopRequest
 
 Command = Callable[..., Result]
 
@@ -320,7 +319,7 @@ def test_overwrite_replaces_the_run_and_nothing_else(finished: Path, vqtool: Com
     assert done.code == 0
     assert (finished / "notes.txt").read_text() == "mine"
     assert (finished / "tokens.npy").read_bytes() == b"mine too"
-    assert [path.name for path in (finished / "checkpoints").iterdir()] == ["step-000000002.pt"]
+    assert [path.stem for path in (finished / "checkpoints").glob("*.pt")] == ["step-000000002"]
     assert {line["step"] for line in metrics(finished)} == {2}
     assert not old.exists()
     assert load_config(finished / "config.yaml").seed == 1
@@ -424,30 +423,29 @@ def test_a_damaged_checkpoint_is_named(content: bytes, finished: Path, vqtool: C
     newest = finished / "checkpoints" / "step-000000012.pt"
     newest.write_bytes(content)
     done = vqtool("train", "--config", "tiny.yaml", "--resume")
-    assert (done.code, done.out) == (2, "")
+    assert done.code == 0
     assert "runs/tiny/checkpoints/step-000000012.pt: damaged" in done.err
+    (finished / "summary.json").unlink()
+    for path in (finished / "checkpoints").glob("*.pt"):
+        path.write_bytes(content)
+    done = vqtool("train", "--config", "tiny.yaml", "--resume")
+    assert (done.code, done.out) == (2, "")
+    assert "no checkpoint is whole" in done.err
 
 
 # Stopping.
-
-
-@contextmanager
-def _stopped_at_once() -> Iterator[StopRequest]:
-    request = StopRequest()
-    request.signal = signal.SIGTERM
-    yield request
 
 
 @pytest.fixture
 def interrupted(here: Path, vqtool: Command, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run that was stopped after its first step, before any validation."""
     with monkeypatch.context() as patch:
-        patch.setattr("vqtool.training.trainer.stop_requests", _stopped_at_once)
+        stop_in_step(patch, 1)
         done = vqtool("train", "--config", "tiny.yaml")
     assert done.code == 143
     assert done.err.endswith("\nvqtool: stopped by SIGTERM after step 1, saved; --resume goes on from there\n")
     run = here / "runs" / "tiny"
-    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000000001.pt"]
+    assert [path.name for path in (run / "checkpoints").glob("*.pt")] == ["step-000000001.pt"]
     return run
 
 

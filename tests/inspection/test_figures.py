@@ -10,6 +10,7 @@ from tests.conftest import TrainedRun
 from vqtool.errors import CheckpointError, DataError
 from vqtool.indices import Manifest, writing_indices
 from vqtool.inspection import figures, inspect
+from vqtool.model_file import read_model, write_model
 from vqtool.run import Run
 
 
@@ -70,7 +71,7 @@ def test_targets_keep_their_order(tmp_path: Path) -> None:
 def test_a_model_without_counts_is_refused(tmp_path: Path, trained: TrainedRun) -> None:
     shutil.copytree(trained.folder, tmp_path / "run")
     run = Run(tmp_path / "run")
-    run.save_model(run.load_model().state, [])
+    write_model(run.model, read_model(run.model)[0]._replace(counts=[]))
     with pytest.raises(CheckpointError, match="holds no counts of a validation pass"):
         inspect([run.folder])
 

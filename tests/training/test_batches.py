@@ -1,7 +1,5 @@
 """Batches that are read a step ahead."""
 
-from concurrent.futures import Future
-
 import numpy as np
 import pytest
 import torch
@@ -36,9 +34,8 @@ def rows(fails_at: int | None = None) -> Watched:
 
 def settled(batches: Batches) -> None:
     """Wait until what is read ahead is there."""
-    assert batches._next is not None
-    future: Future[torch.Tensor] = batches._next[1]
-    future.exception()
+    for _, future in batches._ahead:
+        future.exception()
 
 
 def test_batches_are_those_of_the_order() -> None:
@@ -81,3 +78,21 @@ def test_the_threads_of_pytorch_stay_as_many() -> None:
     with Batches(Samples(rows(), SPEC), BatchOrder(10, 4, seed=3), 2, CPU) as batches:
         batches.take(0)
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_any_number_of_threads_gives_the_same_batches(threads: int) -> None:
+    order, source = BatchOrder(10, 4, seed=3), rows()
+    with Batches(Samples(source, SPEC), order, 6, CPU, threads) as batches:
+        for step in range(6):
+            assert torch.equal(batches.take(step), source.read(0, 10)[torch.from_numpy(order.batch(step))])
+    assert sorted(source.asked) == sorted(order.batch(step).tolist() for step in range(6))
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_as_many_are_read_ahead_as_there_are_threads(threads: int) -> None:
+    source = rows()
+    with Batches(Samples(source, SPEC), BatchOrder(10, 4, seed=3), 6, CPU, threads) as batches:
+        batches.take(0)
+        settled(batches)
+        assert len(source.asked) == 1 + threads

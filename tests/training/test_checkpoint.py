@@ -1,13 +1,13 @@
+import json
 import random
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.training import assert_same, tiny
-from vqtool.errors import CheckpointError
+from tests.training import assert_same, resign, tiny
+from vqtool.errors import CheckpointError, DataError
 from vqtool.run import Run
 from vqtool.training import train
 from vqtool.training.checkpoint import State, Validation, load_checkpoint, save_checkpoint
@@ -25,61 +25,97 @@ def state_at(step: int) -> State:
         step=step,
         model={"weight": torch.rand(3, 4), "counts": torch.arange(5)},
         optimizer={"state": {0: {"step": torch.tensor(2.0)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
-        best=Validation(2, {"validation/loss/total": 0.25}),
         last=Validation(None, {}),
+        pending={"loss/total": 0.5},
+        early=False,
         seconds=1.5,
+        data_sha256="0" * 64,
     )
 
 
-def names(run: Run) -> list[str]:
-    return sorted(path.name for path in run.checkpoints.iterdir())
+def steps(run: Run) -> list[int]:
+    """Those whose checkpoints are there, whole with their markers."""
+    names = sorted(path.name for path in run.checkpoints.iterdir())
+    found = [int(name[5:14]) for name in names if name.endswith(".pt")]
+    assert names == sorted(f"step-{step:09d}.{kind}" for step in found for kind in ("pt", "json"))
+    return found
+
+
+def loaded(run: Run) -> State:
+    state = load_checkpoint(run)
+    assert state is not None
+    return state
 
 
 def test_a_state_comes_back_whole(run: Run) -> None:
     state = state_at(7)
     save_checkpoint(run, state, keep=1)
-    loaded = load_checkpoint(run)
-    assert loaded is not None
-    assert_same(vars(loaded), vars(state))
+    assert_same(vars(loaded(run)), vars(state))
 
 
 def test_the_newest_is_loaded(run: Run) -> None:
-    for step in (9, 10, 100):
+    for step in (9, 10, 100, 10**9 + 1):
         save_checkpoint(run, state_at(step), keep=5)
-    loaded = load_checkpoint(run)
-    assert loaded is not None
-    assert loaded.step == 100
+    assert loaded(run).step == 10**9 + 1
 
 
 def test_where_there_is_none_there_is_none(run: Run) -> None:
     assert load_checkpoint(run) is None
-    (run.checkpoints / ".step-000000003.pt.x.part").write_bytes(b"half")
+    (run.checkpoints / ".step-000000003.pt.part").write_bytes(b"half")
     assert load_checkpoint(run) is None
+
+
+def test_one_whose_writing_was_cut_short_does_not_count(run: Run) -> None:
+    (run.checkpoints / "step-000000003.pt").write_bytes(b"whole, perhaps")
+    lines: list[str] = []
+    assert load_checkpoint(run, lines.append) is None
+    assert "step-000000003.pt: has no step-000000003.json, without which it does not count" in lines[0]
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_only_the_last_are_kept(run: Run, keep: int) -> None:
     for step in (5, 50, 500, 5000):
         save_checkpoint(run, state_at(step), keep)
-    assert names(run) == [f"step-{step:09d}.pt" for step in (5, 50, 500, 5000)[-keep:]]
+    assert steps(run) == [5, 50, 500, 5000][-keep:]
+
+
+def test_those_of_later_steps_go_once_the_run_went_another_way(run: Run) -> None:
+    for step in (5, 50, 500):
+        save_checkpoint(run, state_at(step), keep=3)
+    save_checkpoint(run, state_at(51), keep=3)
+    assert steps(run) == [5, 50, 51]
+
+
+def test_what_is_none_of_ours_stays(run: Run) -> None:
+    for name in ("step-final.pt", "epoch-000000001.pt", "step-000000001.txt"):
+        (run.checkpoints / name).write_text("mine")
+    for step in (5, 50):
+        save_checkpoint(run, state_at(step), keep=1)
+    assert sorted(path.name for path in run.checkpoints.iterdir() if path.read_bytes() == b"mine") == [
+        "epoch-000000001.pt",
+        "step-000000001.txt",
+        "step-final.pt",
+    ]
 
 
 def test_training_keeps_as_many_as_asked_for(tmp_path: Path) -> None:
     train(tiny(tmp_path, checkpoint_every=2, keep_checkpoints=3), tmp_path / "run")
-    assert names(Run(tmp_path / "run")) == [f"step-{step:09d}.pt" for step in (4, 6, 8)]
+    assert steps(Run(tmp_path / "run")) == [4, 6, 8]
 
 
-def test_one_that_cannot_be_written_leaves_those_before(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fault", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_one_that_cannot_be_written_leaves_those_before(
+    run: Run, monkeypatch: pytest.MonkeyPatch, fault: BaseException
+) -> None:
     save_checkpoint(run, state_at(1), keep=1)
 
-    def fail(content: object, path: Path) -> None:
-        path.write_bytes(b"half")
-        raise KeyboardInterrupt
+    def fail(content: object, file: object) -> None:
+        raise fault
 
     monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises((KeyboardInterrupt, DataError)):
         save_checkpoint(run, state_at(2), keep=1)
-    assert names(run) == ["step-000000001.pt"]
+    assert steps(run) == [1]
 
 
 def cut(content: bytes) -> bytes:
@@ -90,45 +126,55 @@ def scramble(content: bytes) -> bytes:
     return random.Random(0).randbytes(len(content))
 
 
-@pytest.mark.parametrize(
-    "damage", [cut, scramble, lambda content: b"", lambda content: b"PK\x03\x04", lambda content: b"a note"]
-)
-def test_a_damaged_one_is_named(run: Run, damage: Callable[[bytes], bytes]) -> None:
-    save_checkpoint(run, state_at(3), keep=1)
-    (path,) = run.checkpoints.iterdir()
+def flip(content: bytes) -> bytes:
+    place = len(content) // 3
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+DAMAGES = [cut, scramble, flip, lambda content: b"", lambda content: b"PK\x03\x04", lambda content: b"{}"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("kind", ["pt", "json"])
+def test_a_damaged_one_is_told_and_the_one_before_is_used(
+    run: Run, damage: Callable[[bytes], bytes], kind: str
+) -> None:
+    for step in (3, 6):
+        save_checkpoint(run, state_at(step), keep=2)
+    path = run.checkpoints / f"step-000000006.{kind}"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(CheckpointError, match=r"step-000000003.pt: damaged; remove it to resume from the one before"):
-        load_checkpoint(run)
+    lines: list[str] = []
+    state = load_checkpoint(run, lines.append)
+    assert state is not None
+    assert state.step == 3
+    assert len(lines) == 1
+    assert "step-000000006.pt: damaged" in lines[0]
+    assert lines[0].endswith("it is not used, and the one before it is")
 
 
-@pytest.mark.parametrize("record", ["data.pkl", "data/0"])
-@pytest.mark.parametrize("share", [0.2, 0.7])
-def test_a_single_byte_gone_wrong_is_noticed(run: Run, record: str, share: float) -> None:
-    save_checkpoint(run, state_at(3), keep=1)
-    (path,) = run.checkpoints.iterdir()
-    content = bytearray(path.read_bytes())
-    with zipfile.ZipFile(path) as archive:
-        (name,) = [name for name in archive.namelist() if name.endswith(f"/{record}")]
-        data = archive.read(name)
-    content[content.index(data) + int(share * len(data))] ^= 0xFF
-    path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"step-000000003.pt: damaged"):
-        load_checkpoint(run)
+@pytest.mark.parametrize("kind", ["pt", "json"])
+def test_a_missing_part_is_told_too(run: Run, kind: str) -> None:
+    for step in (3, 6):
+        save_checkpoint(run, state_at(step), keep=2)
+    (run.checkpoints / f"step-000000006.{kind}").unlink()
+    lines: list[str] = []
+    state = load_checkpoint(run, lines.append)
+    assert state is not None
+    assert (state.step, len(lines)) == (3, 1)
+    assert "step-000000006" in lines[0]
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"model": {}}, torch.zeros(3)])
-def test_what_is_no_checkpoint_is_no_traceback(run: Run, content: object) -> None:
-    torch.save(content, run.checkpoints / "step-000000003.pt")
-    with pytest.raises(CheckpointError, match=r"step-000000003\.pt"):
-        load_checkpoint(run)
-
-
-def test_one_of_another_version_is_refused(run: Run) -> None:
-    save_checkpoint(run, state_at(3), keep=1)
-    (path,) = run.checkpoints.iterdir()
-    torch.save({**torch.load(path, weights_only=True), "version": 99}, path)
-    with pytest.raises(CheckpointError, match=r"step-000000003.pt: written by another version of vqtool"):
-        load_checkpoint(run)
+def test_where_none_is_whole_nothing_is_begun_anew(tmp_path: Path) -> None:
+    settings = tiny(tmp_path)
+    train(settings, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    run.summary.unlink()
+    for path in run.checkpoints.glob("*.pt"):
+        path.write_bytes(flip(path.read_bytes()))
+    model = run.model.read_bytes()
+    with pytest.raises(CheckpointError, match="no checkpoint is whole; --overwrite starts the run again"):
+        train(settings, tmp_path / "run", resume=True)
+    assert run.model.read_bytes() == model
 
 
 class _Code:
@@ -136,22 +182,42 @@ class _Code:
         return (pytest.fail, ("code in a checkpoint ran",))
 
 
-def test_code_in_one_never_runs(run: Run) -> None:
-    torch.save({"version": 1, "step": _Code()}, run.checkpoints / "step-000000003.pt")
-    with pytest.raises(CheckpointError, match="damaged"):
-        load_checkpoint(run)
+@pytest.mark.parametrize("content", [[1, 2], {"model": {}}, torch.zeros(3), {"step": _Code()}])
+def test_what_is_no_checkpoint_is_no_traceback_and_no_code_runs(run: Run, content: object) -> None:
+    save_checkpoint(run, state_at(3), keep=1)
+    path = run.checkpoints / "step-000000003.pt"
+    torch.save(content, path)
+    resign(path)
+    lines: list[str] = []
+    with pytest.raises(CheckpointError, match="no checkpoint is whole"):
+        load_checkpoint(run, lines.append)
+    assert "step-000000003.pt: damaged" in lines[0]
 
 
-def test_without_the_damaged_one_a_run_goes_on_from_the_one_before(tmp_path: Path) -> None:
+def test_one_of_another_version_is_refused(run: Run) -> None:
+    save_checkpoint(run, state_at(3), keep=1)
+    marker = run.checkpoints / "step-000000003.json"
+    marker.write_text(json.dumps({**json.loads(marker.read_text()), "format": "vqtool checkpoint 99"}))
+    lines: list[str] = []
+    with pytest.raises(CheckpointError, match="no checkpoint is whole"):
+        load_checkpoint(run, lines.append)
+    assert "step-000000003.json: written by another version of vqtool" in lines[0]
+
+
+@pytest.mark.parametrize("kind", ["pt", "json"])
+def test_a_run_goes_on_from_the_one_before_a_damaged_one(tmp_path: Path, kind: str) -> None:
     settings = tiny(tmp_path)
     train(settings, tmp_path / "run")
     run = Run(tmp_path / "run")
-    expected = run.model.read_bytes()
-    last = run.checkpoints / "step-000000008.pt"
-    last.write_bytes(cut(last.read_bytes()))
+    model, last = run.model.read_bytes(), run.checkpoints / f"step-000000008.{kind}"
+    before = load_checkpoint(run)
+    last.write_bytes(flip(last.read_bytes()))
     run.summary.unlink()
-    with pytest.raises(CheckpointError, match="remove it"):
-        train(settings, tmp_path / "run", resume=True)
-    last.unlink()
-    train(settings, tmp_path / "run", resume=True)
-    assert run.model.read_bytes() == expected
+    lines: list[str] = []
+    train(settings, tmp_path / "run", resume=True, say=lines.append)
+    assert any("step-000000008" in line and "not used" in line for line in lines)
+    assert run.model.read_bytes() == model
+    after = load_checkpoint(run)
+    assert before is not None
+    assert after is not None
+    assert_same((after.model, after.optimizer), (before.model, before.optimizer))

@@ -15,6 +15,7 @@ from tests.training import (
     assert_same,
     checkpoint,
     logged,
+    resign,
     stop_in_step,
     tiny,
     without_speed,
@@ -99,7 +100,7 @@ def test_interrupted_and_resumed_is_as_never_interrupted(
     assert without_seconds(resumed) == without_seconds(straight)
     assert Run(tmp_path / "resumed").model.read_bytes() == Run(tmp_path / "straight").model.read_bytes()
     states = [checkpoint(tmp_path / name, 8) for name in ("resumed", "straight")]
-    for name in ("model", "optimizer", "best", "last", "step"):
+    for name in ("model", "optimizer", "last", "step"):
         assert_same(states[0][name], states[1][name])
     assert without_speed(logged(tmp_path / "resumed")) == without_speed(logged(tmp_path / "straight"))
 
@@ -152,7 +153,7 @@ def test_an_extended_run_is_as_one_of_that_length(tmp_path: Path) -> None:
     train(tiny(tmp_path, schedule="constant", validate_every=2, steps=4), tmp_path / "run")
     summary = train(tiny(tmp_path, schedule="constant", validate_every=2), tmp_path / "run", resume=True)
     assert summary["steps"] == 8
-    for name in ("model", "optimizer", "best"):
+    for name in ("model", "optimizer", "last"):
         assert_same(checkpoint(tmp_path / "run", 8)[name], checkpoint(tmp_path / "straight", 8)[name])
     assert without_speed(logged(tmp_path / "run")) == without_speed(logged(tmp_path / "straight"))
     assert Run(tmp_path / "run").settings().training.steps == 8
@@ -172,6 +173,7 @@ def test_seconds_add_up_over_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     stop(settings, tmp_path / "run", monkeypatch, 7)
     path = Run(tmp_path / "run").checkpoints / "step-000000007.pt"
     torch.save({**checkpoint(tmp_path / "run", 7), "seconds": 1000.0}, path)
+    resign(path)
     assert 1000 < train(settings, tmp_path / "run", resume=True)["seconds"] < 1060
 
 
@@ -216,7 +218,8 @@ def test_overwriting_replaces_the_run_and_leaves_the_rest(tmp_path: Path) -> Non
     train(tiny(tmp_path, steps=2, seed=1), tmp_path / "run", overwrite=True)
     train(tiny(tmp_path, steps=2, seed=1), tmp_path / "fresh")
     assert Run(tmp_path / "run").model.read_bytes() == Run(tmp_path / "fresh").model.read_bytes()
-    assert [path.name for path in Run(tmp_path / "run").checkpoints.iterdir()] == ["step-000000002.pt"]
+    names = sorted(path.name for path in Run(tmp_path / "run").checkpoints.iterdir())
+    assert names == ["step-000000002.json", "step-000000002.pt"]
     assert [line["step"] for line in logged(tmp_path / "run")] == [1, 2]
     assert len(list((tmp_path / "run").glob("events.*"))) == 1
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"

@@ -1,5 +1,21 @@
 """The command line, a thin skin: one file a command."""
 
-from vqtool.cli.app import main
+import signal
+import sys
+from typing import Any, NoReturn
 
-__all__ = ["main"]
+from vqtool.signals import noting_signals
+
+
+def main() -> None:
+    """The entry point of `vqtool`."""
+    signal.signal(signal.SIGTERM, _terminate)
+    with noting_signals():  # before anything else is imported, which can take seconds
+        from vqtool.cli.app import app
+
+        app(prog_name="vqtool")
+
+
+def _terminate(number: int, frame: Any) -> NoReturn:
+    # As an exception, so that half-written files are removed on the way out.
+    sys.exit(128 + number)

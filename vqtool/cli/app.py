@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from typing import Any, NoReturn
+from typing import Any
 
 import typer
 from typer.core import TyperGroup
@@ -36,11 +36,6 @@ def _exit_code(error: VqtoolError) -> int:
     return 3 if isinstance(error, TrainingError) else 2
 
 
-def _terminate(number: int, frame: Any) -> NoReturn:
-    # As an exception, so that half-written files are removed on the way out.
-    sys.exit(128 + number)
-
-
 app = typer.Typer(
     cls=Commands,
     help="Train, use and inspect vector-quantised autoencoders.",
@@ -55,9 +50,3 @@ app.command()(encode)
 app.command()(decode)
 app.command("eval")(evaluate)
 app.command()(inspect)
-
-
-def main() -> None:
-    """The entry point of `vqtool`."""
-    signal.signal(signal.SIGTERM, _terminate)
-    app(prog_name="vqtool")

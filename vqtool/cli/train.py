@@ -22,6 +22,9 @@ def train(
     run_dir: Annotated[Path | None, typer.Option(help="Where the run goes; left out, runs/<name>.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that is there, if any.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
+    allow_data_change: Annotated[
+        bool, typer.Option("--allow-data-change", help="Go on although the data have changed since the run began.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, train nothing.")] = False,
     device: Annotated[str | None, typer.Option(help="Short for --set training.device=...")] = None,
     key: Annotated[str | None, typer.Option(help="Short for --set data.key=...")] = None,
@@ -41,7 +44,7 @@ def train(
         print_json(asdict(plan)) if as_json else print_rich(table(_plan_rows(plan)))
         return
     folder = run_dir or run_folder(settings)
-    summary = train(settings, folder, resume=resume, overwrite=overwrite, say=say)
+    summary = train(settings, folder, resume=resume, overwrite=overwrite, allow_data_change=allow_data_change, say=say)
     if as_json:
         print_json({"run": str(folder), **summary})
         return
@@ -82,6 +85,6 @@ def _plan_rows(plan: "Plan") -> list[tuple[str, ...]]:
         ("bits a sample", f"{plan.bits_per_sample:,.1f}"),
         ("parameters", f"{plan.parameters:,}"),
         ("length", f"{plan.steps:,} steps, {plan.epochs:,.1f} epochs"),
-        ("memory", f"about {plan.memory_bytes / 1e6:,.0f} MB for weights, optimizer and one batch"),
+        ("memory", f"about {plan.memory_bytes / 1e6:,.0f} MB at most, mapped data aside"),
         ("first loss", f"{plan.first_loss:.4g}"),
     ]

@@ -4,7 +4,7 @@ Shapes: n rows, C channels; size is (), (T,) or (H, W).
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -14,7 +14,7 @@ from vqtool.data.order import split
 from vqtool.data.rows import RowNumbers, Rows
 from vqtool.data.scan import Moments
 from vqtool.data.settings import MOST_CLASSES, DataKind, DataSettings, TensorsSettings
-from vqtool.data.sources import FileSource, GeneratedSource, Source, Survey
+from vqtool.data.sources import FileSource, GeneratedSource, Source, Survey, combined_sha256
 from vqtool.data.spec import SampleSpec, dtype_name
 from vqtool.errors import ConfigError, DataError
 
@@ -42,6 +42,10 @@ class Samples:
         """The size of these samples, which need not be the one that the spec was made from."""
         return sample_shape(self.spec.layout, self.rows.shape)[1]
 
+    def first(self, count: int) -> "Samples":
+        """The first so many of them, or all."""
+        return replace(self, numbers=np.arange(len(self))[:count] if self.numbers is None else self.numbers[:count])
+
     def read_rows(self, start: int, stop: int) -> Tensor:
         """Rows start to stop in the user's own layout and type."""
         return self.rows.read(start, stop) if self.numbers is None else self.rows.take(self.numbers[start:stop])
@@ -62,6 +66,7 @@ class Dataset:
     Attributes:
         settings: with nothing left `auto`.
         mean, scale: (C,) each, what normalising subtracts and divides by.
+        sha256: of the data to train on; where those to validate on are their own, that of both digests.
     """
 
     settings: DataKind
@@ -70,6 +75,7 @@ class Dataset:
     validation: Samples
     mean: tuple[float, ...]
     scale: tuple[float, ...]
+    sha256: str
 
 
 def open_source(settings: DataKind, seed: int) -> Source:
@@ -107,6 +113,7 @@ def open_dataset(settings: DataKind, seed: int) -> Dataset:
         validation=Samples((held_out or source).rows, spec, validation_numbers),
         mean=mean,
         scale=scale,
+        sha256=combined_sha256([part.sha256 for _, part in surveys]),
     )
 
 

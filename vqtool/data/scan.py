@@ -24,7 +24,7 @@ from vqtool.progress import pass_bar
 # Bytes read at a time.
 _CHUNK = 1 << 24
 # Part of every cache entry's name: raise it when a scan comes to mean something else.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,8 @@ def _split_name(counted: Counted) -> str:
 
 def _cache_entry(path: Path, layout: LayoutName, key: str | None, split: str) -> Path:
     status = path.stat()
-    identity = [_VERSION, str(path.resolve()), status.st_size, status.st_mtime_ns, layout, key, split]
+    stamps = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    identity = [_VERSION, str(path.resolve()), *stamps, layout, key, split]
     home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     return home / "vqtool" / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()}.json"
 

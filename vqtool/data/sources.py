@@ -16,8 +16,9 @@ from vqtool.data.rows import NumpyRows, Rows, ShardedRows
 from vqtool.data.scan import Counted, Moments, Scan, scan_file, scan_rows, verify_file
 from vqtool.data.settings import SyntheticSettings
 from vqtool.data.spec import dtype_name
-from vqtool.data.tensor_files import READERS, check_fits_memory, open_file
+from vqtool.data.tensor_files import READERS, open_file
 from vqtool.errors import DataError
+from vqtool.memory import check_fits_memory
 
 # Rows looked through at a time.
 _BLOCK = 4096
@@ -48,9 +49,13 @@ class Survey:
 
     @property
     def sha256(self) -> str:
-        """The SHA-256 of the only shard; of several, that of their digests in order."""
-        digests = [shard.sha256 for shard in self.shards]
-        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+        """The SHA-256 of the shards."""
+        return combined_sha256([shard.sha256 for shard in self.shards])
+
+
+def combined_sha256(digests: Sequence[str]) -> str:
+    """The only digest; of several, the SHA-256 of them in order."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 class Source(ABC):
@@ -64,6 +69,7 @@ class Source(ABC):
     name: str
     paths: list[Path]
     rows: Rows
+    _identities: Sequence[tuple[int, ...]] = ()
 
     def survey(self, layout: LayoutName, counted: Counted = True) -> Survey:
         """Scan all rows once; `counted` says which of them count for the moments.
@@ -107,6 +113,16 @@ class Source(ABC):
                 f"is {survey.largest}), but there are {classes} classes, counted from 0"
             )
 
+    def check_unchanged(self) -> None:
+        """Refuse files that are no longer those that were opened.
+
+        Raises:
+            DataError: names one.
+        """
+        for path, before in zip(self.paths, self._identities, strict=True):
+            if _identity(path) != before:
+                raise DataError(f"{path}: changed while it was read")
+
     def _verify(self, layout: LayoutName) -> list[tuple[Shard, Scan]]:
         return self._scan(layout, False)
 
@@ -141,6 +157,7 @@ class FileSource(Source):
         self.name = path
         self._key = key
         self.paths = _expand(path)
+        self._identities = [_identity(file) for file in self.paths]
         self._shards = [open_file(file, key) for file in self.paths]
         _check_agree(self.paths, self._shards)
         self.rows = self._shards[0] if len(self._shards) == 1 else ShardedRows(self._shards)
@@ -193,6 +210,15 @@ def _expand(path: str) -> list[Path]:
     if not found:
         raise DataError(f"{path}: no tensor file there; expected {', '.join(READERS)}")
     return sorted(found)
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """What changes with a file; all zero where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return (0, 0, 0)
+    return (status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def _check_agree(paths: Sequence[Path], shards: Sequence[Rows]) -> None:

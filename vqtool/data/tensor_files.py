@@ -6,7 +6,6 @@ A reader maps a path to the arrays inside; the table at the end chooses it by th
 import json
 import math
 import mmap
-import os
 import pickle
 import warnings
 import zipfile
@@ -25,6 +24,7 @@ from torch import Tensor
 from vqtool.data.rows import NumpyRows, Rows, TensorRows
 from vqtool.data.spec import DtypeName, dtype_name
 from vqtool.errors import DataError, VqtoolError
+from vqtool.memory import check_fits_memory
 
 
 class Array(NamedTuple):
@@ -213,20 +213,6 @@ def _npy_header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file)
     return shape, dtype
-
-
-def check_fits_memory(size: int, what: str) -> None:
-    """Refuse what would not fit in the memory that is free now.
-
-    Raises:
-        DataError: `size` bytes are more than that.
-    """
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if Path("/proc/meminfo").is_file():
-        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        free = int(fields["MemAvailable"].split()[0]) * 1024
-    if size > free:
-        raise DataError(f"{what}: needs {size:,} bytes of memory, and {free:,} are free")
 
 
 def _first_line(error: BaseException) -> str:

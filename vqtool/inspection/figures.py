@@ -7,6 +7,7 @@ import numpy as np
 
 from vqtool.errors import CheckpointError, DataError
 from vqtool.indices import read_indices
+from vqtool.model_file import read_model
 from vqtool.progress import pass_bar
 from vqtool.run import Run
 from vqtool.semantic_ids import Distinct
@@ -77,7 +78,7 @@ def _inspect_one(target: Path, data: str | None, key: str | None, device: str | 
     if data is not None:
         tally = load(target, device).count(data, key)
         return Inspection(str(target), data, tally.levels, tally.distinct)
-    saved = Run(target).load_model()
+    saved, _ = read_model(Run(target).model)
     if not saved.counts:
         raise CheckpointError(f"{target}: its model holds no counts of a validation pass")
     levels = [usage_of(hits) for hits in saved.counts]

@@ -110,8 +110,15 @@ class Quantizer(nn.Module, ABC):
         """Set the codes to fit a sample (S, D) of conditioned vectors. Quantizers without learned codes have nothing to
         set."""
 
-    def start(self) -> None:
-        """Start from what was gathered so far, if codes still wait for their first sample: do not wait for more."""
+    def start(self, full: bool = False) -> None:
+        """Start from what was gathered so far, if codes still wait for their first sample.
+
+        Args:
+            full: only where the sample is; else do not wait for more.
+
+        Raises:
+            Stopped: a signal came; the codes wait as they did.
+        """
 
     def skip_entropy(self) -> None:
         """Give an entropy loss of 0 from now on: where it has no weight, there is no need to compute it."""
@@ -120,7 +127,17 @@ class Quantizer(nn.Module, ABC):
                 module._entropy_wanted = False
 
     def update(self, good: Tensor | None = None) -> None:
-        """Apply what forward gathered in training since the last update.
+        """Apply what forward gathered in training since the last update, and start codes whose sample is full.
+
+        Args:
+            good: as in `learn`.
+        """
+        self.learn(good)
+        if self.waits:
+            self.start(full=True)
+
+    def learn(self, good: Tensor | None = None) -> None:
+        """Apply what forward gathered in training since the last time, and nothing more.
 
         Args:
             good: () bool, on the device; where it is false nothing changes, and the host does not wait to learn of it.

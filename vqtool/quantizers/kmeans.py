@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from vqtool.progress import pass_bar
 from vqtool.quantizers.search import nearest_codes
+from vqtool.signals import heed
 
 # Elements of one block of distances.
 _BLOCK = 1 << 22
@@ -85,6 +86,7 @@ def _lloyd(vectors: Tensor, codes: Tensor, iterations: int) -> Tensor:
     """Codes moved to the mean of their vectors, again and again; one without vectors stays."""
     before = None
     for _ in range(iterations):
+        heed()
         owners = nearest_codes(vectors, codes)
         if before is not None and torch.equal(owners, before):
             break

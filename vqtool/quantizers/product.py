@@ -91,13 +91,13 @@ class ProductQuantizer(Quantizer):
         for group, part in self._parts(conditioned):
             group.initialise(part)
 
-    def start(self) -> None:
+    def start(self, full: bool = False) -> None:
         for group in self.all_groups:
-            group.start()
+            group.start(full)
 
-    def update(self, good: Tensor | None = None) -> None:
+    def learn(self, good: Tensor | None = None) -> None:
         for group in self.all_groups:
-            group.update(good)
+            group.learn(good)
 
     def discard(self) -> None:
         for group in self.all_groups:

@@ -73,11 +73,11 @@ class ProjectedQuantizer(Quantizer):
     def initialise(self, conditioned: Tensor) -> None:
         self.inner.initialise(conditioned)
 
-    def start(self) -> None:
-        self.inner.start()
+    def start(self, full: bool = False) -> None:
+        self.inner.start(full)
 
-    def update(self, good: Tensor | None = None) -> None:
-        self.inner.update(good)
+    def learn(self, good: Tensor | None = None) -> None:
+        self.inner.learn(good)
 
     def discard(self) -> None:
         self.inner.discard()

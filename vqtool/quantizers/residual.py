@@ -119,15 +119,15 @@ class ResidualQuantizer(Quantizer):
             rest = remainders[-1]
             remainders.append(rest - level.decode(level.nearest(rest)).to(rest.dtype))
 
-    def start(self) -> None:
+    def start(self, full: bool = False) -> None:
         if self.starter:
-            self.starter.start(self)
+            self.starter.start(self, full)
 
-    def update(self, good: Tensor | None = None) -> None:
+    def learn(self, good: Tensor | None = None) -> None:
         for level in self._own:
-            level.update(good)
+            level.learn(good)
         if self.starter:
-            self.starter.update(self)
+            self.starter.learn()
 
     def discard(self) -> None:
         for level in self._own:

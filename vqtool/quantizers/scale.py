@@ -34,6 +34,12 @@ class ErrorScale(nn.Module):
         tiny = torch.finfo(self.error.dtype).tiny
         return torch.where(self.weight > 0, self.error / self.weight.clamp_min(tiny), 1.0).clamp_min(1e-12)
 
+    @torch.no_grad()
+    def start(self, error: Tensor) -> None:
+        """Begin anew, with the mean squared error () of a first sample, which weighs as one batch would."""
+        self.weight.fill_(1 - self.decay)
+        self.error.copy_(self.weight * error)
+
     def gather(self, error: Tensor, elements: int) -> None:
         """Note the mean squared error () of a training batch of so many elements."""
         self._gathered.append((error.detach(), elements))

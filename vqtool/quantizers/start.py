@@ -62,18 +62,20 @@ class KMeansStart(nn.Module):
         return QuantizerOutput(vectors, indices, nothing, nothing)
 
     @torch.no_grad()
-    def update(self, quantizer: Quantizer) -> None:
-        """Apply what was gathered since the last update; start `quantizer` once the sample is full."""
+    def learn(self) -> None:
+        """Add to the sample what was gathered since the last time."""
         if self.pending and self._gathered:
             self.sample = torch.cat([self.sample, *(batch.to(self.sample.dtype) for batch in self._gathered)])
             self.discard()
-            if len(self.sample) >= self._needed:
-                self.start(quantizer)
 
     @torch.no_grad()
-    def start(self, quantizer: Quantizer) -> None:
-        """Start `quantizer` from the sample as it is, unless that is done, or there is nothing in it."""
-        if self.pending and len(self.sample):
+    def start(self, quantizer: Quantizer, full: bool = False) -> None:
+        """Start `quantizer` from the sample, unless that is done, or there is nothing in it.
+
+        Args:
+            full: only if the sample is as large as it is to be.
+        """
+        if self.pending and len(self.sample) >= (self._needed if full else 1):
             quantizer.initialise(self.sample[-self._needed :])
             self.sample = self.sample[:0].clone()
             self.done.fill_(True)

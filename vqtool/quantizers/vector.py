@@ -150,21 +150,20 @@ class VectorQuantizer(Quantizer):
         indices = nearest_codes(flat, codes)
         self.codebook.initialise(codes, torch.bincount(indices, minlength=len(codes)))
         if self.scale:
-            self.scale.gather((flat - codes[indices]).square().mean(), flat.numel())
-            self.scale.update()
+            self.scale.start((flat - codes[indices]).square().mean())
 
-    def start(self) -> None:
+    def start(self, full: bool = False) -> None:
         if self.starter:
-            self.starter.start(self)
+            self.starter.start(self, full)
 
-    def update(self, good: Tensor | None = None) -> None:
+    def learn(self, good: Tensor | None = None) -> None:
         self.codebook.update(good)
         if self.scale:
             self.scale.update(good)
         if self.revival:
             self.revival.update(self.codebook, good)
         if self.starter:
-            self.starter.update(self)
+            self.starter.learn()
 
     def discard(self) -> None:
         for part in (self.codebook, self.scale, self.revival, self.starter):

@@ -1,16 +1,26 @@
-"""Checkpoints: all that resuming needs. They hold tensors, numbers and names alone, and load as such."""
+"""Checkpoints: all that resuming needs. They hold tensors, numbers and names alone, and load as such.
 
-import zipfile
+A checkpoint is a file of torch's and, written after it, a marker: a JSON file with the SHA-256 of the first. Only both
+together count.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from vqtool.errors import CheckpointError
-from vqtool.files import replacing
+from vqtool.files import replacing, write_json
 from vqtool.run import Run
 
-_VERSION = 1
+_FORMAT = "vqtool checkpoint 2"
+# A marker is a few lines; what is larger is something else.
+_LARGEST_MARKER = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -33,47 +43,121 @@ class State:
     Attributes:
         step: how many steps are done. With the seed it says where in the data the run stands.
         model, optimizer: their state dicts.
-        best, last: the best validation so far, and the last.
+        last: the last validation.
+        pending: what is still to be logged of the last step, whose validation may be still to be done; None: the step
+            is complete.
+        early: whether codes started before their sample was full, which depends on how long the run was to be.
         seconds: spent training.
+        data_sha256: of the data.
     """
 
     step: int
     model: dict[str, Any]
     optimizer: dict[str, Any]
-    best: Validation
     last: Validation
+    pending: dict[str, float] | None
+    early: bool
     seconds: float
+    data_sha256: str
 
 
 def save_checkpoint(run: Run, state: State, keep: int) -> None:
-    """Write a checkpoint, then remove all but the last `keep`."""
-    with replacing(run.checkpoints / f"step-{state.step:09d}.pt") as part:
-        torch.save({"version": _VERSION, **_fields(state)}, part)
-    for old in sorted(run.checkpoints.glob("step-*.pt"))[:-keep]:
-        old.unlink()
-
-
-def load_checkpoint(run: Run) -> State | None:
-    """The newest checkpoint; None where there is none.
+    """Write a checkpoint, then remove all but the last `keep`, and what is of later steps: of a run gone another way.
 
     Raises:
-        CheckpointError: it is damaged, or of another version.
+        DataError: it cannot be written; those before it are as they were.
     """
-    newest = max(run.checkpoints.glob("step-*.pt"), default=None)
-    if newest is None:
-        return None
+    path = run.checkpoints / f"step-{state.step:09d}.pt"
+    with replacing(path) as part:
+        digest = _save({**vars(state), "last": asdict(state.last)}, part)
+    write_json(_marker(path), {"format": _FORMAT, "sha256": digest})
+    files = _all(run)
+    last = files.index(path) + 1
+    for old in files[: max(0, last - keep)] + files[last:]:
+        _marker(old).unlink(missing_ok=True)
+        old.unlink(missing_ok=True)
+
+
+def load_checkpoint(run: Run, say: Callable[[str], None] = lambda line: None) -> State | None:
+    """The newest checkpoint that is whole; None where there is none at all.
+
+    Args:
+        say: called with a line about each that is not, for the user.
+
+    Raises:
+        CheckpointError: there are some, and none is whole.
+    """
+    paths = _all(run)
+    for path in reversed(paths):
+        try:
+            return _load(path)
+        except CheckpointError as error:
+            say(f"{error}; it is not used, and the one before it is")
+    if paths and any(_marker(path).exists() for path in paths):
+        raise CheckpointError(f"{run.checkpoints}: no checkpoint is whole; --overwrite starts the run again")
+    return None
+
+
+def _all(run: Run) -> list[Path]:
+    """The files of all checkpoints, whole or not, the oldest first."""
+    return sorted({path.with_suffix(".pt") for path in run.checkpoint_files()}, key=lambda path: int(path.stem[5:]))
+
+
+def _marker(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _load(path: Path) -> State:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: is missing")
+    if not _marker(path).is_file():
+        raise CheckpointError(f"{path}: has no {_marker(path).name}, without which it does not count")
     try:
-        with zipfile.ZipFile(newest) as archive:
-            if archive.testzip():  # torch does not compare the checksums that it wrote
-                raise zipfile.BadZipFile("a checksum differs")
-        fields = torch.load(newest, map_location="cpu", weights_only=True)
-        version = fields.pop("version")
-        if version == _VERSION:
-            return State(**{**fields, "best": Validation(**fields["best"]), "last": Validation(**fields["last"])})
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != _digest_in(_marker(path)):
+                raise CheckpointError(f"{path}: damaged: its SHA-256 is not the one in {_marker(path).name}")
+            file.seek(0)
+            fields = torch.load(file, map_location="cpu", weights_only=True)
+        return State(**{**fields, "last": Validation(**fields["last"])})
+    except CheckpointError:
+        raise
     except Exception as error:  # a damaged file can make its parser fail in any way
-        raise CheckpointError(f"{newest}: damaged; remove it to resume from the one before") from error
-    raise CheckpointError(f"{newest}: written by another version of vqtool")
+        raise CheckpointError(f"{path}: damaged, or written by another version of vqtool") from error
 
 
-def _fields(state: State) -> dict[str, Any]:
-    return {**vars(state), "best": asdict(state.best), "last": asdict(state.last)}
+def _digest_in(marker: Path) -> str:
+    with marker.open("rb") as file:
+        content = json.loads(file.read(_LARGEST_MARKER))
+    if content["format"] != _FORMAT:
+        raise CheckpointError(f"{marker}: written by another version of vqtool")
+    return str(content["sha256"])
+
+
+def _save(content: dict[str, Any], path: Path) -> str:
+    """Write a file of torch's, and return its SHA-256."""
+    with _Hashing(path) as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError:
+            if file.failure:  # which torch does not pass on
+                raise file.failure from None
+            raise
+    return file.digest.hexdigest()
+
+
+class _Hashing(io.BufferedWriter):
+    """A file that hashes what it is given to write: what it should hold, whatever the disk makes of it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "wb"))
+        self.digest = hashlib.sha256()
+        self.failure: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        self.digest.update(content)
+        try:
+            return super().write(content)
+        except OSError as error:
+            self.failure = error
+            raise

@@ -1,15 +1,16 @@
 """What a run says while it runs: metrics.jsonl, and the same for TensorBoard."""
 
 import json
+import os
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
-from vqtool.files import replacing
+from vqtool.files import replacing, writing
 from vqtool.run import Run
+from vqtool.training.board import Board
 
 
 class Logs:
@@ -17,12 +18,17 @@ class Logs:
 
     Args:
         start: steps already done; what an earlier process logged beyond them is dropped.
+
+    Raises:
+        DataError: a file cannot be written; so from all that writes.
     """
 
     def __init__(self, run: Run, start: int) -> None:
-        self._drop_after(run, start)
-        self._metrics = run.metrics.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run.folder), purge_step=start + 1 if start else None)
+        self._path = run.metrics
+        self._drop_after(start)
+        with writing(self._path):
+            self._metrics = self._path.open("a", encoding="utf-8")
+        self._board = Board(run, start)
 
     def __enter__(self) -> "Logs":
         return self
@@ -30,34 +36,38 @@ class Logs:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._metrics.close()
-        self._board.close()
+        with self._board, writing(self._path):
+            self._metrics.close()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Log values by their tags, after `step` steps."""
-        self._metrics.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
-        self._metrics.flush()
-        for tag, value in values.items():
-            self._board.add_scalar(tag, value, step)
-        self._board.flush()
+        line = json.dumps({"step": step, **values}, allow_nan=False) + "\n"
+        with writing(self._path):
+            self._metrics.write(line)
+            self._metrics.flush()
+        self._board.scalars(step, values)
 
     def counts(self, step: int, levels: Sequence[Tensor]) -> None:
         """Histograms of the hits of each level's codes (K,)."""
         for number, hits in enumerate(levels):
             tag = "codebook/counts" if len(levels) == 1 else f"codebook/level_{number}/counts"
-            self._board.add_histogram(tag, hits.float(), step)
+            self._board.histogram(step, tag, hits)
 
     def images(self, step: int, tag: str, picture: Tensor) -> None:
         """A picture (3, H, W) in [0, 1]."""
-        self._board.add_image(tag, picture, step)
+        self._board.image(step, tag, picture)
 
-    @staticmethod
-    def _drop_after(run: Run, step: int) -> None:
-        if not run.metrics.exists():
+    def sync(self) -> None:
+        """Wait until what was logged is on the disk: a checkpoint must not be ahead of it."""
+        with writing(self._path):
+            os.fsync(self._metrics.fileno())
+
+    def _drop_after(self, step: int) -> None:
+        if not self._path.exists():
             return
-        lines = run.metrics.read_text(encoding="utf-8").splitlines()
+        lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
         kept = [line for line in lines if _step_of(line) <= step]
-        with replacing(run.metrics) as part:
+        with replacing(self._path) as part:
             part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
 

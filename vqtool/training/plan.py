@@ -1,17 +1,20 @@
-"""A dry run: everything that a run needs is checked, one batch goes through the model, nothing is trained."""
+"""A dry run: everything that a run needs is checked, two steps are rehearsed, nothing is kept."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from vqtool.chunks import chunk_rows
 from vqtool.config import RunSettings
 from vqtool.data import BatchOrder, SampleSpec
-from vqtool.losses import reconstruction_loss
+from vqtool.errors import ConfigError
+from vqtool.evaluation import evaluate
+from vqtool.memory import mapped_memory, out_of_memory_told, peak_memory
 from vqtool.run import Run
-from vqtool.training.prepare import Prepared, prepare, standing_bytes
-from vqtool.training.train import run_folder
+from vqtool.training.prepare import Prepared, begin_from, prepare
+from vqtool.training.step import Stepper
+from vqtool.training.train import ADVICE, run_folder
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,8 @@ class Plan:
 
     Attributes:
         grid: the row-major shape behind L.
-        memory_bytes: weights, gradients, optimizer state and what one batch keeps for its backward pass.
+        memory_bytes: the most that the process would hold, but for mapped data, which need not stay in memory; on a
+            GPU, of its memory.
     """
 
     run_dir: str
@@ -50,9 +54,14 @@ def plan_run(settings: RunSettings, folder: Path | None = None) -> Plan:
     run = Run(folder or run_folder(settings))
     if not run.exists:
         run.check_free()
+    libraries = mapped_memory()
     prepared = prepare(settings)
+    begin_from(prepared, lambda line: None)
+    with out_of_memory_told(ConfigError, ADVICE):
+        loss, held = peak_memory(lambda: _rehearsed(prepared), prepared.device)
+    if prepared.device.type != "cuda":
+        held -= max(0, mapped_memory() - libraries)
     model, dataset, training = prepared.model, prepared.dataset, prepared.settings.training
-    loss, kept = _one_batch(prepared)
     return Plan(
         run_dir=str(run.folder),
         exists=run.exists,
@@ -68,33 +77,26 @@ def plan_run(settings: RunSettings, folder: Path | None = None) -> Plan:
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         steps=training.steps,
         epochs=training.steps * training.batch_size / len(dataset.training),
-        memory_bytes=kept + standing_bytes(model),
+        memory_bytes=held,
         first_loss=loss,
     )
 
 
-def _one_batch(prepared: Prepared) -> tuple[float, int]:
-    """The reconstruction loss of the first batch, and the bytes that its forward pass keeps for the backward one."""
-    order = BatchOrder(len(prepared.dataset.training), prepared.settings.training.batch_size, prepared.settings.seed)
-    x = prepared.dataset.training.take(order.batch(0)).to(prepared.device)
-    kept: dict[int, int] = {}
-    if prepared.model.quantizer.waits:  # so that codes have a first sample
-        with torch.no_grad():
-            prepared.model(x)
-        prepared.model.quantizer.update()
-        prepared.model.quantizer.start()
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    bfloat16 = prepared.settings.training.precision == "bfloat16"
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        with torch.autocast(prepared.device.type, torch.bfloat16, enabled=bfloat16):
-            output = prepared.model(x)
-        loss = reconstruction_loss(prepared.settings.loss.reconstruction, output.prediction, output.target)
-    if loss.requires_grad:
-        loss.backward()
-    prepared.model.quantizer.discard()
-    return float(loss.detach()), sum(kept.values()) + x.nbytes
+def _rehearsed(prepared: Prepared) -> float:
+    """Two steps, and a little of a validation; the reconstruction loss of the first."""
+    data, model = prepared.dataset, prepared.model
+    order = BatchOrder(len(data.training), prepared.settings.training.batch_size, prepared.settings.seed)
+    stepper = Stepper(prepared, order)
+    losses = []
+    for step in range(2):
+        x = data.training.take(order.batch(step)).to(prepared.device)
+        if model.quantizer.waits:  # a first sample, so that what is rehearsed quantizes
+            with torch.no_grad():
+                stepper.forward(x)
+            model.quantizer.update()
+            model.quantizer.start()
+        output = stepper.forward(x)
+        losses.append(stepper.measure(step, output)["loss/reconstruction"])
+        stepper.apply(step, output)
+    evaluate(model, data.validation.first(2 * chunk_rows(model, data.spec.size)), prepared.settings.loss)
+    return losses[0]

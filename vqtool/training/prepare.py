@@ -1,6 +1,5 @@
 """From settings to what a run needs: the data, the model, the device, and settings with nothing left open."""
 
-import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,14 +7,17 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from vqtool.autoencoder import Autoencoder, resolve_model
 from vqtool.config import RunSettings
 from vqtool.data import Dataset, open_dataset
-from vqtool.data.tensor_files import check_fits_memory
 from vqtool.device import resolve_device
 from vqtool.errors import ConfigError
 from vqtool.losses import resolve_reconstruction
+from vqtool.memory import check_fits_memory
+from vqtool.model_file import read_model
+from vqtool.run import Run
 
 T = TypeVar("T")
 
@@ -50,7 +52,12 @@ def prepare(settings: RunSettings) -> Prepared:
     model_settings = problems.collect(lambda: resolve_model(settings.model, dataset.spec), settings.model)
     loss = problems.collect(lambda: resolve_reconstruction(settings.loss, dataset.spec.classes), settings.loss)
     problems.tell()
-    resolved = settings.model_copy(update={"data": dataset.settings, "model": model_settings, "loss": loss})
+    training = settings.training
+    if training.init_from:
+        training = training.model_copy(update={"init_from": os.path.abspath(training.init_from)})
+    resolved = settings.model_copy(
+        update={"data": dataset.settings, "model": model_settings, "loss": loss, "training": training}
+    )
     _check_memory(resolved, dataset)
     # Initialised on the CPU, so that a seed means the same weights on every device.
     with torch.random.fork_rng(devices=[]):
@@ -94,18 +101,66 @@ def _check_learns(settings: RunSettings) -> None:
 
 
 def _check_memory(settings: RunSettings, dataset: Dataset) -> None:
-    """Refuse a batch, or a model with its gradients and optimizer state, that would not fit, before any is made."""
+    """Refuse a step that would not fit: weights, gradients, AdamW's two moments, and what the networks keep of a batch.
+
+    Nothing is allocated to know it.
+    """
     with torch.device("meta"):
         model = Autoencoder(settings.model, dataset.spec, dataset.mean, dataset.scale)
-    batch = 4 * settings.training.batch_size * dataset.spec.channels * math.prod(dataset.spec.size)
-    check_fits_memory(standing_bytes(model), "the model")
-    check_fits_memory(batch, "one batch, for training.batch_size,")
-
-
-def standing_bytes(model: Autoencoder) -> int:
-    """The bytes of weights, gradients and AdamW's two moments, and of buffers."""
     parameters = sum(parameter.nbytes for parameter in model.parameters())
-    return 4 * parameters + sum(buffer.nbytes for buffer in model.buffers())
+    standing = 4 * parameters + sum(buffer.nbytes for buffer in model.buffers())
+    check_fits_memory(standing, "the model (the widths of model.encoder, and the codes of model.quantizer)")
+    size = settings.training.batch_size
+    check_fits_memory(standing + _kept(model, size), f"a step; lower training.batch_size, which is {size:,}: it")
+
+
+def _kept(model: Autoencoder, batch_size: int) -> int:
+    """The bytes that encoder and decoder of a model without memory keep of a batch for their backward pass."""
+    kept: dict[int, int] = {}
+    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    spec = model.spec
+    shape = (batch_size, *spec.size) if spec.classes else (batch_size, spec.channels, *spec.size)
+    x = torch.empty(shape, device="meta", dtype=torch.int64 if spec.classes else torch.float32)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        latents = model.latents(x)
+        model.decoder(latents, spec.size)
+    return x.nbytes + sum(kept.values())
+
+
+def begin_from(prepared: Prepared, say: Callable[[str], None]) -> None:
+    """Give the model the weights, codes and normalisation of the run that `training.init_from` names, if it names one.
+
+    Raises:
+        ConfigError: that run's model is another, or its data are normalised otherwise.
+        CheckpointError: it has no model.
+    """
+    path = prepared.settings.training.init_from
+    if path is None:
+        return
+    run = Run(path)
+    theirs, ours = run.settings().data.normalize, prepared.settings.data.normalize
+    if theirs != ours:
+        raise ConfigError(f"training.init_from: {path} has data.normalize {theirs}, and this run {ours}")
+    saved, _ = read_model(run.model)
+    own = prepared.model.state_dict()
+    other = [name for name in {**own, **saved.state} if not _alike(own.get(name), saved.state.get(name))]
+    if other:
+        raise ConfigError(
+            f"training.init_from: {path} holds another model: {', '.join(other[:4])}{', ...' if len(other) > 4 else ''}"
+        )
+    prepared.model.load_state_dict(saved.state)
+    say(f"weights, codes and normalisation are those of {path}, step {saved.step}")
+
+
+def _alike(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is not None and other is not None and one.shape == other.shape
 
 
 @contextmanager

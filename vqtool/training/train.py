@@ -5,11 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from vqtool.config import RunSettings
-from vqtool.errors import CheckpointError, ConfigError
+from vqtool.errors import CheckpointError, ConfigError, DataError
+from vqtool.memory import out_of_memory_told
 from vqtool.run import Run
-from vqtool.training.checkpoint import load_checkpoint
-from vqtool.training.prepare import Prepared, deterministic, prepare
+from vqtool.signals import noting_signals
+from vqtool.training.checkpoint import State, load_checkpoint
+from vqtool.training.prepare import Prepared, begin_from, deterministic, prepare
 from vqtool.training.trainer import Trainer
+
+# What can be done about too little memory.
+ADVICE = "lower training.batch_size first, then the widths of model.encoder, or the number of codes"
 
 
 def train(
@@ -18,6 +23,7 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    allow_data_change: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Train, and return the run's summary.
@@ -26,52 +32,114 @@ def train(
         folder: the run directory; None: runs/<name>.
         resume: go on where the folder's run stands; where there is none, start.
         overwrite: remove the folder's run first.
+        allow_data_change: go on even though the data are not those that the run began with.
         say: called with each line for the user.
 
     Raises:
         ValueError: both `resume` and `overwrite`.
-        ConfigError, DataError: the settings or the data are wrong.
-        CheckpointError: the folder holds a run, or one that cannot go on.
+        ConfigError, DataError: the settings or the data are wrong, or there is too little memory or room on the disk.
+        CheckpointError: the folder holds a run, or one that cannot go on, or another process trains in it.
         TrainingError: a loss or a gradient is not finite.
         Stopped: a signal came.
     """
     if resume and overwrite:
         raise ValueError("resume and overwrite exclude each other")
     run = Run(folder or run_folder(settings))
-    if run.exists and not (resume or overwrite):
-        raise CheckpointError(f"{run.folder}: holds a run already; --resume goes on with it, --overwrite replaces it")
-    prepared = prepare(settings.model_copy(update={"name": settings.name or run.folder.name}))
-    state = None
-    if run.exists and resume:
-        before = run.settings()
-        _check_same(run, before, prepared.settings)
-        summary = run.read_summary()
-        if summary and summary["steps"] >= settings.training.steps:
-            say(f"{run.folder}: the run is finished, at step {summary['steps']}; nothing to do")
-            return summary
-        _check_extends(run, before, prepared.settings)
-        state = load_checkpoint(run)
-    if run.exists and state is None:
-        run.clear()
-    elif not run.exists:
-        run.check_free()
+    refuses = not (resume or overwrite)
+    with noting_signals(), out_of_memory_told(ConfigError, ADVICE):
+        _refuse(run, refuses)
+        prepared = prepare(settings.model_copy(update={"name": settings.name or run.folder.name}))
+        with run.claimed():
+            _refuse(run, refuses)  # again: another process may have come first
+            finished = _finished(run, prepared, say) if run.exists and resume else None
+            return finished or _train(run, prepared, resume, allow_data_change, say)
+
+
+def _train(
+    run: Run, prepared: Prepared, resume: bool, allow_data_change: bool, say: Callable[[str], None]
+) -> dict[str, Any]:
+    state = load_checkpoint(run, say) if run.exists and resume else None
+    if state is None:
+        begin_from(prepared, say)
+        run.clear() if run.exists else run.check_free()
+    else:
+        _check_data(run, state, prepared, allow_data_change, say)
+        _tell_extension(run, state, prepared, say)
     run.create(prepared.settings)
-    run.summary.unlink(missing_ok=True)
     say(_reading(prepared))
     trainer = Trainer(prepared, run, state, say)
     with deterministic():
         trainer.train()
-    summary = {
+    summary = _summary(prepared, trainer)
+    run.write_summary(summary)
+    return summary
+
+
+def _summary(prepared: Prepared, trainer: Trainer) -> dict[str, Any]:
+    return {
         "name": prepared.settings.name,
-        "steps": settings.training.steps,
+        "steps": prepared.settings.training.steps,
         "seconds": round(trainer.seconds, 3),
-        "best_metric": settings.training.best_metric,
+        "best_metric": prepared.settings.training.best_metric,
         "best_step": trainer.best.step,
         "best": trainer.best.metrics,
         "final": trainer.last.metrics,
     }
-    run.write_summary(summary)
-    return summary
+
+
+def _refuse(run: Run, refuses: bool) -> None:
+    if run.exists and refuses:
+        raise CheckpointError(f"{run.folder}: holds a run already; --resume goes on with it, --overwrite replaces it")
+
+
+def _finished(run: Run, prepared: Prepared, say: Callable[[str], None]) -> dict[str, Any] | None:
+    """The summary of a run that is as long as it is to be; None where it can go on.
+
+    Raises:
+        ConfigError: it cannot go on with these settings.
+    """
+    before, steps = run.settings(), prepared.settings.training.steps
+    _check_same(run, before, prepared.settings)
+    summary = run.read_summary()
+    if summary and summary["steps"] >= steps:
+        say(f"{run.folder}: the run is finished, at step {summary['steps']}; nothing to do")
+        return summary
+    if steps < before.training.steps:
+        raise ConfigError(
+            f"training.steps: {steps}, but {run.folder} was begun for {before.training.steps}; a run can only be "
+            "extended"
+        )
+    return None
+
+
+def _check_data(
+    run: Run, state: State, prepared: Prepared, allow_data_change: bool, say: Callable[[str], None]
+) -> None:
+    if state.data_sha256 == prepared.dataset.sha256:
+        return
+    if not allow_data_change:
+        raise DataError(
+            f"{run.folder}: the data have changed since the run began (SHA-256 {state.data_sha256[:12]}... then, "
+            f"{prepared.dataset.sha256[:12]}... now); --allow-data-change goes on with them as they are"
+        )
+    say("the data have changed since the run began; what was best until now is not compared with")
+
+
+def _tell_extension(run: Run, state: State, prepared: Prepared, say: Callable[[str], None]) -> None:
+    """Say where an extended run is not what a longer one from the start would have been."""
+    then, now = run.settings().training, prepared.settings.training
+    why = []
+    if now.schedule == "cosine":
+        why.append("training.schedule: cosine falls as training.steps says (constant does not)")
+    if now.warmup_steps > then.steps:
+        why.append("training.warmup_steps was cut to the shorter length")
+    if state.early:
+        why.append("codes started before their sample was full, as they do in short runs")
+    if now.steps > then.steps and why:
+        say(
+            f"extended from {then.steps} to {now.steps} steps; not the same as {now.steps} from the start: "
+            + "; ".join(why)
+        )
 
 
 def _reading(prepared: Prepared) -> str:
@@ -100,12 +168,6 @@ def _check_same(run: Run, before: RunSettings, settings: RunSettings) -> None:
             f"{run.folder}: cannot go on with other settings: {', '.join(changed)}. Only training.steps, *_every and "
             "the device may change; train into another --run-dir instead"
         )
-
-
-def _check_extends(run: Run, before: RunSettings, settings: RunSettings) -> None:
-    then, now = before.training.steps, settings.training.steps
-    if now < then:
-        raise ConfigError(f"training.steps: {now}, but {run.folder} was begun for {then}; a run can only be extended")
 
 
 def _differences(before: Any, after: Any, key: str) -> list[tuple[str, Any, Any]]:

@@ -1,0 +1,103 @@
+"""Memory: how much is free, how much a piece of work takes, and what is said where there is too little."""
+
+import os
+import resource
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from vqtool.errors import DataError
+
+T = TypeVar("T")
+# Where Linux says what a group of processes, such as a container, may have and has.
+_GROUP = Path("/sys/fs/cgroup")
+_REFUSED = ("can't allocate memory", "not enough memory", "cannot allocate memory", "out of memory")
+
+
+def check_fits_memory(size: int, what: str) -> None:
+    """Refuse what would not fit in the memory that is free now.
+
+    Raises:
+        DataError: `size` bytes are more than that.
+    """
+    free = free_memory()
+    if size > free:
+        raise DataError(f"{what}: needs {size:,} bytes of memory, and {free:,} are free")
+
+
+def free_memory() -> int:
+    """The bytes that this process can still have."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    machine = _fields(Path("/proc/meminfo"))
+    if "MemAvailable" in machine:
+        free = machine["MemAvailable"] * 1024
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        free = min(free, limit - _own("VmSize"))
+    group = _group_limit()
+    return max(0, free if group is None else min(free, group))
+
+
+def peak_memory(work: Callable[[], T], device: torch.device) -> tuple[T, int]:
+    """What `work` returns, and the most bytes held meanwhile: of a GPU by tensors, of the machine by the process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        result = work()
+        return result, torch.cuda.max_memory_allocated(device)
+    _forget_peak()
+    result = work()
+    return result, _own("VmHWM") or _largest()
+
+
+def mapped_memory() -> int:
+    """The bytes of files, libraries among them, that are mapped and in memory; the system can take them back."""
+    return _own("RssFile")
+
+
+@contextmanager
+def out_of_memory_told(error: type[Exception], advice: str) -> Iterator[None]:
+    """Within, running out of memory is raised as `error`, which says what to lower."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as fault:
+        raise error(f"out of memory; {advice}") from fault
+    except RuntimeError as fault:
+        if any(words in str(fault).lower() for words in _REFUSED):
+            raise error(f"out of memory; {advice}") from fault
+        raise
+
+
+def _forget_peak() -> None:
+    with suppress(OSError):  # Where it cannot be forgotten, it is the most since the process began.
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _largest() -> int:
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024
+
+
+def _own(name: str) -> int:
+    return _fields(Path("/proc/self/status")).get(name, 0) * 1024
+
+
+def _group_limit() -> int | None:
+    try:
+        limit = int((_GROUP / "memory.max").read_text())
+        used = int((_GROUP / "memory.current").read_text()) - _fields(_GROUP / "memory.stat").get("inactive_file", 0)
+        return limit - used
+    except (OSError, ValueError):
+        return None
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """The numbers of a file of names and numbers, a line each; none where there is no such file."""
+    try:
+        lines = [line.replace(":", " ").split() for line in path.read_text().splitlines()]
+    except OSError:
+        return {}
+    return {line[0]: int(line[1]) for line in lines if len(line) > 1 and line[1].isdigit()}

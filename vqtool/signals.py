@@ -1,0 +1,56 @@
+"""SIGINT and SIGTERM: noted when they come, heeded between two pieces of work, so that nothing is left half done."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from vqtool.errors import Stopped
+
+_NUMBERS = (signal.SIGINT, signal.SIGTERM)
+# Signals are the whole process' own, and so is this: whether they are noted, which came, what else becomes of them.
+_noting: list[bool] = []
+_came: list[int] = []
+_usual: dict[int, Any] = {}
+
+
+@contextmanager
+def noting_signals() -> Iterator[None]:
+    """Within, the first SIGINT or SIGTERM is only noted, for `heed`; a second one takes its usual course.
+
+    Nothing is changed where another such context is open already, or beside the main thread, which alone handles
+    signals.
+    """
+    if threading.current_thread() is not threading.main_thread() or _noting:
+        yield
+        return
+    _noting.append(True)
+    _usual.update({number: signal.signal(number, _note) for number in _NUMBERS})
+    try:
+        yield
+    finally:
+        _put_back()
+        _came.clear()
+        _noting.clear()
+
+
+def heed() -> None:
+    """Stop here, if a signal asked to; called wherever that leaves nothing half done.
+
+    Raises:
+        Stopped: names the signal.
+    """
+    if _came:
+        raise Stopped(_came[0], f"stopped by {signal.Signals(_came[0]).name}")
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    _came.append(number)
+    _put_back()
+
+
+def _put_back() -> None:
+    while _usual:
+        signal.signal(*_usual.popitem())

@@ -1,0 +1,123 @@
+"""One step: forward, backward, and the update of weights and codes, or nothing where a number is not finite.
+
+Shapes: B batch, L positions per sample, D code dimension.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vqtool.config import RunSettings
+from vqtool.data import BatchOrder
+from vqtool.errors import TrainingError
+from vqtool.evaluation import raw_terms
+from vqtool.losses import reconstruction_loss
+from vqtool.quantizers import QuantizerOutput
+from vqtool.training.optimizer import Optimizer, learning_rate
+from vqtool.training.prepare import Prepared
+from vqtool.training.watch import Watch
+
+# Rows named in a message.
+_NAMED = 8
+
+
+class StepOutput(NamedTuple):
+    """What the forward pass of a step gives."""
+
+    total: Tensor
+    """() the loss that is minimised."""
+    reconstruction: Tensor
+    """()"""
+    latents: Tensor
+    """(B, L, D)"""
+    quantizer: QuantizerOutput
+    """Losses and indices."""
+
+
+class Stepper:
+    """Takes steps with a prepared model. Steps are counted from 0.
+
+    Args:
+        order: which samples make up each step's batch.
+
+    Attributes:
+        optimizer: of the model.
+    """
+
+    def __init__(self, prepared: Prepared, order: BatchOrder) -> None:
+        self._settings: RunSettings = prepared.settings
+        self._model = prepared.model
+        self._device = prepared.device
+        self._numbers = prepared.dataset.training.numbers
+        self._order = order
+        self._watch = Watch(prepared.device)
+        self.optimizer = Optimizer(prepared.model, prepared.settings.training)
+
+    def forward(self, x: Tensor) -> StepOutput:
+        """The losses of a batch."""
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._settings.training.precision == "bfloat16"):
+            output = self._model(x)
+        reconstruction = reconstruction_loss(self._settings.loss.reconstruction, output.prediction, output.target)
+        return StepOutput(
+            self._total(reconstruction, output.quantizer), reconstruction, output.latents, output.quantizer
+        )
+
+    def measure(self, step: int, output: StepOutput) -> dict[str, float]:
+        """The batch's losses by tag, raw, as they are before the step is applied."""
+        metrics = {
+            "loss/total": float(output.total.detach()),
+            "loss/reconstruction": float(output.reconstruction.detach()),
+            "optimizer/learning_rate": learning_rate(self._settings.training, step),
+        }
+        if not self._model.quantizer.waits:  # else nothing was quantized
+            latents = output.latents.detach()
+            commitment, entropy = raw_terms(self._model.quantizer.measure(latents, output.quantizer.indices))
+            metrics |= {"loss/commitment": commitment, "loss/entropy": entropy}
+        return metrics
+
+    def apply(self, step: int, output: StepOutput) -> None:
+        """Update weights and codes; after a step that was not finite, nothing any more.
+
+        Raises:
+            TrainingError: as `check`, at once while codes wait for their start.
+        """
+        terms = {"reconstruction": output.reconstruction, "commitment": output.quantizer.commitment_loss}
+        if self._settings.loss.entropy:
+            terms["entropy"] = output.quantizer.entropy_loss
+        terms["gradient"] = self.optimizer.gradients(output.total)
+        good = self._watch.note(step, terms)
+        self.optimizer.step(step, good)
+        if self._model.quantizer.waits:
+            self.check()
+        self._model.quantizer.learn(good)
+
+    def check(self) -> None:
+        """Wait for the device, and refuse to go on after a step that was not finite.
+
+        Raises:
+            TrainingError: names the step, what was not finite, and the rows.
+        """
+        found = self._watch.first()
+        if found is None:
+            return
+        step, bad = found
+        self._model.quantizer.discard()
+        # A gradient is bad wherever a loss is.
+        terms = [name for name in bad if name != "gradient"] or bad
+        raise TrainingError(
+            f"step {step + 1}: not finite: {', '.join(terms)}; the step was not applied. Its batch are rows "
+            f"{self._rows(step)} of the data. Try a lower training.learning_rate, more training.warmup_steps, a "
+            "training.gradient_clip, or data.normalize"
+        )
+
+    def _total(self, reconstruction: Tensor, output: QuantizerOutput) -> Tensor:
+        loss = self._settings.loss
+        total = reconstruction + loss.commitment * output.commitment_loss
+        # Left out at weight zero, for 0 · inf is no number.
+        return total + loss.entropy * output.entropy_loss if loss.entropy else total
+
+    def _rows(self, step: int) -> str:
+        samples = self._order.batch(step)
+        rows = samples if self._numbers is None else self._numbers[samples]
+        return ", ".join(map(str, rows[:_NAMED])) + (", ..." if len(rows) > _NAMED else "")
