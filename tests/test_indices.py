@@ -1,6 +1,7 @@
 """The index file and its manifest."""
 
 import json
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import pytest
 from vqtool.errors import DataError
 from vqtool.indices import (
     Manifest,
+    check_indices_output,
     check_output,
     index_dtype,
     manifest_path,
     read_indices,
+    writing_array,
     writing_indices,
 )
 
@@ -236,3 +239,47 @@ def test_what_is_no_npy_file_is_refused(damage: Any, path: Path) -> None:
     damage(path)
     with pytest.raises(DataError, match=r"tokens\.npy: "):
         read_indices(path)
+
+
+# Written whole, or not at all
+
+
+def test_a_manifest_alone_may_be_replaced_for_its_writer_was_killed(path: Path) -> None:
+    path.unlink()
+    check_indices_output(path, overwrite=False)
+    manifest_path(path).write_text('{"mine": 1}')
+    with pytest.raises(DataError, match=r"tokens\.json: is there already; --overwrite replaces it"):
+        check_indices_output(path, overwrite=False)
+
+
+def test_there_are_no_indices_without_their_manifest(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, manifest = read_indices(path)
+    before = path.read_bytes(), manifest_path(path).read_bytes()
+
+    def full(value: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vqtool.indices.to_json", full)
+    with (
+        pytest.raises(DataError, match=r"tokens\.json: cannot be written: No space left"),
+        writing_indices(path, manifest.shape, manifest.dtype, lambda: manifest) as array,
+    ):
+        array[:] = 0
+    assert (path.read_bytes(), manifest_path(path).read_bytes()) == before
+
+
+def test_where_there_is_no_room_the_array_is_refused_before_it_is_filled(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int, start: int, size: int) -> None:
+        assert size > 1000 * 1000
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    before = path.read_bytes()
+    with (
+        pytest.raises(DataError, match=r"tokens\.npy: cannot be written: No space left"),
+        writing_array(path, (1000, 1000), np.dtype(np.uint8)),
+    ):
+        pytest.fail("there was no room")
+    assert path.read_bytes() == before

@@ -64,7 +64,12 @@ def part_of(path: Path) -> Path:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whose bytes depend on the value alone; NaN is refused."""
     with replacing(path) as part:
-        part.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        part.write_text(to_json(value), encoding="utf-8")
+
+
+def to_json(value: Any) -> str:
+    """Text that depends on the value alone; NaN is refused."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def reserve(path: Path) -> None:

@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from vqtool.data import map_npy
 from vqtool.errors import DataError
-from vqtool.files import replacing, reserve, write_json
+from vqtool.files import replacing, reserve, sync, to_json
 
 _FORMAT = "vqtool indices 1"
 
@@ -65,8 +65,8 @@ def manifest_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def check_output(path: Path, overwrite: bool, *beside: Path) -> None:
-    """Refuse an output that is there, or another file `beside` it, or that is no .npy file in a folder that is.
+def check_output(path: Path, overwrite: bool) -> None:
+    """Refuse an output that is there, or that is no .npy file in a folder that is.
 
     Raises:
         DataError: says which.
@@ -75,9 +75,27 @@ def check_output(path: Path, overwrite: bool, *beside: Path) -> None:
         raise DataError(f"{path}: the name of an output must end in .npy")
     if not path.parent.is_dir():
         raise DataError(f"{path}: there is no folder {path.parent}")
-    for file in (path, *beside):
-        if file.exists() and not overwrite:
-            raise DataError(f"{file}: is there already; --overwrite replaces it")
+    if path.exists() and not overwrite:
+        raise DataError(f"{path}: is there already; --overwrite replaces it")
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder")
+
+
+def check_indices_output(path: Path, overwrite: bool) -> None:
+    """As `check_output`, for an index file with its manifest.
+
+    A manifest alone is what a process leaves that was killed as it gave both their names; it may be replaced.
+
+    Raises:
+        DataError: also where another file has the manifest's name.
+    """
+    check_output(path, overwrite)
+    beside = manifest_path(path)
+    if beside.exists() and not overwrite:
+        try:
+            _parsed(beside)
+        except DataError as error:
+            raise DataError(f"{beside}: is there already; --overwrite replaces it") from error
 
 
 def check_not_input(path: Path, inputs: Sequence[Path]) -> None:
@@ -104,17 +122,20 @@ def writing_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> I
 def writing_indices(
     path: Path, shape: Sequence[int], dtype: str, manifest: Callable[[], Manifest]
 ) -> Iterator[NDArray[Any]]:
-    """Yield a mapped array to be filled; on success the index file and then its manifest take their names.
+    """Yield a mapped array to be filled; on success the manifest and then the index file take their names.
+
+    So indices always have their manifest, whenever the process is killed.
 
     Args:
         manifest: asked for once the array is filled.
     """
     with writing_array(path, tuple(shape), np.dtype(dtype)) as array:
         yield array
-        says = manifest()
-        # An old manifest must never stand beside new indices.
-        manifest_path(path).unlink(missing_ok=True)
-    write_json(manifest_path(path), asdict(says))
+        array.flush()  # type: ignore[attr-defined]
+        with replacing(manifest_path(path)) as part:
+            part.write_text(to_json(asdict(manifest())), encoding="utf-8")
+            sync(part)
+            path.unlink(missing_ok=True)  # Old indices must never stand beside a new manifest.
 
 
 def read_indices(path: Path) -> tuple[NDArray[Any], Manifest]:
@@ -144,6 +165,10 @@ def _read_manifest(path: Path) -> Manifest:
         raise DataError(f"{path}: no such file")
     if not beside.exists():
         raise DataError(f"{path}: has no manifest {beside.name} beside it, which says what model wrote the indices")
+    return _parsed(beside)
+
+
+def _parsed(beside: Path) -> Manifest:
     try:
         manifest = TypeAdapter(Manifest).validate_json(beside.read_bytes())
     except (OSError, ValidationError) as error:

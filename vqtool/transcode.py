@@ -17,6 +17,7 @@ from vqtool.encoding import encoding
 from vqtool.errors import DataError
 from vqtool.indices import (
     Manifest,
+    check_indices_output,
     check_not_input,
     check_output,
     index_dtype,
@@ -47,7 +48,7 @@ def encode_file(
     Raises:
         DataError: the data are not like the run's, or the output is there already.
     """
-    check_output(out, overwrite, manifest_path(out))
+    check_indices_output(out, overwrite)
     with encoding(tokenizer, out, data, key) as job:
         with writing_indices(out, job.shape, job.dtype, job.manifest) as array:
             for start, indices in job.encoded(batch_size):
@@ -74,7 +75,7 @@ def encode_unique_file(
     Raises:
         DataError: also where a sample has several positions, or a row's codes are not those that `extend` has.
     """
-    check_output(out, overwrite, manifest_path(out))
+    check_indices_output(out, overwrite)
     with encoding(tokenizer, out, data, key) as job:
         rows, positions, *_ = job.shape
         if positions != 1:

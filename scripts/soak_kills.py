@@ -1,0 +1,162 @@
+"""Runs that are killed at random moments, again and again, and what is left of them each time."""
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from vqtool.config import load_config
+from vqtool.errors import CheckpointError
+from vqtool.model_file import read_model
+from vqtool.run import Run
+from vqtool.tokenizer import load
+from vqtool.training import train
+from vqtool.training.checkpoint import load_checkpoint
+from vqtool.transcode import encode_file
+
+# Steps of a run whose end is compared.
+_STEPS = 120
+
+
+class Row(NamedTuple):
+    """One promise."""
+
+    what: str
+    figure: str
+    held: bool
+
+
+def saving(folder: Path, kills: int) -> Iterator[Row]:
+    """A run that saves at every step."""
+    yield from _killed(folder, kills, "saving at every step", {"checkpoint_every": 1, "validate_every": 2})
+
+
+def exact(folder: Path, kills: int) -> Iterator[Row]:
+    """A run over several epochs that saves now and then."""
+    often = {"checkpoint_every": 7, "validate_every": 10, "log_every": 3}
+    yield from _killed(folder, kills, "over ten epochs", often)
+
+
+def encoding(folder: Path, kills: int) -> Iterator[Row]:
+    """An encode that is killed and run again."""
+    config = _config(folder, {"steps": 5}, samples=40_000)
+    train(load_config(config), folder / "run")
+    tokenizer, out, picks = load(folder / "run"), folder / "tokens.npy", random.Random(0)
+    encode_file(tokenizer, folder / "straight.npy")
+    began = time.monotonic()
+    encode_file(tokenizer, out)
+    span, unlike = time.monotonic() - began, 0
+    for _ in range(kills):
+        if out.exists():
+            unlike += not _alike(out, folder / "straight.npy")
+            out.unlink()
+        _kill_after(lambda: encode_file(load(folder / "run"), out), picks.uniform(0, 1.1 * span))
+    encode_file(tokenizer, out, overwrite=out.exists())
+    unlike += not _alike(out, folder / "straight.npy")
+    left = list(folder.glob(".*.part"))
+    figure = f"{unlike} index files unlike that of one never killed; {len(left)} parts left"
+    yield Row(f"encode killed {kills} times", figure, not unlike and not left)
+
+
+def _alike(one: Path, other: Path) -> bool:
+    """Whether two index files are equal, manifests and all."""
+    return all(one.with_suffix(kind).read_bytes() == other.with_suffix(kind).read_bytes() for kind in (".npy", ".json"))
+
+
+def _killed(folder: Path, kills: int, what: str, often: dict[str, int]) -> Iterator[Row]:
+    settings = load_config(_config(folder, {"steps": _STEPS, **often}))
+    train(settings, folder / "straight")
+    expected, picks, span = _outcome(folder / "straight"), random.Random(kills), _span(folder, settings)
+    runs, unfit, different = 0, 0, 0
+    while kills:
+        run = folder / f"run-{runs}"
+        while kills and not Run(run).summary.exists():
+            kills -= _kill_after(partial(train, settings, run, resume=True), picks.uniform(0, span / 4))
+            unfit += not _fit(Run(run))
+        train(settings, run, resume=True)
+        different += _outcome(run) != expected
+        shutil.rmtree(run)
+        runs += 1
+    figure = f"{unfit} times unfit to go on; {different} of {runs} runs ended otherwise than if never killed"
+    yield Row(f"killed at random, {what}", figure, not unfit and not different)
+
+
+def _fit(run: Run) -> bool:
+    """Whether a run can go on, and nothing damaged passes for whole."""
+    try:
+        said: list[str] = []
+        load_checkpoint(run, said.append)
+        if run.model.exists():
+            read_model(run.model)
+    except CheckpointError:
+        return False
+    return not any("damaged" in line for line in said)
+
+
+def _span(folder: Path, settings: Any) -> float:
+    began = time.monotonic()
+    train(settings, folder / "timed")
+    return time.monotonic() - began
+
+
+def _kill_after(work: Callable[[], object], seconds: float) -> bool:
+    """Do work in a child process, and kill it after so long; whether it was still alive."""
+    child = os.fork()
+    if not child:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        work()
+        os._exit(0)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def _outcome(folder: Path) -> dict[str, Any]:
+    """All that a run comes to, but for what a clock says; each step once in either log."""
+    run = Run(folder)
+    board = EventAccumulator(str(folder), {"scalars": 0}, purge_orphaned_data=False).Reload()
+    scalars = {tag: [(each.step, each.value) for each in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
+    state = load_checkpoint(run)
+    assert state is not None
+    numbers = {name: tensor.numpy().tobytes() for name, tensor in state.model.items()}
+    moments = {
+        (key, name): value.numpy().tobytes()
+        for key, values in state.optimizer["state"].items()
+        for name, value in values.items()
+        if isinstance(value, torch.Tensor)
+    }
+    return {
+        "model": run.model.read_bytes(),
+        "state": (numbers, moments),
+        "log": [_without_speed(line) for line in run.metrics.read_text().splitlines()],
+        "board": {tag: values for tag, values in scalars.items() if "throughput" not in tag},
+    }
+
+
+def _without_speed(line: str) -> dict[str, Any]:
+    return {tag: value for tag, value in yaml.safe_load(line).items() if "throughput" not in tag}
+
+
+def _config(folder: Path, training: dict[str, int], samples: int = 400) -> Path:
+    path = folder / "config.yaml"
+    blocks = {
+        "data": {"kind": "synthetic", "samples": samples, "source": {"kind": "gaussian", "dim": 8}},
+        "model": {
+            "encoder": {"kind": "mlp", "width": 16, "layers": 1},
+            "quantizer": {"kind": "vector", "codebook_size": 32, "temperature_unit": "error"},
+        },
+        "loss": {"entropy": 0.1},
+        "training": {"batch_size": 32, "device": "cpu", **training},
+    }
+    path.write_text(yaml.safe_dump(blocks))
+    return path
