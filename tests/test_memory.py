@@ -10,8 +10,6 @@ import torch
 from vqtool.errors import DataError
 from vqtool.memory import free_memory, mapped_memory, out_of_memory_told, peak_memory
 
-CPU = torch.device("cpu")
-
 
 def test_the_peak_is_that_of_what_was_held_at_once() -> None:
     size = 200 << 20
@@ -21,15 +19,15 @@ def test_the_peak_is_that_of_what_was_held_at_once() -> None:
             torch.ones(size, dtype=torch.uint8)
         return 5
 
-    _, before = peak_memory(lambda: None, CPU)
-    result, after = peak_memory(work, CPU)
+    _, before = peak_memory(lambda: None)
+    result, after = peak_memory(work)
     assert result == 5
     assert 0.9 * size < after - before < 1.25 * size
 
 
 def test_the_peak_of_earlier_work_is_forgotten() -> None:
-    _, high = peak_memory(lambda: torch.ones(200 << 20, dtype=torch.uint8).sum(), CPU)
-    _, after = peak_memory(lambda: None, CPU)
+    _, high = peak_memory(lambda: torch.ones(200 << 20, dtype=torch.uint8).sum())
+    _, after = peak_memory(lambda: None)
     assert after < high - (100 << 20)
 
 

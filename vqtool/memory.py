@@ -42,12 +42,8 @@ def free_memory() -> int:
     return max(0, free if group is None else min(free, group))
 
 
-def peak_memory(work: Callable[[], T], device: torch.device) -> tuple[T, int]:
-    """What `work` returns, and the most bytes held meanwhile: of a GPU by tensors, of the machine by the process."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        result = work()
-        return result, torch.cuda.max_memory_allocated(device)
+def peak_memory(work: Callable[[], T]) -> tuple[T, int]:
+    """What `work` returns, and the most bytes that the process held meanwhile."""
     _forget_peak()
     result = work()
     return result, _own("VmHWM") or _largest()

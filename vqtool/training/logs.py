@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
@@ -26,9 +27,10 @@ class Logs:
     def __init__(self, run: Run, start: int) -> None:
         self._path = run.metrics
         self._drop_after(start)
-        with writing(self._path):
-            self._metrics = self._path.open("a", encoding="utf-8")
-        self._board = Board(run, start)
+        with writing(self._path), ExitStack() as opened:
+            self._metrics = opened.enter_context(self._path.open("a", encoding="utf-8"))
+            self._board = opened.enter_context(Board(run, start))
+            self._opened = opened.pop_all()
 
     def __enter__(self) -> "Logs":
         return self
@@ -36,8 +38,8 @@ class Logs:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._board, writing(self._path):
-            self._metrics.close()
+        with writing(self._path):
+            self._opened.close()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Log values by their tags, after `step` steps."""

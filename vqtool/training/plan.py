@@ -55,11 +55,11 @@ def plan_run(settings: RunSettings, folder: Path | None = None) -> Plan:
     if not run.exists:
         run.check_free()
     libraries = mapped_memory()
-    prepared = prepare(settings)
-    begin_from(prepared, lambda line: None)
     with out_of_memory_told(ConfigError, ADVICE):
-        loss, held = peak_memory(lambda: _rehearsed(prepared), prepared.device)
-    if prepared.device.type != "cuda":
+        (prepared, loss), held = peak_memory(lambda: _rehearsed(settings))
+    if prepared.device.type == "cuda":
+        held = torch.cuda.max_memory_allocated(prepared.device)
+    else:
         held -= max(0, mapped_memory() - libraries)
     model, dataset, training = prepared.model, prepared.dataset, prepared.settings.training
     return Plan(
@@ -82,8 +82,10 @@ def plan_run(settings: RunSettings, folder: Path | None = None) -> Plan:
     )
 
 
-def _rehearsed(prepared: Prepared) -> float:
-    """Two steps, and a little of a validation; the reconstruction loss of the first."""
+def _rehearsed(settings: RunSettings) -> tuple[Prepared, float]:
+    """All up to two steps, and a little of a validation; the reconstruction loss of the first step."""
+    prepared = prepare(settings)
+    begin_from(prepared, lambda line: None)
     data, model = prepared.dataset, prepared.model
     order = BatchOrder(len(data.training), prepared.settings.training.batch_size, prepared.settings.seed)
     stepper = Stepper(prepared, order)
@@ -99,4 +101,4 @@ def _rehearsed(prepared: Prepared) -> float:
         losses.append(stepper.measure(step, output)["loss/reconstruction"])
         stepper.apply(step, output)
     evaluate(model, data.validation.first(2 * chunk_rows(model, data.spec.size)), prepared.settings.loss)
-    return losses[0]
+    return prepared, losses[0]
