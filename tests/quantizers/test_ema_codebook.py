@@ -62,28 +62,38 @@ def test_ema_follows_the_loop_by_hand(decay, dtype):
     assert torch.equal(codebook.weight[7], first[7])
 
 
-def test_a_memory_slows_the_decay_where_a_step_has_few_vectors():
+def test_a_memory_slows_the_decay_of_codes_with_few_hits():
     codebook = EmaCodebook(8, 3, decay=0.5, memory=10.0).double()
     counts, sums = np.zeros(8), np.zeros((8, 3))
-    # 80 hits are ten of the average code; below 80 ln 2 = 55.5 vectors a step decays by less than one half.
     for seed, n in enumerate((1, 20, 55, 56, 400)):
         vectors, indices = batch(seed, n, dtype=torch.float64)
         codebook.gather(vectors[: n // 2], indices[: n // 2])  # the vectors of a step count together
         step(codebook, vectors[n // 2 :], indices[n // 2 :])
-        decay = np.exp(-n / 80) if n < 55.5 else 0.5
-        counts = decay * counts + (1 - decay) * np.bincount(indices.numpy(), minlength=8)
+        hits = np.bincount(indices.numpy(), minlength=8)
+        decay = np.where(hits < 10 * np.log(2), np.exp(-hits / 10), 0.5)
+        counts = decay * counts + (1 - decay) * hits
         won = np.eye(8)[indices.numpy()].T @ vectors.numpy()
-        sums = decay * sums + (1 - decay) * won
+        sums = decay[:, None] * sums + (1 - decay[:, None]) * won
         np.testing.assert_allclose(codebook.counts.numpy(), counts, rtol=1e-12, atol=1e-14)
         np.testing.assert_allclose(codebook.sums.numpy(), sums, rtol=1e-12, atol=1e-14)
         hit = counts > 0
         np.testing.assert_allclose(codebook.codes.numpy()[hit], sums[hit] / counts[hit, None], rtol=1e-12)
 
 
+def test_with_a_memory_steps_without_hits_of_a_code_leave_its_average_alone():
+    codebook = EmaCodebook(3, 2, decay=0.5, memory=10.0)
+    step(codebook, torch.tensor([[1.0, 1.0], [2.0, 3.0]]), torch.tensor([0, 1]))
+    before = state(codebook)
+    for _ in range(10):
+        step(codebook, torch.tensor([[7.0, 7.0]]), torch.tensor([1]))
+    for name in ("weight", "counts", "sums"):
+        assert torch.equal(state(codebook)[name][[0, 2]], before[name][[0, 2]])
+
+
 def test_with_a_memory_codes_start_with_the_weight_of_their_sample():
     codebook = EmaCodebook(3, 2, decay=0.5, memory=10.0).double()
     codebook.initialise(torch.zeros(3, 2).double(), torch.tensor([5, 1, 0]))
-    expected = (1 - np.exp(-6 / 30)) * np.array([5, 1, 0])
+    expected = (1 - np.exp(np.array([-0.5, -0.1, 0]))) * np.array([5, 1, 0])
     np.testing.assert_allclose(codebook.counts.numpy(), expected, rtol=1e-6)
 
 
@@ -174,16 +184,17 @@ def test_starting_forgets_the_averages_before():
     torch.testing.assert_close(codebook.counts, 0.5 * torch.arange(8))
 
 
-def test_a_code_that_is_replaced_begins_from_nothing():
+def test_a_code_that_is_replaced_weighs_as_the_average_code_does():
     codebook = EmaCodebook(3, 2, decay=0.9)
     step(codebook, torch.tensor([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]), torch.tensor([0, 1, 2]))
     before = state(codebook)
     codebook.replace(torch.tensor([False, True, False]), torch.full((3, 2), 9.0))
     assert codebook.codes.tolist() == [[1.0, 1.0], [9.0, 9.0], [3.0, 3.0]]
-    assert codebook.counts[1] == 0
-    assert codebook.sums[1].tolist() == [0.0, 0.0]
+    torch.testing.assert_close(codebook.counts[1], before["counts"].mean())
+    torch.testing.assert_close(codebook.sums[1], 9 * before["counts"].mean().expand(2))
     for row in (0, 2):
         assert torch.equal(codebook.counts[row], before["counts"][row])
         assert torch.equal(codebook.sums[row], before["sums"][row])
+    # All three had one hit in one step: the next one takes a tenth of 0.9 and 1.
     step(codebook, torch.tensor([[4.0, 5.0]]), torch.tensor([1]))
-    torch.testing.assert_close(codebook.codes[1], torch.tensor([4.0, 5.0]))
+    torch.testing.assert_close(codebook.codes[1], torch.tensor([(0.9 * 9 + 4) / 1.9, (0.9 * 9 + 5) / 1.9]))

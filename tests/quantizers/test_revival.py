@@ -115,24 +115,25 @@ def test_the_next_window_starts_from_nothing():
     assert torch.equal(codebook.weight, torch.cat([before[:2], z]))
 
 
-def test_the_moving_average_of_a_revived_code_starts_anew():
+def test_the_moving_average_of_a_revived_code_starts_anew_with_the_weight_of_the_average_code():
     codebook, revival = book(EmaLearning(decay=0.9), 3), Revival(3, window=4)
     codebook.gather(vectors(6), torch.tensor([0, 1, 2, 0, 1, 2]))
     codebook.update()
-    counts, sums, codes = codebook.counts.clone(), codebook.sums.clone(), codebook.weight.clone()
+    before = state(codebook)
     z = vectors(12, seed=1)
     step(revival, codebook, z, torch.tensor([0, 2] * 6))
-    assert torch.equal(codebook.counts, counts * torch.tensor([1, 0, 1]))
-    assert torch.equal(codebook.sums, sums * torch.tensor([[1], [0], [1]]))
-    assert torch.equal(codebook.weight[[0, 2]], codes[[0, 2]])
-    # Without hits it stays where it was set down; the first that it wins, it takes the mean of.
-    revived = codebook.weight[1].clone()
+    for name in ("weight", "counts", "sums"):
+        assert torch.equal(state(codebook)[name][[0, 2]], before[name][[0, 2]])
+    revived, weight = codebook.weight[1].clone(), codebook.counts[1].clone()
+    torch.testing.assert_close(weight, before["counts"].mean())
+    # Without hits it stays where it was set down; those that it wins draw it by what they weigh beside that.
     codebook.gather(vectors(2, seed=2), torch.tensor([0, 0]))
     codebook.update()
-    assert torch.equal(codebook.weight[1], revived)
+    torch.testing.assert_close(codebook.weight[1], revived)
     codebook.gather(torch.tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]]), torch.tensor([1, 1]))
     codebook.update()
-    torch.testing.assert_close(codebook.weight[1], torch.tensor([2.0, 2.0, 2.0]))
+    kept, taken = 0.9 * weight, 0.1 * 2
+    torch.testing.assert_close(codebook.weight[1], (kept * revived + taken * 2) / (kept + taken))
 
 
 def test_codes_under_a_linear_map_land_on_vectors_too():

@@ -3,8 +3,6 @@
 Shapes: N vectors, S vectors of a sample, K codes, D dimensions.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -22,8 +20,9 @@ class EmaCodebook(Codebook):
 
     Args:
         decay: of the averages, a step.
-        memory: hits of the average code that the averages reach back over at least; where a step has too few vectors
-            for so many codes, they decay by less. So a large codebook is not left to its last few vectors.
+        memory: hits of its own that a code's average reaches back over at least; where a step has few for it, the
+            average decays by less, and where it has none, not at all. So neither a large codebook nor a rare code is
+            left to its last few vectors, which would carry it off.
 
     Attributes:
         counts: (K,) moving average of hits.
@@ -36,7 +35,6 @@ class EmaCodebook(Codebook):
     def __init__(self, codebook_size: int, codebook_dim: int, decay: float, memory: float = 0.0) -> None:
         super().__init__(codebook_size, codebook_dim)
         self.decay, self.memory = decay, memory
-        self._vectors = 0
         self.register_buffer("counts", torch.zeros(codebook_size))
         self.register_buffer("sums", torch.zeros(codebook_size, codebook_dim))
         self._gathered: tuple[Tensor, Tensor] | None = None
@@ -49,7 +47,6 @@ class EmaCodebook(Codebook):
         if self._gathered is None:
             self._gathered = (torch.zeros_like(self.counts), torch.zeros_like(self.sums))
         counts, sums = self._gathered
-        self._vectors += len(vectors)
         counts += torch.bincount(indices, minlength=len(counts))
         sums.index_add_(0, indices, vectors.to(sums.dtype))
 
@@ -58,35 +55,36 @@ class EmaCodebook(Codebook):
         if self._gathered is None:
             return
         counts, sums = self._gathered
-        decay = self._decay(self._vectors)
         self.discard()
         if good is not None:  # what moves towards itself stays
             counts, sums = torch.where(good, counts, self.counts), torch.where(good, sums, self.sums)
-        self.counts.lerp_(counts, 1 - decay)
-        self.sums.lerp_(sums, 1 - decay)
+        rate = self._rate(counts)
+        self.counts.lerp_(counts, rate)
+        self.sums.lerp_(sums, rate[:, None])
         # Counts and sums of a code without hits shrink together: their ratio holds, until they come near underflow.
         means = self.sums / self.counts.clamp_min(_VANISHED)[:, None]
         known = self.counts > _VANISHED if good is None else good & (self.counts > _VANISHED)
         self.weight.copy_(torch.where(known[:, None], means, self.weight))
 
     def discard(self) -> None:
-        self._gathered, self._vectors = None, 0
+        self._gathered = None
 
-    def _decay(self, vectors: int) -> float:
-        """Of a step with so many vectors."""
+    def _rate(self, counts: Tensor) -> Tensor:
+        """(K,): what the averages take of a step in which the codes have `counts` (K,) hits."""
         if not self.memory:
-            return self.decay
-        return max(self.decay, math.exp(-vectors / (self.memory * len(self.counts))))
+            return torch.full_like(self.counts, 1 - self.decay)
+        return (-torch.expm1(-counts.to(self.counts.dtype) / self.memory)).clamp_max(1 - self.decay)
 
     @torch.no_grad()
     def initialise(self, codes: Tensor, counts: Tensor) -> None:
         super().initialise(codes, counts)
         # The sample weighs as one step's batch would.
-        self.counts.copy_((1 - self._decay(int(counts.sum()))) * counts)
+        self.counts.copy_(self._rate(counts) * counts)
         self.sums.copy_(self.counts[:, None] * codes)
 
     @torch.no_grad()
     def replace(self, which: Tensor, codes: Tensor) -> None:
         super().replace(which, codes)
-        self.counts *= ~which
-        self.sums *= ~which[:, None]
+        # They weigh as the average code does: the first vector that one wins would carry it off else.
+        self.counts.copy_(torch.where(which, self.counts.mean(), self.counts))
+        self.sums.copy_(torch.where(which[:, None], self.counts[:, None] * self.weight, self.sums))

@@ -47,7 +47,7 @@ class EmaLearning(Settings):
 
     kind: Literal["ema"] = "ema"
     decay: float = Field(0.9, ge=0, lt=1, description="of the moving average, a step")
-    memory: float = Field(10.0, ge=0, description="hits of the average code that it reaches back over at least")
+    memory: float = Field(15.0, ge=0, description="hits of a code that it reaches back over at least")
     needs: ClassVar = None
 
     def build(self, codebook_size: int, codebook_dim: int) -> Codebook:
