@@ -1,5 +1,6 @@
 """Samples on their way to indices: read ahead, looked over meanwhile."""
 
+import shutil
 import threading
 from pathlib import Path
 
@@ -85,3 +86,20 @@ def test_no_moments_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(scan.Moments, "of", None)
     encode_file(tokenizer, tmp_path / "tokens.npy", str(save(tmp_path, normal(60, 4), "other")))
     assert len(np.load(tmp_path / "tokens.npy")) == 60
+
+
+def test_data_that_change_meanwhile_are_refused(trained: TrainedRun, tmp_path: Path) -> None:
+    path = tmp_path / "images.npy"
+    shutil.copy(trained.data, path)
+    with encoding(load(trained.folder), tmp_path / "tokens.npy", str(path), None) as job:
+        path.write_bytes(path.read_bytes()[:-4] + bytes(4))
+        with pytest.raises(DataError, match=r"images\.npy: changed while it was read"):
+            job.manifest()
+
+
+def test_running_out_of_memory_names_what_to_lower(trained: TrainedRun, tmp_path: Path) -> None:
+    with (
+        pytest.raises(DataError, match="out of memory; lower --batch-size"),
+        encoding(load(trained.folder), tmp_path / "tokens.npy", None, None),
+    ):
+        raise MemoryError

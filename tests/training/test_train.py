@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from tests.training import (
     MLP,
     assert_same,
     checkpoint,
+    from_random,
     logged,
+    model_of,
     resign,
     stop_in_step,
     tiny,
@@ -331,3 +334,98 @@ def test_a_run_without_a_name_can_be_resumed(tmp_path: Path) -> None:
 def test_the_device_may_change(tmp_path: Path) -> None:
     train(tiny(tmp_path, steps=1), tmp_path / "run")
     assert train(tiny(tmp_path, steps=2, device="auto"), tmp_path / "run", resume=True)["steps"] == 2
+
+
+def test_an_extension_that_is_not_the_longer_run_says_so(tmp_path: Path) -> None:
+    lines: list[str] = []
+    train(tiny(tmp_path, steps=4), tmp_path / "run")
+    train(tiny(tmp_path, steps=8), tmp_path / "run", resume=True, say=lines.append)
+    (said,) = [line for line in lines if line.startswith("extended")]
+    assert said.startswith("extended from 4 to 8 steps; not the same as 8 from the start: training.schedule: cosine")
+
+
+def test_an_extension_that_is_the_longer_run_says_nothing(tmp_path: Path) -> None:
+    lines: list[str] = []
+    settings = {"schedule": "constant", "validate_every": 2}
+    train(from_random(tiny(tmp_path, steps=4, **settings)), tmp_path / "run")
+    train(from_random(tiny(tmp_path, steps=8, **settings)), tmp_path / "run", resume=True, say=lines.append)
+    assert not [line for line in lines if line.startswith("extended")]
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_any_number_of_loader_threads_gives_the_same_bytes(tmp_path: Path, threads: int) -> None:
+    train(tiny(tmp_path), tmp_path / "one")
+    train(tiny(tmp_path, loader_threads=threads), tmp_path / "other")
+    assert Run(tmp_path / "one").model.read_bytes() == Run(tmp_path / "other").model.read_bytes()
+
+
+# Beginning from another run
+
+
+def test_a_run_begins_with_the_model_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tiny(tmp_path), tmp_path / "first")
+    lines: list[str] = []
+    monkeypatch.chdir(tmp_path)
+    settings = tiny(tmp_path, init_from="first", steps=1, learning_rate=1e-30, learning={"kind": "ema", "decay": 0.999})
+    train(settings, tmp_path / "second", say=lines.append)
+    before, after = model_of(tmp_path / "first"), model_of(tmp_path / "second")
+    for name in ("encoder.net.0.weight", "modality.mean", "quantizer.starter.done"):
+        assert torch.allclose(before[name], after[name]), name
+    assert f"weights, codes and normalisation are those of {tmp_path / 'first'}, step 8" in lines
+    assert Run(tmp_path / "second").settings().training.init_from == str(tmp_path / "first")
+
+
+def test_what_it_began_with_is_not_needed_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tiny(tmp_path), tmp_path / "first")
+    settings = tiny(tmp_path, init_from=str(tmp_path / "first"))
+    train(settings, tmp_path / "straight")
+    stop(settings, tmp_path / "run", monkeypatch, 5)
+    shutil.rmtree(tmp_path / "first")
+    train(settings, tmp_path / "run", resume=True)
+    assert Run(tmp_path / "run").model.read_bytes() == Run(tmp_path / "straight").model.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoder": {"kind": "mlp", "width": 9, "layers": 1}}, r"first holds another model: .*encoder\.net"),
+        ({"data": {"normalize": "none"}}, r"first has data\.normalize global, and this run none"),
+    ],
+)
+def test_another_kind_of_model_is_no_beginning(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    train(tiny(tmp_path), tmp_path / "first")
+    with pytest.raises(ConfigError, match=r"training\.init_from: .*" + message):
+        train(tiny(tmp_path, init_from=str(tmp_path / "first"), **changes), tmp_path / "second")
+    assert not (tmp_path / "second").exists()
+
+
+def test_a_beginning_that_is_not_there_is_named_and_nothing_is_lost(tmp_path: Path) -> None:
+    train(tiny(tmp_path), tmp_path / "run")
+    before = Run(tmp_path / "run").model.read_bytes()
+    with pytest.raises(CheckpointError, match="absent: not a run"):
+        train(tiny(tmp_path, init_from=str(tmp_path / "absent")), tmp_path / "run", overwrite=True)
+    assert Run(tmp_path / "run").model.read_bytes() == before
+
+
+# Several at once
+
+
+def test_a_second_process_in_the_same_directory_is_refused(tmp_path: Path) -> None:
+    with Run(tmp_path / "run").claimed(), pytest.raises(CheckpointError, match="another process is training in it"):
+        train(tiny(tmp_path), tmp_path / "run")
+
+
+def test_too_little_memory_is_told_before_any_is_taken(tmp_path: Path) -> None:
+    wide = {"kind": "mlp", "width": 4096, "layers": 8}
+    with pytest.raises(DataError, match=r"a step of training\.batch_size 16,777,216, to be lowered: needs"):
+        train(tiny(tmp_path, encoder=wide, batch_size=1 << 24), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_running_out_of_memory_names_what_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*args: Any) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("vqtool.training.step.Stepper.forward", exhausted)
+    with pytest.raises(ConfigError, match=r"out of memory; lower training\.batch_size first"):
+        train(tiny(tmp_path), tmp_path / "run")

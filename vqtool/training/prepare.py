@@ -111,7 +111,7 @@ def _check_memory(settings: RunSettings, dataset: Dataset) -> None:
     standing = 4 * parameters + sum(buffer.nbytes for buffer in model.buffers())
     check_fits_memory(standing, "the model (the widths of model.encoder, and the codes of model.quantizer)")
     size = settings.training.batch_size
-    check_fits_memory(standing + _kept(model, size), f"a step; lower training.batch_size, which is {size:,}: it")
+    check_fits_memory(standing + _kept(model, size), f"a step of training.batch_size {size:,}, to be lowered")
 
 
 def _kept(model: Autoencoder, batch_size: int) -> int:
