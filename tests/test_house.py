@@ -32,7 +32,7 @@ FLOORS = [
         "data",
         "device",
     ),
-    *("files", "progress", "threads", "settings", "errors"),
+    *("files", "progress", "threads", "settings", "errors", "printable"),
 ]
 
 

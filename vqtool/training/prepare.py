@@ -72,13 +72,13 @@ class Problems:
         try:
             return check()
         except ConfigError as error:
-            self._found.append(str(error))
+            self._found += error.args
             return otherwise
 
     def tell(self) -> None:
         """Raise a ConfigError of all that was noted, if anything was."""
         if self._found:
-            raise ConfigError("\n".join(self._found))
+            raise ConfigError(*self._found)
 
 
 def _check_learns(settings: RunSettings) -> None:
@@ -98,7 +98,7 @@ def _check_memory(settings: RunSettings, dataset: Dataset) -> None:
     with torch.device("meta"):
         model = Autoencoder(settings.model, dataset.spec, dataset.mean, dataset.scale)
     batch = 4 * settings.training.batch_size * dataset.spec.channels * math.prod(dataset.spec.size)
-    check_fits_memory(standing_bytes(model), "the model")
+    check_fits_memory(standing_bytes(model), "model")
     check_fits_memory(batch, "one batch, for training.batch_size,")
 
 
