@@ -410,3 +410,8 @@ def test_settings_build_what_gathers_the_sample():
     starter.gather(torch.zeros(FULL, D))
     starter.update(recorder)
     assert recorder.sizes == [FULL]
+
+
+def test_more_latents_than_anyone_waits_for_are_refused() -> None:
+    with pytest.raises(ValidationError, match="less than or equal to 65536"):
+        KMeansStartSettings(vectors=2**62)
