@@ -67,7 +67,7 @@ def _refused(message: str, settings: RunSettings | None) -> Outcome:
     return Outcome("refused" if named else "broken", message)
 
 
-_KEY = re.compile(r"^(name|seed|data|device): |\b(data|model|loss|training)\.[a-z_]+", re.MULTILINE)
+_KEY = re.compile(r"^(name|seed|data|model|device): |\b(data|model|loss|training)\.[a-z_]+", re.MULTILINE)
 
 
 def affordable(settings: RunSettings) -> RunSettings:

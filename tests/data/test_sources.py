@@ -213,6 +213,7 @@ def test_generated_rows_are_hashed_and_measured() -> None:
         (100_000_000, GaussianSettings(dim=100_000)),
         (2, GaussianSettings(dim=10**13)),
         (2, SinusoidsSettings(length=10**13)),
+        (2, MixtureSettings(components=4096, dim=10**10)),
     ],
 )
 def test_more_than_fits_in_memory_is_refused(samples: int, source: SyntheticSource) -> None:

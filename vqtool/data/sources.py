@@ -172,8 +172,8 @@ class GeneratedSource(Source):
     def __init__(self, settings: SyntheticSettings, seed: int) -> None:
         self.name = f"synthetic-{settings.source.kind}"
         self.paths = []
-        size = settings.samples * settings.source.numbers * _WORKING_BYTES
-        check_fits_memory(size, f"data.samples: {settings.samples:,} of {self.name}")
+        numbers = settings.samples * settings.source.numbers + settings.source.shared_numbers
+        check_fits_memory(numbers * _WORKING_BYTES, f"data.samples: {settings.samples:,} of {self.name}")
         self._array = settings.source.generate(settings.samples, np.random.default_rng(seed))
         self.rows = NumpyRows(self._array)
 

@@ -23,6 +23,10 @@ class MixtureSettings(SourceSettings):
     def numbers(self) -> int:
         return self.dim
 
+    @property
+    def shared_numbers(self) -> int:
+        return self.components * self.dim
+
     def generate(self, samples: int, random: Generator) -> NDArray[np.float32]:
         centres = self.centres(random)
         owners = random.integers(self.components, size=samples)
