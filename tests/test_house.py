@@ -33,7 +33,7 @@ FLOORS = [
         "data",
         "device",
     ),
-    *("memory", "files", "progress", "signals", "threads", "settings", "errors"),
+    *("memory", "files", "progress", "signals", "threads", "settings", "errors", "printable"),
 ]
 
 

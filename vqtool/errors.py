@@ -1,8 +1,20 @@
 """What a user can be told. Raised where the fault is found, printed in one place: the command line."""
 
+from vqtool.printable import printable
+
 
 class VqtoolError(Exception):
-    """Something the user can mend; its text says what and how."""
+    """Something the user can mend; its text says what and how.
+
+    Args:
+        lines: of the message. They name files, keys and values as these call themselves, and are made printable here.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*lines)
+
+    def __str__(self) -> str:
+        return "\n".join(printable(line) for line in self.args)
 
 
 class ConfigError(VqtoolError):

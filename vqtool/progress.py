@@ -7,6 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from vqtool.printable import printable
 from vqtool.signals import heed
 
 
@@ -22,4 +23,4 @@ def pass_bar(name: str, total: int, unit: str = "rows") -> "tqdm[Any]":
     Raises:
         Stopped: from its `update`, where a signal asked to stop.
     """
-    return _Pass(total=total, desc=name, unit=f" {unit}", leave=False, disable=None, delay=1)
+    return _Pass(total=total, desc=printable(name), unit=f" {unit}", leave=False, disable=None, delay=1)

@@ -195,3 +195,17 @@ def test_a_damaged_recipe_loads_or_is_refused_with_its_file(
     except ConfigError as error:
         outcome = str(error)
     assert isinstance(outcome, RunSettings) or outcome.startswith(str(scratch))
+
+
+def test_of_very_many_problems_the_first_are_told(load: Callable[..., RunSettings]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(MINIMAL + "".join(f"key{i}: 1\n" for i in range(5000)))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 101
+    assert re.search(r"c\.yaml:3: key0: unknown key", lines[0])
+    assert lines[-1] == "and more"
+
+
+def test_a_device_without_an_end_is_read_no_further_than_a_config_goes() -> None:
+    with pytest.raises(ConfigError, match=r"^/dev/zero: over 1,048,576 bytes; not a config$"):
+        load_config(Path("/dev/zero"))

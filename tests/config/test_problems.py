@@ -109,7 +109,7 @@ def test_a_wrong_value_is_shown_beside_what_is_expected(old: str, new: str, line
     assert found[0].startswith(f"c.yaml:{line}")
 
 
-@pytest.mark.parametrize("name", ["a/b", "..", "/", "''", '"a\\tb"', '"a\\nb"', "a\\b"])
+@pytest.mark.parametrize("name", ["a/b", "..", "/", "''", '"a\\tb"', '"a\\nb"', "a\\b", "x" * 256, "ä" * 128])
 def test_a_name_that_is_no_folder_is_refused(name: str, tmp_path: Path) -> None:
     (found,) = problems(tmp_path, GOOD.replace("seed: 0", f"name: {name}"))
     assert found.startswith("c.yaml:1: name: ")
@@ -172,3 +172,27 @@ def test_errors_come_in_the_order_of_the_file(tmp_path: Path) -> None:
 def test_a_key_that_fits_no_branch_of_its_union_is_one_error(tmp_path: Path) -> None:
     (found,) = problems(tmp_path, GOOD.replace("validation: 0.1", "validation: []"))
     assert found == "c.yaml:5: data.validation: expected a number or expected a string (got [])"
+
+
+LONG = "y" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("seed: 0", f"? {LONG}\n: 1"), ("{kind: conv2d}", f"{{kind: {LONG}}}"), ("seed: 0", f"seed: !{LONG} 1")],
+    ids=["key", "kind", "tag"],
+)
+def test_a_long_word_is_cut_short(old: str, new: str, tmp_path: Path) -> None:
+    assert max(map(len, problems(tmp_path, GOOD.replace(old, new)))) < 300
+
+
+@pytest.mark.parametrize("key", ["path", "key", "validation"])
+def test_a_path_longer_than_any_is_refused(key: str, tmp_path: Path) -> None:
+    tensors = GOOD.replace("kind: synthetic\n  source: {kind: textures}", f"kind: tensors\n  path: x\n  {key}: {LONG}")
+    found = problems(
+        tmp_path,
+        tensors.replace("  path: x\n", "" if key == "path" else "  path: x\n").replace(
+            "  validation: 0.1\n", "" if key == "validation" else "  validation: 0.1\n"
+        ),
+    )
+    assert [line for line in found if f"data.{key}: " in line and "at most 4096 characters" in line]

@@ -350,5 +350,7 @@ def test_the_source_is_all_rows_in_their_order(folder: Path) -> None:
 def test_values_that_float32_cannot_tell_apart_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "far.npy", 1e8 + np.random.default_rng(0).standard_normal((50, 3)))
     settings = TensorsSettings(path=str(tmp_path / "far.npy"))
-    with pytest.raises(DataError, match=r"values lie around 1e\+08 and differ by .*subtract their mean first"):
+    with pytest.raises(
+        DataError, match=r"far\.npy: values lie around 1e\+08 and differ by .*subtract their mean first"
+    ):
         open_dataset(settings, 0)

@@ -213,10 +213,11 @@ def test_generated_rows_are_hashed_and_measured() -> None:
         (100_000_000, GaussianSettings(dim=100_000)),
         (2, GaussianSettings(dim=10**13)),
         (2, SinusoidsSettings(length=10**13)),
+        (2, MixtureSettings(components=4096, dim=10**10)),
     ],
 )
 def test_more_than_fits_in_memory_is_refused(samples: int, source: SyntheticSource) -> None:
-    with pytest.raises(DataError, match=rf"{samples:,} samples of synthetic-{source.kind}: needs [\d,]+ bytes"):
+    with pytest.raises(DataError, match=rf"data.samples: {samples:,} of synthetic-{source.kind}: needs [\d,]+ bytes"):
         GeneratedSource(SyntheticSettings(samples=samples, source=source), 0)
 
 
@@ -245,3 +246,19 @@ def test_generating_takes_the_memory_that_was_asked_for(
         tracemalloc.stop()
     assert len(asked) == 1
     assert peak < 1.5 * asked[0]
+
+
+def test_links_that_lead_back_are_not_followed_and_hidden_files_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "inner" / ".cache").mkdir(parents=True)
+    for name in ("a", "b"):
+        (tmp_path / name).symlink_to(tmp_path)
+    for name in ("x.npy", "inner/y.npy", "inner/.z.npy", "inner/.cache/w.npy"):
+        np.save(tmp_path / name, np.ones((2, 1)))
+    for pattern in ("**/*.npy", "**"):
+        found = FileSource(f"{tmp_path}/{pattern}").paths
+        assert found == [tmp_path / "inner" / "y.npy", tmp_path / "x.npy"]
+
+
+def test_a_path_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="File name too long"):
+        FileSource(str(tmp_path / ("long" * 100)))

@@ -191,3 +191,12 @@ def test_textures_lie_between_black_and_white_and_vary(channels: int) -> None:
 def test_sizes_too_small_for_what_is_promised_are_refused(make: type) -> None:
     with pytest.raises(ValidationError, match="greater than or equal to"):
         make()
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [("sinusoids", "tones", 2**63), ("sinusoids", "noise", 1e300), ("mixture", "separation", 1e300)],
+)
+def test_what_would_never_end_or_not_be_finite_is_refused(kind: str, key: str, value: float) -> None:
+    with pytest.raises(ValidationError, match=f"{key}\n.*less than or equal to"):
+        TypeAdapter(SyntheticSource).validate_python({"kind": kind, key: value})

@@ -5,6 +5,7 @@ import json
 import mmap
 import pickle
 import re
+import resource
 import struct
 import warnings
 import zipfile
@@ -447,3 +448,47 @@ def test_a_safetensors_header_that_claims_more_than_the_file_is_refused(tmp_path
 def test_a_folder_with_a_files_name_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "a.npy").mkdir()
     assert "no such file" in _refusal(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.zeros(1).expand(1 << 50, 4), torch.zeros(5, 1).expand(5, 2), torch.zeros(1 << 50, 4, device="meta")],
+    ids=["one number", "columns", "meta"],
+)
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_tensor_that_claims_more_than_it_holds_is_refused(tmp_path: Path, tensor: Tensor, inside: bool) -> None:
+    torch.save({"x": tensor} if inside else tensor, tmp_path / "a.pt")
+    claimed = tensor.numel() * 4
+    assert re.search(rf"a.pt(\[x\])?: claims {claimed:,} bytes, but holds \d+;", _refusal(tmp_path / "a.pt"))
+
+
+def test_a_part_of_a_tensor_is_read_as_it_is(tmp_path: Path) -> None:
+    whole = torch.arange(12.0).reshape(4, 3)
+    torch.save(whole[1:3, 1:], tmp_path / "a.pt")
+    assert open_file(tmp_path / "a.pt").read(0, 2).tolist() == [[4.0, 5.0], [7.0, 8.0]]
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_a_header_is_read_no_further_than_headers_go(tmp_path: Path, suffix: str) -> None:
+    content = b"\x93NUMPY\x02\x00" + struct.pack("<I", 1 << 30) + bytes(100)
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(content) if suffix == ".npy" else _write_npz(path, content)
+    assert "a header of 1,073,741,824 bytes" in _refusal(path)
+
+
+def test_memory_is_short_where_a_limit_makes_it_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = (pages + 4096) * resource.getpagesize()
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (limit, limit))
+    check_fits_memory(1 << 20, "x")
+    with pytest.raises(DataError, match="x: needs 1,073,741,824 bytes of memory"):
+        check_fits_memory(1 << 30, "x")
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (0, 0))
+    with pytest.raises(DataError, match="and 0 are free"):
+        check_fits_memory(1, "x")
+
+
+def test_of_very_many_arrays_the_first_are_listed(tmp_path: Path) -> None:
+    torch.save({f"x{i}": torch.ones(2, 1) for i in range(150)}, tmp_path / "a.pt")
+    lines = _refusal(tmp_path / "a.pt").splitlines()
+    assert (len(lines), lines[-1]) == (102, "  and 50 more")

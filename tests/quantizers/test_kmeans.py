@@ -208,3 +208,10 @@ def test_seeds_are_vectors_and_no_two_the_same(k):
     z = vectors(700, 3)
     rows = [z.tolist().index(seed) for seed in seeds(z, k, random()).tolist()]
     assert len(rows) == len(set(rows)) == k
+
+
+def test_more_codes_than_vectors_by_far_take_no_iterations():
+    vectors = torch.randn(5, 2)
+    codes = kmeans(vectors, 1 << 20, torch.Generator().manual_seed(0))
+    assert codes.shape == (1 << 20, 2)
+    assert torch.equal(codes.unique(dim=0), vectors.unique(dim=0))

@@ -226,3 +226,9 @@ def test_a_window_is_at_least_one_hit():
 def test_a_revived_code_goes_some_way_and_no_further_than_its_vector(reach):
     with pytest.raises(ValidationError, match="reach"):
         RevivalSettings(reach=reach)
+
+
+@pytest.mark.parametrize("key", ["window", "least"])
+def test_more_hits_than_can_be_counted_are_refused(key):
+    with pytest.raises(ValidationError, match="less than or equal to"):
+        RevivalSettings(**{key: 2**63})

@@ -413,3 +413,8 @@ def test_settings_build_what_gathers_the_sample():
     starter.learn()
     starter.start(recorder, full=True)
     assert recorder.sizes == [FULL]
+
+
+def test_more_latents_than_anyone_waits_for_are_refused() -> None:
+    with pytest.raises(ValidationError, match="less than or equal to 65536"):
+        KMeansStartSettings(vectors=2**62)

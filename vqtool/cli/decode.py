@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from vqtool.cli.output import DeviceOption, JsonOption, OverwriteOption, RunArgument, print_json
+from vqtool.cli.output import DeviceOption, JsonOption, OverwriteOption, RunArgument, print_json, tell
 
 
 def decode(
@@ -25,4 +25,4 @@ def decode(
     if as_json:
         print_json({"out": str(out), "shape": shape, "dtype": dtype})
         return
-    print(f"{out}: {dtype} {shape}")
+    tell(f"{out}: {dtype} {shape}")

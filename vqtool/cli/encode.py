@@ -14,6 +14,7 @@ from vqtool.cli.output import (
     OverwriteOption,
     RunArgument,
     print_json,
+    tell,
 )
 
 
@@ -50,7 +51,7 @@ def encode(
     if as_json:
         print_json({"out": str(out), **asdict(manifest)})
         return
-    print(
+    tell(
         f"{out}: {manifest.dtype} {tuple(manifest.shape)}, grid {tuple(manifest.grid)}; "
         f"what it is stands in {out.with_suffix('.json')}"
     )

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from vqtool.cli.output import print_rich, table
+from vqtool.cli.output import print_rich, table, tell
 
 
 def init(
@@ -21,4 +21,4 @@ def init(
         print_rich(table([(name, summary) for name, summary in recipes().items()]))
         return
     written = write_recipe(recipe, out)
-    print(f"{written}: written; next: vqtool train --config {written}")
+    tell(f"{written}: written; next: vqtool train --config {written}")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vqtool.printable import printable
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -38,11 +40,16 @@ def print_rich(value: "RenderableType") -> None:
     console.print(value)
 
 
+def tell(line: str) -> None:
+    """A line on standard output."""
+    print(printable(line))
+
+
 def say(line: str) -> None:
     """A line on standard error, above any progress bar."""
     from tqdm import tqdm
 
-    tqdm.write(line, file=sys.stderr)
+    tqdm.write(printable(line), file=sys.stderr)
 
 
 def table(rows: list[tuple[str, ...]], header: tuple[str, ...] = ()) -> "RenderableType":
@@ -54,7 +61,7 @@ def table(rows: list[tuple[str, ...]], header: tuple[str, ...] = ()) -> "Rendera
     for name in header or rows[0]:
         made.add_column(name, overflow="fold")
     for row in rows:
-        made.add_row(*(Text(cell) for cell in row))
+        made.add_row(*(Text(printable(cell)) for cell in row))
     return made
 
 

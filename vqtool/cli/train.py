@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vqtool.cli.output import JsonOption, print_json, print_rich, say, table
+from vqtool.cli.output import JsonOption, print_json, print_rich, say, table, tell
 
 if TYPE_CHECKING:
     from vqtool.training.plan import Plan
@@ -51,8 +51,10 @@ def train(
     print_rich(
         table(_summary_rows(summary), ("", f"best (step {summary['best_step']})", f"last (step {summary['steps']})"))
     )
-    print(f"\nThe run is in {folder}, {summary['seconds']:,.0f} s of training. Next:")
-    print(f"  vqtool encode {folder} --out tokens.npy\n  vqtool inspect {folder}\n  tensorboard --logdir {folder}")
+    tell("")
+    tell(f"The run is in {folder}, {summary['seconds']:,.0f} s of training. Next:")
+    for following in ("vqtool encode {} --out tokens.npy", "vqtool inspect {}", "tensorboard --logdir {}"):
+        tell("  " + following.format(folder))
 
 
 def _summary_rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -1,7 +1,7 @@
 """From a config file and overrides to settings, and back to a file."""
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 from pathlib import Path
 
 import yaml
@@ -16,6 +16,8 @@ from vqtool.files import replacing
 
 # A config is a page or two; what is larger is something else.
 _LARGEST = 1 << 20
+# Who has more problems than these mends the first, and asks again.
+_MOST_PROBLEMS = 100
 
 
 class _Dumper(yaml.SafeDumper):
@@ -38,13 +40,16 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
     apply_overrides(tree, overrides, RunSettings)
     if tree.values.get("name") is None:
         tree.values["name"] = path.stem
-    problems = list(tree.problems)
+    problems: Iterable[str] = tree.problems
     try:
         settings = RunSettings.model_validate(tree.values)
     except ValidationError as error:
-        problems += describe(error, tree, RunSettings)
-    if problems:
-        raise ConfigError("\n".join(problems))
+        problems = chain(problems, describe(error, tree, RunSettings))
+    found = list(islice(problems, _MOST_PROBLEMS + 1))
+    if len(found) > _MOST_PROBLEMS:
+        found[-1] = "and more"
+    if found:
+        raise ConfigError(*found)
     return settings
 
 
@@ -57,9 +62,11 @@ def write_config(path: Path, settings: RunSettings) -> None:
 
 def _read(path: Path) -> str:
     try:
-        if os.path.getsize(path) > _LARGEST:
+        with path.open("rb") as file:
+            content = file.read(_LARGEST + 1)  # no more, for a device has neither size nor end
+        if len(content) > _LARGEST:
             raise ConfigError(f"{path}: over {_LARGEST:,} bytes; not a config")
-        return path.read_text(encoding="utf-8")
+        return content.decode()
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file") from error
     except OSError as error:

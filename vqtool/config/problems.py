@@ -1,6 +1,6 @@
 """What validation found, in words: place, key, what is wrong, and the nearest name that would do."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from typing import Any
 
@@ -10,29 +10,30 @@ from vqtool.config.fields import Block, block_at, blocks_under
 from vqtool.config.yaml_reader import Path, Tree, dotted
 
 
-def describe(error: ValidationError, tree: Tree, root: Block) -> list[str]:
-    """One line for each key that is wrong, in the order of the file."""
-    found: dict[Path, list[str]] = {}
+def describe(error: ValidationError, tree: Tree, root: Block) -> Iterator[str]:
+    """One line for each key that is wrong, in the order of the file, made as it is asked for."""
+    found: dict[Path, list[Any]] = {}
     for fault in error.errors(include_url=False):
         path = _path(fault["loc"], tree.values, root)
         if fault["type"] == "union_tag_invalid":
             path = (*path, "kind")
-        found.setdefault(path, []).append(_message(fault, path, tree, root))
+        found.setdefault(path, []).append(fault)
     # A union complains of each branch: what is said of an item inside is nearer the point.
-    found = {path: said for path, said in found.items() if not any(path == other[:-1] for other in found if other)}
-    order = list(tree.places)
-    lines = []
-    for path in sorted(found, key=lambda path: order.index(tree.placed(path))):
-        messages = found[path]
-        value = _value_at(tree.values, path)
-        got = "" if value is _ABSENT or isinstance(value, dict) else f" (got {value!r:.60})"
-        told = any(message.startswith(("unknown", "missing")) for message in messages)
-        text = " or ".join(dict.fromkeys(messages)) + ("" if told else got)
-        lines.append(f"{tree.place(path)}: {dotted(path)}: {text}")
-    return lines
+    blocks = {path[:-1] for path in found if path}
+    order = {path: number for number, path in enumerate(tree.places)}
+    for path in sorted((path for path in found if path not in blocks), key=lambda path: order[tree.placed(path)]):
+        yield _line(path, found[path], tree, root)
 
 
 _ABSENT = object()
+
+
+def _line(path: Path, faults: list[Any], tree: Tree, root: Block) -> str:
+    messages = [_message(fault, path, tree, root) for fault in faults]
+    value = _value_at(tree.values, path)
+    got = "" if value is _ABSENT or isinstance(value, dict) else f" (got {value!r:.60})"
+    told = any(message.startswith(("unknown", "missing")) for message in messages)
+    return f"{tree.place(path)}: {dotted(path)}: " + " or ".join(dict.fromkeys(messages)) + ("" if told else got)
 
 
 def _path(location: tuple[int | str, ...], values: Any, block: Block | None) -> Path:
@@ -76,7 +77,7 @@ def _message(fault: Any, path: Path, tree: Tree, root: Block) -> str:
             return f"needs a kind, one of {fault['ctx'].get('expected_tags', _kinds(path, root, tree))}"
         case "union_tag_invalid":
             names = [name.strip("' ") for name in fault["ctx"]["expected_tags"].split(", ")]
-            return f"unknown kind {fault['ctx']['tag']!r}" + _nearest(fault["ctx"]["tag"], names)
+            return f"unknown kind {fault['ctx']['tag']!r:.60}" + _nearest(fault["ctx"]["tag"], names)
         case "literal_error":
             names = [name.strip("' ") for name in fault["ctx"]["expected"].replace(" or ", ", ").split(", ")]
             return f"expected {fault['ctx']['expected']}" + _nearest(str(fault["input"]), names, only_close=True)

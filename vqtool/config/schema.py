@@ -8,6 +8,9 @@ from vqtool.data import DataKind
 from vqtool.losses import LossSettings
 from vqtool.settings import Settings
 
+# Of a file or folder, on every file system in common use.
+_LONGEST_NAME = 255
+
 
 class RunSettings(Settings):
     """All that a run depends on."""
@@ -24,4 +27,6 @@ class RunSettings(Settings):
     def _is_a_folder_name(cls, name: str | None) -> str | None:
         if name is not None and (set(name) <= {"."} or any(c in "/\\" or not c.isprintable() for c in name)):
             raise ValueError("expected a name that a folder can have, without slashes")
+        if name is not None and len(name.encode()) > _LONGEST_NAME:
+            raise ValueError(f"expected a name of at most {_LONGEST_NAME} bytes, as a folder can have")
         return name

@@ -103,7 +103,7 @@ def _value(node: yaml.Node, path: Path, tree: Tree, name: str) -> Any:
     try:
         if isinstance(node, yaml.ScalarNode) and kind in _SCALARS:
             return _SCALARS[kind](node.value)
-        tree.problems.append(f"{place}: {dotted(path)}: the tag {node.tag} is not read")
+        tree.problems.append(f"{place}: {dotted(path)}: the tag {node.tag:.60} is not read")
     except (ValueError, KeyError):
         tree.problems.append(f"{place}: {dotted(path)}: {node.value[:40]!r} is no {kind}")
     return None
@@ -125,7 +125,7 @@ def _mapping(node: yaml.MappingNode, path: Path, tree: Tree, name: str) -> dict[
 
 def dotted(path: Path) -> str:
     """`model.encoder.width` of a path; list items by number."""
-    return ".".join(str(part) for part in path) or "the config"
+    return ".".join(f"{part!s:.60}" for part in path) or "the config"
 
 
 def _bool(text: str) -> bool:

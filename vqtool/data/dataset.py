@@ -105,7 +105,7 @@ def open_dataset(settings: DataKind, seed: int) -> Dataset:
         survey = source.survey(layout)
     surveys = [(source, survey)] + ([(held_out, held_out.survey(layout))] if held_out else [])
     spec = _resolve_spec(settings, layout, surveys)
-    mean, scale = _normalization(settings, spec, survey.moments)
+    mean, scale = _normalization(settings, spec, survey.moments, source.name)
     return Dataset(
         settings=_resolved(settings, spec),
         spec=spec,
@@ -212,7 +212,7 @@ def _resolve_classes(settings: DataSettings, layout: LayoutName, surveys: list[t
 
 
 def _normalization(
-    settings: DataSettings, spec: SampleSpec, moments: Moments | None
+    settings: DataSettings, spec: SampleSpec, moments: Moments | None, name: str
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if spec.classes and settings.normalize != "none" and "normalize" in settings.model_fields_set:
         raise ConfigError(
@@ -228,8 +228,8 @@ def _normalization(
     scale = np.where(variance > 0, np.sqrt(variance), 1.0)
     if (scale < np.abs(mean) * _RESOLUTION).any():
         raise DataError(
-            f"data: values lie around {mean[np.argmax(np.abs(mean))]:.6g} and differ by {scale.min():.3g}, too little "
-            "for float32, which networks compute in; subtract their mean first"
+            f"{name}: values lie around {mean[np.argmax(np.abs(mean))]:.6g} and differ by {scale.min():.3g}, too "
+            "little for float32, which networks compute in; subtract their mean first"
         )
     return tuple(mean.tolist()), tuple(scale.tolist())
 

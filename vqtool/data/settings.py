@@ -13,13 +13,15 @@ Auto = Literal["auto"]
 
 # Integers beyond are ids or measurements, not classes: each class costs a row of the embedding and of the logits.
 MOST_CLASSES = 1 << 20
+# No file can be opened by a longer one.
+LONGEST_PATH = 4096
 
 
 class DataSettings(Settings):
     """What is said of any data. All that is `auto` follows from the array, and stands resolved in the run's config."""
 
-    validation: Annotated[float, Field(gt=0, lt=1)] | Annotated[str, Field(min_length=1)] = Field(
-        0.1, description="the fraction held out at random, or a path to data of its own"
+    validation: Annotated[float, Field(gt=0, lt=1)] | Annotated[str, Field(min_length=1, max_length=LONGEST_PATH)] = (
+        Field(0.1, description="the fraction held out at random, or a path to data of its own")
     )
     layout: LayoutName | Auto = Field("auto", description="the axes of a row: C channels, T steps, H by W pixels")
     channels: Annotated[int, Field(ge=1)] | Auto = Field("auto", description="C")
@@ -37,8 +39,10 @@ class TensorsSettings(DataSettings):
     """The user's own tensors."""
 
     kind: Literal["tensors"] = "tensors"
-    path: str = Field(min_length=1, description="a tensor file, a folder of them in name order, or a glob")
-    key: str | None = Field(None, description="the name of the array in a file of several")
+    path: str = Field(
+        min_length=1, max_length=LONGEST_PATH, description="a tensor file, a folder of them in name order, or a glob"
+    )
+    key: str | None = Field(None, max_length=LONGEST_PATH, description="the name of the array in a file of several")
 
 
 class SyntheticSettings(DataSettings):

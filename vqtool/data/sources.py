@@ -189,8 +189,8 @@ class GeneratedSource(Source):
     def __init__(self, settings: SyntheticSettings, seed: int) -> None:
         self.name = f"synthetic-{settings.source.kind}"
         self.paths = []
-        size = settings.samples * settings.source.numbers * _WORKING_BYTES
-        check_fits_memory(size, f"{settings.samples:,} samples of {self.name}")
+        numbers = settings.samples * settings.source.numbers + settings.source.shared_numbers
+        check_fits_memory(numbers * _WORKING_BYTES, f"data.samples: {settings.samples:,} of {self.name}")
         self._array = settings.source.generate(settings.samples, np.random.default_rng(seed))
         self.rows = NumpyRows(self._array)
 
@@ -201,12 +201,10 @@ class GeneratedSource(Source):
 
 
 def _expand(path: str) -> list[Path]:
-    if Path(path).is_dir():
-        found = [p for p in Path(path).iterdir() if p.suffix.lower() in READERS and not p.name.startswith(".")]
-    elif Path(path).exists() or not glob.has_magic(path):
-        return [Path(path)]
-    else:
-        found = [Path(p) for p in glob.glob(path, recursive=True) if Path(p).suffix.lower() in READERS]
+    try:
+        found = _found(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     if not found:
         raise DataError(f"{path}: no tensor file there; expected {', '.join(READERS)}")
     return sorted(found)
@@ -219,6 +217,25 @@ def _identity(path: Path) -> tuple[int, ...]:
     except OSError:
         return (0, 0, 0)
     return (status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def _found(path: str) -> list[Path]:
+    if Path(path).is_dir():
+        return [p for p in Path(path).iterdir() if p.suffix.lower() in READERS and not p.name.startswith(".")]
+    if Path(path).exists() or not glob.has_magic(path):
+        return [Path(path)]
+    return [p for p in _matches(path) if p.suffix.lower() in READERS]
+
+
+def _matches(pattern: str) -> list[Path]:
+    if "**" not in Path(pattern).parts:
+        return [Path(match) for match in glob.glob(pattern)]
+    # Under **, glob.glob follows links, and two that lead back to their folder keep it busy for ever; pathlib does not.
+    root = Path(Path(pattern).anchor)
+    inner = Path(pattern).relative_to(root)
+    found = root.glob(str(inner / "*" if inner.name == "**" else inner))
+    hidden = sum(part.startswith(".") for part in inner.parts)
+    return [p for p in found if sum(part.startswith(".") for part in p.relative_to(root).parts) <= hidden]
 
 
 def _check_agree(paths: Sequence[Path], shards: Sequence[Rows]) -> None:

@@ -41,12 +41,12 @@ def open_file(path: Path, key: str | None = None) -> Rows:
     Raises:
         DataError: no such file, not a file of its kind, no or several such arrays, or one that cannot hold samples.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(f"{path}: not a kind of file that can be read; expected {', '.join(READERS)}")
     with _told_as_data_errors(path):
+        if not path.is_file():
+            raise DataError(f"{path}: no such file")
+        reader = READERS.get(path.suffix.lower())
+        if reader is None:
+            raise DataError(f"{path}: not a kind of file that can be read; expected {', '.join(READERS)}")
         name, array = _choose(path, reader(path), key)
         _check(f"{path}[{name}]" if name else str(path), array)
         return array.open()
@@ -58,9 +58,11 @@ def map_npy(path: Path) -> NDArray[Any]:
     Raises:
         DataError: no such file, or not a .npy file.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
     with _told_as_data_errors(path):
+        if not path.is_file():
+            raise DataError(f"{path}: no such file")
+        with path.open("rb") as file:
+            _npy_header(file)
         return np.lib.format.open_memmap(path, mode="r")
 
 
@@ -80,16 +82,22 @@ def _told_as_data_errors(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: not a readable {path.suffix} file: {_first_line(error)}") from error
 
 
+# Arrays of a file that are listed when one is to be chosen.
+_MOST_LISTED = 100
+
+
 def _choose(path: Path, arrays: dict[str, Array], key: str | None) -> tuple[str, Array]:
-    listing = "".join(f"\n  {name or '(unnamed)'}  {array.dtype} {array.shape}" for name, array in arrays.items())
+    listing = [f"  {name or '(unnamed)'}  {array.dtype} {array.shape}" for name, array in arrays.items()]
+    if len(listing) > _MOST_LISTED:
+        listing[_MOST_LISTED:] = [f"  and {len(listing) - _MOST_LISTED:,} more"]
     if not arrays:
         raise DataError(f"{path}: holds no array")
     if key is not None:
         if key not in arrays:
-            raise DataError(f"{path}: no array {key!r}; it holds:{listing}")
+            raise DataError(f"{path}: no array {key!r}; it holds:", *listing)
         return key, arrays[key]
     if len(arrays) > 1:
-        raise DataError(f"{path}: holds several arrays; name one with --key (data.key in the config):{listing}")
+        raise DataError(f"{path}: holds several arrays; name one with --key (data.key in the config):", *listing)
     return next(iter(arrays.items()))
 
 
@@ -183,9 +191,22 @@ def _read_torch(path: Path) -> dict[str, Array]:
     arrays = {}
     for name, tensor in tensors.items():
         if isinstance(tensor, Tensor):
+            _check_held(f"{path}[{name}]" if name else str(path), tensor)
             dtype = dtype_name(tensor.dtype) if tensor.layout == torch.strided else str(tensor.layout)
             arrays[str(name)] = Array(tuple(tensor.shape), dtype, partial(TensorRows, tensor.detach()))
     return arrays
+
+
+def _check_held(what: str, tensor: Tensor) -> None:
+    """Refuse a tensor that repeats what it holds, or holds nothing: few bytes can claim any number of rows."""
+    if tensor.layout != torch.strided:
+        return  # refused for that
+    held = 0 if tensor.is_meta else tensor.untyped_storage().nbytes()
+    if tensor.numel() * tensor.element_size() > held:
+        raise DataError(
+            f"{what}: claims {tensor.numel() * tensor.element_size():,} bytes, but holds {held:,}; save a copy of it, "
+            "as .contiguous() makes one"
+        )
 
 
 def _load_mapped(path: Path) -> Any:
@@ -208,8 +229,17 @@ READERS: dict[str, Callable[[Path], dict[str, Array]]] = {
 }
 
 
+# Of a .npy file; a few hundred bytes are usual.
+_LONGEST_HEADER = 1 << 16
+
+
 def _npy_header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     version = np.lib.format.read_magic(file)
+    start, width = file.tell(), 2 if version == (1, 0) else 4
+    length = int.from_bytes(file.read(width), "little")
+    if length > _LONGEST_HEADER:  # NumPy would read all of it first
+        raise ValueError(f"a header of {length:,} bytes")
+    file.seek(start)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file)
     return shape, dtype

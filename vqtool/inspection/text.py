@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vqtool.inspection.figures import Inspection
+from vqtool.printable import printable
 from vqtool.usage import Usage
 
 # Codes named at either end of the ranking.
@@ -19,7 +20,8 @@ _BINS = [0.25, 0.5, 1.0, 2.0, 4.0]
 def render(inspection: Inspection) -> RenderableType:
     """All that is known of one target."""
     parts: list[RenderableType] = [
-        Text.assemble((inspection.target, "bold"), f"\ncounted on {inspection.counted}: {inspection.tokens:,} tokens")
+        Text(printable(inspection.target), style="bold"),
+        Text(f"counted on {printable(inspection.counted)}: {inspection.tokens:,} tokens"),
     ]
     if inspection.distinct:
         found = inspection.distinct

@@ -42,7 +42,9 @@ def kmeans(vectors: Tensor, clusters: int, generator: Generator, iterations: int
         exchanges: at most.
     """
     work = 2 * vectors.numel() * clusters
-    if work > _ITERATION_LIMIT:  # even seeding: what is learned afterwards must do the rest
+    # Beyond the limit even seeding, and what is learned afterwards must do the rest. With a code for each vector there
+    # is no rest.
+    if work > _ITERATION_LIMIT or clusters >= len(vectors):
         return vectors[_draw(torch.ones(len(vectors)), clusters, generator).to(vectors.device)]
     iterations = max(1, min(iterations, _ITERATION_LIMIT // max(1, work)))
     exchanges = min(exchanges, _EXCHANGE_LIMIT // max(1, work * (iterations + 1))) if clusters > 1 else 0

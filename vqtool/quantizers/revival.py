@@ -100,8 +100,10 @@ class Revival(nn.Module):
 class RevivalSettings(Settings):
     """Dead codes are set down where the latents are."""
 
-    window: int = Field(20, ge=1, description="hits of the average code that make a window")
-    least: int = Field(2, ge=1, description="hits in a window with which a code lives on; 1: rare codes stay, too")
+    window: int = Field(20, ge=1, le=1 << 31, description="hits of the average code that make a window")
+    least: int = Field(
+        2, ge=1, le=1 << 31, description="hits in a window with which a code lives on; 1: rare codes stay, too"
+    )
     reach: float = Field(0.1, gt=0, le=1, description="how far a revived code is from another towards its vector")
 
     def build(self, codebook_size: int) -> Revival:

@@ -110,7 +110,7 @@ class KMeansStartSettings(Settings):
 
     kind: Literal["kmeans"] = "kmeans"
     vectors: int | None = Field(
-        None, ge=1, description="latents to gather for each code; null: 64, but 8,192 in all at least"
+        None, ge=1, le=1 << 16, description="latents to gather for each code; null: 64, but 8,192 in all at least"
     )
 
     def build(self, codebook_size: int, dim: int) -> KMeansStart:

@@ -79,13 +79,13 @@ class Problems:
         try:
             return check()
         except ConfigError as error:
-            self._found.append(str(error))
+            self._found += error.args
             return otherwise
 
     def tell(self) -> None:
         """Raise a ConfigError of all that was noted, if anything was."""
         if self._found:
-            raise ConfigError("\n".join(self._found))
+            raise ConfigError(*self._found)
 
 
 def _check_learns(settings: RunSettings) -> None:
@@ -109,7 +109,7 @@ def _check_memory(settings: RunSettings, dataset: Dataset) -> None:
         model = Autoencoder(settings.model, dataset.spec, dataset.mean, dataset.scale)
     parameters = sum(parameter.nbytes for parameter in model.parameters())
     standing = 4 * parameters + sum(buffer.nbytes for buffer in model.buffers())
-    check_fits_memory(standing, "the model (the widths of model.encoder, and the codes of model.quantizer)")
+    check_fits_memory(standing, "model: the widths of model.encoder and the codes of model.quantizer")
     size = settings.training.batch_size
     check_fits_memory(standing + _kept(model, size), f"a step of training.batch_size {size:,}, to be lowered")
 

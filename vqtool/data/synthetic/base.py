@@ -20,6 +20,11 @@ class SourceSettings(Settings):
         """How many numbers a row has."""
         raise NotImplementedError
 
+    @property
+    def shared_numbers(self) -> int:
+        """How many are made up besides, whatever the number of rows."""
+        return 0
+
     def generate(self, samples: int, random: Generator) -> NDArray[Any]:
         """(samples, *row): float32 values, or uint8 classes."""
         raise NotImplementedError

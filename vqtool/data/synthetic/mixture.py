@@ -16,12 +16,16 @@ class MixtureSettings(SourceSettings):
     kind: Literal["mixture"] = "mixture"
     components: int = Field(64, ge=2, le=4096, description="number of Gaussians")
     dim: int = Field(16, ge=1, description="numbers a vector")
-    separation: float = Field(8.0, gt=0, description="distance of the two closest centres, in standard deviations")
+    separation: float = Field(8.0, gt=0, le=1e6, description="of the two closest centres, in standard deviations")
     layout: ClassVar = "C"
 
     @property
     def numbers(self) -> int:
         return self.dim
+
+    @property
+    def shared_numbers(self) -> int:
+        return self.components * self.dim
 
     def generate(self, samples: int, random: Generator) -> NDArray[np.float32]:
         centres = self.centres(random)

@@ -16,8 +16,8 @@ class SinusoidsSettings(SourceSettings):
     kind: Literal["sinusoids"] = "sinusoids"
     channels: int = Field(1, ge=1, description="channels, each with tones of its own")
     length: int = Field(128, ge=2, description="steps a sequence")
-    tones: int = Field(3, ge=1, description="sinusoids a channel")
-    noise: float = Field(0.02, ge=0, description="standard deviation of the noise on top")
+    tones: int = Field(3, ge=1, le=1 << 16, description="sinusoids a channel")
+    noise: float = Field(0.02, ge=0, le=1e6, description="standard deviation of the noise on top")
     layout: ClassVar = "CT"
 
     @property

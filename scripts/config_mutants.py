@@ -1,0 +1,174 @@
+"""Configs that somebody might write by mistake, or out of malice: shipped ones, changed at random.
+
+Every mutant is a function of a seed and a number, so that one that breaks something can be made again.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from mutant_values import GRAFTS, NUMBERS, SMALL, VALUES
+from text_mutants import TEXT_MUTATIONS
+
+from vqtool.config import RunSettings, TrainingSettings
+from vqtool.config.fields import blocks_under
+from vqtool.losses import LossSettings
+from vqtool.settings import Settings
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+Tree = dict[str, Any]
+Place = tuple[dict[Any, Any] | list[Any], Any]
+
+
+def mutant(seed: int, number: int) -> bytes:
+    """The text of a mutant: one to four changes to its tree, to its text, or to both."""
+    random = Random(f"{seed}/{number}")
+    trees = shipped()
+    tree = copy.deepcopy(random.choice(list(trees.values())))
+    for _ in range(random.choice([0, 1, 1, 2, 3])):
+        random.choice(TREE_MUTATIONS)(tree, list(trees.values()), random)
+    text = yaml.dump(tree, sort_keys=False, allow_unicode=random.random() < 0.5)
+    content = text.encode("utf-8", "surrogatepass")
+    for _ in range(random.choice([0, 0, 0, 1, 2])):
+        content = random.choice(TEXT_MUTATIONS)(content, random)
+    return content
+
+
+def shipped() -> dict[str, Tree]:
+    """The shipped configs by name, made small."""
+    return {path.stem: _small(yaml.safe_load(path.read_text())) for path in sorted(CONFIGS.glob("*.yaml"))}
+
+
+def _small(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {key: SMALL.get(key, inner) if isinstance(inner, int) else _small(inner) for key, inner in value.items()}
+
+
+def _places(value: Any) -> list[Place]:
+    """Every container of a tree, with every key of it."""
+    pairs = (
+        list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+    )
+    return [place for key, inner in pairs for place in [(value, key), *_places(inner)]]
+
+
+def _place(tree: Tree, random: Random) -> Place:
+    return random.choice(_places(tree) or [(tree, "seed")])
+
+
+def _replace(tree: Tree, others: list[Tree], random: Random) -> None:
+    container, key = _place(tree, random)
+    container[key] = copy.deepcopy(random.choice(VALUES))
+
+
+def _nudge(tree: Tree, others: list[Tree], random: Random) -> None:
+    numbers = [(container, key) for container, key in _places(tree) if type(container[key]) in (int, float)]
+    if numbers:
+        container, key = random.choice(numbers)
+        container[key] = random.choice([-container[key], container[key] + 1, container[key] / 2, container[key] * 3])
+
+
+def _drop(tree: Tree, others: list[Tree], random: Random) -> None:
+    container, key = _place(tree, random)
+    if key in container or isinstance(container, list):
+        del container[key]
+
+
+def _misspell(tree: Tree, others: list[Tree], random: Random) -> None:
+    container, key = _place(tree, random)
+    if isinstance(container, dict) and key in container:
+        word = str(key)
+        at = random.randrange(len(word) + 1)
+        value = container.pop(key)
+        container[
+            random.choice([word[:at] + word[at + 1 :], word[:at] + "e" + word[at:], word.upper(), word[::-1]])
+        ] = value
+
+
+def _move(tree: Tree, others: list[Tree], random: Random) -> None:
+    container, key = _place(tree, random)
+    target, other = _place(tree, random)
+    if key in container or isinstance(container, list):
+        target[other] = copy.deepcopy(container[key])
+
+
+def _graft(tree: Tree, others: list[Tree], random: Random) -> None:
+    """A block of another config, or one of none, under a key where such a block stands."""
+    name, block = random.choice(
+        GRAFTS + [(str(k), c[k]) for o in others for c, k in _places(o) if isinstance(c[k], dict)]
+    )
+    spots = [container for container, key in _places(tree) if key == name]
+    spot = random.choice(spots) if spots else tree.setdefault("model", {})
+    if isinstance(spot, dict):
+        spot[name] = copy.deepcopy(block)
+
+
+def _kind(tree: Tree, others: list[Tree], random: Random) -> None:
+    """Another kind, so that the keys beside it are the old one's."""
+    kinds = [(container, key) for container, key in _places(tree) if key == "kind"]
+    if kinds:
+        container, key = random.choice(kinds)
+        container[key] = random.choice([block["kind"] for _, block in GRAFTS if "kind" in block])
+
+
+def _field(tree: Tree, others: list[Tree], random: Random) -> None:
+    """A key that a block knows, whether it is written there or not, at a value that it may have, or just not."""
+    block = random.choice([container for container, _ in _places(tree) if isinstance(container, dict)] or [tree])
+    fields = _FIELDS.get(str(block.get("kind")), _FIELDS["training"] if "steps" in block else _FIELDS["loss"])
+    name, values = random.choice(fields)
+    block[name] = copy.deepcopy(random.choice(values))
+
+
+def _likely(annotation: Any) -> list[Any]:
+    """Values of an annotation's types: those of a Literal, and small, large and extreme numbers."""
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    if isinstance(annotation, type):
+        return NUMBERS.get(annotation, [])
+    return [value for inner in get_args(annotation) for value in _likely(inner)]
+
+
+def _blocks(block: type[Settings]) -> Iterator[type[Settings]]:
+    """A settings class and those below it."""
+    yield block
+    for name in block.model_fields:
+        for inner in blocks_under(block, name).values():
+            yield from _blocks(inner)
+
+
+def _name(block: type[Settings]) -> str:
+    kind = block.model_fields.get("kind")
+    return str(kind.default) if kind else {TrainingSettings: "training", LossSettings: "loss"}.get(block, "")
+
+
+_FIELDS = {
+    _name(block): [
+        (name, _likely(field.annotation)) for name, field in block.model_fields.items() if _likely(field.annotation)
+    ]
+    for block in _blocks(RunSettings)
+}
+
+TREE_MUTATIONS: list[Callable[[Tree, list[Tree], Random], None]] = [
+    *(
+        _replace,
+        _replace,
+        _nudge,
+        _field,
+        _field,
+        _field,
+        _field,
+        _field,
+        _nudge,
+        _drop,
+        _misspell,
+        _move,
+        _graft,
+        _graft,
+        _kind,
+    )
+]

@@ -1,0 +1,126 @@
+"""Shipped configs, changed at random: each runs, or is refused by a message that names the key.
+
+    python scripts/fuzz_configs.py [--mutants 10000] [--seed 0] [--only NUMBER]
+
+"Runs" is what --dry-run does, and for some of them a training of two steps. Exits 1 if there was anything else: another
+exception, a message without a key, a crash, or nothing for half a minute. Large sizes are made small once they are
+validated, unless they are so large that they have to be refused.
+"""
+
+import math
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from children import Outcome, parser_of, run, scratch
+from config_mutants import mutant
+from mutant_values import SMALL
+
+from vqtool.config import RunSettings, load_config
+from vqtool.errors import ConfigError, DataError, TrainingError
+from vqtool.training import plan_run, train
+
+CONFIG = Path("mutant.yaml")
+# Every so many of those that run are trained, too.
+TRAINED = 10
+# Bytes between which a run would only take long, and is made small.
+CHEAP, REFUSED = 1 << 22, 1 << 36
+
+
+def check(seed: int, number: int) -> Outcome:
+    """Load, plan and perhaps train a mutant."""
+    CONFIG.write_bytes(mutant(seed, number))
+    settings = None
+    try:
+        settings = affordable(load_config(CONFIG))
+        plan_run(settings)
+        if number % TRAINED == 0:
+            _train(settings)
+    except (ConfigError, DataError) as error:
+        return _refused(str(error), settings)
+    except TrainingError as error:  # a learning rate of 1e30 may be tried
+        return Outcome("run", str(error))
+    return Outcome("run")
+
+
+def _train(settings: RunSettings) -> None:
+    short = {"steps": min(2, settings.training.steps), "log_every": 1, "validate_every": 2, "checkpoint_every": 2}
+    training = settings.training.model_copy(update=short)
+    folder = Path("run")
+    shutil.rmtree(folder, ignore_errors=True)
+    train(settings.model_copy(update={"training": training}), folder)
+
+
+def _refused(message: str, settings: RunSettings | None) -> Outcome:
+    """Refused, if the message names a key or the data, and can be shown in a terminal."""
+    if not all(line.isprintable() for line in message.split("\n")):
+        return Outcome("broken", f"not fit for a terminal: {message!r}")
+    if len(message) > 20_000:
+        return Outcome("broken", f"a message of {len(message):,} characters: {message[:200]}")
+    if settings is None:  # nothing but the file was looked at
+        return Outcome("refused" if message.startswith(str(CONFIG)) else "broken", message)
+    paths = [path for path in (getattr(settings.data, "path", ""), settings.data.validation) if isinstance(path, str)]
+    named = _KEY.search(message) or any(path and path in message for path in paths)
+    return Outcome("refused" if named else "broken", message)
+
+
+_KEY = re.compile(r"^(name|seed|data|model|device): |\b(data|model|loss|training)\.[a-z_]+", re.MULTILINE)
+
+
+def affordable(settings: RunSettings) -> RunSettings:
+    """The same settings, with sizes that would only take long made small."""
+    values = settings.model_dump()
+    data, training, model = values["data"], values["training"], values["model"]
+    sizes = [size for size in data.get("source", {}).values() if type(size) is int]
+    numbers = math.prod(sizes)
+    if (
+        CHEAP < data.get("samples", 1) * numbers * 32 < REFUSED
+        or CHEAP < training["batch_size"] * numbers * 32 < REFUSED
+    ):
+        _shrink(data, limit=64)
+        _shrink(training, limit=64)
+    _shrink(model, limit=64 if _layers(model) > 100 else 4096)
+    return RunSettings.model_validate(values)
+
+
+def _layers(values: dict[str, Any]) -> int:
+    inner = [_layers(value) for value in values.values() if isinstance(value, dict)]
+    return max([*inner, *(values.get(key) or 0 for key in ("blocks", "layers", "depth", "groups"))])
+
+
+def _shrink(values: dict[str, Any], limit: int) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            _shrink(value, limit)
+        elif type(value) is int and limit < value and key in SMALL:
+            values[key] = SMALL[key]
+
+
+def _write_arrays() -> None:
+    random = np.random.default_rng(0)
+    vectors = random.standard_normal((48, 8), dtype=np.float32)
+    np.save("values.npy", vectors)
+    np.save("classes.npy", random.integers(0, 5, (48, 8, 8)))
+    np.savez("several.npz", a=vectors, b=np.ones((3, 3)))
+
+
+def main() -> None:
+    """Check them all."""
+    arguments = parser_of(__doc__, mutants=10_000).parse_args()
+    with scratch():
+        _write_arrays()
+        counts = run(
+            arguments,
+            lambda number: check(arguments.seed, number),
+            lambda number: mutant(arguments.seed, number)[:4000].decode(errors="backslashreplace"),
+        )
+    by_key = "all of them by key" if not counts["broken"] else f"{counts['broken']:,} broke the promise"
+    print(f"{counts.total():,} configs: {counts['run']:,} run, {counts['refused']:,} refused, {by_key}")
+    sys.exit(1 if counts["broken"] else 0)
+
+
+if __name__ == "__main__":
+    main()

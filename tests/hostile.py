@@ -1,0 +1,137 @@
+"""Files that somebody made to do harm, each as small as its claim is large."""
+
+import io
+import json
+import os
+import pickle
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+HUGE = 1 << 50
+
+
+class Trap:
+    """Unpickled, it creates a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (open, (str(self.target), "w"))
+
+
+def npy(shape: str, body: bytes = b"", descr: str = "<f4") -> bytes:
+    """A .npy file that says it holds an array of this shape."""
+    text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + body
+
+
+def zeros(path: Path, megabytes: int, claimed: int | None = None) -> None:
+    """An archive of an array of zeros, a thousandth as large; its directory claims so many bytes, or the truth."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    header = npy(f"({megabytes << 10}, 256)")
+    start = packer.compress(header) + packer.flush(zlib.Z_FULL_FLUSH)
+    block = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
+    body = start + block * megabytes + packer.flush()
+    size = claimed if claimed is not None else len(header) + (megabytes << 20)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", body)
+    content = path.read_bytes()
+    # The directory and the local header say stored; now they say deflated, and the size.
+    for mark, method in ((b"PK\x01\x02", 10), (b"PK\x03\x04", 8)):
+        at = content.rindex(mark) if mark == b"PK\x01\x02" else content.index(mark)
+        content = content[: at + method] + struct.pack("<H", 8) + content[at + method + 2 :]
+        content = content[: at + method + 14] + struct.pack("<I", size) + content[at + method + 18 :]
+    path.write_bytes(content)
+
+
+def npz(path: Path, member: bytes, name: str = "x.npy", claimed: int | None = None) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(name, member)
+        if claimed is not None:
+            archive.infolist()[0].file_size = claimed
+
+
+def _repeated(path: Path) -> None:
+    torch.save(torch.zeros(1).expand(HUGE, 4), path)
+
+
+def _long_header(path: Path, length: int) -> None:
+    with path.open("wb") as file:
+        file.write(b"\x93NUMPY\x02\x00" + struct.pack("<I", length))
+        file.truncate(length + 100)
+
+
+def _deep_safetensors(path: Path) -> None:
+    header = b'{"x":' * 100_000
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+
+
+def _many_arrays(path: Path) -> None:
+    offsets = {f"x{i}": [4 * i, 4 * i + 4] for i in range(20_000)}
+    arrays = {name: {"dtype": "F32", "shape": [1, 1], "data_offsets": span} for name, span in offsets.items()}
+    header = json.dumps(arrays)
+    path.write_bytes(struct.pack("<Q", len(header)) + header.encode() + bytes(80_000))
+
+
+def _object_array(path: Path) -> None:
+    trap = np.array([[Trap(path.parent / "sprung")]], dtype=object)
+    np.save(path, trap, allow_pickle=True) if path.suffix == ".npy" else np.savez(path, x=trap)
+
+
+def _compressed_claim(path: Path) -> None:
+    file = io.BytesIO()
+    np.savez_compressed(file, x=np.zeros((100, 100), dtype=np.float32))
+    path.write_bytes(file.getvalue().replace(struct.pack("<I", 40_128), b"\xfe\xff\xff\xff"))
+
+
+# Each by the name of its file: how it is made, and what its refusal says.
+TENSOR_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "trap.pt": (lambda path: torch.save(Trap(path.parent / "sprung"), path), "never unpickled"),
+    "trap-beside.pt": (lambda path: torch.save({"x": torch.ones(1), "y": Trap(path.parent / "sprung")}, path), "never"),
+    "raw.pt": (lambda path: path.write_bytes(pickle.dumps(Trap(path.parent / "sprung"))), "save the tensor again"),
+    "repeated.pt": (_repeated, "claims 18,014,398,509,481,984 bytes, but holds 4"),
+    "meta.pt": (lambda path: torch.save(torch.zeros(HUGE, 4, device="meta"), path), "but holds 0"),
+    "objects.npy": (_object_array, "arrays of type object"),
+    "objects.npz": (_object_array, "arrays of type object"),
+    "petabytes.npy": (lambda path: path.write_bytes(npy(f"({HUGE}, 4)", bytes(64))), "not a readable .npy"),
+    "long-header.npy": (lambda path: _long_header(path, (1 << 32) - 1), "a header of 4,294,967,295 bytes"),
+    "petabytes.npz": (lambda path: npz(path, npy(f"({HUGE}, 4)", bytes(64))), "the header claims"),
+    "petabytes-by-directory.npz": (lambda path: npz(path, npy(f"({HUGE}, 4)"), claimed=HUGE * 32), "bytes of memory"),
+    "compressed-claim.npz": (_compressed_claim, "compressed-claim.npz"),
+    "bomb.npz": (lambda path: zeros(path, 2048), "bytes of memory"),
+    "bomb-that-claims-little.npz": (lambda path: zeros(path, 2048, claimed=200), "Bad CRC-32"),
+    "petabytes.safetensors": (lambda path: path.write_bytes(struct.pack("<Q", HUGE) + b"{}"), "not a readable"),
+    "deep.safetensors": (_deep_safetensors, "not a readable"),
+    "many.safetensors": (_many_arrays, "and 19,900 more"),
+    "loop.npy": (lambda path: path.symlink_to(path), "no such file"),
+    "device.npy": (lambda path: path.symlink_to("/dev/zero"), "no such file"),
+    "pipe.npy": (os.mkfifo, "no such file"),
+    f"{'long' * 100}.npy": (lambda path: None, "File name too long"),
+}  # fmt: skip
+
+
+_LINES = 20_000
+# YAML that is meant to run something, or to take for ever.
+CONFIGS: dict[str, tuple[bytes, str]] = {
+    "tag": (b"data: !!python/object/apply:os.mkdir [sprung]\n", "/apply:os.mkdir"),
+    "module": (b"data: !!python/module:os\nseed: !!python/name:os.system x\n", "is not read"),
+    "laughs": (b"a: &a [x]\n" + b"".join(b"b%d: &b%d [*a, *a]\n" % (i, i) for i in range(30)), "aliases are not"),
+    "itself": (b"data: &a {kind: *a}\n", "aliases are not read"),
+    "anchors": (b"".join(b"a%d: &a%d 1\n" % (i, i) for i in range(_LINES)), "and more"),
+    "nested anchors": (b"".join(b" " * i + b"a: &a%d\n" % i for i in range(1000)), "nested too deeply"),
+    "brackets": (b"[" * 1_000_000, "nested too deeply"),
+    "braces": (b"{a: " * 250_000, "nested too deeply"),
+    "the same key": (b"a: 1\n" * _LINES, "and more"),
+    "tags": (b"".join(b"a%d: !t 1\n" % i for i in range(_LINES)), "and more"),
+    "a long key": (b"? " + b"y" * 900_000 + b"\n: 1\n", "unknown key"),
+    "a long number": (b"seed: " + b"9" * 900_000, "is no int"),
+    "escapes": (b'"\\e[2J\\a": 1\n"a\\nb": 2\n"\\u202e": 3\n', r"\x1b[2J\x07: unknown key"),
+}  # fmt: skip

@@ -1,0 +1,192 @@
+"""Files made to do harm are refused by name through the command line: nothing runs, grows, or is written."""
+
+import os
+import resource
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests import normal
+from tests.conftest import Result, TrainedRun
+from tests.hostile import CONFIGS, TENSOR_FILES, Trap, npy, npz
+
+Command = Callable[..., Result]
+# Bytes that a command may take beyond what the process has.
+LITTLE = 512 << 20
+GOOD = """
+data: {kind: tensors, path: x.npy}
+model: {encoder: {kind: identity}, quantizer: {kind: vector, codebook_size: 4}}
+training: {device: cpu}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _little_memory() -> Iterator[None]:
+    """A limit on memory, while the test runs."""
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + LITTLE, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where to work, a config in it, with room above it to see what was written there."""
+    inner = tmp_path / "a" / "b"
+    inner.mkdir(parents=True)
+    monkeypatch.chdir(inner)
+    (inner / "c.yaml").write_text(GOOD)
+    return inner
+
+
+def _refused(result: Result, name: str, text: str) -> None:
+    assert result.code == 2, result.err
+    assert name in result.err
+    assert text in result.err
+    assert "Traceback" not in result.err
+    assert len(result.err) < 20_000
+    assert all(line.isprintable() for line in result.err.split("\n"))
+
+
+@pytest.mark.parametrize("name", TENSOR_FILES, ids=[name[:40] for name in TENSOR_FILES])
+def test_a_hostile_tensor_file_is_refused_by_name(name: str, folder: Path, tmp_path: Path, vqtool: Command) -> None:
+    make, says = TENSOR_FILES[name]
+    make(folder / name)
+    before = list(tmp_path.rglob("*"))
+    _refused(vqtool("train", "--config", "c.yaml", "--set", f"data.path={name}", "--dry-run"), name, says)
+    assert list(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["../../up", "/tmp/vqtool-absolute", "C:\\up"])
+def test_a_member_of_an_archive_is_never_a_path(name: str, folder: Path, tmp_path: Path, vqtool: Command) -> None:
+    npz(folder / "x.npz", npy("(3, 4)", bytes(48)), f"{name}.npy")
+    before = list(tmp_path.rglob("*"))
+    result = vqtool("train", "--config", "c.yaml", "--set", "data.path=x.npz", "--key", name, "--dry-run")
+    assert result.code == 0, result.err
+    assert list(tmp_path.rglob("*")) == before
+    assert not Path(f"{name}.npy").exists()
+
+
+@pytest.mark.parametrize("name", ["trap.pt", "bomb.npz", "repeated.pt", "loop.npy"])
+def test_encode_refuses_it_as_well(name: str, folder: Path, trained: TrainedRun, vqtool: Command) -> None:
+    make, says = TENSOR_FILES[name]
+    make(folder / name)
+    _refused(vqtool("encode", trained.folder, folder / name, "--out", "tokens.npy"), name, says)
+    assert not (folder / "tokens.npy").exists()
+    assert not (folder / "sprung").exists()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_hostile_config_is_refused_by_name(name: str, folder: Path, vqtool: Command) -> None:
+    content, says = CONFIGS[name]
+    (folder / "c.yaml").write_bytes(content)
+    _refused(vqtool("train", "--config", "c.yaml", "--dry-run"), "c.yaml", says)
+    assert [path.name for path in folder.iterdir()] == ["c.yaml"]
+
+
+def test_a_config_without_end_is_read_no_further_than_a_config_goes(folder: Path, vqtool: Command) -> None:
+    with (folder / "sparse.yaml").open("wb") as file:
+        file.truncate(2 << 30)
+    for path in (folder / "sparse.yaml", Path("/dev/zero")):
+        _refused(vqtool("train", "--config", path, "--dry-run"), str(path), "over 1,048,576 bytes; not a config")
+
+
+def test_a_link_to_itself_is_no_config_and_no_run_directory(folder: Path, vqtool: Command) -> None:
+    (folder / "loop").symlink_to(folder / "loop")
+    np.save(folder / "x.npy", normal(20, 3))
+    _refused(vqtool("train", "--config", "loop", "--dry-run"), "loop", "cannot be read")
+    _refused(vqtool("train", "--config", "c.yaml", "--run-dir", "loop"), "loop", "cannot be made")
+    _refused(vqtool("encode", "loop", "x.npy", "--out", "t.npy"), "loop", "not a run")
+    _refused(vqtool("inspect", "loop"), "loop", "no such file or folder")
+
+
+def test_links_back_to_their_folder_are_not_followed_round_and_round(folder: Path, vqtool: Command) -> None:
+    for name in ("a", "b"):
+        (folder / name).symlink_to(folder)
+    np.save(folder / "x.npy", normal(20, 3))
+    assert vqtool("train", "--config", "c.yaml", "--set", "data.path='**/*.npy'", "--dry-run").code == 0
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred.npy", "two\nlines.npy", "\u202egnp.npy", "bell\x07.npy"])
+def test_the_name_of_a_file_cannot_steer_the_terminal(name: str, folder: Path, vqtool: Command) -> None:
+    (folder / "shards").mkdir()
+    (folder / "shards" / name).write_bytes(npy("(3, 4)"))
+    result = vqtool("train", "--config", "c.yaml", "--set", "data.path=shards", "--dry-run")
+    _refused(result, name.encode("unicode_escape").decode(), "not a readable .npy file")
+    assert result.err.count("\n") == 1
+
+
+def test_the_name_of_an_array_cannot_either(folder: Path, vqtool: Command) -> None:
+    torch.save({"\x1b[2Jx\n": torch.ones(3, 2), "y": torch.ones(3, 2)}, folder / "a.pt")
+    result = vqtool("train", "--config", "c.yaml", "--set", "data.path=a.pt", "--dry-run")
+    _refused(result, "a.pt", r"  \x1b[2Jx\n  float32 (3, 2)")
+
+
+def test_nor_can_that_of_a_run(folder: Path, trained: TrainedRun, vqtool: Command) -> None:
+    (folder / "\x1b[2Jrun").symlink_to(trained.folder)
+    shown = vqtool("inspect", folder)
+    assert shown.code == 0
+    assert "\x1b" not in shown.out
+    assert r"\x1b[2Jrun" in shown.out
+
+
+def _trap_checkpoints(run: Path) -> None:
+    for checkpoint in (run / "checkpoints").glob("*.pt"):
+        torch.save(Trap(run.parent / "sprung"), checkpoint)
+
+
+def _replace(name: str, content: bytes | Path) -> Callable[[Path], None]:
+    def replace(run: Path) -> None:
+        (run / name).unlink()
+        (run / name).symlink_to(content) if isinstance(content, Path) else (run / name).write_bytes(content)
+
+    return replace
+
+
+# How a run directory is spoilt, the file, and what its refusal says.
+RUNS: dict[str, tuple[Callable[[Path], None], str, str]] = {
+    "checkpoint": (_trap_checkpoints, "step-000000012.pt", "damaged"),
+    "config": (
+        _replace("config.yaml", b"data: !!python/object/apply:os.mkdir [sprung]\n"),
+        "config.yaml",
+        "is not read",
+    ),
+    "endless config": (_replace("config.yaml", Path("/dev/zero")), "config.yaml", "not a config"),
+    "config loop": (_replace("config.yaml", Path("config.yaml")), "run", "holds model.safetensors, but no run"),
+    "summary": (_replace("summary.json", b"\x80\x04]"), "summary.json", "damaged"),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_hostile_run_directory_is_refused_by_name(
+    name: str, folder: Path, trained: TrainedRun, vqtool: Command
+) -> None:
+    spoil, file, says = RUNS[name]
+    shutil.copytree(trained.folder, folder / "run")
+    spoil(folder / "run")
+    command = ["train", "--config", trained.config, "--run-dir", "run", "--resume", "--set", "training.steps=14"]
+    _refused(vqtool(*command), file, says)
+    assert not (folder / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [struct.pack("<Q", 1 << 50) + b"{}", b"\x80\x04]", struct.pack("<Q", 9) + b'{"a":{{{{']
+)
+def test_a_hostile_model_is_refused_by_name(content: bytes, folder: Path, trained: TrainedRun, vqtool: Command) -> None:
+    shutil.copytree(trained.folder, folder / "run")
+    (folder / "run" / "model.safetensors").write_bytes(content)
+    for command in (["encode", "run", "--out", "t.npy"], ["inspect", "run"], ["eval", "run"]):
+        _refused(vqtool(*command), "model.safetensors", "damaged")
+
+
+@pytest.mark.parametrize("content", [b'{"a":' * 100_000, b'{"shape": [1]}', b"\x80\x04]", b"[1]", b'{"\\u001b[2J": 1}'])
+def test_a_hostile_manifest_is_refused_by_name(content: bytes, folder: Path, vqtool: Command) -> None:
+    np.save(folder / "t.npy", np.zeros((3, 1), dtype=np.uint8))
+    (folder / "t.json").write_bytes(content)
+    _refused(vqtool("inspect", "t.npy"), "t.json", "not a manifest")

@@ -1,0 +1,8 @@
+"""Text that is safe to show: what a file calls itself must not steer the terminal that it is named in."""
+
+
+def printable(text: str) -> str:
+    """One line, with everything that is no visible character written as an escape: a line break as \\n."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
