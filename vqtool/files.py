@@ -67,6 +67,21 @@ def write_json(path: Path, value: Any) -> None:
         part.write_text(to_json(value), encoding="utf-8")
 
 
+def read_small(path: Path, most: int) -> bytes:
+    """The content of a file that has at most so many bytes.
+
+    Raises:
+        OSError: it has more, or is no regular file: a device, say, that has no end.
+    """
+    if not path.is_file():
+        raise OSError(f"{path}: is no file")
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(f"{path}: has over {most:,} bytes")
+    return content
+
+
 def to_json(value: Any) -> str:
     """Text that depends on the value alone; NaN is refused."""
     return json.dumps(value, indent=2, allow_nan=False) + "\n"

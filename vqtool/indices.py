@@ -3,6 +3,7 @@
 Shapes: N samples, L positions per sample, Q levels.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,9 +17,11 @@ from pydantic.dataclasses import dataclass
 
 from vqtool.data import map_npy
 from vqtool.errors import DataError
-from vqtool.files import replacing, reserve, sync, to_json
+from vqtool.files import read_small, replacing, reserve, sync, to_json
 
 _FORMAT = "vqtool indices 1"
+# Room for hundreds of thousands of shards.
+_LARGEST_MANIFEST = 1 << 26
 
 
 Size = Annotated[int, Field(ge=1)]
@@ -104,7 +107,7 @@ def check_not_input(path: Path, inputs: Sequence[Path]) -> None:
     Raises:
         DataError: it is.
     """
-    if path.resolve() in [file.resolve() for file in inputs]:
+    if os.path.realpath(path) in map(os.path.realpath, inputs):
         raise DataError(f"{path}: is what would be read; name another output")
 
 
@@ -170,11 +173,15 @@ def _read_manifest(path: Path) -> Manifest:
 
 def _parsed(beside: Path) -> Manifest:
     try:
-        manifest = TypeAdapter(Manifest).validate_json(beside.read_bytes())
+        manifest = TypeAdapter(Manifest).validate_json(read_small(beside, _LARGEST_MANIFEST))
     except (OSError, ValidationError) as error:
         raise DataError(f"{beside}: not a manifest: {_first_fault(error)}") from error
     if manifest.format != _FORMAT:
         raise DataError(f"{beside}: not a manifest of this kind: format {manifest.format!r}, not {_FORMAT!r}")
+    if manifest.dtype != index_dtype(tuple(manifest.codebook_sizes)).name:
+        raise DataError(
+            f"{beside}: says {manifest.dtype}, which is not the type for codebooks {manifest.codebook_sizes}"
+        )
     return manifest
 
 

@@ -81,6 +81,8 @@ def read_model(path: Path) -> tuple[SavedModel, str]:
 def _model(tensors: dict[str, Tensor], about: dict[str, Any]) -> SavedModel:
     levels = sorted((name for name in tensors if name.startswith(_COUNTS)), key=lambda name: int(name[len(_COUNTS) :]))
     counts = [tensors.pop(name) for name in levels]
+    if any(hits.ndim != 1 for hits in counts):
+        raise ValueError("counts of codes have one axis")
     distinct = Distinct(*tensors.pop(_DISTINCT).tolist()) if _DISTINCT in tensors else None
     return SavedModel(tensors, counts, distinct, about.get("step"), about.get("metrics", {}))
 

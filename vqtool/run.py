@@ -10,7 +10,10 @@ from typing import Any
 
 from vqtool.config import RunSettings, load_config, write_config
 from vqtool.errors import CheckpointError
-from vqtool.files import lock, part_of, write_json
+from vqtool.files import lock, part_of, read_small, write_json
+
+# A summary is a page; what is larger is something else.
+_LARGEST_SUMMARY = 1 << 20
 
 
 class Run:
@@ -126,12 +129,12 @@ class Run:
 
     def read_summary(self) -> dict[str, Any] | None:
         """How the run ended; None where it has not."""
-        if not self.summary.exists():
+        if not os.path.lexists(self.summary):
             return None
         try:
-            summary: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
+            summary: dict[str, Any] = json.loads(read_small(self.summary, _LARGEST_SUMMARY))
             if {"steps", "best_step", "best", "final", "seconds"} <= summary.keys():
                 return summary
-        except (ValueError, AttributeError) as error:
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{self.summary}: damaged: {error}; remove it to go on") from error
         raise CheckpointError(f"{self.summary}: damaged: it lacks what a summary has; remove it to go on")

@@ -14,6 +14,7 @@ from vqtool.cli.init import init
 from vqtool.cli.inspect import inspect
 from vqtool.cli.train import train
 from vqtool.errors import Stopped, TrainingError, VqtoolError
+from vqtool.printable import printable
 
 
 class Commands(TyperGroup):
@@ -25,6 +26,10 @@ class Commands(TyperGroup):
         except VqtoolError as error:
             print(f"vqtool: {error}", file=sys.stderr)
             raise typer.Exit(_exit_code(error)) from error
+        except OSError as error:  # What the system refuses, and nobody expected: a name too long, say.
+            name = printable(str(error.filename or "")).rstrip()
+            print(f"vqtool: {name}{': ' * bool(name)}{error.strerror or error}", file=sys.stderr)
+            raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
             print("vqtool: interrupted", file=sys.stderr)
             raise typer.Exit(128 + signal.SIGINT) from error

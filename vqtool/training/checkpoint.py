@@ -8,14 +8,16 @@ import hashlib
 import io
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
 from vqtool.errors import CheckpointError
-from vqtool.files import replacing, write_json
+from vqtool.files import read_small, replacing, write_json
 from vqtool.run import Run
 
 _FORMAT = "vqtool checkpoint 2"
@@ -23,7 +25,10 @@ _FORMAT = "vqtool checkpoint 2"
 _LARGEST_MARKER = 1 << 12
 
 
-@dataclass(frozen=True)
+_STRICT = ConfigDict(strict=True, extra="forbid")
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Validation:
     """What a validation showed.
 
@@ -36,7 +41,7 @@ class Validation:
     metrics: dict[str, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class State:
     """A training run between two steps.
 
@@ -51,7 +56,7 @@ class State:
         data_sha256: of the data.
     """
 
-    step: int
+    step: Annotated[int, Field(ge=0, lt=1 << 53)]
     model: dict[str, Any]
     optimizer: dict[str, Any]
     last: Validation
@@ -119,7 +124,10 @@ def _load(path: Path) -> State:
                 raise CheckpointError(f"{path}: damaged: its SHA-256 is not the one in {_marker(path).name}")
             file.seek(0)
             fields = torch.load(file, map_location="cpu", weights_only=True)
-        return State(**{**fields, "last": Validation(**fields["last"])})
+        state = State(**{**fields, "last": Validation(**fields["last"])})
+        if state.step != int(path.stem[5:]):
+            raise ValueError("the step is not that of its name")
+        return state
     except CheckpointError:
         raise
     except Exception as error:  # a damaged file can make its parser fail in any way
@@ -127,8 +135,7 @@ def _load(path: Path) -> State:
 
 
 def _digest_in(marker: Path) -> str:
-    with marker.open("rb") as file:
-        content = json.loads(file.read(_LARGEST_MARKER))
+    content = json.loads(read_small(marker, _LARGEST_MARKER))
     if content["format"] != _FORMAT:
         raise CheckpointError(f"{marker}: written by another version of vqtool")
     return str(content["sha256"])

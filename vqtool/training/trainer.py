@@ -104,8 +104,14 @@ class Trainer:
         return self._seconds
 
     def _go_on(self, state: State) -> None:
-        self._model.load_state_dict(state.model)
-        self._stepper.optimizer.load_state_dict(state.optimizer)
+        try:
+            self._model.load_state_dict(state.model)
+            self._stepper.optimizer.load_state_dict(state.optimizer)
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{self._run.checkpoints}: step-{state.step:09d}.pt does not fit {self._run.config.name}: its tensors "
+                "are another model's"
+            ) from error
         self._step, self._seconds = state.step, state.seconds
         self._last, self._pending, self._early = state.last, state.pending, state.early
         if self._run.model.exists() and state.data_sha256 == self._data.sha256:  # else, no figure to compare with

@@ -1,0 +1,145 @@
+"""Run directories made to do harm: what reads a run, its index files and its checkpoints refuses them by name."""
+
+import json
+import os
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import Result, TrainedRun
+from tests.training import resign
+
+Command = Callable[..., Result]
+LITTLE = 512 << 20
+
+
+@pytest.fixture(autouse=True)
+def _little_memory() -> Iterator[None]:
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + LITTLE, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.fixture
+def run(tmp_path: Path, trained: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained.folder, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def refused(result: Result, name: str) -> None:
+    assert result.code == 2, result.err
+    assert name in result.err
+
+
+def resume(vqtool: Command, trained: TrainedRun, run: Path) -> Result:
+    return vqtool("train", "--config", trained.config, "--run-dir", run, "--resume", "--set", "training.steps=14")
+
+
+def endless(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["encode", "--out", "t.npy"], ["eval"]])
+def test_an_endless_model(command: list[str], run: Path, vqtool: Command) -> None:
+    endless(run / "model.safetensors")
+    refused(vqtool(command[0], run, *command[1:]), "model.safetensors")
+
+
+@pytest.mark.parametrize("content", [None, b'{"a":' * 200_000], ids=["endless", "deep"])
+def test_a_summary(content: bytes | None, run: Path, trained: TrainedRun, vqtool: Command) -> None:
+
+    if content is None:
+        endless(run / "summary.json")
+    else:
+        (run / "summary.json").write_bytes(content)
+    refused(resume(vqtool, trained, run), "summary.json")
+
+
+TENSORS: dict[str, torch.Tensor] = {
+    "validation.counts.x": torch.ones(3),
+    "validation.counts.0": torch.ones(2, 2, dtype=torch.int64),
+    "validation.distinct": torch.ones(3),
+    "validation.distinct ": torch.tensor(1),  # a single number: TypeError as well
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_tensors_beside_the_weights(name: str, run: Path, vqtool: Command) -> None:
+    tensors = load_file(run / "model.safetensors")
+    tensors[name.strip()] = TENSORS[name]
+    save_file(tensors, run / "model.safetensors")
+    refused(vqtool("inspect", run), "model.safetensors")
+
+
+def test_an_endless_manifest(run: Path, vqtool: Command) -> None:
+    np.save("t.npy", np.zeros((3, 1), dtype=np.uint8))
+    Path("t.json").symlink_to("/dev/zero")
+    refused(vqtool("inspect", "t.npy"), "t.json")
+
+
+def test_a_manifest_of_a_codebook_that_its_indices_cannot_name(run: Path, vqtool: Command) -> None:
+    assert vqtool("encode", run, "--out", "t.npy").code == 0
+    manifest = json.loads(Path("t.json").read_text())
+    Path("t.json").write_text(json.dumps({**manifest, "codebook_sizes": [1 << 28]}))
+    refused(vqtool("inspect", "t.npy"), "t.json")
+
+
+def test_indices_that_link_to_themselves(run: Path, vqtool: Command) -> None:
+    Path("t.json").write_text("{}")
+    Path("t.npy").symlink_to("t.npy")
+    refused(vqtool("decode", run, "t.npy", "--out", "d.npy"), "t.npy")
+
+
+FIELDS: list[dict[str, Any]] = [
+    *({"step": "x"}, {"step": 2**70}, {"step": -5}, {"seconds": "x"}, {"model": {}}),
+    {"last": {"step": None, "metrics": 5}},
+]
+
+
+@pytest.mark.parametrize("fields", FIELDS, ids=str)
+def test_a_checkpoint_of_other_things(fields: dict[str, Any], run: Path, trained: TrainedRun, vqtool: Command) -> None:
+    for path in (run / "checkpoints").glob("*.pt"):
+        torch.save({**torch.load(path, weights_only=True), **fields}, path)
+        resign(path)
+    refused(resume(vqtool, trained, run), ".pt")
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "--config", "c.yaml", "--run-dir", LONG, "--dry-run"],
+        ["train", "--config", "c.yaml", "--run-dir", LONG],
+        ["inspect", LONG],
+        ["encode", LONG, "--out", "t.npy"],
+        ["encode", "run", "--out", f"{LONG}.npy"],
+        ["decode", "run", f"{LONG}.npy", "--out", "d.npy"],
+        ["init", "images", "--out", f"{LONG}.yaml"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_name_too_long(command: list[str], run: Path, trained: TrainedRun, vqtool: Command) -> None:
+    shutil.copy(trained.config, "c.yaml")
+    refused(vqtool(*command), LONG)
+
+
+@pytest.mark.parametrize("command", [["--dry-run"], []])
+def test_a_batch_whose_pass_does_not_fit(
+    command: list[str], trained: TrainedRun, tmp_path: Path, vqtool: Command
+) -> None:
+    size = ["--set", "training.batch_size=300000", "--set", "model.encoder.width=256"]
+    result = vqtool("train", "--config", trained.config, "--run-dir", tmp_path / "new", *size, *command)
+    refused(result, "training.batch_size")
