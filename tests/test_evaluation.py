@@ -186,7 +186,10 @@ def test_chunks_hold_the_rows_in_order_and_what_decode_would_write(small_chunks)
 
 def level(counts, soft, squared_distance, elements):
     soft, squared_distance = torch.tensor(soft).double(), torch.tensor(squared_distance).double()
-    return LevelStatistics(torch.tensor(counts), soft, torch.tensor(0.0), squared_distance, torch.tensor(elements))
+    return LevelStatistics(
+        *(torch.tensor(counts), soft, torch.tensor(0.0), squared_distance, torch.tensor(elements)),
+        *(torch.zeros(2), torch.tensor(0.0)),
+    )
 
 
 VECTOR = {"kind": "vector", "codebook_size": 6, "confidence": 0.5, "start": {"kind": "random"}}

@@ -27,6 +27,7 @@ FLOORS = [
         "autoencoder",
         "modality",
         "usage",
+        "geometry",
         "losses",
         "nets",
         "quantizers",

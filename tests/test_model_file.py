@@ -25,7 +25,7 @@ def path(tmp_path: Path) -> Path:
 def saved(
     state: dict[str, Tensor] | None = None, counts: list[Tensor] | None = None, distinct: Distinct | None = None
 ) -> SavedModel:
-    return SavedModel(state or {"a": torch.ones(100)}, counts or [], distinct, 5, METRICS)
+    return SavedModel(state or {"a": torch.ones(100)}, counts or [], distinct, 5, METRICS, 80)
 
 
 def test_a_model_reads_back_with_the_validation_that_chose_it(path: Path) -> None:
@@ -36,6 +36,7 @@ def test_a_model_reads_back_with_the_validation_that_chose_it(path: Path) -> Non
     assert all(torch.equal(model.state[name], state[name]) for name in state)
     assert [hits.tolist() for hits in model.counts] == [[3, 0, 2], [1, 4]]
     assert (model.distinct, model.step, model.metrics) == (None, 5, METRICS)
+    assert model.tokens == 80
     assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 

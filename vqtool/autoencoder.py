@@ -15,6 +15,7 @@ from vqtool.errors import ConfigError, DataError
 from vqtool.modality import Classes, Values
 from vqtool.nets import EncoderSettings, NetSettings, Size
 from vqtool.quantizers import ProjectedQuantizer, Quantizer, QuantizerOutput, QuantizerSettings
+from vqtool.quantizers.hit_times import HitTimes
 from vqtool.settings import Settings
 
 
@@ -63,6 +64,7 @@ class Autoencoder(nn.Module):
             width = net.latent_width(spec.channels, width)
         if width != self.quantizer.dim:
             self.quantizer = ProjectedQuantizer(self.quantizer, width)
+        self.hit_times = HitTimes(self.quantizer.codebook_sizes)
         self.encoder = settings.encoder.encoder(self.modality.inputs, spec.size, width)
         self.decoder = settings.decoder.decoder(self.modality.outputs, spec.size, width)
 

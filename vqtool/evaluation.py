@@ -13,6 +13,7 @@ from torch import Tensor
 from vqtool.autoencoder import Autoencoder
 from vqtool.chunks import chunk_rows, chunks
 from vqtool.data import Samples
+from vqtool.geometry import Latents
 from vqtool.losses import LossSettings, reconstruction_loss
 from vqtool.progress import pass_bar
 from vqtool.quantizers import LevelStatistics
@@ -32,6 +33,7 @@ class Evaluation:
         sample_entropies: mean entropy of the samples' own soft assignments, over ln K; 0: each is sure.
         samples: how many were passed.
         distinct: their ids, where samples are vectors.
+        latents: what each level quantized.
     """
 
     losses: dict[str, float]
@@ -40,6 +42,12 @@ class Evaluation:
     sample_entropies: list[float]
     samples: int
     distinct: Distinct | None
+    latents: list[Latents]
+
+    @property
+    def counts(self) -> list[Tensor]:
+        """The hits (K,) of each level's codes."""
+        return [torch.tensor(level.counts) for level in self.levels]
 
 
 @dataclass(frozen=True)
@@ -141,6 +149,7 @@ class Pass:
             ],
             samples=self._samples,
             distinct=self._ids.result() if self._ids else None,
+            latents=[_latents(level) for level in self._levels],
         )
 
 
@@ -152,6 +161,24 @@ def evaluate(model: Autoencoder, samples: Samples, loss: LossSettings) -> Evalua
     return whole.result()
 
 
+@torch.no_grad()
+def shuffled_loss(model: Autoencoder, samples: Samples, loss: LossSettings) -> float:
+    """The reconstruction loss of the first samples, each decoded from the indices of another.
+
+    Where the decoder ignores the codes it is no larger than that of their own.
+    """
+    rows = chunk_rows(model, samples.size)
+    training = model.training
+    model.eval()
+    x = samples.read(0, min(rows, len(samples))).to(next(iter(model.state_dict().values())).device)
+    ((padded, n),) = chunks(x, rows)
+    indices = model.encode(padded)
+    ((others, _),) = chunks(indices[:n].roll(1, dims=0), rows)
+    prediction = model.predict(others, model.size_of(x))[:n]
+    model.train(training)
+    return float(reconstruction_loss(loss.reconstruction, prediction, model.modality.target(x)))
+
+
 def raw_terms(levels: Sequence[LevelStatistics]) -> tuple[float, float]:
     """Commitment and entropy without any weight, averaged over levels."""
     commitment = entropy = 0.0
@@ -160,6 +187,13 @@ def raw_terms(levels: Sequence[LevelStatistics]) -> tuple[float, float]:
         commitment += float(level.squared_distance / level.elements)
         entropy += float(negative_entropy(level.soft_assignment / vectors))
     return commitment / len(levels), entropy / len(levels)
+
+
+def _latents(level: LevelStatistics) -> Latents:
+    vectors = int(level.counts.sum())
+    mean = level.total / vectors
+    variance = float(level.squares / vectors - mean.square().sum())
+    return Latents(mean, max(0.0, variance), float(level.squared_distance) / vectors)
 
 
 def _soft_entropy(level: LevelStatistics) -> float:

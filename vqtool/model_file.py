@@ -38,6 +38,8 @@ class SavedModel(NamedTuple):
     """after which that pass was; None where another program wrote the file."""
     metrics: dict[str, float]
     """of that pass, by tag; then none."""
+    tokens: int | None
+    """positions of all training samples; then None."""
 
 
 def write_model(path: Path, model: SavedModel) -> None:
@@ -50,7 +52,7 @@ def write_model(path: Path, model: SavedModel) -> None:
     tensors |= {f"{_COUNTS}{level}": hits.contiguous() for level, hits in enumerate(model.counts)}
     if model.distinct:
         tensors[_DISTINCT] = torch.tensor([model.distinct.rows, model.distinct.ids])
-    about: dict[str, Any] = {"step": model.step, "metrics": model.metrics}
+    about: dict[str, Any] = {"step": model.step, "metrics": model.metrics, "tokens": model.tokens}
     about["sha256"] = _digest(tensors, about)
     content = save(tensors, metadata={_ABOUT: json.dumps(about, allow_nan=False)})
     with replacing(path) as part:
@@ -84,7 +86,7 @@ def _model(tensors: dict[str, Tensor], about: dict[str, Any]) -> SavedModel:
     if any(hits.ndim != 1 for hits in counts):
         raise ValueError("counts of codes have one axis")
     distinct = Distinct(*tensors.pop(_DISTINCT).tolist()) if _DISTINCT in tensors else None
-    return SavedModel(tensors, counts, distinct, about.get("step"), about.get("metrics", {}))
+    return SavedModel(tensors, counts, distinct, about.get("step"), about.get("metrics", {}), about.get("tokens"))
 
 
 def _about(content: bytes) -> dict[str, Any]:

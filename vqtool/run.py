@@ -123,6 +123,14 @@ class Run:
             raise CheckpointError(f"{self.folder}: not a run: it has no {self.config.name}")
         return load_config(self.config)
 
+    def validations(self) -> list[dict[str, Any]]:
+        """What was logged of each validation, the oldest first, each with its `step`."""
+        if not self.metrics.is_file():
+            return []
+        with self.metrics.open(encoding="utf-8", errors="replace") as lines:
+            found = [_parsed(line) for line in lines if '"validation/loss/total"' in line]
+        return [fields for fields in found if fields]
+
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write how the run ended."""
         write_json(self.summary, summary)
@@ -138,3 +146,12 @@ class Run:
         except (OSError, ValueError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{self.summary}: damaged: {error}; remove it to go on") from error
         raise CheckpointError(f"{self.summary}: damaged: it lacks what a summary has; remove it to go on")
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    """The fields of a line; none where it was cut short when the process was killed."""
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) and isinstance(fields.get("step"), int) else {}

@@ -45,7 +45,7 @@ def test_an_index_file_has_the_counts_of_its_indices(tokens: np.ndarray, vqtool:
     counts = np.bincount(tokens.reshape(-1), minlength=16)
     p = counts[counts > 0] / counts.sum()
     entropy = -(p * np.log2(p)).sum()
-    assert set(told) == {"target", "tokens", "collision_rate", "levels"}
+    assert set(told) == {"target", "tokens", "collision_rate", "levels", "findings"}
     assert told["collision_rate"] is None  # images have many tokens, and no id
     assert (told["target"], told["tokens"]) == ("tokens.npy", 9 * 16)
     assert set(level) == LEVEL

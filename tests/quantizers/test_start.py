@@ -123,8 +123,9 @@ def test_they_start_exactly_when_the_sample_is_full():
     assert model.starter.sample.shape == (0, D)
     assert torch.equal(model.codes, started_by_hand(z))
     counts = torch.bincount(model.encode(z), minlength=K)
-    torch.testing.assert_close(model.codebook.counts, 0.1 * counts)
-    torch.testing.assert_close(model.codebook.sums, 0.1 * counts[:, None] * model.codes)
+    rate = (1 - torch.exp(-counts / 15)).clamp_max(0.1)
+    torch.testing.assert_close(model.codebook.counts, rate * counts)
+    torch.testing.assert_close(model.codebook.sums, (rate * counts)[:, None] * model.codes)
 
 
 def test_from_then_on_they_quantize_and_learn():
@@ -378,7 +379,7 @@ def test_codes_wait_for_a_tenth_of_the_run_at_most(tmp_path: Path, steps: int, f
     said: list[str] = []
     train(waiting(settings, vectors=10), tmp_path / "run", say=said.append)
     assert sample_sizes(tmp_path / "run", first) == [*((False, 16 * step) for step in range(1, first)), (True, 0)]
-    assert [line.partition(" start ")[0] for line in said if "codes" in line] == [f"step {first}: codes"]
+    assert [line.partition(" start ")[0] for line in said if "codes start" in line] == [f"step {first}: codes"]
     assert ["loss/commitment" in line for line in logged(tmp_path / "run")[: first + 1]] == [False] * first + [True]
 
 

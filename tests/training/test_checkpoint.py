@@ -30,6 +30,7 @@ def state_at(step: int) -> State:
         early=False,
         seconds=1.5,
         data_sha256="0" * 64,
+        codes=[torch.rand(5, 2), None],
     )
 
 

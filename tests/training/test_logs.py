@@ -116,11 +116,16 @@ SCALARS = {
     "codebook/expected_used",
     "optimizer/learning_rate",
     "throughput/samples_per_second",
+    "validation/loss/shuffled",
+    *(
+        f"codebook/{name}"
+        for name in ("error", "spread", "outside", "duplicates", "halving", "never_hit", "last_hit", "movement")
+    ),
 }
 
 
 def test_a_run_writes_every_tag_of_the_contract(trained: TrainedRun) -> None:
-    assert set().union(*logged(trained.folder)) - {"step"} == SCALARS
+    assert set().union(*logged(trained.folder)) - {"step", "findings"} == SCALARS
     tags = board(trained.folder).Tags()
     assert set(tags["scalars"]) == SCALARS
     assert tags["histograms"] == ["codebook/counts"]

@@ -31,11 +31,15 @@ from vqtool.evaluation import Evaluation
 from vqtool.quantizers import LevelStatistics, QuantizerOutput, VectorQuantizer
 from vqtool.run import Run
 from vqtool.training import step as step_module
-from vqtool.training import train, trainer
+from vqtool.training import train, validator
 from vqtool.training.checkpoint import load_checkpoint
 from vqtool.training.optimizer import learning_rate
 from vqtool.training.prepare import prepare
 from vqtool.training.trainer import Trainer
+
+
+def numbers(line: dict[str, Any]) -> list[float]:
+    return [value for value in line.values() if isinstance(value, int | float)]
 
 
 def trainer_in(folder: Path, settings: RunSettings) -> tuple[Trainer, torch.nn.Module]:
@@ -66,6 +70,7 @@ def test_a_step_is_that_of_a_bare_loop(tmp_path: Path) -> None:
         for group in adamw.param_groups:
             group["lr"] = learning_rate(settings.training, step)
         adamw.step()
+        model.hit_times.note(output.quantizer.indices, step + 1, torch.tensor(True))
         model.quantizer.update()
         assert logged(tmp_path / "run")[step]["loss/total"] == pytest.approx(float(loss.detach()), rel=1e-5)
     for name, tensor in checkpoint(tmp_path / "run", 8)["model"].items():
@@ -151,7 +156,7 @@ def test_ema_codes_are_the_means_of_what_they_won(tmp_path: Path) -> None:
 def script(monkeypatch: pytest.MonkeyPatch, metric: str, values: list[float]) -> list[dict[str, Tensor]]:
     """Let validations show these values of a metric; returns the weights that each of them saw."""
     seen: list[dict[str, Tensor]] = []
-    evaluate = trainer.evaluate
+    evaluate = validator.evaluate
 
     def scripted(model: Any, *arguments: Any) -> Evaluation:
         value, evaluation = values[len(seen)], evaluate(model, *arguments)
@@ -162,7 +167,7 @@ def script(monkeypatch: pytest.MonkeyPatch, metric: str, values: list[float]) ->
         level = dataclasses.replace(evaluation.levels[0], **{name: value})
         return dataclasses.replace(evaluation, levels=[level])
 
-    monkeypatch.setattr(trainer, "evaluate", scripted)
+    monkeypatch.setattr(validator, "evaluate", scripted)
     return seen
 
 
@@ -395,8 +400,10 @@ def test_bfloat16_is_for_the_networks_in_training_alone(
     settings = tiny(tmp_path, array, encoder=encoder, precision="bfloat16", steps=4)
     summary = train(settings, tmp_path / "run")
     assert seen == {(True, torch.bfloat16, torch.float32), (False, torch.float32, torch.float32)}
-    assert all(math.isfinite(value) for line in logged(tmp_path / "run") for value in line.values())
-    assert all(t.dtype in (torch.float32, torch.int64, torch.bool) for t in model_of(tmp_path / "run").values())
+    assert all(math.isfinite(value) for line in logged(tmp_path / "run") for value in numbers(line))
+    assert all(
+        t.dtype in (torch.float32, torch.int64, torch.int32, torch.bool) for t in model_of(tmp_path / "run").values()
+    )
     report = load(tmp_path / "run").evaluate()
     assert report.evaluation.losses["total"] == summary["best"]["validation/loss/total"]
 
@@ -418,8 +425,9 @@ def test_bfloat16_trains_about_as_float32(tmp_path: Path) -> None:
 def test_each_validation_is_told(tmp_path: Path) -> None:
     lines: list[str] = []
     train(tiny(tmp_path), tmp_path / "run", say=lines.append)
-    assert [line.partition(":")[0] for line in lines[1:]] == ["step 1", "step 3", "step 6", "step 8"]
     assert lines[1].startswith("step 1: codes start ")
+    told = [line for line in lines if ": validation reconstruction " in line]
+    assert [line.partition(":")[0] for line in told] == ["step 3", "step 6", "step 8"]
     last = logged(tmp_path / "run")[-1]
-    assert f"reconstruction {last['validation/loss/reconstruction']:.4g}, " in lines[-1]
-    assert f"usage {last['codebook/usage']:.1%}" in lines[-1]
+    assert f"reconstruction {last['validation/loss/reconstruction']:.4g}, " in told[-1]
+    assert f"usage {last['codebook/usage']:.1%}" in told[-1]

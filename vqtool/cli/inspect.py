@@ -43,4 +43,5 @@ def _fields(inspection: "Inspection") -> dict[str, Any]:
         "tokens": inspection.tokens,
         "collision_rate": inspection.distinct and inspection.distinct.collision_rate,
         "levels": [asdict(level) for level in inspection.levels],
+        "findings": [asdict(finding) for finding in inspection.findings],
     }

@@ -1,5 +1,6 @@
 """The training block of the config."""
 
+import math
 import re
 from typing import Literal
 
@@ -40,6 +41,7 @@ class TrainingSettings(Settings):
     validate_every: int = Field(500, ge=1, description="a pass over the validation part; the last step has one too")
     checkpoint_every: int = Field(500, ge=1, description="what resuming needs; the last step has one too")
     keep_checkpoints: int = Field(2, ge=1, description="how many of the last checkpoints to keep")
+    stop_on_severe: bool = Field(False, description="end where two validations in a row find something severe")
     best_metric: Literal[
         "validation/loss/total",
         "validation/loss/reconstruction",
@@ -57,3 +59,14 @@ class TrainingSettings(Settings):
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", device):
             raise ValueError("expected auto, cpu, mps, cuda or cuda:1")
         return device
+
+
+def learning_rate(settings: TrainingSettings, step: int) -> float:
+    """Of a step, counted from 0: a linear rise, then half a cosine down to 0 (Loshchilov & Hutter 2017), or level."""
+    warmup = min(settings.warmup_steps, settings.steps)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / (warmup + 1)
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    progress = (step - warmup) / max(1, settings.steps - warmup)
+    return settings.learning_rate * (1 + math.cos(math.pi * progress)) / 2

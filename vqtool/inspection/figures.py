@@ -1,19 +1,24 @@
 """What inspect looks at: a run, a run on other data, an index file; and the figures of each."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from vqtool.config import RunSettings
 from vqtool.errors import CheckpointError, DataError
 from vqtool.indices import read_indices
+from vqtool.inspection.evidence import Evidence, of_run
+from vqtool.inspection.finding import Finding
+from vqtool.inspection.findings import diagnose
 from vqtool.model_file import read_model
 from vqtool.progress import pass_bar
 from vqtool.run import Run
 from vqtool.semantic_ids import Distinct
 from vqtool.tally import Tally
 from vqtool.tokenizer import load
-from vqtool.usage import Usage, usage_of
+from vqtool.usage import Usage
 
 # Indices counted at a time.
 _BLOCK = 1 << 22
@@ -28,12 +33,14 @@ class Inspection:
         counted: what its codes were counted on.
         levels: of each level.
         distinct: ids, where samples are vectors.
+        findings: what is wrong, the severe first.
     """
 
     target: str
     counted: str
     levels: list[Usage]
     distinct: Distinct | None
+    findings: Sequence[Finding] = ()
 
     @property
     def tokens(self) -> int:
@@ -73,16 +80,21 @@ def _inspect_one(target: Path, data: str | None, key: str | None, device: str | 
     if target.is_file():
         if data is not None:
             raise DataError(f"{target}: an index file has its own counts; --data goes with a run")
-        tally = _count_file(target)
-        return Inspection(str(target), "the indices in the file", tally.levels, tally.distinct)
+        return _of_tally(target, "the indices in the file", _count_file(target))
     if data is not None:
-        tally = load(target, device).count(data, key)
-        return Inspection(str(target), data, tally.levels, tally.distinct)
+        tokenizer = load(target, device)
+        return _of_tally(target, data, tokenizer.count(data, key), tokenizer.settings)
     saved, _ = read_model(Run(target).model)
     if not saved.counts:
         raise CheckpointError(f"{target}: its model holds no counts of a validation pass")
-    levels = [usage_of(hits) for hits in saved.counts]
-    return Inspection(str(target), "the run's best validation pass", levels, saved.distinct)
+    evidence = of_run(Run(target), saved)
+    levels = list(evidence.levels)
+    return Inspection(str(target), "the run's best validation pass", levels, saved.distinct, diagnose(evidence))
+
+
+def _of_tally(target: Path, counted: str, tally: Tally, settings: RunSettings | None = None) -> Inspection:
+    found = diagnose(Evidence(tally.levels, tally.distinct, settings=settings))
+    return Inspection(str(target), counted, tally.levels, tally.distinct, found)
 
 
 def _count_file(path: Path) -> Tally:

@@ -1,5 +1,6 @@
 """Figures for a terminal: tables and a small histogram."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 from rich.bar import Bar
@@ -8,9 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from vqtool.inspection.figures import Inspection
+from vqtool.inspection.finding import Finding
 from vqtool.printable import printable
 from vqtool.usage import Usage
 
+_STYLES = {"severe": "bold red", "warning": "yellow", "note": "cyan"}
 # Codes named at either end of the ranking.
 _NAMED = 5
 # Bounds of the histogram's bins, in hits over the mean.
@@ -31,7 +34,23 @@ def render(inspection: Inspection) -> RenderableType:
     for number, usage in enumerate(inspection.levels):
         title = "codebook" if len(inspection.levels) == 1 else f"level {number}"
         parts += [Text(), _figures(title, usage), Text(), _histogram(usage)]
-    return Group(*parts)
+    return Group(*parts, Text(), _findings(inspection.findings))
+
+
+def _findings(findings: Sequence[Finding]) -> Text:
+    """What is wrong, why, and what to set; or that nothing is."""
+    if not findings:
+        return Text("findings: none", style="bold")
+    text = Text("findings\n", style="bold")
+    for finding in findings:
+        text.append(f"{finding.severity}", style=_STYLES[finding.severity])
+        text.append(f" ({finding.name}): {finding.message}\n", style="default")
+        text.append(f"  {finding.cause}\n", style="dim")
+        for change in finding.changes:
+            text.append(f"  try --set {change.key}={change.value}", style="default")
+            text.append(f"   {change.why}\n", style="dim")
+    text.rstrip()
+    return text
 
 
 def _figures(title: str, usage: Usage) -> Table:

@@ -43,6 +43,11 @@ class Quantizer(nn.Module, ABC):
     def codes(self) -> Tensor:
         """The codes (K, D); (Q, K, D) of a quantizer of levels, each of as many codes."""
 
+    @property
+    def learned_codes(self) -> list[Tensor | None]:
+        """The codes (K, D) of each level; None of one whose codes are given, and not learned."""
+        return [None] * len(self.codebook_sizes)
+
     def forward(self, vectors: Tensor) -> QuantizerOutput:
         """Quantize (..., D): losses in float64 for float64, in float32 for anything less."""
         with full_precision(vectors.device):

@@ -33,3 +33,7 @@ class LevelStatistics(NamedTuple):
     """() float64, squared distances to the chosen codes summed over vectors and dimensions."""
     elements: Tensor
     """() int64, vectors times dimensions: how many numbers the squared distance is a sum over."""
+    total: Tensor
+    """(D,) float64, the sum of the vectors."""
+    squares: Tensor
+    """() float64, the sum of their squared norms."""

@@ -52,6 +52,10 @@ class ProductQuantizer(Quantizer):
         return torch.cat(codes) if codes[0].ndim == 3 else torch.stack(codes)
 
     @property
+    def learned_codes(self) -> list[Tensor | None]:
+        return [codes for group in self.all_groups for codes in group.learned_codes]
+
+    @property
     def waits(self) -> bool:
         return any(group.waits for group in self.all_groups)
 

@@ -43,6 +43,10 @@ class ProjectedQuantizer(Quantizer):
         return self.inner.codes
 
     @property
+    def learned_codes(self) -> list[Tensor | None]:
+        return self.inner.learned_codes
+
+    @property
     def waits(self) -> bool:
         return self.inner.waits
 

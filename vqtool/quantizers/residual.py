@@ -66,6 +66,10 @@ class ResidualQuantizer(Quantizer):
         return torch.stack([level.codes for level in self._all])
 
     @property
+    def learned_codes(self) -> list[Tensor | None]:
+        return [codes for level in self._all for codes in level.learned_codes]
+
+    @property
     def waits(self) -> bool:
         return self.starter is not None and self.starter.pending
 

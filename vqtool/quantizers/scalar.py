@@ -91,6 +91,8 @@ class ScalarQuantizer(Quantizer):
                 sample_entropy=_entropies(soft).sum().cpu().double(),
                 squared_distance=(flat - self.decode(indices)).square().sum().cpu().double(),
                 elements=torch.tensor(flat.numel()),
+                total=flat.sum(dim=0, dtype=torch.float64).cpu(),
+                squares=flat.double().square().sum().cpu(),
             )
         ]
 

@@ -92,6 +92,10 @@ class VectorQuantizer(Quantizer):
         return F.normalize(codes, dim=-1) if self.metric == "cosine" else codes
 
     @property
+    def learned_codes(self) -> list[Tensor | None]:
+        return [self.codes]
+
+    @property
     def waits(self) -> bool:
         return self.starter is not None and self.starter.pending
 
@@ -139,6 +143,8 @@ class VectorQuantizer(Quantizer):
                 sample_entropy=soft.entropy.cpu().double(),
                 squared_distance=(flat - codes[indices]).square().sum().cpu().double(),
                 elements=torch.tensor(flat.numel()),
+                total=flat.sum(dim=0, dtype=torch.float64).cpu(),
+                squares=flat.double().square().sum().cpu(),
             )
         ]
 

@@ -54,6 +54,7 @@ class State:
         early: whether codes started before their sample was full, which depends on how long the run was to be.
         seconds: spent training.
         data_sha256: of the data.
+        codes: (K, D) of each level at the last validation.
     """
 
     step: Annotated[int, Field(ge=0, lt=1 << 53)]
@@ -64,6 +65,7 @@ class State:
     early: bool
     seconds: float
     data_sha256: str
+    codes: list[Any]
 
 
 def save_checkpoint(run: Run, state: State, keep: int) -> None:

@@ -41,9 +41,10 @@ class Logs:
         with writing(self._path):
             self._opened.close()
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Log values by their tags, after `step` steps."""
-        line = json.dumps({"step": step, **values}, allow_nan=False) + "\n"
+    def scalars(self, step: int, values: dict[str, float], findings: Sequence[dict[str, str]] | None = None) -> None:
+        """Log values by their tags, after `step` steps; of a validation also its findings, if any."""
+        found = {"findings": list(findings)} if findings else {}
+        line = json.dumps({"step": step, **values, **found}, allow_nan=False) + "\n"
         with writing(self._path):
             self._metrics.write(line)
             self._metrics.flush()

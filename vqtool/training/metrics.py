@@ -1,13 +1,24 @@
-"""Evaluations under the tags that TensorBoard and metrics.jsonl show."""
+"""Validations under the tags that TensorBoard and metrics.jsonl show.
 
+Shapes: K codes, D dimensions.
+"""
+
+from collections.abc import Sequence
 from statistics import fmean
 
+from torch import Tensor
+
+from vqtool.autoencoder import Autoencoder
 from vqtool.evaluation import Evaluation
+from vqtool.geometry import geometry, movement
 from vqtool.usage import Usage
+
+# The codes (K, D) of each level, at some time; None of one whose codes are given.
+Codes = Sequence[Tensor | None]
 
 
 def validation_metrics(evaluation: Evaluation) -> dict[str, float]:
-    """Every scalar of a validation pass, by tag. Over several levels, `codebook/*` are means, beside each one's own."""
+    """Losses and usage of a validation pass, by tag. `codebook/*` are means over levels, beside each one's own."""
     metrics = {f"validation/loss/{name}": value for name, value in evaluation.losses.items()}
     levels = [
         _level_metrics(usage, soft, own)
@@ -16,12 +27,44 @@ def validation_metrics(evaluation: Evaluation) -> dict[str, float]:
         )
     ]
     metrics |= {f"codebook/{name}": fmean(level[name] for level in levels) for name in levels[0]}
-    if len(levels) > 1:
-        for number, level in enumerate(levels):
-            metrics |= {f"codebook/level_{number}/{name}": value for name, value in level.items()}
+    metrics |= _each(levels)
     if evaluation.distinct:
         metrics["codebook/collision_rate"] = evaluation.distinct.collision_rate
     return metrics
+
+
+def codebook_metrics(model: Autoencoder, evaluation: Evaluation, before: Codes) -> dict[str, float]:
+    """Where each level's codes lie beside its latents, when they were hit, how far they moved since `before`, by tag.
+
+    `codebook/error`: the share of the latents' variance that quantizing loses. `codebook/never_hit`: dead codes that
+    training never hit. `codebook/last_hit`: the mean step at which training hit the other dead ones last.
+    """
+    quantizer, levels = model.quantizer, []
+    for number, (codes, latents) in enumerate(zip(quantizer.learned_codes, evaluation.latents, strict=True)):
+        counts = evaluation.counts[number]
+        first, last = model.hit_times.levels()[number]
+        dead = counts == 0
+        level = {"error": latents.error / max(latents.variance, 1e-30)}
+        level["never_hit"] = float((dead & (first.cpu() == 0)).sum())
+        lost = last.cpu()[dead & (first.cpu() > 0)]
+        level |= {"last_hit": float(lost.float().mean())} if len(lost) else {}
+        if codes is not None:
+            level |= geometry(codes, counts, latents)
+            old = before[number] if before else None
+            level |= {"movement": movement(codes, old, latents.error)} if old is not None else {}
+        levels.append(level)
+    if len(levels) > 1:
+        return _each(levels)
+    return {f"codebook/{name}": value for name, value in levels[0].items()}
+
+
+def _each(levels: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The figures of each of several levels; of a single one there is nothing more to say."""
+    if len(levels) == 1:
+        return {}
+    return {
+        f"codebook/level_{number}/{name}": value for number, level in enumerate(levels) for name, value in level.items()
+    }
 
 
 def _level_metrics(usage: Usage, soft_entropy: float, sample_entropy: float) -> dict[str, float]:

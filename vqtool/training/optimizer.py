@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vqtool.autoencoder import Autoencoder
-from vqtool.config import TrainingSettings
+from vqtool.config import TrainingSettings, learning_rate
 
 
 class Optimizer:
@@ -47,17 +47,6 @@ class Optimizer:
         """Take over the state of an optimizer of the same model."""
         if self._adamw:
             self._adamw.load_state_dict(state)
-
-
-def learning_rate(settings: TrainingSettings, step: int) -> float:
-    """Of a step, counted from 0: a linear rise, then half a cosine down to 0 (Loshchilov & Hutter 2017), or level."""
-    warmup = min(settings.warmup_steps, settings.steps)
-    if step < warmup:
-        return settings.learning_rate * (step + 1) / (warmup + 1)
-    if settings.schedule == "constant":
-        return settings.learning_rate
-    progress = (step - warmup) / max(1, settings.steps - warmup)
-    return settings.learning_rate * (1 + math.cos(math.pi * progress)) / 2
 
 
 def _groups(model: Autoencoder, settings: TrainingSettings) -> list[dict[str, Any]]:

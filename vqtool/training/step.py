@@ -8,13 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vqtool.config import RunSettings
+from vqtool.config import RunSettings, learning_rate
 from vqtool.data import BatchOrder
 from vqtool.errors import TrainingError
 from vqtool.evaluation import raw_terms
 from vqtool.losses import reconstruction_loss
 from vqtool.quantizers import QuantizerOutput
-from vqtool.training.optimizer import Optimizer, learning_rate
+from vqtool.training.optimizer import Optimizer
 from vqtool.training.prepare import Prepared
 from vqtool.training.watch import Watch
 
@@ -90,6 +90,8 @@ class Stepper:
         self.optimizer.step(step, good)
         if self._model.quantizer.waits:
             self.check()
+        else:
+            self._model.hit_times.note(output.quantizer.indices, step + 1, good)
         self._model.quantizer.learn(good)
 
     def check(self) -> None:

@@ -1,6 +1,5 @@
 """The loop: step, log, validate, checkpoint, stop."""
 
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -13,17 +12,17 @@ from tqdm import tqdm
 from vqtool.config import BEST_METRICS
 from vqtool.data import BatchOrder
 from vqtool.errors import CheckpointError, Stopped, TrainingError
-from vqtool.evaluation import Evaluation, evaluate
+from vqtool.evaluation import Evaluation
 from vqtool.model_file import SavedModel, read_model, write_model
 from vqtool.run import Run
 from vqtool.signals import heed
 from vqtool.training.batches import Batches
 from vqtool.training.checkpoint import State, Validation, save_checkpoint
 from vqtool.training.logs import Logs
-from vqtool.training.metrics import validation_metrics
 from vqtool.training.pictures import is_picture, side_by_side
 from vqtool.training.prepare import Prepared
 from vqtool.training.step import Stepper
+from vqtool.training.validator import Validator
 
 # The part of a run after which codes start, however few latents were gathered.
 _LONGEST_WAIT = 0.1
@@ -56,6 +55,7 @@ class Trainer:
         # What is still to be logged of the step; None once all is done that comes after it.
         self._pending: dict[str, float] | None = None
         self._early = False
+        self._validator = Validator(prepared, say)
         if state:
             self._go_on(state)
 
@@ -63,7 +63,7 @@ class Trainer:
         """Go on to the last step.
 
         Raises:
-            TrainingError: a loss or a gradient is not finite; the step was not applied.
+            TrainingError: a loss or a gradient is not finite; the step was not applied. Or a finding stays severe.
             Stopped: a signal came; the state after the last step is saved.
             DataError: a file cannot be written; what was saved before is as it was.
         """
@@ -75,6 +75,7 @@ class Trainer:
             self._bar() as bar,
             self._batches() as batches,
         ):
+            self._validator.history = self._run.validations()
             try:
                 self._complete(logs, bar)
                 while self._step < self._training.steps:
@@ -114,6 +115,7 @@ class Trainer:
             ) from error
         self._step, self._seconds = state.step, state.seconds
         self._last, self._pending, self._early = state.last, state.pending, state.early
+        self._validator.codes = state.codes
         if self._run.model.exists() and state.data_sha256 == self._data.sha256:  # else, no figure to compare with
             try:
                 best = read_model(self._run.model)[0]
@@ -142,15 +144,20 @@ class Trainer:
         if self._pending is None:
             return
         self._start_codes()
+        found = None
         if self._due(self._training.validate_every):
-            self._pending |= self._validate(logs)
+            metrics, found = self._validate(logs)
+            self._pending |= metrics
         if self._pending:
-            logs.scalars(self._step, self._pending)
+            logs.scalars(self._step, self._pending, found)
             self._show(bar, self._pending)
             self._since = (self._step, time.perf_counter())
         self._pending = None
         if self._due(self._training.checkpoint_every):
             self._save(logs)
+        if found and self._training.stop_on_severe and self._validator.severe:
+            self._save(logs)
+            raise TrainingError(f"step {self._step}: severe, twice: {'; '.join(self._validator.severe)}; saved")
 
     def _start_codes(self) -> None:
         """Once the sample is full; with what there is of it, after a long wait or if a model is to be kept."""
@@ -171,13 +178,10 @@ class Trainer:
             speed = metrics["throughput/samples_per_second"]
             bar.set_postfix_str(f"loss {metrics['loss/total']:.4g}{usage}, {speed:,.0f} samples/s")
 
-    def _validate(self, logs: Logs) -> dict[str, float]:
+    def _validate(self, logs: Logs) -> tuple[dict[str, float], list[dict[str, str]]]:
+        """The metrics of a validation pass, and what they find."""
         self._stepper.check()
-        evaluation = evaluate(self._model, self._data.validation, self._settings.loss)
-        metrics = validation_metrics(evaluation)
-        bad = [tag for tag, value in metrics.items() if not math.isfinite(value)]
-        if bad:
-            raise TrainingError(f"step {self._step}: not finite: {', '.join(bad)}")
+        evaluation, metrics = self._validator.validate(self._step)
         self._last = Validation(self._step, metrics)
         self._draw(logs, evaluation)
         self._say(
@@ -186,13 +190,12 @@ class Trainer:
         )
         if self._is_best(metrics):
             self._best = self._last
-            counts = [torch.tensor(level.counts) for level in evaluation.levels]
-            saved = SavedModel(self._model.state_dict(), counts, evaluation.distinct, self._step, metrics)
-            write_model(self._run.model, saved)
-        return metrics
+            usage = (evaluation.counts, evaluation.distinct, self._step, metrics, self._validator.tokens)
+            write_model(self._run.model, SavedModel(self._model.state_dict(), *usage))
+        return metrics, self._validator.diagnose(self._step, evaluation, metrics)
 
     def _draw(self, logs: Logs, evaluation: Evaluation) -> None:
-        logs.counts(self._step, [torch.tensor(level.counts) for level in evaluation.levels])
+        logs.counts(self._step, evaluation.counts)
         if is_picture(self._data.spec):
             logs.images(self._step, "reconstruction/images", self._picture())
 
@@ -226,6 +229,7 @@ class Trainer:
             early=self._early,
             seconds=self._seconds,
             data_sha256=self._data.sha256,
+            codes=list(self._validator.codes),
         )
         save_checkpoint(self._run, state, self._training.keep_checkpoints)
 

@@ -1,0 +1,70 @@
+"""What findings are drawn from: the figures of a validation, those before it, and the settings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vqtool.config import RunSettings
+from vqtool.model_file import SavedModel
+from vqtool.run import Run
+from vqtool.semantic_ids import Distinct
+from vqtool.usage import Usage, usage_of
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that is known of a codebook. What is not known is left out, and nothing is found of it.
+
+    Attributes:
+        levels: usage of each level.
+        distinct: ids, where samples are vectors.
+        metrics: of the validation that the usage is of, by tag.
+        history: of the validations up to that one, the oldest first; each with its `step`.
+        settings: of the run.
+        tokens: positions of all training samples: what a level has to learn from.
+    """
+
+    levels: Sequence[Usage]
+    distinct: Distinct | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    history: Sequence[dict[str, Any]] = ()
+    settings: RunSettings | None = None
+    tokens: int | None = None
+
+    def metric(self, level: int, name: str, metrics: dict[str, float] | None = None) -> float | None:
+        """A figure of a level; None where it is not known."""
+        prefix = "codebook" if len(self.levels) == 1 else f"codebook/level_{level}"
+        return (self.metrics if metrics is None else metrics).get(f"{prefix}/{name}")
+
+    def key(self, name: str) -> str:
+        """The dotted key of a setting of the levels' own quantizer."""
+        nested = self.settings is not None and self.settings.model.quantizer.kind in ("residual", "product")
+        return f"model.quantizer.quantizer.{name}" if nested else f"model.quantizer.{name}"
+
+    def setting(self, name: str) -> object:
+        """A setting of the levels' own quantizer; None where it has none such, or nothing is known of settings."""
+        if self.settings is None:
+            return None
+        quantizer = self.settings.model.quantizer
+        return getattr(getattr(quantizer, "quantizer", quantizer), name, None)
+
+    def where(self, level: int) -> str:
+        """How to name a level: `` or ` of level 1`."""
+        return "" if len(self.levels) == 1 else f" of level {level}"
+
+
+def of_run(run: Run, saved: SavedModel) -> Evidence:
+    """The evidence of a run's best validation pass.
+
+    Raises:
+        CheckpointError: there is no run.
+    """
+    step = saved.step
+    return Evidence(
+        levels=[usage_of(hits) for hits in saved.counts],
+        distinct=saved.distinct,
+        metrics=saved.metrics,
+        history=[metrics for metrics in run.validations() if step is not None and metrics["step"] <= step],
+        settings=run.settings(),
+        tokens=saved.tokens,
+    )

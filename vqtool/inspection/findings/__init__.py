@@ -1,0 +1,44 @@
+"""What is wrong with a codebook: each finding is one function over the evidence, and this the table of them."""
+
+from collections.abc import Callable, Iterator
+
+from vqtool.inspection.evidence import Evidence
+from vqtool.inspection.finding import Finding
+from vqtool.inspection.findings.course import encoder_runs_away, usage_falls
+from vqtool.inspection.findings.decoder import decoder_ignores_codes
+from vqtool.inspection.findings.entropy import temperature_cold, temperature_hot
+from vqtool.inspection.findings.ids import collisions
+from vqtool.inspection.findings.levels import weak_level
+from vqtool.inspection.findings.place import codebook_stands_still, codes_outside, duplicate_codes, scale_mismatch
+from vqtool.inspection.findings.size import codebook_at_ceiling, codebook_too_large
+from vqtool.inspection.findings.usage import collapse, dead_codes, dominant_code
+
+FINDINGS: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
+    collapse,
+    dead_codes,
+    dominant_code,
+    decoder_ignores_codes,
+    scale_mismatch,
+    codes_outside,
+    duplicate_codes,
+    codebook_stands_still,
+    temperature_hot,
+    temperature_cold,
+    encoder_runs_away,
+    usage_falls,
+    weak_level,
+    collisions,
+    codebook_too_large,
+    codebook_at_ceiling,
+)
+
+_ORDER = ("severe", "warning", "note")
+
+
+def diagnose(evidence: Evidence) -> list[Finding]:
+    """All that is found, the severe first."""
+    found = [finding for find in FINDINGS for finding in find(evidence)]
+    return sorted(found, key=lambda finding: _ORDER.index(finding.severity))
+
+
+__all__ = ["FINDINGS", "diagnose"]

@@ -1,0 +1,33 @@
+"""Items that share an id."""
+
+from collections.abc import Iterator
+from math import prod
+
+from vqtool.inspection.evidence import Evidence
+from vqtool.inspection.finding import Change, Finding
+from vqtool.usage import expected_used
+
+# Collisions that nobody minds, and by how many times chance must be exceeded.
+_FEW, _BEYOND = 0.1, 3.0
+
+
+def collisions(evidence: Evidence) -> Iterator[Finding]:
+    """More rows share an id than chance would have it (the birthday bound), over ids of several levels."""
+    if evidence.distinct is None or len(evidence.levels) < 2:
+        return
+    rows, rate = evidence.distinct.rows, evidence.distinct.collision_rate
+    ids = prod(usage.codebook_size for usage in evidence.levels)
+    chance = 1 - expected_used(ids, rows) / rows
+    if rate > _FEW and rate > _BEYOND * chance:
+        levels = evidence.settings.model.quantizer if evidence.settings else None
+        more = Change(
+            "model.quantizer.levels", str(getattr(levels, "levels", 0) + 1), "one more code tells items apart"
+        )
+        yield Finding(
+            "collisions",
+            "warning",
+            f"{rate:.1%} of {rows:,} rows share their id with another, where chance would have {chance:.1%}",
+            {"collision_rate": rate, "by_chance": chance, "rows": rows},
+            "many rows are all but the same, or the levels are used unevenly; encode --unique tells them apart",
+            (more,) if hasattr(levels, "levels") else (),
+        )

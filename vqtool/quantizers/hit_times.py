@@ -1,0 +1,45 @@
+"""When each code was hit first, and when last: whether a dead code was never reached, or lost along the way.
+
+Shapes: K codes of a level.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class HitTimes(nn.Module):
+    """Remembers steps of training, counted from 1, of the codes of all levels.
+
+    Args:
+        codebook_sizes: K of each level.
+
+    Attributes:
+        first, last: (sum of K,) int32, the steps; 0 where there was none.
+    """
+
+    first: Tensor
+    last: Tensor
+
+    def __init__(self, codebook_sizes: Sequence[int]) -> None:
+        super().__init__()
+        self._sizes = list(codebook_sizes)
+        for name in ("first", "last"):
+            self.register_buffer(name, torch.zeros(sum(codebook_sizes), dtype=torch.int32))
+        starts = torch.tensor([0, *self._sizes[:-1]]).cumsum(0)
+        self.register_buffer("_starts", starts, persistent=False)
+        self._starts: Tensor
+
+    @torch.no_grad()
+    def note(self, indices: Tensor, step: int, good: Tensor) -> None:
+        """Note the indices (..., Q), or (...) of one level, of a step; nothing where `good` () bool is false."""
+        codes = (indices.reshape(-1, len(self._sizes)) + self._starts).flatten()
+        before, last = self.first[codes], self.last[codes]
+        now = torch.full_like(last, step)
+        self.first[codes] = torch.where(good & (before == 0), now, before)
+        self.last[codes] = torch.where(good, now, last)
+
+    def levels(self) -> list[tuple[Tensor, Tensor]]:
+        """First and last (K,) of each level."""
+        return list(zip(self.first.split(self._sizes), self.last.split(self._sizes), strict=True))
