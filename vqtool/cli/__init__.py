@@ -10,10 +10,15 @@ from vqtool.signals import noting_signals
 def main() -> None:
     """The entry point of `vqtool`."""
     signal.signal(signal.SIGTERM, _terminate)
-    with noting_signals():  # before anything else is imported, which can take seconds
-        from vqtool.cli.app import app
+    try:
+        with noting_signals():  # before anything else is imported, which can take seconds
+            from vqtool.cli.app import app
 
-        app(prog_name="vqtool")
+            app(prog_name="vqtool")
+    finally:
+        # All is done but for Python's own end; what came of it must stay the exit code.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _terminate(number: int, frame: Any) -> NoReturn:
