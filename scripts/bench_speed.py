@@ -13,6 +13,7 @@ import os
 import faiss
 import speed_kernels
 import speed_runs
+import speed_scalar
 import torch
 from parts import keep, parser_of
 from rich.console import Console
@@ -22,6 +23,7 @@ PARTS = {
     "search": speed_kernels.search,
     "step": speed_kernels.training_step,
     "memory": speed_kernels.memory,
+    "scalar": speed_scalar.scalar,
     "loop": speed_runs.loop,
     "encode": speed_runs.encode,
     "start": speed_runs.start,
