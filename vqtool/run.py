@@ -25,6 +25,7 @@ class Run:
         checkpoints: a folder, what resuming needs.
         metrics: one JSON object a logged step.
         summary: how it ended.
+        projector, projector_config: the codes for TensorBoard's projector: a folder, and the file that names its files.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -34,6 +35,8 @@ class Run:
         self.checkpoints = self.folder / "checkpoints"
         self.metrics = self.folder / "metrics.jsonl"
         self.summary = self.folder / "summary.json"
+        self.projector = self.folder / "projector"
+        self.projector_config = self.folder / "projector_config.pbtxt"
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -87,11 +90,13 @@ class Run:
 
     def clear(self) -> None:
         """Remove the run, and nothing else that may lie in its folder."""
-        for file in [*self.checkpoint_files(), *self._files()]:
-            if file != self.checkpoints:
+        folders = [self.checkpoints, self.projector]
+        for file in [*self.checkpoint_files(), *self.projector.glob("level_*.tsv"), *self._files()]:
+            if file not in folders:
                 file.unlink(missing_ok=True)
-        if self.checkpoints.is_dir() and not any(self.checkpoints.iterdir()):
-            self.checkpoints.rmdir()
+        for folder in folders:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
         self.config.unlink(missing_ok=True)  # last: without it, what is left would be a stranger's
 
     def checkpoint_files(self) -> list[Path]:
@@ -107,11 +112,13 @@ class Run:
         written = [self.config, self.model, self.metrics, self.summary]
         parts = [part_of(path) for path in written]
         parts += [*self.folder.glob(".events.out.tfevents.*.part"), *self.checkpoints.glob(".step-*.part")]
+        parts += [part_of(self.projector_config), *self.projector.glob(".level_*.part")]
         for part in parts:
             part.unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:
-        return [self.model, self.checkpoints, self.metrics, self.summary, *self.event_files()]
+        written = [self.model, self.checkpoints, self.metrics, self.summary, self.projector, self.projector_config]
+        return [*written, *self.event_files()]
 
     def settings(self) -> RunSettings:
         """The resolved settings.

@@ -186,7 +186,8 @@ def test_seconds_add_up_over_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_it_holds_what_the_contract_says(tmp_path: Path) -> None:
     train(tiny(tmp_path), tmp_path / "run")
     names = sorted(path.name.partition(".tfevents")[0] for path in (tmp_path / "run").iterdir())
-    assert names == ["checkpoints", "config.yaml", "events.out", "metrics.jsonl", "model.safetensors", "summary.json"]
+    told = ["checkpoints", "config.yaml", "events.out", "metrics.jsonl", "model.safetensors", "summary.json"]
+    assert names == sorted([*told, "projector", "projector_config.pbtxt"])
 
 
 def test_its_config_repeats_the_run(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from vqtool.run import Run
 from vqtool.signals import noting_signals
 from vqtool.training.checkpoint import State, load_checkpoint
 from vqtool.training.prepare import Prepared, begin_from, deterministic, prepare
+from vqtool.training.projector import write_best_codes
 from vqtool.training.trainer import Trainer
 
 # What can be done about too little memory.
@@ -70,6 +71,7 @@ def _train(
     trainer = Trainer(prepared, run, state, say)
     with deterministic():
         trainer.train()
+    write_best_codes(run, prepared.model)
     summary = _summary(prepared, trainer)
     run.write_summary(summary)
     return summary
