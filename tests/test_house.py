@@ -12,7 +12,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # From the roof to the ground. A module may import from its own floor's package and from floors below.
 FLOORS = [
-    *("__main__", "cli", "recipes", "training", "inspection", "transcode", "encoding", "rate_distortion"),
+    *("__main__", "cli", "recipes", "training", "inspection", "parts", "transcode", "encoding", "rate_distortion"),
     *(
         "tokenizer",
         "fidelity",

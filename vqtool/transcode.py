@@ -28,9 +28,11 @@ from vqtool.indices import (
 )
 from vqtool.progress import pass_bar
 from vqtool.semantic_ids import IdCounter, numbered
+from vqtool.signals import noting_signals
 from vqtool.tokenizer import Tokenizer, to_numpy
 
 
+@noting_signals()
 def encode_file(
     tokenizer: Tokenizer,
     out: Path,
@@ -56,6 +58,7 @@ def encode_file(
         return job.manifest()
 
 
+@noting_signals()
 def encode_unique_file(
     tokenizer: Tokenizer,
     out: Path,
@@ -105,6 +108,7 @@ def encode_unique_file(
     return manifest
 
 
+@noting_signals()
 def decode_file(
     tokenizer: Tokenizer, path: Path, out: Path, overwrite: bool = False, levels: int | None = None
 ) -> tuple[tuple[int, ...], str]:

@@ -1,26 +1,27 @@
 """The command line, a thin skin: one file a command."""
 
+import os
 import signal
-import sys
 from typing import Any, NoReturn
 
-from vqtool.signals import noting_signals
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 def main() -> None:
     """The entry point of `vqtool`."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in _STOPS:  # before anything else is imported, which can take seconds
+        signal.signal(number, _leave)
     try:
-        with noting_signals():  # before anything else is imported, which can take seconds
-            from vqtool.cli.app import app
+        from vqtool.cli.app import app
 
-            app(prog_name="vqtool")
+        app(prog_name="vqtool")
     finally:
         # All is done but for Python's own end; what came of it must stay the exit code.
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _STOPS:
             signal.signal(number, signal.SIG_IGN)
 
 
-def _terminate(number: int, frame: Any) -> NoReturn:
-    # As an exception, so that half-written files are removed on the way out.
-    sys.exit(128 + number)
+def _leave(number: int, frame: Any) -> NoReturn:
+    # At once: there is nothing to lose where signals are not noted, and an exception might get lost in an import.
+    os.write(2, f"vqtool: stopped by {signal.Signals(number).name}\n".encode())
+    os._exit(128 + number)

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,9 @@ from vqtool.cli.output import (
     print_json,
     tell,
 )
+
+if TYPE_CHECKING:
+    from vqtool.parts import Part
 
 
 def encode(
@@ -35,16 +38,30 @@ def encode(
         Path | None,
         typer.Option(metavar="OLD.npy", help="With --unique: an earlier file of the first rows, whose ids stay."),
     ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(metavar="3/16", help="Only this part of the rows; whoever completes the set joins the parts."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the indices of DATA, or of the run's own data, and a manifest beside them."""
     if extend and not unique:
         raise typer.BadParameter("--extend goes with --unique")
+    if part and unique:
+        raise typer.BadParameter("--unique needs all rows at once, and --part takes some of them")
+    from vqtool.parts import Part, encode_part
     from vqtool.tokenizer import load
     from vqtool.transcode import encode_file, encode_unique_file
 
+    own = Part.parse(part) if part else Part.of_process()
     tokenizer = load(run, device)
-    if unique:
+    if own and not unique:
+        joined = encode_part(tokenizer, out, own, data, key, batch_size, overwrite)
+        if joined is None:
+            _tell_part(out, own, as_json)
+            return
+        manifest = joined
+    elif unique:
         manifest = encode_unique_file(tokenizer, out, data, key, batch_size, overwrite, extend)
     else:
         manifest = encode_file(tokenizer, out, data, key, batch_size, overwrite)
@@ -55,3 +72,10 @@ def encode(
         f"{out}: {manifest.dtype} {tuple(manifest.shape)}, grid {tuple(manifest.grid)}; "
         f"what it is stands in {out.with_suffix('.json')}"
     )
+
+
+def _tell_part(out: Path, part: "Part", as_json: bool) -> None:
+    if as_json:
+        print_json({"out": str(out), "part": part.number, "of": part.of, "joined": False})
+    else:
+        tell(f"{out}: part {part.number} of {part.of} is done; others are still to come")
