@@ -23,6 +23,7 @@ PARTS = {
     "saving": (soak_kills.saving, 200),
     "exact": (soak_kills.exact, 50),
     "encoding": (soak_kills.encoding, 50),
+    "parts": (soak_kills.parts, 20),
     "signals": (soak_commands.signals, 40),
     "disk": (soak_commands.disk, 20),
     "memory": (soak_commands.memory, 9),

@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from vqtool.config import load_config
 from vqtool.errors import CheckpointError
 from vqtool.model_file import read_model
+from vqtool.parts import Part, encode_part
 from vqtool.run import Run
 from vqtool.tokenizer import load
 from vqtool.training import train
@@ -65,6 +66,27 @@ def encoding(folder: Path, kills: int) -> Iterator[Row]:
     left = list(folder.glob(".*.part"))
     figure = f"{unlike} index files unlike that of one never killed; {len(left)} parts left"
     yield Row(f"encode killed {kills} times", figure, not unlike and not left)
+
+
+def parts(folder: Path, kills: int) -> Iterator[Row]:
+    """Workers that share an encode, killed and started again."""
+    train(load_config(_config(folder, {"steps": 5}, samples=100_000)), folder / "run")
+    encode_file(load(folder / "run"), folder / "straight.npy")
+    for workers in (2, 3, 16):
+        out, picks = folder / f"{workers}.npy", random.Random(workers)
+        for _ in range(kills):
+            part = Part(picks.randint(1, workers), workers)
+            _kill_after(partial(_encode_part, folder / "run", out, part), picks.uniform(0, 0.4))
+        for number in range(workers):
+            _encode_part(folder / "run", out, Part(number + 1, workers))
+        same = _alike(out, folder / "straight.npy")
+        left = [path.name for path in folder.iterdir() if path.name.startswith((f"{workers}.npy.", f".{workers}."))]
+        figure = f"{'equal' if same else 'other'} bytes; {len(left)} files left"
+        yield Row(f"encode by {workers} workers, {kills} of them killed", figure, same and not left)
+
+
+def _encode_part(run: Path, out: Path, part: Part) -> None:
+    encode_part(load(run), out, part)
 
 
 def _alike(one: Path, other: Path) -> bool:
