@@ -43,8 +43,8 @@ def test_bits_are_those_of_all_positions_and_levels(runs: list[Path]) -> None:
 def test_differing_settings_are_named_with_each_runs_value(runs: list[Path]) -> None:
     found = differences(side_by_side(*runs[:2]))
     paths = [str(run.parent / "data.npy") for run in runs[:2]]
-    widths = dict.fromkeys(("model.decoder.width", "model.encoder.width", "model.quantizer.codebook_dim"), [16, 8])
-    assert found == {"data.path": paths, **widths}
+    widths = ("model.decoder.width", "model.encoder.width", "model.quantizer.codebook_dim")
+    assert found == {"data.path": paths, **{key: [16, 8] for key in widths}}
 
 
 def test_what_another_kind_has_is_said_by_the_kind(runs: list[Path]) -> None:

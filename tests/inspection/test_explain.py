@@ -35,7 +35,7 @@ def test_a_healthy_range_follows_the_tokens() -> None:
 
 @pytest.mark.parametrize(
     ("counts", "place"),
-    [([1_000] * 10, "above that"), ([3_000] * 7 + [10] * 3, "within that"), ([9_000, 100, 0, 0, 0, 0, 0, 0], "below that")],
+    [([1_000] * 10, "above that"), ([3_000] * 7 + [10] * 3, "within that"), ([9_000, 100, 0, 0, 0, 0], "below that")],
 )  # fmt: skip
 def test_a_codebook_is_placed(counts: list[int], place: str) -> None:
     assert place in explain(usage(*counts))[1]
@@ -44,7 +44,8 @@ def test_a_codebook_is_placed(counts: list[int], place: str) -> None:
 def test_sentences_tell_the_figures() -> None:
     perplexity, normal, images, batch = explain(usage(4, 0, 2, 2), "images", batch_tokens=2)
     assert perplexity == (
-        "Perplexity 2.8 means that the tokens say as much as 2.8 codes used evenly would, out of K = 4: 1.50 bits a token."
+        "Perplexity 2.8 means that the tokens say as much as 2.8 codes used evenly would, out of K = 4: "
+        "1.50 bits a token."
     )
     assert normal.startswith("8 tokens were counted: few for so many codes, so count more data")
     assert "Plain areas" in images

@@ -1,12 +1,18 @@
 """What inspect looks at: a run, a run on other data, an index file; and the figures of each."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from vqtool.errors import CheckpointError, DataError
-from vqtool.indices import read_indices
+from vqtool.data import spec_of
+from vqtool.data.layout import LAYOUTS
+from vqtool.errors import CheckpointError, DataError, VqtoolError
+from vqtool.indices import read_indices, read_manifest
 from vqtool.model_file import read_model
 from vqtool.progress import pass_bar
 from vqtool.run import Run
@@ -18,6 +24,9 @@ from vqtool.usage import Usage, usage_of
 # Indices counted at a time.
 _BLOCK = 1 << 22
 
+# Sees the number of a block's first row, and the block.
+Look = Callable[[int, NDArray[Any]], None]
+
 
 @dataclass(frozen=True)
 class Inspection:
@@ -28,12 +37,16 @@ class Inspection:
         counted: what its codes were counted on.
         levels: of each level.
         distinct: ids, where samples are vectors.
+        kind: of the samples: images, grids, sequences or vectors; None where it is not known.
+        batch_tokens: of a training batch of the run.
     """
 
     target: str
     counted: str
     levels: list[Usage]
     distinct: Distinct | None
+    kind: str | None = None
+    batch_tokens: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -53,7 +66,16 @@ def inspect(
         CheckpointError: a target is none of these.
         DataError: an index file or the data cannot be used.
     """
-    return [_inspect_one(found, data, key, device) for target in targets for found in _expand(target)]
+    return [inspect_one(found, data, key, device) for found in expand(targets)]
+
+
+def expand(targets: list[Path]) -> list[Path]:
+    """Runs and index files, with the runs of a folder in its place.
+
+    Raises:
+        CheckpointError: a target is none of these.
+    """
+    return [found for target in targets for found in _expand(target)]
 
 
 def _expand(target: Path) -> list[Path]:
@@ -69,23 +91,38 @@ def _expand(target: Path) -> list[Path]:
     return runs
 
 
-def _inspect_one(target: Path, data: str | None, key: str | None, device: str | None) -> Inspection:
+def inspect_one(target: Path, data: str | None = None, key: str | None = None, device: str | None = None) -> Inspection:
+    """As `inspect`, of one run or index file."""
     if target.is_file():
         if data is not None:
             raise DataError(f"{target}: an index file has its own counts; --data goes with a run")
-        tally = _count_file(target)
-        return Inspection(str(target), "the indices in the file", tally.levels, tally.distinct)
+        return of_file(target, count_file(target))
     if data is not None:
-        tally = load(target, device).count(data, key)
-        return Inspection(str(target), data, tally.levels, tally.distinct)
+        return of_data(target, data, load(target, device).count(data, key))
     saved, _ = read_model(Run(target).model)
     if not saved.counts:
         raise CheckpointError(f"{target}: its model holds no counts of a validation pass")
     levels = [usage_of(hits) for hits in saved.counts]
-    return Inspection(str(target), "the run's best validation pass", levels, saved.distinct)
+    return Inspection(str(target), "the run's best validation pass", levels, saved.distinct, *_about_run(Run(target)))
 
 
-def _count_file(path: Path) -> Tally:
+def of_file(target: Path, tally: Tally) -> Inspection:
+    """What was counted in an index file."""
+    kind = kind_of(read_manifest(target).layout)
+    return Inspection(str(target), "the indices in the file", tally.levels, tally.distinct, kind)
+
+
+def of_data(target: Path, data: str, tally: Tally) -> Inspection:
+    """What was counted on data that a run has encoded."""
+    return Inspection(str(target), data, tally.levels, tally.distinct, *_about_run(Run(target)))
+
+
+def count_file(path: Path, look: Look | None = None) -> Tally:
+    """The hits in an index file, block by block; `look` sees each block, too.
+
+    Raises:
+        DataError: it cannot be used.
+    """
     array, manifest = read_indices(path)
     sizes = manifest.codebook_sizes
     if manifest.unique:  # what makes rows unique is no codebook's
@@ -94,9 +131,32 @@ def _count_file(path: Path) -> Tally:
     step = max(1, _BLOCK // int(np.prod(array.shape[1:])))
     with pass_bar("inspect", len(array)) as bar:
         for start in range(0, len(array), step):
+            block = array[start : start + step]
             try:
-                tally.add(array[start : start + step])
+                tally.add(block)
             except IndexError as error:
                 raise DataError(f"{path}: holds {error}") from error
-            bar.update(min(step, len(array) - start))
+            if look:
+                look(start, block)
+            bar.update(len(block))
     return tally
+
+
+def kind_of(layout: str, classes: bool = False) -> str | None:
+    """What samples of a layout are called: images, grids, sequences or vectors."""
+    if layout not in LAYOUTS:
+        return None
+    if classes:
+        return "grids"
+    return ["vectors", "sequences", "images"][LAYOUTS[layout].rank - (LAYOUTS[layout].channel is not None)]
+
+
+def _about_run(run: Run) -> tuple[str | None, int | None]:
+    """The kind of a run's samples, and the tokens of a training batch; nothing of settings that cannot be read."""
+    try:
+        settings = run.settings()
+        spec = spec_of(settings.data)
+    except VqtoolError:
+        return None, None
+    positions = math.prod(settings.model.encoder.grid(spec.size))
+    return kind_of(spec.layout, bool(spec.classes)), settings.training.batch_size * positions
