@@ -7,7 +7,7 @@ from typing import Any
 
 from vqtool.config import RunSettings
 from vqtool.data import spec_of
-from vqtool.errors import VqtoolError
+from vqtool.errors import CheckpointError, ConfigError
 from vqtool.inspection.figures import Inspection
 from vqtool.model_file import read_model
 from vqtool.run import Run
@@ -41,7 +41,7 @@ def compared(inspection: Inspection, run: Run) -> Compared:
         settings = run.settings()
         saved, _ = read_model(run.model)
         positions = math.prod(settings.model.encoder.grid(spec_of(settings.data).size))
-    except VqtoolError:
+    except (CheckpointError, ConfigError):
         return Compared(inspection)
     return Compared(
         inspection,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vqtool.data import spec_of
 from vqtool.data.layout import LAYOUTS
-from vqtool.errors import CheckpointError, DataError, VqtoolError
+from vqtool.errors import CheckpointError, ConfigError, DataError
 from vqtool.indices import read_indices, read_manifest
 from vqtool.model_file import read_model
 from vqtool.progress import pass_bar
@@ -156,7 +156,7 @@ def _about_run(run: Run) -> tuple[str | None, int | None]:
     try:
         settings = run.settings()
         spec = spec_of(settings.data)
-    except VqtoolError:
+    except (CheckpointError, ConfigError):
         return None, None
     positions = math.prod(settings.model.encoder.grid(spec.size))
     return kind_of(spec.layout, bool(spec.classes)), settings.training.batch_size * positions

@@ -11,15 +11,18 @@ import torch
 
 from tests.conftest import TrainedRun
 from tests.inspection.report.conftest import draw_few
-from vqtool.errors import CheckpointError, DataError
+from vqtool.errors import CheckpointError, DataError, Stopped
 from vqtool.indices import Manifest, writing_indices
 from vqtool.inspection import Inspection, inspect, write_report
 from vqtool.inspection.finding import Change, Finding
+from vqtool.inspection.report import material
 from vqtool.inspection.report.codebook_map import map_figure
 from vqtool.inspection.report.collector import Collected
 from vqtool.inspection.report.material import Material
 from vqtool.inspection.report.page import page_of_one
 from vqtool.tally import Tally
+from vqtool.tokenizer import load
+from vqtool.transcode import encode_unique_file
 from vqtool.usage import usage_of
 
 NASTY = "<script>alert(1)</script></style>&\"' {{ 7 * 7 }} $x$"
@@ -105,6 +108,24 @@ def test_a_run_whose_data_are_gone_has_what_is_left(trained: TrainedRun, tmp_pat
     assert "gone.npy: no such file" in reader.text
 
 
+def test_a_signal_is_no_fault_of_the_data(trained: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object) -> None:
+        raise Stopped(2, "stopped")
+
+    monkeypatch.setattr(material, "open_dataset", stopped)
+    with pytest.raises(Stopped):
+        write_report(tmp_path / "r.html", [trained.folder])
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_makes_ids_unique_is_no_level(catalogue: TrainedRun, tmp_path: Path) -> None:
+    encode_unique_file(load(catalogue.folder), tmp_path / "ids.npy")
+    assert write_report(tmp_path / "r.html", [tmp_path / "ids.npy"]) == inspect([tmp_path / "ids.npy"])
+    text = Reader((tmp_path / "r.html").read_text()).text
+    assert "its code at level 0" in text
+    assert "its code at level 1" not in text
+
+
 def test_an_index_file_has_usage_and_neighbours(tmp_path: Path) -> None:
     path = index_file(tmp_path / "t.npy", 300)
     assert write_report(tmp_path / "r.html", [path]) == inspect([path])
@@ -128,8 +149,8 @@ def test_several_are_compared(runs: dict[str, Path], tmp_path: Path) -> None:
 def test_names_are_escaped_wherever_they_stand() -> None:
     usage = usage_of(torch.tensor([1, 2]))
     finding = Finding(NASTY, "severe", NASTY, {NASTY: 1.5}, NASTY, (Change(NASTY, NASTY, NASTY),))
-    material = Material(Inspection(NASTY, NASTY, [usage], None), config=NASTY, missing=NASTY)
-    reader = Reader(page_of_one(material, [finding]))
+    known = Material(Inspection(NASTY, NASTY, [usage], None), config=NASTY, missing=NASTY)
+    reader = Reader(page_of_one(known, [finding]))
     assert "script" not in reader.tags
     assert reader.tags.count("style") == 1
     # Title and heading, what was counted, what is missing, the finding's eight, the config.
@@ -142,14 +163,14 @@ def test_findings_stand_on_top_the_severe_first() -> None:
         Finding("minor", "note", "m", {}, "c"),
         Finding("collapse", "severe", "few codes", {"used": 2}, "no revival", (Change("a.b", "{x: 1}", "revives"),)),
     ]
-    material = Material(Inspection("run", "data", [usage_of(torch.tensor([1, 2]))], None))
-    page = page_of_one(material, found)
+    known = Material(Inspection("run", "data", [usage_of(torch.tensor([1, 2]))], None))
+    page = page_of_one(known, found)
     text = Reader(page).text
     assert text.index("collapse") < text.index("minor") < text.index("What is a good perplexity?")
     assert "severe" in text
     assert "--set a.b={x: 1}" in text
     assert "used = 2" in text
-    assert "Nothing was found to be wrong." in Reader(page_of_one(material, [])).text
+    assert "Nothing was found to be wrong." in Reader(page_of_one(known, [])).text
 
 
 def test_a_page_of_8192_codes_is_small(tmp_path: Path) -> None:

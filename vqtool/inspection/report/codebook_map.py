@@ -89,7 +89,7 @@ def _draw(level: int, plane: Plane, codes: Points, latents: Points, hits: NDArra
         ax = made.ax
         grid = {"gridsize": 45, "mincnt": 1, "cmap": DENSITY, "norm": LogNorm(vmin=0.3), "linewidths": 0.1}
         ax.hexbin(latents[:, 0], latents[:, 1], rasterized=True, **grid)  # type: ignore[arg-type]
-        _scatter(ax, codes[~used], 6 if many else 14, many, marker="x", color=DEAD, lw=0.8)
+        _scatter(ax, codes[~used], 6 if many else 14, many, marker="x", color=DEAD, lw=0.8, alpha=0.5 if many else 1)
         _scatter(ax, codes[used], sizes, many, color=ACCENT, alpha=0.7, lw=0)
         ax.set_xlabel(f"first component ({plane.shares[0]:.0%})")
         ax.set_ylabel(f"second component ({plane.shares[1]:.0%})")

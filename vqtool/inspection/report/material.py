@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqtool.config import RunSettings
 from vqtool.data import Samples, open_dataset
-from vqtool.errors import VqtoolError
+from vqtool.errors import ConfigError, DataError
 from vqtool.indices import read_indices
 from vqtool.inspection.figures import Inspection, count_file, inspect_one, of_data, of_file
 from vqtool.inspection.pairs import Pairs, Relation
@@ -72,8 +71,7 @@ class Material:
     """All that is known of a target.
 
     Attributes:
-        settings: of a run.
-        config: the text of its file.
+        config: the text of a run's settings.
         metrics: what it logged, an object a logged step.
         seen: where there is a model and data for it.
         missing: why not, in a sentence.
@@ -81,7 +79,6 @@ class Material:
 
     inspection: Inspection
     relations: list[Relation] = field(default_factory=list)
-    settings: RunSettings | None = None
     config: str = ""
     metrics: list[dict[str, Any]] = field(default_factory=list)
     seen: Seen | None = None
@@ -101,7 +98,6 @@ def gather(target: Path, data: str | None = None, key: str | None = None, device
         return _of_file(target)
     run, tokenizer = Run(target), load(target, device)
     about: dict[str, Any] = {
-        "settings": tokenizer.settings,
         "config": run.config.read_text(encoding="utf-8"),
         "metrics": read_metrics(run.metrics),
     }
@@ -111,9 +107,10 @@ def gather(target: Path, data: str | None = None, key: str | None = None, device
         return Material(inspection, seen.collected.relations, seen=seen, **about)
     inspection = inspect_one(target)
     try:
-        seen = _see(tokenizer, open_dataset(tokenizer.settings.data, tokenizer.settings.seed).validation)
-    except VqtoolError as error:
+        samples = open_dataset(tokenizer.settings.data, tokenizer.settings.seed).validation
+    except (ConfigError, DataError) as error:
         return Material(inspection, missing=f"The run's own data cannot be read: {error}.", **about)
+    seen = _see(tokenizer, samples)
     return Material(inspection, seen.collected.relations, seen=seen, **about)
 
 
