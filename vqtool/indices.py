@@ -147,7 +147,7 @@ def read_indices(path: Path) -> tuple[NDArray[Any], Manifest]:
     Raises:
         DataError: one of them is missing, damaged, or does not go with the other.
     """
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     array = map_npy(path)
     if list(array.shape) != manifest.shape or array.dtype.name != manifest.dtype:
         raise DataError(
@@ -162,7 +162,12 @@ def read_indices(path: Path) -> tuple[NDArray[Any], Manifest]:
     return array, manifest
 
 
-def _read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
+    """What an index file says of itself.
+
+    Raises:
+        DataError: it is not there, or its manifest is missing or damaged.
+    """
     beside = manifest_path(path)
     if not path.exists():
         raise DataError(f"{path}: no such file")

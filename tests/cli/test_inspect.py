@@ -183,3 +183,39 @@ def test_a_plain_file_that_is_said_to_be_unique_is_2(tokens: np.ndarray, vqtool:
     done = vqtool("inspect", "tokens.npy")
     assert (done.code, done.out) == (2, "")
     assert "tokens.json" in done.err
+
+
+# The page, and several targets
+
+
+def test_a_report_is_written_beside_the_text(tokens: np.ndarray, vqtool: Command) -> None:
+    plain = vqtool("inspect", "tokens.npy")
+    done = vqtool("inspect", "tokens.npy", "--report", "page.html")
+    assert (done.code, done.err) == (0, "")
+    assert done.out == f"{plain.out}\npage.html: the page, to open in a browser\n"
+    assert Path("page.html").read_text().startswith("<!doctype html>")
+    again = vqtool("inspect", "tokens.npy", "--report", "page.html")
+    assert (again.code, again.out) == (2, "")
+    assert "page.html: is there already; --overwrite replaces it" in again.err
+    told = vqtool("inspect", "tokens.npy", "--report", "page.html", "--overwrite", "--json")
+    assert json.loads(told.out) == {**inspect(vqtool, "tokens.npy"), "report": "page.html"}
+
+
+def test_overwrite_goes_with_a_report(tokens: np.ndarray, vqtool: Command) -> None:
+    done = vqtool("inspect", "tokens.npy", "--overwrite")
+    assert (done.code, done.out) == (2, "")
+    assert "--report" in done.err
+
+
+def test_several_runs_are_compared_in_the_text(trained: TrainedRun, catalogue: TrainedRun, vqtool: Command) -> None:
+    done = vqtool("inspect", trained.folder, catalogue.folder)
+    compared = done.out[done.out.index("compared:") :]
+    assert "2 x 4" in compared
+    assert "conv2d (1), identity (2)" in compared
+    assert "compared:" not in vqtool("inspect", trained.folder).out
+
+
+def test_the_text_says_what_is_normal(trained: TrainedRun, vqtool: Command) -> None:
+    out = " ".join(vqtool("inspect", trained.folder).out.split())
+    assert "96 tokens were counted: few for so many codes" in out
+    assert "Within a single batch of 256 tokens at most 16 codes" in out

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vqtool.cli.output import DeviceOption, JsonOption, KeyOption, print_json, print_rich
+from vqtool.cli.output import DeviceOption, JsonOption, KeyOption, OverwriteOption, print_json, print_rich
 
 if TYPE_CHECKING:
     from vqtool.inspection import Inspection
@@ -22,19 +22,33 @@ def inspect(
     ] = None,
     key: KeyOption = None,
     device: DeviceOption = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write a page to look at, too.", show_default=False)
+    ] = None,
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show how a codebook is used: is it healthy?"""
-    from vqtool.inspection import inspect, render
+    if overwrite and not report:
+        raise typer.BadParameter("it replaces a --report, and there is none", param_hint="--overwrite")
+    from vqtool.inspection import compare, inspect, render, write_report
 
-    found = inspect(targets, data, key, device)
+    if report:
+        found = write_report(report, targets, data, key, device, overwrite=overwrite)
+    else:
+        found = inspect(targets, data, key, device)
     if as_json:
         fields = [_fields(inspection) for inspection in found]
         alone = [inspection.target for inspection in found] == [str(target) for target in targets] and len(found) == 1
-        print_json(fields[0] if alone else {"targets": fields})
+        written = {"report": str(report)} if report else {}
+        print_json((fields[0] if alone else {"targets": fields}) | written)
         return
     for inspection in found:
         print_rich(render(inspection))
+    if len(found) > 1:
+        print_rich(compare(found))
+    if report:
+        print(f"\n{report}: the page, to open in a browser")
 
 
 def _fields(inspection: "Inspection") -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Seeing into a codebook."""
 
 from vqtool.inspection.figures import Inspection, inspect
-from vqtool.inspection.text import render
+from vqtool.inspection.report import write_report
+from vqtool.inspection.text import compare, render
 
-__all__ = ["Inspection", "inspect", "render"]
+__all__ = ["Inspection", "compare", "inspect", "render", "write_report"]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vqtool.config import RunSettings
+from vqtool.errors import CheckpointError, ConfigError
 from vqtool.model_file import SavedModel
 from vqtool.run import Run
 from vqtool.semantic_ids import Distinct
@@ -54,17 +55,21 @@ class Evidence:
 
 
 def of_run(run: Run, saved: SavedModel) -> Evidence:
-    """The evidence of a run's best validation pass.
-
-    Raises:
-        CheckpointError: there is no run.
-    """
+    """The evidence of a run's best validation pass."""
     step = saved.step
     return Evidence(
         levels=[usage_of(hits) for hits in saved.counts],
         distinct=saved.distinct,
         metrics=saved.metrics,
         history=[metrics for metrics in run.validations() if step is not None and metrics["step"] <= step],
-        settings=run.settings(),
+        settings=readable_settings(run),
         tokens=saved.tokens,
     )
+
+
+def readable_settings(run: Run) -> RunSettings | None:
+    """A run's settings; None where they cannot be read, which is no reason not to look at its codes."""
+    try:
+        return run.settings()
+    except (CheckpointError, ConfigError):
+        return None

@@ -1,15 +1,19 @@
 """What inspect looks at: a run, a run on other data, an index file; and the figures of each."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from vqtool.config import RunSettings
-from vqtool.errors import CheckpointError, DataError
-from vqtool.indices import read_indices
-from vqtool.inspection.evidence import Evidence, of_run
+from vqtool.data import spec_of
+from vqtool.data.layout import LAYOUTS
+from vqtool.errors import CheckpointError, ConfigError, DataError
+from vqtool.indices import read_indices, read_manifest
+from vqtool.inspection.evidence import Evidence, of_run, readable_settings
 from vqtool.inspection.finding import Finding
 from vqtool.inspection.findings import diagnose
 from vqtool.model_file import read_model
@@ -23,6 +27,9 @@ from vqtool.usage import Usage
 # Indices counted at a time.
 _BLOCK = 1 << 22
 
+# Sees the number of a block's first row, and the block.
+Look = Callable[[int, NDArray[Any]], None]
+
 
 @dataclass(frozen=True)
 class Inspection:
@@ -33,6 +40,8 @@ class Inspection:
         counted: what its codes were counted on.
         levels: of each level.
         distinct: ids, where samples are vectors.
+        kind: of the samples: images, grids, sequences or vectors; None where it is not known.
+        batch_tokens: of a training batch of the run.
         findings: what is wrong, the severe first.
     """
 
@@ -40,6 +49,8 @@ class Inspection:
     counted: str
     levels: list[Usage]
     distinct: Distinct | None
+    kind: str | None = None
+    batch_tokens: int | None = None
     findings: Sequence[Finding] = ()
 
     @property
@@ -60,7 +71,16 @@ def inspect(
         CheckpointError: a target is none of these.
         DataError: an index file or the data cannot be used.
     """
-    return [_inspect_one(found, data, key, device) for target in targets for found in _expand(target)]
+    return [inspect_one(found, data, key, device) for found in expand(targets)]
+
+
+def expand(targets: list[Path]) -> list[Path]:
+    """Runs and index files, with the runs of a folder in its place.
+
+    Raises:
+        CheckpointError: a target is none of these.
+    """
+    return [found for target in targets for found in _expand(target)]
 
 
 def _expand(target: Path) -> list[Path]:
@@ -76,28 +96,47 @@ def _expand(target: Path) -> list[Path]:
     return runs
 
 
-def _inspect_one(target: Path, data: str | None, key: str | None, device: str | None) -> Inspection:
+def inspect_one(target: Path, data: str | None = None, key: str | None = None, device: str | None = None) -> Inspection:
+    """As `inspect`, of one run or index file."""
     if target.is_file():
         if data is not None:
             raise DataError(f"{target}: an index file has its own counts; --data goes with a run")
-        return _of_tally(target, "the indices in the file", _count_file(target))
+        return of_file(target, count_file(target))
     if data is not None:
-        tokenizer = load(target, device)
-        return _of_tally(target, data, tokenizer.count(data, key), tokenizer.settings)
+        return of_data(target, data, load(target, device).count(data, key))
     saved, _ = read_model(Run(target).model)
     if not saved.counts:
         raise CheckpointError(f"{target}: its model holds no counts of a validation pass")
     evidence = of_run(Run(target), saved)
-    levels = list(evidence.levels)
-    return Inspection(str(target), "the run's best validation pass", levels, saved.distinct, diagnose(evidence))
+    counted = "the run's best validation pass"
+    return _inspection(target, counted, evidence, *_about_run(Run(target)))
 
 
-def _of_tally(target: Path, counted: str, tally: Tally, settings: RunSettings | None = None) -> Inspection:
-    found = diagnose(Evidence(tally.levels, tally.distinct, settings=settings))
-    return Inspection(str(target), counted, tally.levels, tally.distinct, found)
+def _inspection(
+    target: Path, counted: str, evidence: Evidence, kind: str | None, batch_tokens: int | None = None
+) -> Inspection:
+    found = diagnose(evidence)
+    return Inspection(str(target), counted, list(evidence.levels), evidence.distinct, kind, batch_tokens, found)
 
 
-def _count_file(path: Path) -> Tally:
+def of_file(target: Path, tally: Tally) -> Inspection:
+    """What was counted in an index file."""
+    kind = kind_of(read_manifest(target).layout)
+    return _inspection(target, "the indices in the file", Evidence(tally.levels, tally.distinct), kind)
+
+
+def of_data(target: Path, data: str, tally: Tally) -> Inspection:
+    """What was counted on data that a run has encoded."""
+    evidence = Evidence(tally.levels, tally.distinct, settings=readable_settings(Run(target)))
+    return _inspection(target, data, evidence, *_about_run(Run(target)))
+
+
+def count_file(path: Path, look: Look | None = None) -> Tally:
+    """The hits in an index file, block by block; `look` sees each block, too.
+
+    Raises:
+        DataError: it cannot be used.
+    """
     array, manifest = read_indices(path)
     sizes = manifest.codebook_sizes
     if manifest.unique:  # what makes rows unique is no codebook's
@@ -106,9 +145,34 @@ def _count_file(path: Path) -> Tally:
     step = max(1, _BLOCK // int(np.prod(array.shape[1:])))
     with pass_bar("inspect", len(array)) as bar:
         for start in range(0, len(array), step):
+            block = array[start : start + step]
             try:
-                tally.add(array[start : start + step])
+                tally.add(block)
             except IndexError as error:
                 raise DataError(f"{path}: holds {error}") from error
-            bar.update(min(step, len(array) - start))
+            if look:
+                look(start, block)
+            bar.update(len(block))
     return tally
+
+
+def kind_of(layout: str, classes: bool = False) -> str | None:
+    """What samples of a layout are called: images, grids, sequences or vectors."""
+    if layout not in LAYOUTS:
+        return None
+    if classes:
+        return "grids"
+    return ["vectors", "sequences", "images"][LAYOUTS[layout].rank - (LAYOUTS[layout].channel is not None)]
+
+
+def _about_run(run: Run) -> tuple[str | None, int | None]:
+    """The kind of a run's samples, and the tokens of a training batch; nothing of settings that cannot be read."""
+    settings = readable_settings(run)
+    if settings is None:
+        return None, None
+    try:
+        spec = spec_of(settings.data)
+    except ConfigError:
+        return None, None
+    positions = math.prod(settings.model.encoder.grid(spec.size))
+    return kind_of(spec.layout, bool(spec.classes)), settings.training.batch_size * positions

@@ -8,9 +8,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from vqtool.inspection.comparison import HEADER, compared, differences, grouped, table
+from vqtool.inspection.explain import explain
 from vqtool.inspection.figures import Inspection
 from vqtool.inspection.finding import Finding
 from vqtool.printable import printable
+from vqtool.run import Run
 from vqtool.usage import Usage
 
 _STYLES = {"severe": "bold red", "warning": "yellow", "note": "cyan"}
@@ -34,6 +37,9 @@ def render(inspection: Inspection) -> RenderableType:
     for number, usage in enumerate(inspection.levels):
         title = "codebook" if len(inspection.levels) == 1 else f"level {number}"
         parts += [Text(), _figures(title, usage), Text(), _histogram(usage)]
+    level = 0 if len(inspection.levels) > 1 else None  # of the others, only the numbers differ
+    sentences = explain(inspection.levels[0], inspection.kind, inspection.batch_tokens, level)
+    parts += [Text(), *(Text(sentence, style="dim") for sentence in sentences)]
     return Group(*parts, Text(), _findings(inspection.findings))
 
 
@@ -51,6 +57,21 @@ def _findings(findings: Sequence[Finding]) -> Text:
             text.append(f"   {change.why}\n", style="dim")
     text.rstrip()
     return text
+
+
+def compare(inspections: Sequence[Inspection]) -> RenderableType:
+    """All targets in one table, and the settings in which runs differ."""
+    runs = [compared(inspection, Run(inspection.target)) for inspection in inspections]
+    rows = _table("compared: means over levels, bits a token summed over them", header=HEADER)
+    for row in table(runs):
+        rows.add_row(*(Text(cell) for cell in row))
+    differing = differences(runs)
+    if not differing:
+        return Group(Text(), rows)
+    settings = _table("settings that differ, and the runs that have them")
+    for key, values in differing.items():
+        settings.add_row(Text(key, no_wrap=True), Text(grouped(values)))
+    return Group(Text(), rows, Text(), settings)
 
 
 def _figures(title: str, usage: Usage) -> Table:
@@ -93,7 +114,10 @@ def _histogram(usage: Usage) -> Table:
     return table
 
 
-def _table(title: str) -> Table:
-    return Table(
-        title=title, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2, 0, 0)
+def _table(title: str, header: Sequence[str] = ()) -> Table:
+    table = Table(
+        title=title, title_justify="left", title_style="bold", show_header=bool(header), box=None, padding=(0, 2, 0, 0)
     )
+    for name in header:
+        table.add_column(name, overflow="fold")
+    return table

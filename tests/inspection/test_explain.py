@@ -1,0 +1,58 @@
+"""What the figures of a codebook mean, in plain words."""
+
+import numpy as np
+import pytest
+import torch
+
+from vqtool.inspection.explain import expected_perplexity, explain, healthy_range
+from vqtool.usage import Usage, entropy_of, usage_of
+
+
+def usage(*counts: int) -> Usage:
+    return usage_of(torch.tensor(counts))
+
+
+@pytest.mark.parametrize(("size", "tokens"), [(256, 20), (256, 720), (64, 64), (16, 2_000), (512, 40_000), (8, 1)])
+def test_expected_perplexity_is_that_of_even_draws(size: int, tokens: int) -> None:
+    random = np.random.default_rng(0)
+    drawn = [np.bincount(random.integers(0, size, tokens), minlength=size) for _ in range(200)]
+    mean = np.mean([entropy_of(torch.from_numpy(hits)) for hits in drawn])
+    assert expected_perplexity(size, tokens) == pytest.approx(np.exp(mean), rel=0.02)
+
+
+def test_expected_perplexity_has_its_bounds() -> None:
+    assert expected_perplexity(256, 0) == 1
+    assert expected_perplexity(1, 1_000) == pytest.approx(1)
+    assert expected_perplexity(8_192, 10**9) == pytest.approx(8_192, rel=1e-4)
+    assert all(expected_perplexity(256, n) <= min(n, 256) + 1e-9 for n in (1, 2, 3, 10, 100, 12_799, 12_801))
+
+
+def test_a_healthy_range_follows_the_tokens() -> None:
+    low, high = healthy_range(usage(*[10_000] * 100))
+    assert (low, high) == (pytest.approx(50, rel=1e-3), pytest.approx(90, rel=1e-3))
+    assert healthy_range(usage(1, 1, *[0] * 98))[1] <= 2
+
+
+@pytest.mark.parametrize(
+    ("counts", "place"),
+    [([1_000] * 10, "above that"), ([3_000] * 7 + [10] * 3, "within that"), ([9_000, 100, 0, 0, 0, 0], "below that")],
+)  # fmt: skip
+def test_a_codebook_is_placed(counts: list[int], place: str) -> None:
+    assert place in explain(usage(*counts))[1]
+
+
+def test_sentences_tell_the_figures() -> None:
+    perplexity, normal, images, batch = explain(usage(4, 0, 2, 2), "images", batch_tokens=2)
+    assert perplexity == (
+        "Perplexity 2.8 means that the tokens say as much as 2.8 codes used evenly would, out of K = 4: "
+        "1.50 bits a token."
+    )
+    assert normal.startswith("8 tokens were counted: few for so many codes, so count more data")
+    assert "Plain areas" in images
+    assert batch.startswith("Within a single batch of 2 tokens at most 2 codes can be used")
+    assert "of level 3 means" in explain(usage(1, 1), level=3)[0]
+    assert len(explain(usage(1, 1), None)) == 3
+
+
+def test_nothing_counted_is_said() -> None:
+    assert explain(usage(0, 0)) == ["No token was counted, so there is nothing to say."]

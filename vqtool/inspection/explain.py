@@ -1,0 +1,99 @@
+"""What the figures of a codebook mean, in plain words: is this perplexity good?
+
+Shapes: K codes.
+"""
+
+import math
+
+import numpy as np
+
+from vqtool.usage import Usage
+
+# Where trained codebooks that nobody complains of lie, in shares of what even use would show.
+_LOW, _HIGH = 0.5, 0.9
+# Hits a code from which on the series in 1 / hits is exact enough.
+_MANY = 50.0
+
+_KINDS = {
+    "images": "Plain areas repeat in images, so that a few codes with far more than their share are normal.",
+    "grids": "Maps of tiles repeat few patterns: fewer codes than elsewhere may be all that there is to tell apart.",
+    "sequences": "Silence and steady stretches repeat, so that a few codes with far more than their share are normal.",
+    "vectors": "Vectors rarely repeat: the more even the use, the more samples the codes tell apart.",
+}
+
+
+def expected_perplexity(codebook_size: int, tokens: int) -> float:
+    """What even use of K codes would show over so many tokens, on average: with few of them, far less than K."""
+    if tokens <= 0:
+        return 1.0
+    mean = tokens / codebook_size
+    if mean > _MANY:  # Miller 1955, "Note on the bias of information estimates"
+        return codebook_size * math.exp(-(codebook_size - 1) / (2 * tokens))
+    hits = np.arange(1, int(mean + 20 * math.sqrt(mean)) + 30)
+    # A code's hits are close to a Poisson count; of a single token, one code has it for sure.
+    chance = np.exp(hits * math.log(mean) - mean - np.cumsum(np.log(hits)))
+    nats = math.log(tokens) - float((chance * hits * np.log(hits)).sum()) / mean
+    return math.exp(min(max(nats, 0.0), math.log(min(tokens, codebook_size))))
+
+
+def explain(
+    usage: Usage, kind: str | None = None, batch_tokens: int | None = None, level: int | None = None
+) -> list[str]:
+    """Sentences on perplexity, on what is normal here, and on why a batch's own figure would mislead.
+
+    Args:
+        kind: of the data: images, grids, sequences or vectors.
+        batch_tokens: of a training batch.
+        level: whose usage it is, where there are several.
+    """
+    if not usage.tokens:
+        return ["No token was counted, so there is nothing to say."]
+    sentences = [_perplexity(usage, level), _normal(usage)]
+    if kind in _KINDS:
+        sentences.append(_KINDS[kind])
+    return [*sentences, _batch(usage, batch_tokens)]
+
+
+def healthy_range(usage: Usage) -> tuple[float, float]:
+    """The perplexities between which trained codebooks mostly lie, for this K and this many tokens."""
+    reach = expected_perplexity(usage.codebook_size, usage.tokens)
+    return _LOW * reach, _HIGH * reach
+
+
+def _perplexity(usage: Usage, level: int | None) -> str:
+    of = "" if level is None else f" of level {level}"
+    return (
+        f"Perplexity {usage.perplexity:,.1f}{of} means that the tokens say as much as {usage.perplexity:,.1f} codes "
+        f"used evenly would, out of K = {usage.codebook_size:,}: {usage.entropy_bits:.2f} bits a token."
+    )
+
+
+def _normal(usage: Usage) -> str:
+    size, (low, high) = usage.codebook_size, healthy_range(usage)
+    reach = expected_perplexity(size, usage.tokens)
+    place = (
+        "below that"
+        if usage.perplexity < low
+        else "above that, close to even use"
+        if usage.perplexity > high
+        else "within that"
+    )
+    few = (
+        ": few for so many codes, so count more data before you judge the dead ones" if usage.tokens < 20 * size else ""
+    )
+    return (
+        f"{usage.tokens:,} tokens were counted{few}. With as many, even use would show a perplexity of about "
+        f"{reach:,.0f} and {usage.expected_used:,.0f} codes used; trained codebooks on natural data mostly reach 0.5 "
+        f"to 0.9 of it, {low:,.0f} to {high:,.0f} here, and this one is {place}."
+    )
+
+
+def _batch(usage: Usage, batch_tokens: int | None) -> str:
+    tokens = batch_tokens or 256
+    size = usage.codebook_size
+    return (
+        f"Within a single batch of {tokens:,} tokens at most {min(tokens, size):,} codes can be used, and even use "
+        f"would show a perplexity of {expected_perplexity(size, tokens):,.0f}, whatever the codebook; the mean over "
+        f"batches "
+        "says no more. So all figures here are over a whole pass."
+    )

@@ -1,0 +1,81 @@
+"""One self-contained page about a codebook, or about several."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vqtool.errors import DataError
+from vqtool.files import replacing
+from vqtool.inspection.figures import Inspection, expand
+
+__all__ = ["check_report", "write_report"]
+
+
+def write_report(
+    path: Path,
+    targets: Sequence[Path],
+    data: str | None = None,
+    key: str | None = None,
+    device: str | None = None,
+    overwrite: bool = False,
+) -> list[Inspection]:
+    """Write a page about a run or an index file, or one that compares several; give what `inspect` gives.
+
+    The same targets give the same bytes.
+
+    Args:
+        data, key: to look at instead of a run's own validation part.
+
+    Raises:
+        CheckpointError: a target is no run, folder of runs or index file.
+        DataError: an index file or the data cannot be used, or the page cannot be written.
+    """
+    check_report(path, overwrite)
+    found = expand(list(targets))
+    if len(found) == 1:
+        page, inspections = _of_one(found[0], data, key, device)
+    else:
+        page, inspections = _of_several(found, data, key, device)
+    with replacing(path) as part:
+        part.write_text(page, encoding="utf-8")
+    return inspections
+
+
+def check_report(path: Path, overwrite: bool) -> None:
+    """Refuse a page that is there, or that has no place.
+
+    Raises:
+        DataError: says which.
+    """
+    if path.suffix not in (".html", ".htm"):
+        raise DataError(f"{path}: the name of a report must end in .html")
+    if not path.parent.is_dir():
+        raise DataError(f"{path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder")
+    if path.exists() and not overwrite:
+        raise DataError(f"{path}: is there already; --overwrite replaces it")
+
+
+def _of_one(target: Path, data: str | None, key: str | None, device: str | None) -> tuple[str, list[Inspection]]:
+    # Drawing takes a second to import, and a wrong target is told without it.
+    from vqtool.inspection.report.material import gather
+
+    material = gather(target, data, key, device)
+    from vqtool.inspection.report.page import page_of_one
+
+    return page_of_one(material), [material.inspection]
+
+
+def _of_several(
+    targets: Sequence[Path], data: str | None, key: str | None, device: str | None
+) -> tuple[str, list[Inspection]]:
+    from vqtool.inspection.comparison import compared
+    from vqtool.inspection.figures import inspect_one
+    from vqtool.inspection.report.material import read_metrics
+    from vqtool.run import Run
+
+    inspections = [inspect_one(target, data, key, device) for target in targets]
+    from vqtool.inspection.report.page import page_of_several
+
+    runs = [compared(inspection, Run(target)) for inspection, target in zip(inspections, targets, strict=True)]
+    return page_of_several(runs, [read_metrics(Run(target).metrics) for target in targets]), inspections

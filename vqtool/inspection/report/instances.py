@@ -1,0 +1,39 @@
+"""The samples that stand for a code.
+
+Shapes: M samples, each with the position at which it has the code.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from vqtool.inspection.report.material import Seen
+
+
+@dataclass(frozen=True)
+class Instances:
+    """A code and the samples nearest to it.
+
+    Attributes:
+        share: of all tokens.
+        numbers: of these rows in the user's array.
+        positions: of the code in each.
+        rows: (M, *row)
+        decoded: (M, *row) what their indices decode to.
+        without: (M, *row) the same with the most used other code in that place.
+    """
+
+    seen: Seen
+    code: int
+    hits: int
+    share: float
+    numbers: list[int]
+    positions: list[int]
+    rows: Tensor
+    decoded: Tensor
+    without: Tensor
+
+    @property
+    def title(self) -> str:
+        """What stands over the picture."""
+        return f"code {self.code}: {self.hits:,} hit{'' if self.hits == 1 else 's'} ({self.share:.1%})"

@@ -1,0 +1,142 @@
+"""What each code means: the samples that lie nearest to it, and what is decoded in their place.
+
+Shapes: n samples, L positions per sample, Q levels, M places kept a code.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vqtool.inspection.report.codes_of_pictures import picture_of_patches, picture_of_whole
+from vqtool.inspection.report.codes_of_rows import picture_of_vectors, picture_of_waves
+from vqtool.inspection.report.figure import Figure, Picture, Table
+from vqtool.inspection.report.instances import Instances
+from vqtool.inspection.report.material import Seen
+from vqtool.inspection.report.usage import ranked
+from vqtool.usage import Usage
+
+# Codes shown: of the most used, and of the least used that have any hit.
+_MOST, _LEAST = 8, 4
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How codes of one kind of data are shown."""
+
+    draw: Callable[[Instances], Picture]
+    axes: str
+    meaning: str
+
+
+def meanings_figure(seen: Seen, levels: list[Usage]) -> Figure | None:
+    """A picture for each of some codes of the first level; None where no places were kept."""
+    codes = shown_codes(levels[0], seen.collected.places)
+    if not codes:
+        return None
+    way = _way(seen)
+    instances = _instances(seen, codes, levels[0])
+    which = " of level 0" if len(levels) > 1 else ""
+    return Figure(
+        name="meanings",
+        title="What codes mean",
+        pictures=[way.draw(own) for own in instances],
+        axes=way.axes,
+        meaning=f"{way.meaning} Shown are the most used codes{which}, and then the least used that have hits; of each, "
+        "the samples whose latents lie nearest to it, nearest first. Samples of one code should look alike.",
+        numbers=Table(
+            ["code", "hits", "row", "position"],
+            [
+                (own.code, own.hits, row, place)
+                for own in instances
+                for row, place in zip(own.numbers, own.positions, strict=True)
+            ],
+        ),
+    )
+
+
+def shown_codes(usage: Usage, places: NDArray[np.int64]) -> list[int]:
+    """The most used codes, and the least used ones, among those that samples were kept of."""
+    used = [int(code) for code in ranked(usage.counts) if code < len(places) and places[code, 0] >= 0]
+    return used if len(used) <= _MOST + _LEAST else used[:_MOST] + used[-_LEAST:]
+
+
+def _way(seen: Seen) -> _Way:
+    size, grid = seen.samples.size, seen.grid
+    local = len(grid) == len(size) and seen.tokenizer.model.any_size
+    if not size:
+        return _Way(
+            picture_of_vectors,
+            "Across: the numbers of a row, by place. Down: samples, by their row in the data; below the line, what is "
+            "decoded in their place. Dark is low, bright is high.",
+            "Each picture is a code.",
+        )
+    if len(size) == 1:
+        return _Way(
+            picture_of_waves,
+            "Across: steps of the sample, from the first one of the code's position. Up: value of the first channel, "
+            "in the data's own units. Thin lines are samples, the thick one the mean of what is decoded in their "
+            "place; shaded is what the position covers."
+            if local
+            else "Across: steps of the sample. Up: value of the first channel, in the data's own units. Thin lines are "
+            "samples, the thick one the mean of what is decoded in their place.",
+            "Each picture is a code.",
+        )
+    if local:
+        return _Way(
+            picture_of_patches,
+            "Across and down: pixels. Upper row: patches of real samples, the position's own pixels and half as many "
+            "around, clear beyond the edge. Lower row: the same patches as they are decoded.",
+            "Each card is a code.",
+        )
+    return _Way(
+        picture_of_whole,
+        "Across and down: pixels, or tiles, of whole samples, for the network reads all of a sample for each code. "
+        "Upper row: real samples. Lower row: the same as they are decoded. On the left: the share of these samples, "
+        "from clear to red, in which a place is decoded otherwise when the most used other code stands instead.",
+        "Each card is a code, and the red shows where it has its say.",
+    )
+
+
+def _instances(seen: Seen, codes: list[int], usage: Usage) -> list[Instances]:
+    """The samples of each code; all are encoded and decoded at once, for a network takes as long for few."""
+    kept = [seen.collected.places[code] for code in codes]
+    kept = [places[places >= 0] for places in kept]
+    places, counts = np.concatenate(kept), [len(own) for own in kept]
+    samples, positions = np.divmod(places, int(np.prod(seen.grid)))
+    rows = seen.rows(samples.tolist())
+    indices = seen.encode(rows)
+    order = ranked(usage.counts)
+    others = np.repeat([int(order[min(1, len(order) - 1)] if code == order[0] else order[0]) for code in codes], counts)
+    swapped = _swapped(indices, torch.from_numpy(positions), torch.from_numpy(others))
+    parts = [part.split(counts) for part in (rows, seen.decode(indices), seen.decode(swapped))]
+    numbers = [seen.row_number(sample) for sample in samples.tolist()]
+    ends = np.cumsum(counts)
+    return [
+        Instances(
+            seen=seen,
+            code=code,
+            hits=usage.counts[code],
+            share=usage.counts[code] / max(1, usage.tokens),
+            numbers=numbers[end - count : end],
+            positions=positions[end - count : end].tolist(),
+            rows=own,
+            decoded=decoded,
+            without=without,
+        )
+        for code, count, end, own, decoded, without in zip(codes, counts, ends, *parts, strict=True)
+    ]
+
+
+def _swapped(indices: Tensor, positions: Tensor, others: Tensor) -> Tensor:
+    """Indices (n, L), or (n, L, Q), with other codes (n,) at positions (n,), in the first level."""
+    swapped = indices.clone()
+    numbers = torch.arange(len(indices))
+    if indices.ndim == 3:
+        swapped[numbers, positions, 0] = others
+    else:
+        swapped[numbers, positions] = others
+    return swapped

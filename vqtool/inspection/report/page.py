@@ -1,0 +1,139 @@
+"""The page: figures put into the template. All text that comes from a user is escaped there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined, Template
+
+from vqtool.inspection.comparison import HEADER, Compared, differences, same_data, table
+from vqtool.inspection.explain import explain
+from vqtool.inspection.finding import Finding
+from vqtool.inspection.report.codebook_map import map_figure
+from vqtool.inspection.report.compare import curves_overlaid, rate_distortion_figure
+from vqtool.inspection.report.cooccurrence import cooccurrence_figure
+from vqtool.inspection.report.curves import Metrics, curves_figure
+from vqtool.inspection.report.figure import Figure
+from vqtool.inspection.report.index_maps import index_maps_figure
+from vqtool.inspection.report.material import Material
+from vqtool.inspection.report.meanings import meanings_figure
+from vqtool.inspection.report.usage import usage_figure
+from vqtool.semantic_ids import Distinct
+from vqtool.usage import Usage
+
+# What to do first comes first.
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of text on the page."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the template takes."""
+
+    title: str
+    subtitle: str
+    figures: Sequence[Figure]
+    tables: Sequence[Grid] = ()
+    findings: Sequence[Finding] | None = None
+    """Of one target; of several, nobody looked for them."""
+    explanations: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    config: str = ""
+    settings: Grid | None = None
+    tiles: Sequence[tuple[str, str, str]] = field(default_factory=list)
+    """Name, value and what it means."""
+
+
+def page_of_one(material: Material) -> str:
+    """The page of a run or an index file."""
+    inspection = material.inspection
+    levels, seen = inspection.levels, material.seen
+    figures = [
+        usage_figure(levels),
+        curves_figure(material.metrics, levels[0].codebook_size),
+        seen and map_figure(seen.collected, seen.collected.tally.levels),
+        seen and meanings_figure(seen, seen.collected.tally.levels),
+        seen and index_maps_figure(seen),
+        cooccurrence_figure(material.relations, levels),
+    ]
+    return _render(
+        Page(
+            title=inspection.target,
+            subtitle=f"Counted on {inspection.counted}: {inspection.tokens:,} tokens"
+            + (f" of each of {len(levels)} levels." if len(levels) > 1 else "."),
+            figures=[figure for figure in figures if figure],
+            tables=[_levels(levels)] if len(levels) > 1 else [],
+            findings=inspection.findings,
+            explanations=explain(levels[0], inspection.kind, inspection.batch_tokens, 0 if len(levels) > 1 else None),
+            notes=_notes(material),
+            config=material.config,
+            tiles=_tiles(levels[0], inspection.distinct, len(levels) > 1),
+        )
+    )
+
+
+def page_of_several(runs: Sequence[Compared], metrics: Sequence[Metrics]) -> str:
+    """The page that compares."""
+    alike = same_data(runs)
+    figures = [curves_overlaid(metrics), rate_distortion_figure(runs, alike)]
+    differing = differences(runs)
+    numbers = ["setting", *(str(number) for number in range(1, len(runs) + 1))]
+    settings = [(key, *("" if value is None else str(value) for value in values)) for key, values in differing.items()]
+    return _render(
+        Page(
+            title=f"{len(runs)} targets compared",
+            subtitle="Usage figures are means over levels; bits are sums over them. Reconstruction is the loss of the "
+            "best validation pass, in normalised units.",
+            figures=[figure for figure in figures if figure],
+            tables=[Grid(HEADER, table(runs))],
+            settings=Grid(numbers, settings) if settings else None,
+            notes=[] if alike else ["These runs have different data: their losses do not compare."],
+        )
+    )
+
+
+def _notes(material: Material) -> list[str]:
+    notes = [material.missing] if material.missing else []
+    if material.seen and not material.seen.collected.codes:
+        notes.append("The codebook is too large to be drawn: there is no map of it, and no samples of its codes.")
+    return notes
+
+
+def _tiles(usage: Usage, distinct: Distinct | None, several: bool) -> list[tuple[str, str, str]]:
+    tiles = [
+        ("codes, level 0" if several else "codes", f"{usage.codebook_size:,}", "K, the size of the codebook"),
+        ("used", f"{usage.used:,}", f"{usage.usage:.1%}; even use would reach {usage.expected_used:,.0f}"),
+        ("dead", f"{usage.dead:,}", "codes without a hit"),
+        ("perplexity", f"{usage.perplexity:,.1f}", "codes that, used evenly, would say as much"),
+        ("bits a token", f"{usage.entropy_bits:.2f}", f"{usage.entropy:.1%} of what even use has"),
+    ]
+    if distinct:
+        tiles.append(("collisions", f"{distinct.collision_rate:.2%}", "rows whose id another has already"))
+    return tiles
+
+
+def _levels(levels: Sequence[Usage]) -> Grid:
+    rows = [
+        (str(n), f"{u.codebook_size:,}", f"{u.used:,}", f"{u.dead:,}", f"{u.perplexity:,.1f}", f"{u.entropy_bits:.2f}")
+        for n, u in enumerate(levels)
+    ]
+    return Grid(["level", "codes", "used", "dead", "perplexity", "bits"], rows, "Levels")
+
+
+def _render(page: Page) -> str:
+    return _template().render(**{name: getattr(page, name) for name in page.__dataclass_fields__})
+
+
+def _template() -> Template:
+    text = files("vqtool.inspection.report").joinpath("template.html.j2").read_text(encoding="utf-8")
+    environment: Any = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template: Template = environment.from_string(text)
+    return template
