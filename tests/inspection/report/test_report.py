@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shlex
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -153,8 +154,9 @@ def test_names_are_escaped_wherever_they_stand() -> None:
     reader = Reader(page_of_one(Material(inspection, config=NASTY, missing=NASTY)))
     assert "script" not in reader.tags
     assert reader.tags.count("style") == 1
-    # Title and heading, what was counted, what is missing, the finding's eight, the config.
-    assert reader.text.count(NASTY) == 12
+    # Title and heading, what was counted, what is missing, four of the finding, one of its change, the config.
+    assert reader.text.count(NASTY) == 10
+    assert shlex.quote(f"{NASTY}={NASTY}") in reader.text
     assert "49" not in reader.text
 
 
@@ -168,7 +170,7 @@ def test_findings_stand_on_top_the_severe_first() -> None:
     text = Reader(page).text
     assert text.index("collapse") < text.index("minor") < text.index("What is a good perplexity?")
     assert "severe" in text
-    assert "--set a.b={x: 1}" in text
+    assert "--set 'a.b={x: 1}'" in text
     assert "used = 2" in text
     assert "Nothing was found to be wrong." in Reader(page_of_one(Material(known))).text
 

@@ -1,5 +1,6 @@
 """The page: figures put into the template. All text that comes from a user is escaped there."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -135,5 +136,6 @@ def _render(page: Page) -> str:
 def _template() -> Template:
     text = files("vqtool.inspection.report").joinpath("template.html.j2").read_text(encoding="utf-8")
     environment: Any = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["quoted"] = shlex.quote  # to be pasted into a shell
     template: Template = environment.from_string(text)
     return template
