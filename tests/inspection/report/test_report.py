@@ -14,7 +14,7 @@ import torch
 from tests.conftest import TrainedRun
 from tests.inspection.report.conftest import draw_few
 from vqtool.errors import CheckpointError, DataError, Stopped
-from vqtool.indices import Manifest, writing_indices
+from vqtool.indices import Manifest, index_dtype, writing_indices
 from vqtool.inspection import Inspection, inspect, write_report
 from vqtool.inspection.finding import Change, Finding
 from vqtool.inspection.report import material
@@ -53,9 +53,10 @@ class Reader(HTMLParser):
 
 
 def index_file(path: Path, size: int, shape: tuple[int, ...] = (50, 4, 4)) -> Path:
-    indices = np.random.default_rng(0).integers(0, size, (shape[0], shape[1] * shape[2]), dtype=np.uint16)
+    dtype = index_dtype((size,))
+    indices = np.random.default_rng(0).integers(0, size, (shape[0], shape[1] * shape[2])).astype(dtype)
     manifest = Manifest(
-        *(list(indices.shape), "uint16", list(shape[1:]), [size], [1, 8, 8], "a" * 64, "b" * 64, []), layout="CHW"
+        *(list(indices.shape), dtype.name, list(shape[1:]), [size], [1, 8, 8], "a" * 64, "b" * 64, []), layout="CHW"
     )
     with writing_indices(path, manifest.shape, manifest.dtype, lambda: manifest) as array:
         array[:] = indices
