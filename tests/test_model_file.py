@@ -25,7 +25,7 @@ def path(tmp_path: Path) -> Path:
 def saved(
     state: dict[str, Tensor] | None = None, counts: list[Tensor] | None = None, distinct: Distinct | None = None
 ) -> SavedModel:
-    return SavedModel(state or {"a": torch.ones(100)}, counts or [], distinct, 5, METRICS, 80)
+    return SavedModel(state or {"a": torch.ones(100)}, counts or [], distinct, 5, METRICS, 80, "d" * 64)
 
 
 def test_a_model_reads_back_with_the_validation_that_chose_it(path: Path) -> None:

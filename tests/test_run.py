@@ -1,5 +1,6 @@
 """The run directory: what is where, written and read."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -64,7 +65,10 @@ def test_clear_removes_a_run_and_nothing_else(trained: TrainedRun, tmp_path: Pat
     (folder / "notes.txt").write_text("mine")
     (folder / "plots").mkdir()
     Run(folder).clear()
-    assert sorted(path.name for path in folder.iterdir()) == ["notes.txt", "plots"]
+    # Its config and an empty folder say that a run may be begun here.
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "config.yaml", "notes.txt", "plots"]
+    assert not list((folder / "checkpoints").iterdir())
+    assert Run(folder).exists
     Run(tmp_path / "nothing").clear()
     assert not (tmp_path / "nothing").exists()
 
@@ -86,6 +90,28 @@ def test_claiming_removes_what_a_killed_process_left_and_nothing_else(run: Run) 
         pass
     names = sorted(str(path.relative_to(run.folder)) for path in run.folder.rglob("*.part"))
     assert names == [".notes.part", "checkpoints/mine.part"]
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", "model.safetensors", "config.yaml"])
+def test_links_and_devices_are_no_files_of_a_run(run: Run, tmp_path: Path, name: str) -> None:
+    path = run.folder / name
+    if name == "checkpoints":
+        path.rmdir()
+    path.unlink(missing_ok=True)
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match=f"{name}: is a link or a device"), run.claimed():
+        pytest.fail("claimed")
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(CheckpointError, match=f"{name}: is a link or a device"), run.claimed():
+        pytest.fail("claimed")
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"step": Infinity}', '{"step": "x"}', "[]", "", '{"step": 1'])
+def test_a_line_of_the_log_that_is_none_is_passed_over(run: Run, line: str) -> None:
+    good = '{"step": 3, "validation/loss/total": 1.5, "x": "y", "findings": []}'
+    run.metrics.write_text(f"{line} validation/loss/total\n{good}\n")
+    assert run.validations() == [{"step": 3, "validation/loss/total": 1.5, "findings": []}]
 
 
 def test_a_claim_that_comes_to_nothing_leaves_nothing(tmp_path: Path) -> None:

@@ -94,6 +94,8 @@ def check_indices_output(path: Path, overwrite: bool) -> None:
     """
     check_output(path, overwrite)
     beside = manifest_path(path)
+    if beside.is_dir():
+        raise DataError(f"{beside}: is a folder")
     if beside.exists() and not overwrite:
         try:
             _parsed(beside)

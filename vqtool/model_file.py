@@ -40,6 +40,8 @@ class SavedModel(NamedTuple):
     """of that pass, by tag; then none."""
     tokens: int | None
     """positions of all training samples; then None."""
+    data_sha256: str | None
+    """of the data; then None."""
 
 
 def write_model(path: Path, model: SavedModel) -> None:
@@ -48,15 +50,21 @@ def write_model(path: Path, model: SavedModel) -> None:
     Raises:
         DataError: it cannot be written; what was there is as it was.
     """
+    content = serialised(model)
+    with replacing(path) as part:
+        part.write_bytes(content)
+
+
+def serialised(model: SavedModel) -> bytes:
+    """What a model's file holds."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state.items()}
     tensors |= {f"{_COUNTS}{level}": hits.contiguous() for level, hits in enumerate(model.counts)}
     if model.distinct:
         tensors[_DISTINCT] = torch.tensor([model.distinct.rows, model.distinct.ids])
     about: dict[str, Any] = {"step": model.step, "metrics": model.metrics, "tokens": model.tokens}
+    about["data_sha256"] = model.data_sha256
     about["sha256"] = _digest(tensors, about)
-    content = save(tensors, metadata={_ABOUT: json.dumps(about, allow_nan=False)})
-    with replacing(path) as part:
-        part.write_bytes(content)
+    return save(tensors, metadata={_ABOUT: json.dumps(about, allow_nan=False)})
 
 
 def read_model(path: Path) -> tuple[SavedModel, str]:
@@ -86,7 +94,16 @@ def _model(tensors: dict[str, Tensor], about: dict[str, Any]) -> SavedModel:
     if any(hits.ndim != 1 for hits in counts):
         raise ValueError("counts of codes have one axis")
     distinct = Distinct(*tensors.pop(_DISTINCT).tolist()) if _DISTINCT in tensors else None
-    return SavedModel(tensors, counts, distinct, about.get("step"), about.get("metrics", {}), about.get("tokens"))
+    return SavedModel(
+        tensors, counts, distinct, about.get("step"), _metrics(about), about.get("tokens"), about.get("data_sha256")
+    )
+
+
+def _metrics(about: dict[str, Any]) -> dict[str, float]:
+    metrics: dict[str, float] = about.get("metrics", {})
+    if not all(isinstance(value, int | float) for value in metrics.values()):
+        raise ValueError("a metric is no number")
+    return metrics
 
 
 def _about(content: bytes) -> dict[str, Any]:

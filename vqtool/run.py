@@ -43,7 +43,7 @@ class Run:
         """Within, the folder is there, and no other process trains in it; what a killed one left half written is gone.
 
         Raises:
-            CheckpointError: another process does, or the folder cannot be made.
+            CheckpointError: another process does, the folder cannot be made, or it holds links where files are written.
         """
         made = not self.folder.exists()
         try:
@@ -54,10 +54,13 @@ class Run:
         try:
             if not lock(handle):
                 raise CheckpointError(f"{self.folder}: another process is training in it")
+            if not (self.folder.exists() and os.path.samestat(os.fstat(handle), self.folder.stat())):
+                raise CheckpointError(f"{self.folder}: was removed by another process; try again")
+            self._check_kinds()
             self._clean()
             yield
         finally:
-            if made and not any(self.folder.iterdir()):
+            if made and self.folder.exists() and not any(self.folder.iterdir()):
                 self.folder.rmdir()
             os.close(handle)
 
@@ -89,23 +92,35 @@ class Run:
                 raise CheckpointError(f"{self.folder}: holds {file.name}, but no run; train into another --run-dir")
 
     def clear(self) -> None:
-        """Remove the run, and nothing else that may lie in its folder."""
+        """Remove all of the run but its config, and nothing else that may lie in its folder.
+
+        Killed on its way, it leaves a run that can still be begun anew.
+        """
+        self.summary.unlink(missing_ok=True)  # first: what it says is no longer so
         folders = [self.checkpoints, self.projector]
         for file in [*self.checkpoint_files(), *self.projector.glob("level_*.tsv"), *self._files()]:
             if file not in folders:
                 file.unlink(missing_ok=True)
-        for folder in folders:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
-        self.config.unlink(missing_ok=True)  # last: without it, what is left would be a stranger's
+        if self.projector.is_dir() and not any(self.projector.iterdir()):
+            self.projector.rmdir()
 
     def checkpoint_files(self) -> list[Path]:
         """The files of all checkpoints, and their markers."""
-        return [path for path in self.checkpoints.glob("step-*") if re.fullmatch(r"step-\d{9,}\.(pt|json)", path.name)]
+        return [
+            path
+            for path in self.checkpoints.glob("step-*")
+            if re.fullmatch(r"step-\d{9,}(-again\.pt|\.pt|\.json)", path.name)
+        ]
 
     def event_files(self) -> list[Path]:
         """TensorBoard's files, in the order in which it reads them."""
         return sorted(self.folder.glob("events.out.tfevents.*"))
+
+    def _check_kinds(self) -> None:
+        """Refuse links, which lead elsewhere, and devices, which have no end, under the names of the run's files."""
+        for path in [self.config, *self._files()]:
+            if path.is_symlink() or (path.exists() and not (path.is_file() or path.is_dir())):
+                raise CheckpointError(f"{path}: is a link or a device, and no file of a run; remove it")
 
     def _clean(self) -> None:
         """Remove the parts that a killed process left, by the names that they have."""
@@ -135,7 +150,7 @@ class Run:
         if not self.metrics.is_file():
             return []
         with self.metrics.open(encoding="utf-8", errors="replace") as lines:
-            found = [_parsed(line) for line in lines if '"validation/loss/total"' in line]
+            found = [parsed(line) for line in lines if '"validation/loss/total"' in line]
         return [fields for fields in found if fields]
 
     def write_summary(self, summary: dict[str, Any]) -> None:
@@ -155,10 +170,12 @@ class Run:
         raise CheckpointError(f"{self.summary}: damaged: it lacks what a summary has; remove it to go on")
 
 
-def _parsed(line: str) -> dict[str, Any]:
+def parsed(line: str) -> dict[str, Any]:
     """The fields of a line; none where it was cut short when the process was killed."""
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError):
         return {}
-    return fields if isinstance(fields, dict) and isinstance(fields.get("step"), int) else {}
+    if not isinstance(fields, dict) or not isinstance(fields.get("step"), int):
+        return {}
+    return {tag: value for tag, value in fields.items() if isinstance(value, int | float | list)}

@@ -9,6 +9,7 @@ import torch
 from tests.training import assert_same, resign, tiny
 from vqtool.errors import CheckpointError, DataError
 from vqtool.run import Run
+from vqtool.training import checkpoint as checkpoint_module
 from vqtool.training import train
 from vqtool.training.checkpoint import State, Validation, load_checkpoint, save_checkpoint
 
@@ -78,6 +79,25 @@ def test_only_the_last_are_kept(run: Run, keep: int) -> None:
     for step in (5, 50, 500, 5000):
         save_checkpoint(run, state_at(step), keep)
     assert steps(run) == [5, 50, 500, 5000][-keep:]
+
+
+def test_one_of_the_same_step_takes_its_place_at_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(run, state_at(5), keep=1)
+    first = loaded(run)
+
+    def killed(path: Path, value: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_module, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(run, state_at(5), keep=1)
+    assert_same(vars(loaded(run)), vars(first))
+    for _ in range(3):
+        again = state_at(5)
+        save_checkpoint(run, again, keep=1)
+        assert_same(vars(loaded(run)), vars(again))
+        assert len(list(run.checkpoints.iterdir())) == 2
 
 
 def test_those_of_later_steps_go_once_the_run_went_another_way(run: Run) -> None:
@@ -150,7 +170,7 @@ def test_a_damaged_one_is_told_and_the_one_before_is_used(
     assert state.step == 3
     assert len(lines) == 1
     assert "step-000000006.pt: damaged" in lines[0]
-    assert lines[0].endswith("it is not used, and the one before it is")
+    assert lines[0].endswith("it is not used")
 
 
 @pytest.mark.parametrize("kind", ["pt", "json"])

@@ -1,6 +1,8 @@
 import json
+import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +276,45 @@ def test_left_out_the_folder_is_named_after_the_run(tmp_path: Path, monkeypatch:
 def test_resuming_where_nothing_is_starts_afresh(tmp_path: Path) -> None:
     train(tiny(tmp_path, steps=2), tmp_path / "straight")
     train(tiny(tmp_path, steps=2), tmp_path / "run", resume=True)
+    assert Run(tmp_path / "run").model.read_bytes() == Run(tmp_path / "straight").model.read_bytes()
+
+
+def test_a_finished_run_without_its_checkpoints_is_not_begun_anew(tmp_path: Path) -> None:
+    train(tiny(tmp_path, steps=2), tmp_path / "run")
+    model = Run(tmp_path / "run").model.read_bytes()
+    for path in Run(tmp_path / "run").checkpoint_files():
+        path.unlink()
+    with pytest.raises(CheckpointError, match="has no checkpoint to go on from; --overwrite starts the run again"):
+        train(tiny(tmp_path, steps=4), tmp_path / "run", resume=True)
+    assert Run(tmp_path / "run").model.read_bytes() == model
+
+
+def test_an_extension_that_is_interrupted_is_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tiny(tmp_path, steps=4), tmp_path / "run")
+    stop(tiny(tmp_path, steps=8), tmp_path / "run", monkeypatch, 6)
+    assert not Run(tmp_path / "run").summary.exists()
+
+
+@pytest.mark.parametrize("kills", range(0, 60, 3))
+def test_overwriting_killed_anywhere_leaves_a_run_that_can_be_begun(tmp_path: Path, kills: int) -> None:
+    settings = tiny(tmp_path, steps=2, checkpoint_every=1)
+    train(settings, tmp_path / "run")
+    train(settings, tmp_path / "straight")
+    left = [kills]
+
+    def dying(event: str, arguments: Any) -> None:
+        if event in ("os.remove", "os.rename", "os.mkdir", "os.rmdir") and str(tmp_path / "run") in str(arguments):
+            left[0] -= 1
+            if left[0] == 0:
+                os._exit(9)
+
+    child = os.fork()
+    if not child:
+        sys.addaudithook(dying)
+        train(settings, tmp_path / "run", overwrite=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+    train(settings, tmp_path / "run", resume=True)
     assert Run(tmp_path / "run").model.read_bytes() == Run(tmp_path / "straight").model.read_bytes()
 
 

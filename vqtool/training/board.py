@@ -4,6 +4,8 @@ TensorBoard's own writer works in a thread of its own, which a full disk ends wi
 each process that had a part in the run, with steps that were lost.
 """
 
+import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -76,6 +79,12 @@ class Board:
         """(3, H, W) in [0, 1]."""
         self._add(step, summary.image(tag, picture, dataformats="CHW"))
 
+    def sync(self) -> None:
+        """Wait until what was written is on the disk."""
+        with writing(self._path):
+            self._records.flush()
+            os.fsync(self._file.fileno())
+
     def _add(self, step: int, what: Summary) -> None:
         event = Event(wall_time=time.time(), step=step, summary=what)
         with writing(self._path):
@@ -84,7 +93,7 @@ class Board:
 
 def _later(before: list[Path]) -> int:
     """The time in seconds, later than those in the names of event files: TensorBoard reads them in this order."""
-    times = [int(name) for path in before if (name := path.name.split(".")[3]).isdigit()]
+    times = [int(name) for path in before if re.fullmatch("[0-9]{1,12}", name := path.name.split(".")[3])]
     return max([int(time.time()), *(seconds + 1 for seconds in times)])
 
 
@@ -92,6 +101,9 @@ def _kept(paths: list[Path], step: int) -> Iterator[bytes]:
     """The events of files up to a step; those after a record that was cut short are lost."""
     for path in paths:
         for record in RawEventFileLoader(str(path)).Load():
-            event = Event.FromString(record)
+            try:
+                event = Event.FromString(record)
+            except DecodeError:
+                continue
             if event.HasField("summary") and event.step <= step:
                 yield record

@@ -15,17 +15,21 @@ from typing import Annotated, Any
 import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 
 from vqtool.errors import CheckpointError
 from vqtool.files import read_small, replacing, write_json
 from vqtool.run import Run
 
 _FORMAT = "vqtool checkpoint 2"
+# Ends the name of the second file of a step that is saved again.
+_AGAIN = "-again"
 # A marker is a few lines; what is larger is something else.
 _LARGEST_MARKER = 1 << 12
 
 
-_STRICT = ConfigDict(strict=True, extra="forbid")
+_STRICT = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -61,11 +65,11 @@ class State:
     model: dict[str, Any]
     optimizer: dict[str, Any]
     last: Validation
-    pending: dict[str, float] | None
+    pending: dict[str, _Finite] | None
     early: bool
     seconds: float
     data_sha256: str
-    codes: list[Any]
+    codes: list[Tensor | None]
 
 
 def save_checkpoint(run: Run, state: State, keep: int) -> None:
@@ -74,15 +78,20 @@ def save_checkpoint(run: Run, state: State, keep: int) -> None:
     Raises:
         DataError: it cannot be written; those before it are as they were.
     """
-    path = run.checkpoints / f"step-{state.step:09d}.pt"
+    marker = run.checkpoints / f"step-{state.step:09d}.json"
+    # Beside an earlier one of the same step, which counts until the marker names another file.
+    path = next(path for path in _files_of(marker) if _named_in(marker) != path.name)
     with replacing(path) as part:
         digest = _save({**vars(state), "last": asdict(state.last)}, part)
-    write_json(_marker(path), {"format": _FORMAT, "sha256": digest})
-    files = _all(run)
-    last = files.index(path) + 1
-    for old in files[: max(0, last - keep)] + files[last:]:
-        _marker(old).unlink(missing_ok=True)
-        old.unlink(missing_ok=True)
+    write_json(marker, {"format": _FORMAT, "file": path.name, "sha256": digest})
+    markers = _all(run)
+    last = markers.index(marker) + 1
+    for old in markers[: max(0, last - keep)] + markers[last:]:
+        for file in (old, *_files_of(old)):
+            file.unlink(missing_ok=True)
+    for file in _files_of(marker):
+        if file != path:
+            file.unlink(missing_ok=True)
 
 
 def load_checkpoint(run: Run, say: Callable[[str], None] = lambda line: None) -> State | None:
@@ -94,40 +103,53 @@ def load_checkpoint(run: Run, say: Callable[[str], None] = lambda line: None) ->
     Raises:
         CheckpointError: there are some, and none is whole.
     """
-    paths = _all(run)
-    for path in reversed(paths):
+    markers = _all(run)
+    for marker in reversed(markers):
         try:
-            return _load(path)
+            return _load(marker)
         except CheckpointError as error:
-            say(f"{error}; it is not used, and the one before it is")
-    if paths and any(_marker(path).exists() for path in paths):
+            say(f"{error}; it is not used")
+    if any(marker.exists() for marker in markers):
         raise CheckpointError(f"{run.checkpoints}: no checkpoint is whole; --overwrite starts the run again")
     return None
 
 
 def _all(run: Run) -> list[Path]:
-    """The files of all checkpoints, whole or not, the oldest first."""
-    return sorted({path.with_suffix(".pt") for path in run.checkpoint_files()}, key=lambda path: int(path.stem[5:]))
+    """The markers of all checkpoints, there or not, the oldest first."""
+    return sorted({_marker(path) for path in run.checkpoint_files()}, key=_step)
 
 
 def _marker(path: Path) -> Path:
-    return path.with_suffix(".json")
+    """Of a file of a checkpoint, or its marker."""
+    return path.with_name(f"{path.stem.removesuffix(_AGAIN)}.json")
 
 
-def _load(path: Path) -> State:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: is missing")
-    if not _marker(path).is_file():
-        raise CheckpointError(f"{path}: has no {_marker(path).name}, without which it does not count")
+def _step(marker: Path) -> int:
+    return int(marker.stem.removeprefix("step-"))
+
+
+def _files_of(marker: Path) -> list[Path]:
+    """The names that the file of a marker may have, of which it says one."""
+    return [marker.with_suffix(".pt"), marker.with_name(f"{marker.stem}{_AGAIN}.pt")]
+
+
+def _load(marker: Path) -> State:
+    path = _files_of(marker)[0]
+    if not marker.is_file():
+        raise CheckpointError(f"{path}: has no {marker.name}, without which it does not count")
     try:
+        said = _said(marker)
+        path = next(path for path in _files_of(marker) if path.name == said["file"])
+        if not path.is_file():
+            raise CheckpointError(f"{path}: is missing")
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if digest != _digest_in(_marker(path)):
-                raise CheckpointError(f"{path}: damaged: its SHA-256 is not the one in {_marker(path).name}")
+            if digest != said["sha256"]:
+                raise CheckpointError(f"{path}: damaged: its SHA-256 is not the one in {marker.name}")
             file.seek(0)
             fields = torch.load(file, map_location="cpu", weights_only=True)
         state = State(**{**fields, "last": Validation(**fields["last"])})
-        if state.step != int(path.stem[5:]):
+        if state.step != _step(marker):
             raise ValueError("the step is not that of its name")
         return state
     except CheckpointError:
@@ -136,11 +158,19 @@ def _load(path: Path) -> State:
         raise CheckpointError(f"{path}: damaged, or written by another version of vqtool") from error
 
 
-def _digest_in(marker: Path) -> str:
-    content = json.loads(read_small(marker, _LARGEST_MARKER))
+def _said(marker: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(read_small(marker, _LARGEST_MARKER))
     if content["format"] != _FORMAT:
         raise CheckpointError(f"{marker}: written by another version of vqtool")
-    return str(content["sha256"])
+    return content
+
+
+def _named_in(marker: Path) -> str | None:
+    """The file that a marker says; None where there is no whole marker."""
+    try:
+        return str(_said(marker)["file"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, CheckpointError):
+        return None
 
 
 def _save(content: dict[str, Any], path: Path) -> str:

@@ -1,16 +1,16 @@
 """What a run says while it runs: metrics.jsonl, and the same for TensorBoard."""
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any
 
 from torch import Tensor
 
 from vqtool.files import replacing, writing
-from vqtool.run import Run
+from vqtool.run import Run, parsed
 from vqtool.training.board import Board
 
 
@@ -64,19 +64,12 @@ class Logs:
         """Wait until what was logged is on the disk: a checkpoint must not be ahead of it."""
         with writing(self._path):
             os.fsync(self._metrics.fileno())
+        self._board.sync()
 
     def _drop_after(self, step: int) -> None:
         if not self._path.exists():
             return
         lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
-        kept = [line for line in lines if _step_of(line) <= step]
+        kept = [line for line in lines if parsed(line).get("step", math.inf) <= step]
         with replacing(self._path) as part:
             part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-
-
-def _step_of(line: str) -> float:
-    try:
-        fields: dict[str, Any] = json.loads(line)
-        return int(fields["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")  # cut short when the process was killed

@@ -11,6 +11,7 @@ from vqtool.data import BatchOrder, SampleSpec
 from vqtool.errors import ConfigError
 from vqtool.evaluation import evaluate
 from vqtool.memory import mapped_memory, out_of_memory_told, peak_memory
+from vqtool.model_file import SavedModel, serialised
 from vqtool.run import Run
 from vqtool.training.prepare import Prepared, begin_from, prepare
 from vqtool.training.step import Stepper
@@ -101,4 +102,5 @@ def _rehearsed(settings: RunSettings) -> tuple[Prepared, float]:
         losses.append(stepper.measure(step, output)["loss/reconstruction"])
         stepper.apply(step, output)
     evaluate(model, data.validation.first(2 * chunk_rows(model, data.spec.size)), prepared.settings.loss)
+    serialised(SavedModel(model.state_dict(), [], None, 0, {}, 0, None))
     return prepared, losses[0]

@@ -61,12 +61,17 @@ def _train(
 ) -> dict[str, Any]:
     state = load_checkpoint(run, say) if run.exists and resume else None
     if state is None:
+        if resume and run.summary.exists():
+            raise CheckpointError(
+                f"{run.folder}: is finished, and has no checkpoint to go on from; --overwrite starts the run again"
+            )
         begin_from(prepared, say)
         run.clear() if run.exists else run.check_free()
     else:
         _check_data(run, state, prepared, allow_data_change, say)
         _tell_extension(run, state, prepared, say)
     run.create(prepared.settings)
+    run.summary.unlink(missing_ok=True)
     say(_reading(prepared))
     trainer = Trainer(prepared, run, state, say)
     with deterministic():

@@ -13,7 +13,7 @@ from vqtool.config import BEST_METRICS
 from vqtool.data import BatchOrder
 from vqtool.errors import CheckpointError, Stopped, TrainingError
 from vqtool.evaluation import Evaluation
-from vqtool.model_file import SavedModel, read_model, write_model
+from vqtool.model_file import read_model, write_model
 from vqtool.run import Run
 from vqtool.signals import heed
 from vqtool.training.batches import Batches
@@ -54,6 +54,7 @@ class Trainer:
         self._best = self._last = Validation(None, {})
         # What is still to be logged of the step; None once all is done that comes after it.
         self._pending: dict[str, float] | None = None
+        self._saved = -1  # the step of the last checkpoint, if it was complete
         self._early = False
         self._validator = Validator(prepared, say)
         if state:
@@ -116,10 +117,12 @@ class Trainer:
         self._step, self._seconds = state.step, state.seconds
         self._last, self._pending, self._early = state.last, state.pending, state.early
         self._validator.codes = state.codes
-        if self._run.model.exists() and state.data_sha256 == self._data.sha256:  # else, no figure to compare with
+        self._saved = state.step if state.pending is None else -1
+        if self._run.model.exists():
             try:
                 best = read_model(self._run.model)[0]
-                self._best = Validation(best.step, best.metrics)
+                if best.data_sha256 == self._data.sha256:  # else, no figure to compare with
+                    self._best = Validation(best.step, best.metrics)
             except CheckpointError as error:
                 self._say(f"{error}; the next validation writes it anew")
 
@@ -190,8 +193,7 @@ class Trainer:
         )
         if self._is_best(metrics):
             self._best = self._last
-            usage = (evaluation.counts, evaluation.distinct, self._step, metrics, self._validator.tokens)
-            write_model(self._run.model, SavedModel(self._model.state_dict(), *usage))
+            write_model(self._run.model, self._validator.saved(self._step, evaluation, metrics))
         return metrics, self._validator.diagnose(self._step, evaluation, metrics)
 
     def _draw(self, logs: Logs, evaluation: Evaluation) -> None:
@@ -215,6 +217,8 @@ class Trainer:
         return side_by_side(self._data.spec, x, restored.cpu())
 
     def _save(self, logs: Logs) -> None:
+        if self._saved == self._step:
+            return
         self._stepper.check()
         logs.sync()
         now = time.perf_counter()
@@ -232,6 +236,7 @@ class Trainer:
             codes=list(self._validator.codes),
         )
         save_checkpoint(self._run, state, self._training.keep_checkpoints)
+        self._saved = self._step if self._pending is None else -1
 
     def _batches(self) -> Batches:
         settings = self._training

@@ -8,6 +8,7 @@ from vqtool.errors import TrainingError
 from vqtool.evaluation import Evaluation, evaluate, shuffled_loss
 from vqtool.inspection.evidence import Evidence
 from vqtool.inspection.findings import diagnose
+from vqtool.model_file import SavedModel
 from vqtool.training.metrics import Codes, codebook_metrics, validation_metrics
 from vqtool.training.prepare import Prepared
 
@@ -67,6 +68,11 @@ class Validator:
         said = [{"name": each.name, "severity": each.severity, "message": each.message} for each in found]
         self.history[-1]["findings"] = said
         return said
+
+    def saved(self, step: int, evaluation: Evaluation, metrics: dict[str, float]) -> SavedModel:
+        """The model as it stands, and the validation that speaks for it."""
+        state, data = self._prepared.model.state_dict(), self._prepared.dataset.sha256
+        return SavedModel(state, evaluation.counts, evaluation.distinct, step, metrics, self.tokens, data)
 
     @property
     def tokens(self) -> int:
