@@ -10,8 +10,8 @@ from torch import Tensor
 
 # Codes looked at: of a larger codebook these speak for the rest.
 _LOOKED_AT = 2048
-# Elements of one block of differences, and of all blocks: of a codebook in which this is passed, fewer codes speak.
-_BLOCK, _ALL_BLOCKS = 1 << 22, 1 << 32
+# Scores of one block, and of all blocks: of a codebook in which this is passed, fewer codes speak.
+_BLOCK, _ALL_BLOCKS = 1 << 22, 1 << 25
 # Codes are duplicates where their squared gap is at most this part of the quantizing error of their own latents, in one
 # dimension. Two that share a Gaussian cluster between them lie 8 / pi = 2.5 such errors apart, in any number of
 # dimensions. (The nearest latent is as far off as the whole error, which grows with the dimensions: against it, those
@@ -80,17 +80,20 @@ def movement(codes: Tensor, before: Tensor, error: float) -> float:
 
 def _looked_at(codes: Tensor) -> Tensor:
     """The numbers of codes, spread over all of them, that speak for the rest."""
-    most = max(1, min(_LOOKED_AT, _ALL_BLOCKS // codes.numel()))
+    most = max(1, min(_LOOKED_AT, _ALL_BLOCKS // len(codes)))
     return torch.arange(len(codes))[:: -(-len(codes) // most)]
 
 
 def _gaps(codes: Tensor, looked: Tensor) -> tuple[Tensor, Tensor]:
     """Squared distances (S,) of some codes to the code nearest to each, infinite where there is but one; and which."""
-    gaps, others = [], []
-    for some in looked.split(max(1, _BLOCK // codes.numel())):
-        squared = (codes[some][:, None] - codes).square().sum(dim=2)
-        squared[torch.arange(len(some)), some] = torch.inf
-        nearest = squared.min(dim=1)
-        gaps.append(nearest.values)
-        others.append(nearest.indices)
-    return torch.cat(gaps), torch.cat(others)
+    centred = codes - codes.mean(dim=0)
+    norms = centred.square().sum(dim=1)
+    others = []
+    for some in looked.split(max(1, _BLOCK // len(codes))):
+        scores = torch.addmm(norms, centred[some], centred.T, alpha=-2)
+        scores[torch.arange(len(some)), some] = torch.inf
+        others.append(scores.argmin(dim=1))
+    nearest = torch.cat(others)
+    # Worked out anew: a product rounds, and of codes that are all but the same that would be all there is.
+    gaps = (codes[looked] - codes[nearest]).square().sum(dim=1)
+    return torch.where(nearest == looked, torch.inf, gaps), nearest

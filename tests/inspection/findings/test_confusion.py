@@ -11,6 +11,8 @@ from vqtool.inspection.finding import Finding
 from vqtool.inspection.findings import FINDINGS
 from vqtool.run import Run
 
+README = Path(__file__).parents[3] / "README.md"
+
 # All that fires on a run with a fault: first what it was built for, then what that brings with it.
 FIRED = {
     "bare form, many codes": (
@@ -58,7 +60,6 @@ def test_nothing_is_found_on_a_healthy_run(name: str, found: dict[str, Inspectio
 
 
 def test_every_finding_has_a_run_of_its_own() -> None:
-    assert [names[0] for names in FIRED.values()] != []
     assert sorted(names[0] for names in FIRED.values()) == sorted(find.__name__ for find in FINDINGS)
     assert list(FIRED) == list(FAULTS)
     assert len(HEALTHY) >= 6
@@ -94,6 +95,16 @@ def test_dead_codes_are_told_apart_by_when_they_were_hit(found: dict[str, Inspec
     lost = _only(found["codes learn at a rate of 1e-6"], "dead_codes")
     assert 0 < lost.evidence["never_hit"] < lost.evidence["dead"]
     assert "for the last time" in lost.message
+
+
+def test_the_readme_has_this_table() -> None:
+    text = README.read_text()
+    for name, (first, *others) in FIRED.items():
+        beside = ", ".join(f"`{other}`" for other in sorted(others)) or "-"
+        assert f"| {name} | `{first}` | {beside} |" in text
+    assert f"| healthy: {'; '.join(HEALTHY)} | nothing | - |" in text
+    for find in FINDINGS:
+        assert f"| `{find.__name__}` | " in text
 
 
 def _only(inspection: Inspection, name: str) -> Finding:
