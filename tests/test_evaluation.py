@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from vqtool.autoencoder import Autoencoder, ModelSettings, resolve_model
 from vqtool.data import Samples, SampleSpec
 from vqtool.data.rows import NumpyRows
-from vqtool.evaluation import evaluate, raw_terms, reconstruct
+from vqtool.evaluation import evaluate, raw_terms, reconstruct, shuffled_loss
 from vqtool.losses import LossSettings
 from vqtool.quantizers import LevelStatistics
 
@@ -236,3 +236,42 @@ def test_the_entropies_of_factors_add_up():
     factors = level([4, 0, 0, 0, 0, 0], [[2.0, 2.0, 0.0], [1.0, 2.0, 1.0]], 4.0, 8)
     expected = -math.log(2) + 0.5 * math.log(0.5) + 2 * 0.25 * math.log(0.25)
     assert raw_terms([factors])[1] == pytest.approx(expected)
+
+
+def test_shuffled_samples_get_the_indices_of_one_half_the_way_round(small_chunks):
+    small_chunks(1)
+    spec = SampleSpec("C", 1, (), None, "float32")
+    model = build(spec, {"kind": "identity"}, codebook_size=4)
+    with torch.no_grad():
+        model.quantizer.codes.copy_(torch.tensor([[0.0], [1.0], [2.0], [3.0]]))
+    array = np.array([[0.1], [1.1], [2.1], [3.1]], dtype=np.float32)
+    own, others = shuffled_loss(model.train(), samples_of(array, spec), LOSS)
+    assert own == pytest.approx(0.01)
+    assert others == pytest.approx((1.9**2 + 1.9**2 + 2.1**2 + 2.1**2) / 4)
+    assert model.training
+
+
+def test_shuffling_looks_at_samples_from_all_over(small_chunks):
+    """The first chunk alone, of equal rows, would not tell."""
+    small_chunks(1)
+    spec = SampleSpec("C", 1, (), None, "float32")
+    model = build(spec, {"kind": "identity"}, codebook_size=2)
+    with torch.no_grad():
+        model.quantizer.codes.copy_(torch.tensor([[0.0], [1.0]]))
+    array = np.repeat(np.array([[0.0], [1.0]], dtype=np.float32), 50, axis=0)
+    assert shuffled_loss(model, samples_of(array, spec), LOSS) == (0.0, 1.0)
+    assert shuffled_loss(model, samples_of(array, spec, np.arange(1, 100, 3)), LOSS) == (0.0, 1.0)
+
+
+def test_latents_are_those_that_a_pass_quantized(small_chunks):
+    small_chunks(1)
+    spec = SampleSpec("C", 3, (), None, "float32")
+    model = build(spec, {"kind": "identity"})
+    array = np.random.default_rng(0).normal(5, 2, size=(30, 3)).astype(np.float32)
+    (found,) = evaluate(model, samples_of(array, spec), LOSS).latents
+    indices, distances, _ = naive(torch.from_numpy(array), model.quantizer.codes)
+    wide = array.astype(np.float64)
+    assert found.mean.tolist() == pytest.approx(wide.mean(axis=0).tolist())
+    assert found.variance == pytest.approx(((wide - wide.mean(axis=0)) ** 2).sum(axis=1).mean())
+    assert found.error == pytest.approx(float(distances.mean()))
+    assert found.errors.tolist() == pytest.approx(np.bincount(indices, weights=distances, minlength=6).tolist())

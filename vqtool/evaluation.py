@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -162,21 +163,27 @@ def evaluate(model: Autoencoder, samples: Samples, loss: LossSettings) -> Evalua
 
 
 @torch.no_grad()
-def shuffled_loss(model: Autoencoder, samples: Samples, loss: LossSettings) -> float:
-    """The reconstruction loss of the first samples, each decoded from the indices of another.
+def shuffled_loss(model: Autoencoder, samples: Samples, loss: LossSettings) -> tuple[float, float]:
+    """The reconstruction loss of some samples from their own indices, and from each other's.
 
-    Where the decoder ignores the codes it is no larger than that of their own.
+    Where the decoder ignores the codes both are the same. The samples are spread over all of them, and each gets the
+    indices of one far away: neighbours may be all but the same, as the windows of one recording are.
     """
     rows = chunk_rows(model, samples.size)
+    device = next(iter(model.state_dict().values())).device
+    numbers = np.linspace(0, len(samples) - 1, min(rows, len(samples))).round().astype(np.int64)
     training = model.training
     model.eval()
-    x = samples.read(0, min(rows, len(samples))).to(next(iter(model.state_dict().values())).device)
+    x = samples.take(numbers).to(device)
     ((padded, n),) = chunks(x, rows)
-    indices = model.encode(padded)
-    ((others, _),) = chunks(indices[:n].roll(1, dims=0), rows)
-    prediction = model.predict(others, model.size_of(x))[:n]
+    target, indices = model.modality.target(x), model.encode(padded)
+    found = []
+    for chosen in (indices[:n], indices[:n].roll(n // 2, dims=0)):
+        ((whole, _),) = chunks(chosen, rows)
+        prediction = model.predict(whole, model.size_of(x))[:n]
+        found.append(float(reconstruction_loss(loss.reconstruction, prediction, target)))
     model.train(training)
-    return float(reconstruction_loss(loss.reconstruction, prediction, model.modality.target(x)))
+    return found[0], found[1]
 
 
 def raw_terms(levels: Sequence[LevelStatistics]) -> tuple[float, float]:
@@ -193,7 +200,7 @@ def _latents(level: LevelStatistics) -> Latents:
     vectors = int(level.counts.sum())
     mean = level.total / vectors
     variance = float(level.squares / vectors - mean.square().sum())
-    return Latents(mean, max(0.0, variance), float(level.squared_distance) / vectors)
+    return Latents(mean, max(0.0, variance), float(level.squared_distance) / vectors, level.errors)
 
 
 def _soft_entropy(level: LevelStatistics) -> float:

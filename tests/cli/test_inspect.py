@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests import TRANSFORMER, make_run
+from tests import TRANSFORMER, make_run, normal
 from tests.conftest import Result, TrainedRun
+from vqtool.config import load_config
 from vqtool.tokenizer import load
 from vqtool.transcode import encode_file, encode_unique_file
 
@@ -219,3 +220,51 @@ def test_the_text_says_what_is_normal(trained: TrainedRun, vqtool: Command) -> N
     out = " ".join(vqtool("inspect", trained.folder).out.split())
     assert "96 tokens were counted: few for so many codes" in out
     assert "Within a single batch of 256 tokens at most 16 codes" in out
+
+
+# Findings
+
+
+def test_findings_of_an_index_file_are_of_its_counts_alone(
+    trained: TrainedRun, tmp_path: Path, vqtool: Command
+) -> None:
+    """One code for all of 30 x 16 tokens, of a codebook of 16."""
+    np.save("few.npy", trained.array[:30])
+    encode_file(load(trained.folder), tmp_path / "tokens.npy", "few.npy")
+    np.save("tokens.npy", np.full_like(np.load("tokens.npy"), 3))
+    told = inspect(vqtool, "tokens.npy")["findings"]
+    assert [(each["name"], each["severity"]) for each in told] == [
+        ("collapse", "severe"),
+        ("dead_codes", "severe"),
+        ("dominant_code", "warning"),
+    ]
+    for each in told:
+        assert list(each) == ["name", "severity", "message", "evidence", "cause", "changes"]
+        assert each["changes"] == []  # nothing is known of the settings
+    assert told[1]["evidence"] == {"level": 0, "dead": 15, "never_hit": None, "last_hit": None, "tokens": 480}
+    assert told[2]["evidence"] == {"level": 0, "code": 3, "share": 1.0}
+    shown = vqtool("inspect", "tokens.npy").out
+    assert "severe (dead_codes): 15 of 16 codes have no hit (30 tokens a code)" in shown
+
+
+def test_findings_of_a_run_advise_keys_that_can_be_set(vqtool: Command) -> None:
+    quantizer = {"kind": "vector", "codebook_size": 16, "revival": None}
+    run = make_run(Path.cwd(), normal(24, 4), {"kind": "mlp", "width": 8}, quantizer=quantizer)
+    (told,) = [each for each in inspect(vqtool, run)["findings"] if each["name"] == "codebook_too_large"]
+    assert told["severity"] == "warning"
+    assert told["evidence"] == {"level": 0, "tokens_per_code": 18 / 16, "codebook_size": 16}
+    for change in told["changes"]:
+        assert list(change) == ["key", "value", "why"]
+        set_it = ["--set", f"{change['key']}={change['value']}", "--dry-run"]
+        assert vqtool("train", "--config", run / "config.yaml", "--run-dir", "other", *set_it).code == 0
+
+
+def test_every_change_that_a_finding_can_advise_can_be_set(trained: TrainedRun) -> None:
+    """Values are YAML, and blocks of another kind take the place of those that were."""
+    for key, value in (
+        ("model.quantizer.start.kind", "kmeans"),
+        ("model.quantizer.learning.kind", "codebook_loss"),
+        ("model.quantizer.revival", "{least: 5}"),
+        ("model.quantizer.temperature_unit", "error"),
+    ):
+        load_config(trained.config, [f"{key}={value}"])

@@ -28,7 +28,7 @@ VALIDATION_TAGS = {f"validation/{tag}" for tag in LOSSES} | {
     for name in ("usage", "perplexity", "entropy", "soft_entropy", "sample_entropy", "dead", "expected_used")
 }
 # What findings are drawn from, and what the log says only where there is something to say.
-PLACES = {"validation/loss/shuffled", "findings"} | {
+PLACES = {"validation/loss/shuffled", "validation/loss/unshuffled", "findings"} | {
     f"codebook/{name}"
     for name in ("error", "spread", "outside", "duplicates", "halving", "movement", "never_hit", "last_hit")
 }

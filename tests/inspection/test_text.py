@@ -1,12 +1,14 @@
 """Figures for a terminal."""
 
 from io import StringIO
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 
 from vqtool.inspection import Inspection, render
+from vqtool.inspection.finding import Change, Finding
 from vqtool.semantic_ids import Distinct
 from vqtool.usage import usage_of
 
@@ -74,3 +76,53 @@ def test_levels_are_shown_one_by_one() -> None:
 @pytest.mark.parametrize("target", ["runs/[bold]x", "runs/[/nothing]", "[link=x]", "a\\[b]"])
 def test_a_name_with_brackets_is_shown_as_it_is(target: str) -> None:
     assert text([1, 1], target=target).splitlines()[0] == target
+
+
+# Findings
+
+
+FINDINGS = [
+    Finding(
+        "dead_codes",
+        "severe",
+        "9 of 10 codes have no hit",
+        {"dead": 9},
+        "they started where no latents are",
+        (
+            Change("model.quantizer.start.kind", "kmeans", "codes start where the latents are"),
+            Change("model.quantizer.revival", "{least: 5}", "dead codes are set down"),
+        ),
+    ),
+    Finding("codebook_at_ceiling", "note", "[bold]full[/bold]", {}, "more codes would pay"),
+]
+
+
+def findings(*found: Finding, **options: Any) -> list[str]:
+    levels = [usage_of(torch.tensor([4, 4]))]
+    console = Console(file=StringIO(), width=120, highlight=False, **options)
+    console.print(render(Inspection("run", "some data", levels, None, findings=found)))
+    lines: list[str] = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    return lines[lines.index(next(line for line in lines if "findings" in line)) :]
+
+
+def test_a_finding_tells_what_why_and_what_to_set() -> None:
+    assert findings(*FINDINGS) == [
+        "findings",
+        "severe (dead_codes): 9 of 10 codes have no hit",
+        "  they started where no latents are",
+        "  try --set model.quantizer.start.kind=kmeans   codes start where the latents are",
+        "  try --set model.quantizer.revival={least: 5}   dead codes are set down",
+        "note (codebook_at_ceiling): [bold]full[/bold]",
+        "  more codes would pay",
+    ]
+
+
+def test_where_nothing_is_found_that_is_said() -> None:
+    assert findings() == ["findings: none"]
+
+
+def test_severities_differ_in_colour() -> None:
+    coloured = findings(*FINDINGS, force_terminal=True, color_system="standard")
+    assert any("\x1b[1;31msevere" in line for line in coloured)
+    assert any("\x1b[36mnote" in line for line in coloured)
+    assert any("\x1b[1mfindings" in line for line in coloured)

@@ -117,6 +117,7 @@ SCALARS = {
     "optimizer/learning_rate",
     "throughput/samples_per_second",
     "validation/loss/shuffled",
+    "validation/loss/unshuffled",
     *(
         f"codebook/{name}"
         for name in ("error", "spread", "outside", "duplicates", "halving", "never_hit", "last_hit", "movement")

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from vqtool.config import RunSettings
 from vqtool.errors import CheckpointError, ConfigError
 from vqtool.model_file import SavedModel
@@ -21,6 +23,7 @@ class Evidence:
         distinct: ids, where samples are vectors.
         metrics: of the validation that the usage is of, by tag.
         history: of the validations up to that one, the oldest first; each with its `step`.
+        later: of those after it: of a run that got worse, what became of it.
         settings: of the run.
         tokens: positions of all training samples: what a level has to learn from.
     """
@@ -29,6 +32,7 @@ class Evidence:
     distinct: Distinct | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     history: Sequence[dict[str, Any]] = ()
+    later: Sequence[dict[str, Any]] = ()
     settings: RunSettings | None = None
     tokens: int | None = None
 
@@ -39,29 +43,46 @@ class Evidence:
 
     def key(self, name: str) -> str:
         """The dotted key of a setting of the levels' own quantizer."""
-        nested = self.settings is not None and self.settings.model.quantizer.kind in ("residual", "product")
-        return f"model.quantizer.quantizer.{name}" if nested else f"model.quantizer.{name}"
+        return ".".join(["model", *["quantizer"] * max(1, len(self._nested)), name])
 
-    def setting(self, name: str) -> object:
+    def setting(self, name: str) -> Any:
         """A setting of the levels' own quantizer; None where it has none such, or nothing is known of settings."""
-        if self.settings is None:
-            return None
-        quantizer = self.settings.model.quantizer
-        return getattr(getattr(quantizer, "quantizer", quantizer), name, None)
+        return getattr(self._nested[-1], name, None) if self._nested else None
+
+    @property
+    def _nested(self) -> list[Any]:
+        """The quantizers in each other, the levels' own the last; none where nothing is known of settings."""
+        found: list[Any] = [] if self.settings is None else [self.settings.model.quantizer]
+        while found and hasattr(found[-1], "quantizer"):
+            found.append(found[-1].quantizer)
+        return found
+
+    @property
+    def shared(self) -> bool:
+        """Whether all levels have one codebook between them."""
+        return any(getattr(each, "shared", False) for each in self._nested)
+
+    @property
+    def codebooks(self) -> Sequence[Usage]:
+        """The usage of each codebook: of each level, or, where they share one, over all of them."""
+        if not self.shared:
+            return self.levels
+        return [usage_of(torch.tensor([level.counts for level in self.levels]).sum(dim=0))]
 
     def where(self, level: int) -> str:
-        """How to name a level: `` or ` of level 1`."""
-        return "" if len(self.levels) == 1 else f" of level {level}"
+        """How to name a level: nothing, or ` of level 1`."""
+        return "" if len(self.levels) == 1 or self.shared else f" of level {level}"
 
 
 def of_run(run: Run, saved: SavedModel) -> Evidence:
     """The evidence of a run's best validation pass."""
-    step = saved.step
+    step, validations = saved.step, run.validations()
     return Evidence(
         levels=[usage_of(hits) for hits in saved.counts],
         distinct=saved.distinct,
         metrics=saved.metrics,
-        history=[metrics for metrics in run.validations() if step is not None and metrics["step"] <= step],
+        history=[metrics for metrics in validations if step is not None and metrics["step"] <= step],
+        later=[metrics for metrics in validations if step is not None and metrics["step"] > step],
         settings=readable_settings(run),
         tokens=saved.tokens,
     )

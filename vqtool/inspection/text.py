@@ -47,7 +47,8 @@ def _findings(findings: Sequence[Finding]) -> Text:
     """What is wrong, why, and what to set; or that nothing is."""
     if not findings:
         return Text("findings: none", style="bold")
-    text = Text("findings\n", style="bold")
+    text = Text()
+    text.append("findings\n", style="bold")
     for finding in findings:
         text.append(f"{finding.severity}", style=_STYLES[finding.severity])
         text.append(f" ({finding.name}): {finding.message}\n", style="default")

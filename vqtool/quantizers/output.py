@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -37,3 +38,5 @@ class LevelStatistics(NamedTuple):
     """(D,) float64, the sum of the vectors."""
     squares: Tensor
     """() float64, the sum of their squared norms."""
+    errors: Tensor = torch.zeros(())
+    """(K,) float64, the squared distance by code; () where codes are given, and not learned."""

@@ -136,15 +136,17 @@ class VectorQuantizer(Quantizer):
         flat, codes = self._flat(conditioned)
         indices = indices.reshape(-1)
         soft = soft_sums(flat, codes, self._temperature, entropy=True)
+        squared = (flat - codes[indices]).square()
         return [
             LevelStatistics(
                 counts=torch.bincount(indices, minlength=len(codes)).cpu(),
                 soft_assignment=soft.assignment[None].cpu().double(),
                 sample_entropy=soft.entropy.cpu().double(),
-                squared_distance=(flat - codes[indices]).square().sum().cpu().double(),
+                squared_distance=squared.sum().cpu().double(),
                 elements=torch.tensor(flat.numel()),
                 total=flat.sum(dim=0, dtype=torch.float64).cpu(),
                 squares=flat.double().square().sum().cpu(),
+                errors=torch.zeros(len(codes)).double().index_add(0, indices.cpu(), squared.sum(dim=1).cpu().double()),
             )
         ]
 

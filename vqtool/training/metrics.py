@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vqtool.autoencoder import Autoencoder
 from vqtool.evaluation import Evaluation
-from vqtool.geometry import geometry, movement
+from vqtool.geometry import Latents, geometry, movement, varies
 from vqtool.usage import Usage
 
 # The codes (K, D) of each level, at some time; None of one whose codes are given.
@@ -37,25 +37,33 @@ def codebook_metrics(model: Autoencoder, evaluation: Evaluation, before: Codes) 
     """Where each level's codes lie beside its latents, when they were hit, how far they moved since `before`, by tag.
 
     `codebook/error`: the share of the latents' variance that quantizing loses. `codebook/never_hit`: dead codes that
-    training never hit. `codebook/last_hit`: the mean step at which training hit the other dead ones last.
+    training never hit. `codebook/last_hit`: the mean step at which training hit the other dead ones last. Where
+    latents do not vary, places and errors are left out.
     """
-    quantizer, levels = model.quantizer, []
-    for number, (codes, latents) in enumerate(zip(quantizer.learned_codes, evaluation.latents, strict=True)):
+    levels = []
+    for number, latents in enumerate(evaluation.latents):
         counts = evaluation.counts[number]
-        first, last = model.hit_times.levels()[number]
-        dead = counts == 0
-        level = {"error": latents.error / max(latents.variance, 1e-30)}
-        level["never_hit"] = float((dead & (first.cpu() == 0)).sum())
-        lost = last.cpu()[dead & (first.cpu() > 0)]
-        level |= {"last_hit": float(lost.float().mean())} if len(lost) else {}
-        if codes is not None:
-            level |= geometry(codes, counts, latents)
-            old = before[number] if before else None
-            level |= {"movement": movement(codes, old, latents.error)} if old is not None else {}
+        level = _reached(counts, *model.hit_times.levels()[number])
+        codes = model.quantizer.learned_codes[number]
+        if varies(latents, evaluation.latents[0]):  # else all of this is rounding
+            level["error"] = latents.error / latents.variance
+            level |= {} if codes is None else _placed(codes, counts, latents, before[number] if before else None)
         levels.append(level)
     if len(levels) > 1:
         return _each(levels)
     return {f"codebook/{name}": value for name, value in levels[0].items()}
+
+
+def _reached(counts: Tensor, first: Tensor, last: Tensor) -> dict[str, float]:
+    dead = counts == 0
+    lost = last.cpu()[dead & (first.cpu() > 0)]
+    never = {"never_hit": float((dead & (first.cpu() == 0)).sum())}
+    return never | ({"last_hit": float(lost.double().mean())} if len(lost) else {})
+
+
+def _placed(codes: Tensor, counts: Tensor, latents: Latents, old: Tensor | None) -> dict[str, float]:
+    moved = {} if old is None else {"movement": movement(codes, old, latents.error)}
+    return geometry(codes, counts, latents) | moved
 
 
 def _each(levels: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -41,7 +41,8 @@ class Validator:
         evaluation = evaluate(model, samples, loss)
         metrics = validation_metrics(evaluation) | codebook_metrics(model, evaluation, self.codes)
         if len(samples) > 1:
-            metrics["validation/loss/shuffled"] = shuffled_loss(model, samples, loss)
+            own, others = shuffled_loss(model, samples, loss)
+            metrics |= {"validation/loss/unshuffled": own, "validation/loss/shuffled": others}
         bad = [tag for tag, value in metrics.items() if not math.isfinite(value)]
         if bad:
             raise TrainingError(f"step {step}: not finite: {', '.join(bad)}")

@@ -27,6 +27,8 @@ def smaller(evidence: Evidence, size: int) -> Iterator[Change]:
     """A smaller codebook, where its size is one number."""
     if evidence.setting("codebook_size"):
         power = 1 << max(1, int(size).bit_length() - 1)
+        if power >= int(evidence.setting("codebook_size")):
+            return
         yield Change(evidence.key("codebook_size"), str(power), "as many codes as the data can fill")
 
 

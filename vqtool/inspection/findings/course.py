@@ -8,28 +8,32 @@ from vqtool.inspection.findings.advice import reviving, slower
 
 # Validations without which there is no trend.
 _LEAST = 4
-# By what commitment, and the part of the latents' variance that is lost, must have grown since they were least.
-_COMMITMENT_GREW, _ERROR_GREW = 3.0, 1.5
+# By what commitment must have grown since it was least: where codes fall behind, that is, the part of the latents'
+# variance that is lost has grown by this much too; and where they do not. Latents spread somewhat in any run, and codes
+# follow.
+_GREW, _BEHIND, _GREW_MUCH = 3.0, 1.5, 5.0
+# And the part of its largest value at which it must still be.
+_STAYED = 0.5
 # By what part of the codebook usage must have fallen.
 _FELL = 0.1
 
 
 def encoder_runs_away(evidence: Evidence) -> Iterator[Finding]:
-    """Commitment grows, and codes fall behind: the encoder spreads its latents faster than codes follow."""
-    tag = "validation/loss/commitment"
-    commitments = [metrics[tag] for metrics in evidence.history if tag in metrics]
+    """Commitment grows without end: the encoder spreads its latents, faster than codes follow."""
+    tag, validations = "validation/loss/commitment", [*evidence.history, *evidence.later]
+    commitments = [metrics[tag] for metrics in validations if tag in metrics]
     if len(commitments) < _LEAST:
         return
-    least = min(commitments[:-1])
-    growing = commitments[-1] > commitments[-2] > commitments[-3]
-    if growing and commitments[-1] > _COMMITMENT_GREW * least and _falls_behind(evidence):
+    least, last = min(commitments[:-1]), commitments[-1]
+    grew = last > (_GREW if _falls_behind(evidence) else _GREW_MUCH) * least
+    if grew and last > _STAYED * max(commitments):
         keys = () if evidence.settings is None else _commit(evidence.settings.loss.commitment)
         yield Finding(
             "encoder_runs_away",
             "severe",
-            f"the commitment loss has grown from {least:.3g} to {commitments[-1]:.3g}",
-            {"commitment": commitments[-1], "least": least},
-            "the encoder spreads its latents faster than the codes follow",
+            f"the commitment loss has grown from {least:.3g} to {last:.3g}",
+            {"commitment": last, "least": least, "step": validations[-1]["step"]},
+            "the encoder spreads its latents further and further, and codes must run after them",
             (*keys, *slower(evidence)),
         )
 
@@ -57,9 +61,9 @@ def usage_falls(evidence: Evidence) -> Iterator[Finding]:
 
 def _falls_behind(evidence: Evidence) -> bool:
     for number, _ in enumerate(evidence.levels):
-        errors = [evidence.metric(number, "error", metrics) for metrics in evidence.history]
+        errors = [evidence.metric(number, "error", metrics) for metrics in (*evidence.history, *evidence.later)]
         known = [error for error in errors if error is not None]
-        if len(known) >= _LEAST and known[-1] > _ERROR_GREW * min(known[:-1]):
+        if len(known) >= _LEAST and known[-1] > _BEHIND * min(known[:-1]):
             return True
     return False
 

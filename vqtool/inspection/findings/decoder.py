@@ -3,23 +3,34 @@
 from collections.abc import Iterator
 
 from vqtool.inspection.evidence import Evidence
-from vqtool.inspection.finding import Finding
+from vqtool.inspection.finding import Change, Finding
 from vqtool.inspection.findings.advice import reviving
 
 # What shuffling indices must multiply the reconstruction loss by, at least.
 _HEEDS = 1.05
+# The part of the latents' variance that is lost, below which codes carry enough for a decoder to heed.
+_SOME = 0.7
 
 
 def decoder_ignores_codes(evidence: Evidence) -> Iterator[Finding]:
     """Reconstruction hardly changes when samples get each other's indices."""
-    own = evidence.metrics.get("validation/loss/reconstruction")
+    own = evidence.metrics.get("validation/loss/unshuffled")
     others = evidence.metrics.get("validation/loss/shuffled")
     if own is not None and others is not None and others < _HEEDS * own:
         yield Finding(
             "decoder_ignores_codes",
             "severe",
             f"from another sample's indices, samples come back as well: a loss of {others:.4g} against {own:.4g}",
-            {"shuffled": others, "reconstruction": own},
+            {"shuffled": others, "unshuffled": own},
             "the decoder says the same whatever the codes: they carry nothing, or training has only begun",
-            tuple(reviving(evidence)),
+            tuple(_heeding(evidence)),
         )
+
+
+def _heeding(evidence: Evidence) -> Iterator[Change]:
+    errors = [evidence.metric(number, "error") for number, _ in enumerate(evidence.levels)]
+    if evidence.settings and all(error is not None and error < _SOME for error in errors):
+        training = evidence.settings.training
+        yield Change("training.steps", str(2 * training.steps), "codes carry the latents: the decoder has yet to learn")
+        yield Change("training.learning_rate", f"{3 * training.learning_rate:.1g}", "it learns faster")
+    yield from reviving(evidence)

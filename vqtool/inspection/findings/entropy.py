@@ -9,6 +9,10 @@ from vqtool.inspection.finding import Change, Finding
 _EVEN, _UNEVEN = 0.95, 0.8
 # Mean entropy of single assignments below which these are as hard as the hard ones.
 _SURE = 1e-3
+# Of the temperature, in units of the mean squared quantizing error of one dimension: at 2 the soft assignment is that
+# of Gaussians as wide as this error. Far below, the temperature is to blame where assignments are hard; else latents
+# lie in clusters far apart, and are rightly sure.
+_COLD, _WARM = 0.2, 2.0
 
 
 def temperature_hot(evidence: Evidence) -> Iterator[Finding]:
@@ -32,7 +36,8 @@ def temperature_hot(evidence: Evidence) -> Iterator[Finding]:
 
 def temperature_cold(evidence: Evidence) -> Iterator[Finding]:
     """So cold that the regulariser has no gradient."""
-    if not _weighs(evidence):
+    temperature = _temperature(evidence)
+    if not _weighs(evidence) or temperature is None or temperature > _COLD:
         return
     for number, _ in enumerate(evidence.levels):
         own = evidence.metric(number, "sample_entropy")
@@ -52,9 +57,23 @@ def _weighs(evidence: Evidence) -> bool:
     return evidence.settings is not None and evidence.settings.loss.entropy > 0
 
 
+def _temperature(evidence: Evidence) -> float | None:
+    """In units of the mean squared quantizing error of one dimension."""
+    temperature, error = evidence.setting("temperature"), evidence.metrics.get("validation/loss/commitment")
+    if temperature is None or evidence.setting("temperature_unit") == "error":
+        return temperature
+    return None if error is None else float(temperature) / max(error, 1e-30)
+
+
 def _in_units_of_the_error(evidence: Evidence) -> tuple[Change, ...]:
-    if evidence.setting("temperature_unit") is None:
-        return ()
-    unit = Change(evidence.key("temperature_unit"), "error", "whatever the latents' units")
-    warmth = Change(evidence.key("temperature"), "2.0", "Gaussians as wide as the quantizing error")
-    return (warmth,) if evidence.setting("temperature_unit") == "error" else (unit, warmth)
+    """A temperature that fits, as far as it is not set already."""
+    error, warm = evidence.metrics.get("validation/loss/commitment"), f"{_WARM:g}"
+    if evidence.setting("temperature_unit") is None:  # a grid of given codes: its error hardly changes
+        value = None if error is None else f"{_WARM * error:.2g}"
+        return (Change(evidence.key("temperature"), value, "as wide as the quantizing error"),) if value else ()
+    changes = []
+    if evidence.setting("temperature_unit") != "error":
+        changes.append(Change(evidence.key("temperature_unit"), "error", "whatever the latents' units"))
+    if evidence.setting("temperature") != _WARM:
+        changes.append(Change(evidence.key("temperature"), warm, "Gaussians as wide as the quantizing error"))
+    return tuple(changes)

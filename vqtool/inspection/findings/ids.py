@@ -13,10 +13,11 @@ _FEW, _BEYOND = 0.1, 3.0
 
 def collisions(evidence: Evidence) -> Iterator[Finding]:
     """More rows share an id than chance would have it (the birthday bound), over ids of several levels."""
-    if evidence.distinct is None or len(evidence.levels) < 2:
+    if evidence.distinct is None or len(evidence.levels) < 2 or not evidence.distinct.rows:
         return
     rows, rate = evidence.distinct.rows, evidence.distinct.collision_rate
-    ids = prod(usage.codebook_size for usage in evidence.levels)
+    positions = evidence.levels[0].tokens // rows
+    ids = prod(usage.codebook_size for usage in evidence.levels) ** positions
     chance = 1 - expected_used(ids, rows) / rows
     if rate > _FEW and rate > _BEYOND * chance:
         levels = evidence.settings.model.quantizer if evidence.settings else None

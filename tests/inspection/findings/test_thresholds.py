@@ -1,0 +1,251 @@
+"""Each finding on made-up evidence, at both sides of each of its thresholds."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from vqtool.config import RunSettings
+from vqtool.inspection.evidence import Evidence
+from vqtool.inspection.findings import diagnose
+from vqtool.semantic_ids import Distinct
+from vqtool.usage import usage_of
+
+MLP = {"kind": "mlp", "width": 8}
+
+
+def settings(quantizer: dict[str, Any] | None = None, **blocks: Any) -> RunSettings:
+    """Settings of a run, as they are in its folder."""
+    inner = {"kind": "vector", "codebook_size": 16, "codebook_dim": 4}
+    return RunSettings.model_validate(
+        {
+            "data": {"kind": "tensors", "path": "/data.npy"},
+            "model": {"encoder": blocks.pop("encoder", MLP), "quantizer": quantizer or inner},
+            "training": {"steps": 1000, "schedule": "constant", "warmup_steps": 0},
+            **blocks,
+        }
+    )
+
+
+def residual(**more: Any) -> dict[str, Any]:
+    """A residual quantizer of two levels of 16 codes."""
+    return {"kind": "residual", "levels": 2, "quantizer": {"kind": "vector", "codebook_size": 16}, **more}
+
+
+def evidence(*counts: list[int], metrics: dict[str, float] | None = None, **more: Any) -> Evidence:
+    """Of levels with these hits; of one of 16 codes with 20 each, where none are given."""
+    levels = [usage_of(torch.tensor(hits)) for hits in counts or [[20] * 16]]
+    return Evidence(levels, metrics=metrics or {}, **more)
+
+
+def names(found: Evidence) -> set[str]:
+    """The names of all findings."""
+    return {finding.name for finding in diagnose(found)}
+
+
+def severities(found: Evidence) -> dict[str, str]:
+    """Of each finding, by name."""
+    return {finding.name: finding.severity for finding in diagnose(found)}
+
+
+def history(tag: str, *values: float, **others: list[float]) -> list[dict[str, Any]]:
+    """Validations at steps 100, 200, ..., with these figures."""
+    return [
+        {"step": 100 * (number + 1), tag: value, **{name: other[number] for name, other in others.items()}}
+        for number, value in enumerate(values)
+    ]
+
+
+def test_nothing_is_found_where_all_is_well_or_nothing_known() -> None:
+    assert diagnose(evidence()) == []
+    assert diagnose(evidence(settings=settings())) == []
+    assert diagnose(evidence([0] * 16)) == []
+    assert diagnose(evidence([5])) == []
+
+
+# A perplexity of 1 is none of the way to even use, one of K all of it: e codes of 31 in even use are (e - 1) / 30.
+@pytest.mark.parametrize(("used", "collapsed"), [(1, True), (3, True), (4, False), (31, False)])
+def test_collapse_is_a_tenth_of_even_use(used: int, collapsed: bool) -> None:
+    assert ("collapse" in names(evidence([3000 // used] * used + [0] * (31 - used)))) == collapsed
+
+
+def test_small_codebooks_do_not_collapse() -> None:
+    assert "collapse" in names(evidence([400] + [0] * 7))
+    assert "collapse" not in names(evidence([400] + [0] * 6))
+
+
+@pytest.mark.parametrize(
+    ("dead", "tokens", "severity"),
+    [(2, 2000, None), (3, 2000, "warning"), (3, 1999, None), (50, 2000, "warning"), (51, 2000, "severe")],
+)
+def test_codes_are_dead_from_20_tokens_a_code_on(dead: int, tokens: int, severity: str | None) -> None:
+    """Of 100 codes, 2 may be; more than 50 are severe."""
+    alive = 100 - dead
+    hits = [tokens // alive + (number < tokens % alive) for number in range(alive)]
+    found = evidence([0] * dead + hits)
+    assert found.levels[0].tokens == tokens
+    assert severities(found).get("dead_codes") == severity
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message", "cause"),
+    [
+        ({}, "10 of 20 codes have no hit (40 tokens a code)", "codes that are far from"),
+        ({"codebook/never_hit": 10.0}, "; training never hit any of them", "most were never reached"),
+        ({"codebook/never_hit": 6.0, "codebook/last_hit": 1234.0}, "never hit 6, and lost 4, on", "most were never"),
+        ({"codebook/never_hit": 4.0, "codebook/last_hit": 1234.0}, "at step 1,234 for the last time", "most were lost"),
+    ],
+)
+def test_dead_codes_tell_when_they_were_hit(metrics: dict[str, float], message: str, cause: str) -> None:
+    (found,) = [each for each in diagnose(evidence([80] * 10 + [0] * 10, metrics=metrics)) if each.name == "dead_codes"]
+    assert message in found.message
+    assert found.cause.startswith(cause)
+
+
+@pytest.mark.parametrize(("share", "fires"), [(0.30, False), (0.31, True)])
+def test_a_code_may_have_three_tenths(share: float, fires: bool) -> None:
+    most = round(1000 * share)
+    others = [(1000 - most) // 10] * 9
+    found = evidence([most, *others, 1000 - most - sum(others)])
+    assert ("dominant_code" in names(found)) == fires
+
+
+def test_a_dominant_code_is_worth_a_note_where_the_others_are_in_even_use() -> None:
+    assert severities(evidence([4000] + [100] * 15))["dominant_code"] == "note"
+    assert severities(evidence([4000, 1000] + [5] * 14))["dominant_code"] == "warning"
+
+
+@pytest.mark.parametrize(("others", "fires"), [(1.04, True), (1.06, False)])
+def test_a_decoder_that_ignores_codes(others: float, fires: bool) -> None:
+    metrics = {"validation/loss/unshuffled": 1.0, "validation/loss/shuffled": others, "codebook/error": 0.5}
+    assert severities(evidence(metrics=metrics)).get("decoder_ignores_codes") == ("severe" if fires else None)
+    (found, *_) = diagnose(evidence(metrics=metrics, settings=settings())) or [None]
+    assert found is None or found.changes[0].key == "training.steps"
+
+
+# A code of 4 bits in 4 dimensions: the best one for a Gaussian spreads sqrt(1 - 16^(-2/4)) = 0.866 as far.
+@pytest.mark.parametrize(("spread", "fires"), [(0.28, True), (0.30, False), (1.99, False), (2.01, True)])
+def test_scales_that_do_not_match(spread: float, fires: bool) -> None:
+    found = evidence(metrics={"codebook/spread": spread}, settings=settings())
+    assert ("scale_mismatch" in names(found)) == fires
+
+
+@pytest.mark.parametrize(("outside", "fires"), [(0.0, False), (1.0, False), (2.0, True)])
+def test_codes_outside_are_more_than_one_in_a_hundred(outside: float, fires: bool) -> None:
+    assert ("codes_outside" in names(evidence([20] * 100, metrics={"codebook/outside": outside}))) == fires
+
+
+@pytest.mark.parametrize(
+    ("size", "duplicates", "fires"), [(16, 1, False), (16, 2, True), (200, 4, False), (200, 5, True)]
+)
+def test_duplicates_are_two_and_more_than_one_in_fifty(size: int, duplicates: int, fires: bool) -> None:
+    found = evidence([20] * size, metrics={"codebook/duplicates": float(duplicates)})
+    assert ("duplicate_codes" in names(found)) == fires
+
+
+@pytest.mark.parametrize(
+    ("moves", "fires"), [((5.0, 9e-4, 9e-4), True), ((5.0, 9e-4, 2e-3), False), ((9e-4, 2e-3, 9e-4), False)]
+)
+def test_a_codebook_stands_still_over_two_validations(moves: tuple[float, ...], fires: bool) -> None:
+    found = evidence(settings=settings(), history=history("codebook/movement", *moves))
+    assert ("codebook_stands_still" in names(found)) == fires
+    # Averages of latents that no network moves may rest.
+    assert "codebook_stands_still" not in names(replace(found, settings=settings(encoder={"kind": "identity"})))
+
+
+def test_a_codebook_may_rest_once_the_learning_rate_is_low() -> None:
+    cosine = settings(training={"steps": 300, "schedule": "cosine", "warmup_steps": 0})
+    still = history("codebook/movement", 1.0, 1.0, 1e-5)
+    assert names(evidence(settings=cosine, history=still)) == set()
+    stood = history("codebook/movement", 1e-5, 1e-5, 1.0)
+    assert names(evidence(settings=cosine, history=stood)) == {"codebook_stands_still"}
+
+
+UNEVEN = [400] * 8 + [1] * 24  # an entropy of 0.63 of ln 32
+
+
+@pytest.mark.parametrize(("soft", "hits", "fires"), [(0.96, UNEVEN, 1), (0.94, UNEVEN, 0), (0.96, [40] * 32, 0)])
+def test_a_temperature_that_is_hot(soft: float, hits: list[int], fires: bool) -> None:
+    weighed = settings(loss={"entropy": 0.1})
+    found = evidence(hits, metrics={"codebook/soft_entropy": soft}, settings=weighed)
+    assert ("temperature_hot" in names(found)) == fires
+    assert "temperature_hot" not in names(replace(found, settings=settings()))
+
+
+@pytest.mark.parametrize(
+    ("sure", "error", "fires"), [(9e-4, 6.0, True), (2e-3, 6.0, False), (9e-4, 4.0, False)]
+)  # a temperature of 1 is a sixth, or a fourth, of the error
+def test_a_temperature_that_is_cold(sure: float, error: float, fires: bool) -> None:
+    metrics = {"codebook/sample_entropy": sure, "validation/loss/commitment": error}
+    found = evidence(metrics=metrics, settings=settings(loss={"entropy": 0.1}))
+    assert ("temperature_cold" in names(found)) == fires
+    assert "temperature_cold" not in names(replace(found, settings=settings()))
+
+
+@pytest.mark.parametrize(
+    ("last", "error", "fires"),
+    [(5.1, 0.2, True), (4.9, 0.2, False), (3.1, 0.31, True), (2.9, 0.31, False), (3.1, 0.29, False)],
+)
+def test_an_encoder_runs_away(last: float, error: float, fires: bool) -> None:
+    """Five times the commitment, or three times where the part that is lost is half as large again."""
+    errors = {"codebook/error": [0.2, 0.2, 0.2, error]}
+    found = evidence(history=history("validation/loss/commitment", 1.0, 1.0, 2.0, last, **errors))
+    assert ("encoder_runs_away" in names(found)) == fires
+    assert "encoder_runs_away" not in names(replace(found, history=found.history[1:]))
+
+
+def test_an_encoder_that_ran_away_after_the_best_validation_is_found() -> None:
+    course = history("validation/loss/commitment", 1.0, 1.0, 20.0, 50.0)
+    assert names(evidence(history=course[:2], later=course[2:])) == {"encoder_runs_away"}
+    back = history("validation/loss/commitment", 1.0, 50.0, 20.0, 8.0)
+    assert names(evidence(history=back)) == set()
+
+
+@pytest.mark.parametrize(("usage", "loss", "fires"), [(0.79, 0.4, True), (0.81, 0.4, False), (0.79, 1.1, False)])
+def test_usage_falls_while_reconstruction_improves(usage: float, loss: float, fires: bool) -> None:
+    losses = {"validation/loss/reconstruction": [1.0, 0.8, 0.6, loss]}
+    found = evidence(history=history("codebook/usage", 0.9, 0.85, 0.85, usage, **losses))
+    assert ("usage_falls" in names(found)) == fires
+
+
+@pytest.mark.parametrize(("left", "fires"), [(0.94, False), (0.96, True)])
+def test_a_weak_level(left: float, fires: bool) -> None:
+    metrics = {"codebook/level_0/error": 0.97, "codebook/level_1/error": left}
+    found = evidence([20] * 16, [20] * 16, metrics=metrics, settings=settings(residual()))
+    assert ("weak_level" in names(found)) == fires
+
+
+# Of 1,000 rows in 16² ids, chance has 1 - 256 (1 - (255 / 256)^1000) / 1000 = 74.9% collide; in 16⁴, 0.8%.
+@pytest.mark.parametrize(
+    ("positions", "ids", "fires"), [(1, 100, False), (2, 890, True), (2, 910, False), (2, 989, False)]
+)
+def test_collisions_beyond_the_birthday_bound(positions: int, ids: int, fires: bool) -> None:
+    hits = [1000 * positions // 16] * 15
+    hits.append(1000 * positions - sum(hits))
+    found = evidence(hits, hits, distinct=Distinct(1000, ids), settings=settings(residual()))
+    assert ("collisions" in names(found)) == fires
+
+
+@pytest.mark.parametrize(("tokens", "fires"), [(319, True), (320, False)])
+def test_a_code_needs_20_training_tokens(tokens: int, fires: bool) -> None:
+    found = evidence(metrics={"codebook/spread": 1.0}, tokens=tokens)
+    assert ("codebook_too_large" in names(found)) == fires
+    assert "codebook_too_large" not in names(evidence(tokens=tokens))  # given codes need no data
+
+
+@pytest.mark.parametrize(
+    ("halving", "error", "fires"),
+    [(1.8, 0.11, True), (1.7, 0.11, False), (1.8, 0.09, False), (1.1, 0.51, True), (1.04, 0.51, False)],
+)
+def test_a_full_codebook(halving: float, error: float, fires: bool) -> None:
+    metrics = {"codebook/halving": halving, "codebook/error": error}
+    assert ("codebook_at_ceiling" in names(evidence(metrics=metrics))) == fires
+    assert "codebook_at_ceiling" not in names(evidence([200, 100] + [20] * 14, metrics=metrics))
+
+
+def test_levels_that_share_a_codebook_are_counted_together() -> None:
+    """What the first level leaves aside, the second uses."""
+    first, second = [100] * 8 + [0] * 8, [0] * 8 + [100] * 8
+    assert "dead_codes" in names(evidence(first, second, settings=settings(residual())))
+    assert names(evidence(first, second, settings=settings(residual(shared=True)))) == set()

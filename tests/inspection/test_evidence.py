@@ -1,0 +1,79 @@
+"""What findings are drawn from: settings by key, figures by level, validations up to the best one."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import TrainedRun
+from vqtool.config import RunSettings
+from vqtool.inspection.evidence import Evidence, of_run
+from vqtool.model_file import read_model
+from vqtool.run import Run
+from vqtool.usage import Usage, usage_of
+
+VECTOR = {"kind": "vector", "codebook_size": 4, "codebook_dim": 2}
+RESIDUAL = {"kind": "residual", "levels": 2, "quantizer": VECTOR}
+
+
+def usages(*counts: list[int]) -> list[Usage]:
+    return [usage_of(torch.tensor(hits)) for hits in counts]
+
+
+def settings(quantizer: dict[str, Any]) -> RunSettings:
+    return RunSettings.model_validate(
+        {"data": {"kind": "tensors", "path": "/x.npy"}, "model": {"encoder": {"kind": "mlp"}, "quantizer": quantizer}}
+    )
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "key", "size"),
+    [
+        (VECTOR, "model.quantizer.revival", 4),
+        (RESIDUAL, "model.quantizer.quantizer.revival", 4),
+        ({"kind": "product", "groups": 2, "quantizer": VECTOR}, "model.quantizer.quantizer.revival", 4),
+        ({"kind": "product", "groups": 2, "quantizer": RESIDUAL}, "model.quantizer.quantizer.quantizer.revival", 4),
+        ({"kind": "lfq", "bits": 3}, "model.quantizer.revival", None),
+    ],
+    ids=["vector", "residual", "product", "product of residual", "lfq"],
+)
+def test_keys_lead_to_the_levels_own_quantizer(quantizer: dict[str, Any], key: str, size: int | None) -> None:
+    evidence = Evidence(usages([1, 1]), settings=settings(quantizer))
+    assert evidence.key("revival") == key
+    assert evidence.setting("codebook_size") == size
+
+
+def test_nothing_is_known_of_settings_that_are_not_there() -> None:
+    evidence = Evidence(usages([1, 1]))
+    assert evidence.key("revival") == "model.quantizer.revival"
+    assert evidence.setting("revival") is None
+    assert not evidence.shared
+
+
+def test_figures_stand_under_their_level_where_there_are_several() -> None:
+    metrics = {"codebook/error": 0.5, "codebook/level_0/error": 0.25, "codebook/level_1/error": 0.75}
+    one, two = Evidence(usages([1, 1]), metrics=metrics), Evidence(usages([1, 1], [2, 0]), metrics=metrics)
+    assert (one.metric(0, "error"), one.where(0)) == (0.5, "")
+    assert (two.metric(0, "error"), two.metric(1, "error"), two.where(1)) == (0.25, 0.75, " of level 1")
+    assert two.metric(1, "spread") is None
+    assert one.metric(0, "error", {"codebook/error": 0.125}) == 0.125
+
+
+def test_a_shared_codebook_is_one() -> None:
+    shared = Evidence(usages([3, 0], [1, 2]), settings=settings({**RESIDUAL, "shared": True}))
+    apart = Evidence(usages([3, 0], [1, 2]), settings=settings(RESIDUAL))
+    assert [usage.counts for usage in shared.codebooks] == [[4, 2]]
+    assert [usage.counts for usage in apart.codebooks] == [[3, 0], [1, 2]]
+
+
+def test_validations_are_parted_at_the_best_one(trained: TrainedRun) -> None:
+    run = Run(trained.folder)
+    saved, _ = read_model(run.model)
+    at = {step: of_run(run, saved._replace(step=step)) for step in (6, 12)}
+    assert [[line["step"] for line in part] for part in (at[6].history, at[6].later)] == [[6], [12]]
+    assert [[line["step"] for line in part] for part in (at[12].history, at[12].later)] == [[6, 12], []]
+    assert at[12].tokens == 54 * 16
+    assert at[12].metrics == saved.metrics
+    assert at[12].levels[0].tokens == 6 * 16
+    unknown = of_run(run, saved._replace(step=None))
+    assert (list(unknown.history), list(unknown.later)) == ([], [])

@@ -1,0 +1,41 @@
+"""When codes were hit first, and last."""
+
+import torch
+
+from vqtool.quantizers.hit_times import HitTimes
+
+GOOD = torch.tensor(True)
+
+
+def test_first_and_last_steps_of_one_level() -> None:
+    times = HitTimes([4])
+    times.note(torch.tensor([[0, 2], [2, 2]]), 1, GOOD)
+    times.note(torch.tensor([[2, 3], [3, 3]]), 5, GOOD)
+    ((first, last),) = times.levels()
+    assert (first.tolist(), last.tolist()) == ([1, 0, 1, 5], [1, 0, 5, 5])
+
+
+def test_levels_of_different_sizes_are_kept_apart() -> None:
+    times = HitTimes([2, 3, 2])
+    times.note(torch.tensor([[[0, 2, 1]], [[0, 1, 1]]]), 7, GOOD)
+    assert [(first.tolist(), last.tolist()) for first, last in times.levels()] == [
+        ([7, 0], [7, 0]),
+        ([0, 7, 7], [0, 7, 7]),
+        ([0, 7], [0, 7]),
+    ]
+
+
+def test_a_bad_step_is_not_noted() -> None:
+    times = HitTimes([2])
+    times.note(torch.tensor([0]), 3, GOOD)
+    times.note(torch.tensor([0, 1]), 4, torch.tensor(False))
+    ((first, last),) = times.levels()
+    assert (first.tolist(), last.tolist()) == ([3, 0], [3, 0])
+
+
+def test_times_travel_with_the_model() -> None:
+    times, other = HitTimes([3]), HitTimes([3])
+    times.note(torch.tensor([1]), 9, GOOD)
+    other.load_state_dict(times.state_dict())
+    assert set(times.state_dict()) == {"first", "last"}
+    assert [column.tolist() for column in other.levels()[0]] == [[0, 9, 0], [0, 9, 0]]
