@@ -157,8 +157,8 @@ RUNS: dict[str, tuple[Callable[[Path], None], str, str]] = {
         "config.yaml",
         "is not read",
     ),
-    "endless config": (_replace("config.yaml", Path("/dev/zero")), "config.yaml", "not a config"),
-    "config loop": (_replace("config.yaml", Path("config.yaml")), "run", "holds model.safetensors, but no run"),
+    "endless config": (_replace("config.yaml", Path("/dev/zero")), "config.yaml", "is a link or a device"),
+    "config loop": (_replace("config.yaml", Path("config.yaml")), "run", "is a link or a device"),
     "summary": (_replace("summary.json", b"\x80\x04]"), "summary.json", "damaged"),
 }
 

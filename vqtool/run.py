@@ -178,4 +178,13 @@ def parsed(line: str) -> dict[str, Any]:
         return {}
     if not isinstance(fields, dict) or not isinstance(fields.get("step"), int):
         return {}
-    return {tag: value for tag, value in fields.items() if isinstance(value, int | float | list)}
+    return {tag: value for tag, value in fields.items() if _is_logged(tag, value)}
+
+
+def _is_logged(tag: str, value: Any) -> bool:
+    """Whether a value is such as a run logs: a number that a float holds, or findings."""
+    if tag == "findings":
+        return isinstance(value, list) and all(
+            isinstance(each, dict) and {"name", "severity"} <= each.keys() for each in value
+        )
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 63)

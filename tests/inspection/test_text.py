@@ -111,7 +111,7 @@ def test_a_finding_tells_what_why_and_what_to_set() -> None:
         "severe (dead_codes): 9 of 10 codes have no hit",
         "  they started where no latents are",
         "  try --set model.quantizer.start.kind=kmeans   codes start where the latents are",
-        "  try --set model.quantizer.revival={least: 5}   dead codes are set down",
+        "  try --set 'model.quantizer.revival={least: 5}'   dead codes are set down",
         "note (codebook_at_ceiling): [bold]full[/bold]",
         "  more codes would pay",
     ]

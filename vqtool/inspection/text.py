@@ -1,5 +1,6 @@
 """Figures for a terminal: tables and a small histogram."""
 
+import shlex
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -54,7 +55,7 @@ def _findings(findings: Sequence[Finding]) -> Text:
         text.append(f" ({finding.name}): {finding.message}\n", style="default")
         text.append(f"  {finding.cause}\n", style="dim")
         for change in finding.changes:
-            text.append(f"  try --set {change.key}={change.value}", style="default")
+            text.append("  try --set " + shlex.quote(f"{change.key}={change.value}"), style="default")
             text.append(f"   {change.why}\n", style="dim")
     text.rstrip()
     return text
@@ -65,7 +66,7 @@ def compare(inspections: Sequence[Inspection]) -> RenderableType:
     runs = [compared(inspection, Run(inspection.target)) for inspection in inspections]
     rows = _table("compared: means over levels, bits a token summed over them", header=HEADER)
     for row in table(runs):
-        rows.add_row(*(Text(cell) for cell in row))
+        rows.add_row(*(Text(printable(cell)) for cell in row))
     differing = differences(runs)
     if not differing:
         return Group(Text(), rows)

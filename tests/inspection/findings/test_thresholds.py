@@ -202,6 +202,12 @@ def test_an_encoder_that_ran_away_after_the_best_validation_is_found() -> None:
     assert names(evidence(history=back)) == set()
 
 
+def test_ids_beyond_what_a_float_counts_are_no_trouble() -> None:
+    hits = [6400 // 256] * 256
+    found = evidence(hits, hits, distinct=Distinct(100, 80), settings=settings(residual()))
+    assert "collisions" in names(found)
+
+
 @pytest.mark.parametrize(("usage", "loss", "fires"), [(0.79, 0.4, True), (0.81, 0.4, False), (0.79, 1.1, False)])
 def test_usage_falls_while_reconstruction_improves(usage: float, loss: float, fires: bool) -> None:
     losses = {"validation/loss/reconstruction": [1.0, 0.8, 0.6, loss]}

@@ -25,7 +25,7 @@ def encoder_runs_away(evidence: Evidence) -> Iterator[Finding]:
     if len(commitments) < _LEAST:
         return
     least, last = min(commitments[:-1]), commitments[-1]
-    grew = last > (_GREW if _falls_behind(evidence) else _GREW_MUCH) * least
+    grew = least > 0 and last > (_GREW if _falls_behind(evidence) else _GREW_MUCH) * least
     if grew and last > _STAYED * max(commitments):
         keys = () if evidence.settings is None else _commit(evidence.settings.loss.commitment)
         yield Finding(

@@ -1,7 +1,7 @@
 """Items that share an id."""
 
+import math
 from collections.abc import Iterator
-from math import prod
 
 from vqtool.inspection.evidence import Evidence
 from vqtool.inspection.finding import Change, Finding
@@ -9,6 +9,7 @@ from vqtool.usage import expected_used
 
 # Collisions that nobody minds, and by how many times chance must be exceeded.
 _FEW, _BEYOND = 0.1, 3.0
+_MANY_BITS = 100
 
 
 def collisions(evidence: Evidence) -> Iterator[Finding]:
@@ -17,8 +18,9 @@ def collisions(evidence: Evidence) -> Iterator[Finding]:
         return
     rows, rate = evidence.distinct.rows, evidence.distinct.collision_rate
     positions = evidence.levels[0].tokens // rows
-    ids = prod(usage.codebook_size for usage in evidence.levels) ** positions
-    chance = 1 - expected_used(ids, rows) / rows
+    bits = positions * sum(math.log2(usage.codebook_size) for usage in evidence.levels)
+    # Beyond so many ids no two rows share one by chance, and their number is none that a float holds.
+    chance = 1 - expected_used(round(2**bits), rows) / rows if bits < _MANY_BITS else 0.0
     if rate > _FEW and rate > _BEYOND * chance:
         levels = evidence.settings.model.quantizer if evidence.settings else None
         more = Change(

@@ -3,7 +3,6 @@
 Shapes: n samples, L positions per sample, Q levels.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from vqtool.indices import read_indices
 from vqtool.inspection.figures import Inspection, count_file, inspect_one, of_data, of_file
 from vqtool.inspection.pairs import Pairs, Relation
 from vqtool.inspection.report.collector import Collected, collect
-from vqtool.run import Run
+from vqtool.run import Run, parsed
 from vqtool.tokenizer import Tokenizer, load
 
 # Samples shown beside their codes.
@@ -116,17 +115,10 @@ def gather(target: Path, data: str | None = None, key: str | None = None, device
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """What a run logged; lines that are cut off are left out."""
-    if not path.exists():
+    if not path.is_file():
         return []
-    found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            fields = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(fields, dict) and isinstance(fields.get("step"), int):
-            found.append(fields)
-    return found
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [fields for line in lines if (fields := parsed(line))]
 
 
 def _of_file(target: Path) -> Material:
