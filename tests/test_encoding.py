@@ -1,5 +1,6 @@
 """Samples on their way to indices: read ahead, looked over meanwhile."""
 
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -92,7 +93,9 @@ def test_data_that_change_meanwhile_are_refused(trained: TrainedRun, tmp_path: P
     path = tmp_path / "images.npy"
     shutil.copy(trained.data, path)
     with encoding(load(trained.folder), tmp_path / "tokens.npy", str(path), None) as job:
-        path.write_bytes(path.read_bytes()[:-4] + bytes(4))
+        with path.open("r+b") as file:  # not cut short: the pages are mapped
+            file.seek(-4, os.SEEK_END)
+            file.write(bytes(4))
         with pytest.raises(DataError, match=r"images\.npy: changed while it was read"):
             job.manifest()
 
