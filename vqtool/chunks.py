@@ -24,6 +24,12 @@ def chunk_rows(model: Autoencoder, size: Size) -> int:
     return 1 << max(0, int(math.log2(min(_POSITIONS / positions, _NUMBERS / numbers))))
 
 
+def batch_rows(model: Autoencoder, size: Size, batch_size: int) -> int:
+    """Rows to read at a time: `batch_size`, rounded up to whole chunks."""
+    chunk = chunk_rows(model, size)
+    return -(-batch_size // chunk) * chunk
+
+
 def chunks(x: Tensor, rows: int) -> Iterator[tuple[Tensor, int]]:
     """Cut (n, ...) into pieces of `rows`, the last one padded with zeros; with each, how many of its rows are real."""
     for piece in x.split(rows):

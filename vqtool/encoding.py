@@ -14,7 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqtool.chunks import chunk_rows
+from vqtool.chunks import batch_rows
 from vqtool.data import Samples, Source, Survey
 from vqtool.errors import DataError
 from vqtool.indices import Manifest, check_not_input, index_dtype
@@ -75,8 +75,7 @@ class Encoding:
         Raises:
             DataError: a value is not finite.
         """
-        chunk = chunk_rows(self.tokenizer.model, self.samples.size)
-        step = -(-batch_size // chunk) * chunk
+        step = batch_rows(self.tokenizer.model, self.samples.size, batch_size)
         starts = range(0, len(self.samples), step)
         ahead = deque(self.threads.submit(self._read, start, step) for start in starts[:1])
         with pass_bar("encode", len(self.samples)) as bar:

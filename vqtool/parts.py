@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from vqtool.chunks import chunk_rows
+from vqtool.chunks import batch_rows, chunk_rows
 from vqtool.data import Samples, Source, map_npy
 from vqtool.encoding import encoding
 from vqtool.errors import ConfigError, DataError
@@ -97,8 +97,9 @@ def encode_part(
     source, samples = tokenizer.open(data, key)
     check_not_input(out, source.paths)
     work = _Work(tokenizer, source, samples, out, part.of)
-    if not overwrite and work.finished():
-        return read_indices(out)[1]
+    finished = None if overwrite else work.finished()
+    if finished:
+        return finished
     check_indices_output(out, overwrite)
     with writing(work.folder):
         work.folder.mkdir(exist_ok=True)
@@ -155,13 +156,14 @@ class _Work:
         every = [Part(number + 1, self.of) for number in range(self.of)]
         return [part for part in every if self.rows(part)]
 
-    def finished(self) -> bool:
-        """Whether the output is there already, by the same model from as many rows."""
+    def finished(self) -> Manifest | None:
+        """The manifest of the output, where it is there already, by the same model from as many rows."""
         try:
             manifest = read_indices(self.out)[1]
         except DataError:
-            return False
-        return (manifest.model_sha256, manifest.shape) == (self.tokenizer.model_sha256, list(self.shape))
+            return None
+        alike = (manifest.model_sha256, manifest.shape) == (self.tokenizer.model_sha256, list(self.shape))
+        return manifest if alike else None
 
     def done(self, part: Part) -> bool:
         """Whether a part is there.
@@ -186,8 +188,7 @@ class _Work:
 
     def encode(self, part: Part, batch_size: int) -> None:
         """Write a part, and then its marker."""
-        rows, chunk = self.rows(part), chunk_rows(self.tokenizer.model, self.samples.size)
-        step = -(-batch_size // chunk) * chunk
+        rows, step = self.rows(part), batch_rows(self.tokenizer.model, self.samples.size, batch_size)
         if self.tokenizer.spec.classes:
             self.tokenizer.survey(self.source)  # an encoder has no place for a class that is none
         with (

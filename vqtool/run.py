@@ -147,11 +147,14 @@ class Run:
 
     def validations(self) -> list[dict[str, Any]]:
         """What was logged of each validation, the oldest first, each with its `step`."""
+        return self.logged('"validation/loss/total"')
+
+    def logged(self, words: str = "") -> list[dict[str, Any]]:
+        """What was logged, the oldest first, each with its `step`: of lines with such words in them."""
         if not self.metrics.is_file():
             return []
         with self.metrics.open(encoding="utf-8", errors="replace") as lines:
-            found = [parsed(line) for line in lines if '"validation/loss/total"' in line]
-        return [fields for fields in found if fields]
+            return [fields for line in lines if words in line and (fields := parsed(line))]
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write how the run ended."""

@@ -71,11 +71,10 @@ def _of_several(
 ) -> tuple[str, list[Inspection]]:
     from vqtool.inspection.comparison import compared
     from vqtool.inspection.figures import inspect_one
-    from vqtool.inspection.report.material import read_metrics
     from vqtool.run import Run
 
     inspections = [inspect_one(target, data, key, device) for target in targets]
     from vqtool.inspection.report.page import page_of_several
 
     runs = [compared(inspection, Run(target)) for inspection, target in zip(inspections, targets, strict=True)]
-    return page_of_several(runs, [read_metrics(Run(target).metrics) for target in targets]), inspections
+    return page_of_several(runs, [Run(target).logged() for target in targets]), inspections

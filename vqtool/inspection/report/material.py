@@ -18,7 +18,7 @@ from vqtool.indices import read_indices
 from vqtool.inspection.figures import Inspection, count_file, inspect_one, of_data, of_file
 from vqtool.inspection.pairs import Pairs, Relation
 from vqtool.inspection.report.collector import Collected, collect
-from vqtool.run import Run, parsed
+from vqtool.run import Run
 from vqtool.tokenizer import Tokenizer, load
 
 # Samples shown beside their codes.
@@ -98,7 +98,7 @@ def gather(target: Path, data: str | None = None, key: str | None = None, device
     run, tokenizer = Run(target), load(target, device)
     about: dict[str, Any] = {
         "config": run.config.read_text(encoding="utf-8"),
-        "metrics": read_metrics(run.metrics),
+        "metrics": run.logged(),
     }
     if data is not None:
         seen = _see(tokenizer, tokenizer.open_checked(data, key))
@@ -111,14 +111,6 @@ def gather(target: Path, data: str | None = None, key: str | None = None, device
         return Material(inspection, missing=f"The run's own data cannot be read: {error}.", **about)
     seen = _see(tokenizer, samples)
     return Material(inspection, seen.collected.relations, seen=seen, **about)
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """What a run logged; lines that are cut off are left out."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return [fields for line in lines if (fields := parsed(line))]
 
 
 def _of_file(target: Path) -> Material:
