@@ -34,7 +34,7 @@ FLOORS = [
         "data",
         "device",
     ),
-    *("memory", "files", "progress", "signals", "threads", "settings", "errors", "printable"),
+    *("memory", "files", "progress", "signals", "distributed", "threads", "settings", "errors", "printable"),
 ]
 
 

@@ -1,16 +1,19 @@
 """Which device to compute on."""
 
+import os
+
 import torch
 
 from vqtool.errors import ConfigError
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device called `name`; auto: cuda, else mps, else cpu.
+    """The device called `name`; auto: cuda, else mps, else cpu. Of several GPUs each process of a job takes its own.
 
     Raises:
         ConfigError: there is no such device on this machine.
     """
+    name = _own(name)
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))
@@ -22,3 +25,9 @@ def resolve_device(name: str) -> torch.device:
         here = ", ".join(kind for kind, there in available.items() if there)
         raise ConfigError(f"device: {name} is not available on this machine; it has {here}; choose with --device")
     return device
+
+
+def _own(name: str) -> str:
+    """The GPU that torchrun means this process to take, where none is named."""
+    number = os.environ.get("LOCAL_RANK", "")
+    return f"cuda:{number}" if number.isdigit() and name in ("auto", "cuda") and torch.cuda.is_available() else name

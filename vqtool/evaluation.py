@@ -14,6 +14,7 @@ from torch import Tensor
 from vqtool.autoencoder import Autoencoder
 from vqtool.chunks import chunk_rows, chunks
 from vqtool.data import Samples
+from vqtool.distributed import add_up, rank, world_size
 from vqtool.geometry import Latents
 from vqtool.losses import LossSettings, reconstruction_loss
 from vqtool.progress import pass_bar
@@ -69,20 +70,28 @@ class Reconstruction:
     """raw terms of each level."""
 
 
-def reconstruct(model: Autoencoder, samples: Samples, loss: LossSettings, progress: str) -> Iterator[Reconstruction]:
+def reconstruct(
+    model: Autoencoder, samples: Samples, loss: LossSettings, progress: str, rank: int = 0, of: int = 1
+) -> Iterator[Reconstruction]:
     """Pass samples through encoder, quantizer and decoder just as encode and decode do.
 
-    The model is in evaluation mode meanwhile. `progress` is what the bar is called.
+    The model is in evaluation mode meanwhile.
+
+    Args:
+        progress: what the bar is called.
+        rank, of: where that many processes take chunks in turn, which of them this is. Each gets as many, some of which
+            may be empty.
     """
     rows = chunk_rows(model, samples.size)
     training = model.training
     model.eval()
     try:
         with pass_bar(progress, len(samples)) as bar:
-            for start in range(0, len(samples), rows):
+            for turn in range(0, len(samples), rows * of):
+                start = min(turn + rank * rows, len(samples))
                 raw = samples.read_rows(start, min(start + rows, len(samples)))
                 yield _reconstruct_chunk(model, raw, rows, loss)
-                bar.update(len(raw))
+                bar.update(min(rows * of, len(samples) - turn))
     finally:
         model.train(training)
 
@@ -133,6 +142,15 @@ class Pass:
                 for level, added in zip(self._levels, chunk.statistics, strict=True)
             ]
 
+    def add_others(self) -> None:
+        """Count in what all other processes have added."""
+        sums = torch.tensor([self._samples, self._reconstruction, self._commitment], dtype=torch.float64)
+        samples, self._reconstruction, self._commitment = add_up(sums).tolist()
+        self._samples = int(samples)
+        self._levels = over_processes(self._levels)
+        if self._ids:
+            self._ids.add_others()
+
     def result(self) -> Evaluation:
         """The evaluation of all that was added, at least one chunk."""
         reconstruction = self._reconstruction / self._samples
@@ -162,6 +180,15 @@ def evaluate(model: Autoencoder, samples: Samples, loss: LossSettings) -> Evalua
     return whole.result()
 
 
+def evaluate_together(model: Autoencoder, samples: Samples, loss: LossSettings) -> Evaluation:
+    """As `evaluate`, by all processes, each of which passes its share of the chunks; all get the whole."""
+    whole = Pass(model, loss)
+    for chunk in reconstruct(model, samples, loss, "validate", rank(), world_size()):
+        whole.add(chunk)
+    whole.add_others()
+    return whole.result()
+
+
 @torch.no_grad()
 def shuffled_loss(model: Autoencoder, samples: Samples, loss: LossSettings) -> tuple[float, float]:
     """The reconstruction loss of some samples from their own indices, and from each other's.
@@ -184,6 +211,11 @@ def shuffled_loss(model: Autoencoder, samples: Samples, loss: LossSettings) -> t
         found.append(float(reconstruction_loss(loss.reconstruction, prediction, target)))
     model.train(training)
     return found[0], found[1]
+
+
+def over_processes(levels: Sequence[LevelStatistics]) -> list[LevelStatistics]:
+    """The statistics of what all processes have seen."""
+    return [LevelStatistics(*map(add_up, level)) for level in levels]
 
 
 def raw_terms(levels: Sequence[LevelStatistics]) -> tuple[float, float]:

@@ -4,12 +4,15 @@ Shapes: B batch, C channels; size is (), (T,) or (H, W).
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from vqtool.distributed import Share
 from vqtool.errors import ConfigError
 from vqtool.settings import Settings
 
@@ -27,15 +30,16 @@ class LossSettings(Settings):
 
 
 def cosine(prediction: Tensor, target: Tensor) -> Tensor:
-    """1 - the cosine between the channels (B, C, *size) of prediction and target."""
-    return 1 - F.cosine_similarity(prediction, target, dim=1).mean()
+    """(B, *size) 1 - the cosine between the channels (B, C, *size) of prediction and target."""
+    return 1 - F.cosine_similarity(prediction, target, dim=1)
 
 
+# What each is the mean of, (B, ...).
 RECONSTRUCTION_LOSSES: dict[ReconstructionName, Callable[[Tensor, Tensor], Tensor]] = {
-    "mse": F.mse_loss,
-    "l1": F.l1_loss,
+    "mse": partial(F.mse_loss, reduction="none"),
+    "l1": partial(F.l1_loss, reduction="none"),
     "cosine": cosine,
-    "cross_entropy": F.cross_entropy,
+    "cross_entropy": partial(F.cross_entropy, reduction="none"),
 }
 
 
@@ -54,11 +58,13 @@ def resolve_reconstruction(settings: LossSettings, classes: int | None) -> LossS
     return settings
 
 
-def reconstruction_loss(name: str, prediction: Tensor, target: Tensor) -> Tensor:
-    """() the loss called `name`, in float32.
+def reconstruction_loss(name: str, prediction: Tensor, target: Tensor, share: Share | None = None) -> Tensor:
+    """() the loss called `name`, in float32 at least.
 
     Args:
         prediction: (B, C, *size) values, or (B, classes, *size) logits.
         target: (B, C, *size) values, or (B, *size) classes.
+        share: which samples of a batch these are; left out, all of them.
     """
-    return RECONSTRUCTION_LOSSES[name](prediction.float(), target)  # type: ignore[index]
+    prediction = prediction.to(torch.promote_types(prediction.dtype, torch.float32))
+    return (share or Share.alone(len(target))).mean(RECONSTRUCTION_LOSSES[name](prediction, target))  # type: ignore[index]

@@ -1,4 +1,5 @@
-"""The bar of every pass over data: on standard error, in a terminal alone, and once the pass takes over a second.
+"""The bar of every pass over data: on standard error, in a terminal alone, and once the pass takes over a second; of
+several processes the first alone shows it.
 
 A pass is what can take long, and so it is also where a signal is heeded.
 """
@@ -7,6 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from vqtool.distributed import is_first
 from vqtool.printable import printable
 from vqtool.signals import heed
 
@@ -23,4 +25,6 @@ def pass_bar(name: str, total: int, unit: str = "rows") -> "tqdm[Any]":
     Raises:
         Stopped: from its `update`, where a signal asked to stop.
     """
-    return _Pass(total=total, desc=printable(name), unit=f" {unit}", leave=False, disable=None, delay=1)
+    return _Pass(
+        total=total, desc=printable(name), unit=f" {unit}", leave=False, disable=None if is_first() else True, delay=1
+    )

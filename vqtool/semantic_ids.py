@@ -3,11 +3,15 @@
 Shapes: N rows, Q codes in a row.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from vqtool.distributed import add_up, gather_rows
 
 Ids = NDArray[Any]
 
@@ -39,6 +43,15 @@ class IdCounter:
         # Merged where the pile has doubled: each id is sorted a few times, however small the blocks.
         if sum(map(len, self._found[1:])) > len(self._found[0]):
             self._merge()
+
+    def add_others(self) -> None:
+        """Count in what all other processes have added, of ids as wide."""
+        self._merge()
+        found = self._found[0]
+        numbers = found.view(np.uint8).reshape(len(found), found.dtype.itemsize)
+        everywhere = gather_rows(torch.from_numpy(numbers)).numpy()
+        self._found = [np.ascontiguousarray(everywhere).view(found.dtype)[:, 0]]
+        self._rows = int(add_up(torch.tensor(self._rows)))
 
     def result(self) -> Distinct | None:
         """Over all that was added; None where nothing was."""
@@ -79,5 +92,5 @@ def numbered(ids: Ids, published: Ids | None = None) -> NDArray[np.int64]:
 
 def _keys(ids: Ids) -> Ids:
     """Rows as one value each, (N,), that can be sorted."""
-    rows = np.ascontiguousarray(ids.reshape(len(ids), -1))
+    rows = np.ascontiguousarray(ids.reshape(len(ids), math.prod(ids.shape[1:])))
     return rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1])))[:, 0]

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from vqtool.distributed import any_process
 from vqtool.errors import Stopped
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
@@ -39,11 +40,14 @@ def noting_signals() -> Iterator[None]:
 def heed() -> None:
     """Stop here, if a signal asked to; called wherever that leaves nothing half done.
 
+    Where several processes train together, one that was asked stops all of them, at the same call of this.
+
     Raises:
         Stopped: names the signal.
     """
-    if _came:
-        raise Stopped(_came[0], f"stopped by {signal.Signals(_came[0]).name}")
+    number = any_process(_came[0] if _came else 0)
+    if number:
+        raise Stopped(number, f"stopped by {signal.Signals(number).name}")
 
 
 def _note(number: int, frame: FrameType | None) -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tests.quantizers import assert_same_state, state
+from vqtool.distributed import Share
 from vqtool.quantizers.codebook import Codebook, GradientCodebook
 
 BUILDS = [lambda k, d: Codebook(k, d), lambda k, d: GradientCodebook(k, d, weight=4.0)]
@@ -31,7 +32,7 @@ def test_codes_are_a_parameter_that_no_update_moves(build):
 def test_bare_codes_have_no_codebook_loss():
     codebook = Codebook(8, 3)
     vectors, indices = batch()
-    assert codebook.codebook_loss(vectors, codebook.codes[indices]) is None
+    assert codebook.codebook_loss(vectors, codebook.codes[indices], Share.alone(len(vectors))) is None
 
 
 @pytest.mark.parametrize("weight", [1.0, 4.0])
@@ -40,7 +41,7 @@ def test_codebook_loss_and_its_gradient(weight, dtype):
     codebook = GradientCodebook(8, 3, weight).to(dtype)
     vectors, indices = batch(dtype=dtype)
     vectors.requires_grad_()
-    loss = codebook.codebook_loss(vectors, codebook.codes[indices])
+    loss = codebook.codebook_loss(vectors, codebook.codes[indices], Share.alone(len(vectors)))
     loss.backward()
     e, z = codebook.weight.detach().double().numpy(), vectors.detach().double().numpy()
     value, gradient = 0.0, np.zeros_like(e)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tests.quantizers import assert_same_state, state
+from vqtool.distributed import Share
 from vqtool.quantizers.ema_codebook import EmaCodebook
 
 
@@ -43,7 +44,7 @@ def test_ema_codes_are_buffers():
 def test_moving_averages_have_no_codebook_loss():
     codebook = EmaCodebook(8, 3, decay=0.99)
     vectors, indices = batch(0)
-    assert codebook.codebook_loss(vectors, codebook.codes[indices]) is None
+    assert codebook.codebook_loss(vectors, codebook.codes[indices], Share.alone(len(vectors))) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from vqtool.distributed import Share
 from vqtool.quantizers import CodebookLossLearning, EmaLearning, EntropyLearning, LinearLearning
 from vqtool.quantizers.codebook import Codebook, GradientCodebook
 from vqtool.quantizers.ema_codebook import EmaCodebook
@@ -30,7 +31,7 @@ def test_settings_reach_the_codebook():
     assert EmaLearning(decay=0.3).build(8, 3).decay == 0.3
     vectors, codes = torch.ones(2, 3), torch.zeros(2, 3)
     for learning in (CodebookLossLearning(weight=7.0), LinearLearning(weight=7.0)):
-        assert float(learning.build(8, 3).codebook_loss(vectors, codes)) == 7
+        assert float(learning.build(8, 3).codebook_loss(vectors, codes, Share.alone(len(vectors)))) == 7
 
 
 @pytest.mark.parametrize("learning", [EntropyLearning(), CodebookLossLearning(), EmaLearning()])

@@ -5,6 +5,7 @@ import torch
 
 from tests.quantizers import assert_same_state, state
 from vqtool import VectorQuantizer
+from vqtool.distributed import Share
 from vqtool.quantizers import LinearLearning, nearest_codes
 from vqtool.quantizers.linear_codebook import LinearCodebook
 from vqtool.quantizers.revival import RevivalSettings
@@ -54,7 +55,7 @@ def test_codes_are_the_basis_under_the_map():
 def test_the_codebook_loss_moves_the_map():
     linear, z = codebook(), vectors(20).requires_grad_()
     indices = nearest_codes(z.detach(), linear.codes.detach())
-    loss = linear.codebook_loss(z, linear.codes[indices])
+    loss = linear.codebook_loss(z, linear.codes[indices], Share.alone(len(z)))
     loss.backward()
     error = (linear.codes[indices] - z).detach()
     assert float(loss.detach()) == pytest.approx(4 * float(error.square().mean()))

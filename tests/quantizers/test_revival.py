@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from tests.quantizers import assert_same_state, state
 from vqtool import VectorQuantizer
+from vqtool.distributed import Share
 from vqtool.quantizers import CodebookLossLearning, EmaLearning, EntropyLearning, LinearLearning
 from vqtool.quantizers.revival import Revival, RevivalSettings
 
@@ -17,7 +18,7 @@ def vectors(n, d=3, seed=0):
 
 
 def step(revival, codebook, z, indices):
-    revival.gather(z, indices)
+    revival.gather(z, indices, Share.alone(len(z)))
     revival.update(codebook)
 
 
@@ -97,7 +98,7 @@ def test_more_dead_codes_than_vectors_are_set_down_in_the_steps_that_follow(resu
 def test_a_code_is_set_down_from_another_towards_a_vector(learning, reach):
     codebook, revival = book(learning, 4), RevivalSettings(window=1, least=1, reach=reach).build(4)
     before, z = codebook.codes.detach().clone(), vectors(4)
-    revival.gather(z[:3], torch.tensor([0, 2, 2]))
+    revival.gather(z[:3], torch.tensor([0, 2, 2]), Share.alone(3))
     step(revival, codebook, z[3:], torch.tensor([2]))
     expected = before.clone()  # two are dead: they go by the first and the third of four vectors
     expected[1], expected[3] = before[0] + reach * (z[0] - before[0]), before[2] + reach * (z[2] - before[2])
@@ -151,14 +152,14 @@ def test_codes_under_a_linear_map_land_on_vectors_too():
 def test_gathering_alone_changes_no_state():
     codebook, revival = book(EntropyLearning(), 4), Revival(4, window=1)
     before = state(revival), state(codebook)
-    revival.gather(vectors(20), torch.zeros(20, dtype=torch.int64))
+    revival.gather(vectors(20), torch.zeros(20, dtype=torch.int64), Share.alone(20))
     assert_same_state(state(revival), before[0])
     assert_same_state(state(codebook), before[1])
 
 
 def test_batches_gathered_before_one_update_count_together():
     codebook, revival = book(EntropyLearning(), 4), Revival(4, window=3)
-    revival.gather(vectors(6), torch.tensor([1] * 6))
+    revival.gather(vectors(6), torch.tensor([1] * 6), Share.alone(6))
     step(revival, codebook, vectors(5, seed=1), torch.tensor([0, 0, 0, 2, 2]))
     assert revival.hits.tolist() == [3, 6, 2, 0]
 
@@ -166,7 +167,7 @@ def test_batches_gathered_before_one_update_count_together():
 def test_discarded_batches_count_for_nothing():
     codebook, revival = book(EntropyLearning(), 4), Revival(4, window=1)
     before = codebook.weight.detach().clone()
-    revival.gather(vectors(20), torch.zeros(20, dtype=torch.int64))
+    revival.gather(vectors(20), torch.zeros(20, dtype=torch.int64), Share.alone(20))
     revival.discard()
     revival.update(codebook)
     assert revival.hits.tolist() == [0] * 4

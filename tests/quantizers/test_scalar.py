@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.quantizers import state
+from vqtool.distributed import Share
 from vqtool.quantizers import BinarySphericalQuantizer, FiniteScalarQuantizer, LookupFreeQuantizer
 
 BUILDS = {
@@ -93,7 +94,7 @@ def test_the_entropy_loss_against_all_codes(kind, depth, temperature, confidence
     soft = joint(model, conditioned)
     batch = sum(entropy(p) for p in marginals(model, soft.mean(dim=0)))
     sample = torch.stack([entropy(p) for p in soft]).mean()
-    output = model.quantize(conditioned, model.nearest(conditioned))
+    output = model.quantize(conditioned, model.nearest(conditioned), Share.alone(len(conditioned)))
     assert float(output.entropy_loss) == pytest.approx(float(-batch + confidence * sample), rel=1e-6, abs=1e-6)
     # Of independent dimensions the entropy is at least that of the joint mean.
     assert batch >= entropy(soft.mean(dim=0)) - 1e-9
@@ -186,7 +187,8 @@ def test_a_level_further_down_is_the_first_one_made_smaller(kind):
     conditioned = 0.5 * vectors(20, first.dim)
     indices = first.nearest(conditioned)
     assert torch.equal(third.nearest(conditioned * ratio), indices)
-    large, small = first.quantize(conditioned, indices), third.quantize(conditioned * ratio, indices)
+    whole = Share.alone(len(conditioned))
+    large, small = first.quantize(conditioned, indices, whole), third.quantize(conditioned * ratio, indices, whole)
     torch.testing.assert_close(small.quantized, large.quantized * ratio, rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(small.entropy_loss, large.entropy_loss, rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(small.commitment_loss, large.commitment_loss * ratio**2, rtol=1e-6, atol=1e-8)

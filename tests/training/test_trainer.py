@@ -26,6 +26,7 @@ from vqtool import load
 from vqtool.config import RunSettings
 from vqtool.data import BatchOrder
 from vqtool.data.order import split
+from vqtool.distributed import Share
 from vqtool.errors import Stopped, TrainingError
 from vqtool.evaluation import Evaluation
 from vqtool.quantizers import LevelStatistics, QuantizerOutput, VectorQuantizer
@@ -156,7 +157,7 @@ def test_ema_codes_are_the_means_of_what_they_won(tmp_path: Path) -> None:
 def script(monkeypatch: pytest.MonkeyPatch, metric: str, values: list[float]) -> list[dict[str, Tensor]]:
     """Let validations show these values of a metric; returns the weights that each of them saw."""
     seen: list[dict[str, Tensor]] = []
-    evaluate = validator.evaluate
+    evaluate = validator.evaluate_together
 
     def scripted(model: Any, *arguments: Any) -> Evaluation:
         value, evaluation = values[len(seen)], evaluate(model, *arguments)
@@ -167,7 +168,7 @@ def script(monkeypatch: pytest.MonkeyPatch, metric: str, values: list[float]) ->
         level = dataclasses.replace(evaluation.levels[0], **{name: value})
         return dataclasses.replace(evaluation, levels=[level])
 
-    monkeypatch.setattr(validator, "evaluate", scripted)
+    monkeypatch.setattr(validator, "evaluate_together", scripted)
     return seen
 
 
@@ -261,8 +262,8 @@ def poison(patch: pytest.MonkeyPatch, term: str, step: int) -> None:
             return output
         return output._replace(**{f"{term}_loss": output.commitment_loss + math.inf})
 
-    def bad_reconstruction(name: str, prediction: Tensor, target: Tensor) -> Tensor:
-        loss = reconstruction(name, prediction, target)
+    def bad_reconstruction(name: str, prediction: Tensor, target: Tensor, share: Share) -> Tensor:
+        loss = reconstruction(name, prediction, target, share)
         if len(steps) != step:
             return loss
         return {"reconstruction": loss * math.inf, "gradient": loss + (0 * prediction.sum()).sqrt()}.get(term, loss)

@@ -4,7 +4,7 @@ Shapes: n rows, C channels; size is (), (T,) or (H, W).
 """
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -12,10 +12,11 @@ from torch import Tensor
 from vqtool.data.layout import LAYOUTS, LayoutName, guess_layout, holds_classes, sample_shape
 from vqtool.data.order import split
 from vqtool.data.rows import RowNumbers, Rows
-from vqtool.data.scan import Moments
+from vqtool.data.scan import Counted, Moments
 from vqtool.data.settings import MOST_CLASSES, DataKind, DataSettings, TensorsSettings
 from vqtool.data.sources import FileSource, GeneratedSource, Source, Survey, combined_sha256
 from vqtool.data.spec import SampleSpec, dtype_name
+from vqtool.distributed import from_first
 from vqtool.errors import ConfigError, DataError
 
 # A standard deviation below this, relative to the mean, leaves a float32 fewer than five bits for the value.
@@ -99,11 +100,11 @@ def open_dataset(settings: DataKind, seed: int) -> Dataset:
         numbers, validation_numbers = _split(source, settings, seed)
         mask = np.zeros(len(source.rows), dtype=np.bool_)
         mask[numbers] = True
-        survey = source.survey(layout, mask)
+        survey = _survey(source, layout, mask)
     else:
         numbers, validation_numbers = None, None
-        survey = source.survey(layout)
-    surveys = [(source, survey)] + ([(held_out, held_out.survey(layout))] if held_out else [])
+        survey = _survey(source, layout)
+    surveys = [(source, survey)] + ([(held_out, _survey(held_out, layout))] if held_out else [])
     spec = _resolve_spec(settings, layout, surveys)
     mean, scale = _normalization(settings, spec, survey.moments, source.name)
     return Dataset(
@@ -115,6 +116,15 @@ def open_dataset(settings: DataKind, seed: int) -> Dataset:
         scale=scale,
         sha256=combined_sha256([part.sha256 for _, part in surveys]),
     )
+
+
+def _survey(source: Source, layout: LayoutName, counted: Counted = True) -> Survey:
+    """As `Source.survey`; of several processes the first alone reads all rows."""
+    survey = Survey.of(from_first(lambda: asdict(source.survey(layout, counted))))
+    rows = sum(shard.rows for shard in survey.shards)
+    if rows != len(source.rows):
+        raise DataError(f"{source.name}: holds {len(source.rows)} rows, but {rows} where the first process reads it")
+    return survey
 
 
 def spec_of(settings: DataSettings) -> SampleSpec:

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +47,12 @@ class Survey:
     shards: tuple[Shard, ...]
     moments: Moments | None
     largest: int | None
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> "Survey":
+        """From fields as `dataclasses.asdict` makes them."""
+        moments = fields["moments"] and Moments(**fields["moments"])
+        return cls(tuple(Shard(**shard) for shard in fields["shards"]), moments, fields["largest"])
 
     @property
     def sha256(self) -> str:

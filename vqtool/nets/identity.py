@@ -1,5 +1,6 @@
 """No network at all: the codebook lies over the data itself, one position a vector, step or pixel."""
 
+import math
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
@@ -11,14 +12,14 @@ class IdentityEncoder(nn.Module):
     """(B, C, *size) to (B, L, C)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.reshape(*x.shape[:2], -1).transpose(1, 2)
+        return x.reshape(*x.shape[:2], math.prod(x.shape[2:])).transpose(1, 2)
 
 
 class IdentityDecoder(nn.Module):
     """(B, L, C) to (B, C, *size)."""
 
     def forward(self, latents: Tensor, size: Size) -> Tensor:
-        return latents.transpose(1, 2).reshape(len(latents), -1, *size)
+        return latents.transpose(1, 2).reshape(len(latents), latents.shape[2], *size)
 
 
 class IdentitySettings(NetSettings):

@@ -17,7 +17,7 @@ class MlpEncoder(nn.Module):
         self.net = _mlp(channels, width, layers, positions * dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x).reshape(len(x), self.positions, -1)
+        return self.net(x).unflatten(1, (self.positions, -1))
 
 
 class MlpDecoder(nn.Module):

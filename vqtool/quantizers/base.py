@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from vqtool.distributed import Share, share_of
 from vqtool.quantizers.gradient import GRADIENTS, GradientName
 from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
 from vqtool.quantizers.precision import full_precision
@@ -49,10 +50,16 @@ class Quantizer(nn.Module, ABC):
         return [None] * len(self.codebook_sizes)
 
     def forward(self, vectors: Tensor) -> QuantizerOutput:
-        """Quantize (..., D): losses in float64 for float64, in float32 for anything less."""
+        """Quantize (..., D): losses in float64 for float64, in float32 for anything less.
+
+        Where torch.distributed has been begun, training is one of a batch that all processes share: all of them call
+        this, and losses are those of the whole batch, with a gradient that DistributedDataParallel averages.
+        """
         with full_precision(vectors.device):
             conditioned = self.condition(self._checked(vectors))
-            output = self.quantize(conditioned, self.choose(conditioned))
+            samples = len(vectors) if vectors.ndim > 1 else 1
+            share = share_of(samples, vectors.device) if self.training else Share.alone(samples)
+            output = self.quantize(conditioned, self.choose(conditioned, share), share)
         return output._replace(quantized=output.quantized.to(vectors.dtype))
 
     def encode(self, vectors: Tensor) -> Tensor:
@@ -76,7 +83,8 @@ class Quantizer(nn.Module, ABC):
             conditioned = self.condition(self._checked(vectors))
             indices = self.nearest(conditioned)[:samples]
             conditioned = conditioned[:samples]
-            return self.quantize(conditioned, indices), self.statistics(conditioned, indices)
+            output = self.quantize(conditioned, indices, Share.alone(samples))
+            return output, self.statistics(conditioned, indices)
 
     def condition(self, vectors: Tensor) -> Tensor:
         """Vectors as codes are compared with them: (..., D) to (..., D)."""
@@ -91,13 +99,13 @@ class Quantizer(nn.Module, ABC):
     def nearest(self, conditioned: Tensor) -> Tensor:
         """The indices of conditioned vectors, by distance."""
 
-    def choose(self, conditioned: Tensor) -> Tensor:
-        """The indices to quantize by; in training they need not be the nearest."""
+    def choose(self, conditioned: Tensor, share: Share) -> Tensor:
+        """The indices to quantize a share of a batch by; in training they need not be the nearest."""
         return self.nearest(conditioned)
 
     @abstractmethod
-    def quantize(self, conditioned: Tensor, indices: Tensor) -> QuantizerOutput:
-        """The output for conditioned vectors and the indices chosen for them; in training, gathers."""
+    def quantize(self, conditioned: Tensor, indices: Tensor, share: Share) -> QuantizerOutput:
+        """The output for conditioned vectors, a share of a batch, and their indices; in training, gathers."""
 
     @abstractmethod
     def decode(self, indices: Tensor) -> Tensor:
@@ -152,13 +160,13 @@ class Quantizer(nn.Module, ABC):
     def discard(self) -> None:
         """Forget what forward gathered since the last update."""
 
-    def pass_gradient(self, vectors: Tensor, codes: Tensor) -> Tensor:
+    def pass_gradient(self, vectors: Tensor, codes: Tensor, share: Share) -> Tensor:
         """The codes (..., D), with a gradient for the vectors (..., D); in training, some samples as they came.
 
         Some vectors without the error of quantizing help encoder and decoder to learn (Défossez et al. 2024, "Moshi",
         3.3, quantization rate). Batches are in random order already: which samples pass need not be drawn.
         """
-        passed = round(self.bypass * len(vectors)) if self.training and vectors.ndim > 1 else 0
+        passed = share.first(round(self.bypass * share.total)) if self.training and vectors.ndim > 1 else 0
         quantized = GRADIENTS[self.gradient](vectors[passed:], codes[passed:])
         return torch.cat([vectors[:passed], quantized]) if passed else quantized
 

@@ -6,6 +6,8 @@ Shapes: N vectors, S vectors of a sample, K codes, D dimensions.
 import torch
 from torch import Tensor, nn
 
+from vqtool.distributed import Share
+
 
 class Codebook(nn.Module):
     """Codes as a parameter, `weight` (K, D), moved by whatever gradient reaches it: in the bare form, the entropy's.
@@ -29,15 +31,16 @@ class Codebook(nn.Module):
         """The codes (K, D)."""
         return self.weight
 
-    def codebook_loss(self, vectors: Tensor, codes: Tensor) -> Tensor | None:
-        """What pulls the chosen `codes` (N, D) towards `vectors` (N, D) by gradient; None where nothing does."""
+    def codebook_loss(self, vectors: Tensor, codes: Tensor, share: Share) -> Tensor | None:
+        """What pulls the chosen `codes` (N, D) towards `vectors` (N, D), a share of a batch, by gradient; None where
+        nothing does."""
         return None
 
     def gather(self, vectors: Tensor, indices: Tensor) -> None:
         """Add what `update` needs of a training batch: `vectors` (N, D) and their `indices` (N,)."""
 
     def update(self, good: Tensor | None = None) -> None:
-        """Apply what was gathered since the last update; nothing where `good` () bool is false."""
+        """Apply what all processes gathered since the last update; nothing where `good` () bool is false."""
 
     def discard(self) -> None:
         """Forget what was gathered since the last update: the step was no good."""
@@ -60,5 +63,5 @@ class GradientCodebook(Codebook):
         super().__init__(codebook_size, codebook_dim)
         self.loss_weight = weight
 
-    def codebook_loss(self, vectors: Tensor, codes: Tensor) -> Tensor:
-        return self.loss_weight * (vectors.detach() - codes).square().mean()
+    def codebook_loss(self, vectors: Tensor, codes: Tensor, share: Share) -> Tensor:
+        return self.loss_weight * share.mean((vectors.detach() - codes).square())

@@ -6,6 +6,7 @@ Shapes: N vectors, S vectors of a sample, K codes, D dimensions.
 import torch
 from torch import Tensor
 
+from vqtool.distributed import add_up
 from vqtool.quantizers.codebook import Codebook
 
 # A moving average of hits below this says nothing any more: the code stays where it is.
@@ -54,7 +55,7 @@ class EmaCodebook(Codebook):
     def update(self, good: Tensor | None = None) -> None:
         if self._gathered is None:
             return
-        counts, sums = self._gathered
+        counts, sums = map(add_up, self._gathered)
         self.discard()
         if good is not None:  # what moves towards itself stays
             counts, sums = torch.where(good, counts, self.counts), torch.where(good, sums, self.sums)

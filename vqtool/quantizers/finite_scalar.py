@@ -11,6 +11,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from vqtool.distributed import Share
 from vqtool.quantizers.scalar import ScalarQuantizer, ScalarSettings
 
 # Keeps the outermost values in reach of tanh (the authors' code).
@@ -43,7 +44,7 @@ class FiniteScalarQuantizer(ScalarQuantizer):
         bounded = torch.tanh(vectors + torch.atanh(shift / reach)) * reach - shift
         return bounded / (sizes // 2)
 
-    def commitment(self, conditioned: Tensor, chosen: Tensor) -> Tensor:
+    def commitment(self, conditioned: Tensor, chosen: Tensor, share: Share) -> Tensor:
         return conditioned.new_zeros(())
 
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vqtool.distributed import largest, smallest
+
 
 class HitTimes(nn.Module):
     """Remembers steps of training, counted from 1, of the codes of all levels.
@@ -39,6 +41,14 @@ class HitTimes(nn.Module):
         now = torch.full_like(last, step)
         self.first[codes] = torch.where(good & (before == 0), now, before)
         self.last[codes] = torch.where(good, now, last)
+
+    @torch.no_grad()
+    def agree(self) -> None:
+        """Take over what other processes noted of their shares."""
+        never = torch.iinfo(self.first.dtype).max
+        first = smallest(torch.where(self.first == 0, never, self.first))
+        self.first.copy_(torch.where(first == never, 0, first))
+        self.last.copy_(largest(self.last))
 
     def levels(self) -> list[tuple[Tensor, Tensor]]:
         """First and last (K,) of each level."""

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from vqtool.distributed import Share
 from vqtool.errors import ConfigError
 from vqtool.quantizers.base import Quantizer
 from vqtool.quantizers.binary import BinarySphericalSettings, LookupFreeSettings
@@ -65,12 +66,12 @@ class ProductQuantizer(Quantizer):
     def nearest(self, conditioned: Tensor) -> Tensor:
         return self._join([group.nearest(part) for group, part in self._parts(conditioned)])
 
-    def choose(self, conditioned: Tensor) -> Tensor:
-        return self._join([group.choose(part) for group, part in self._parts(conditioned)])
+    def choose(self, conditioned: Tensor, share: Share) -> Tensor:
+        return self._join([group.choose(part, share) for group, part in self._parts(conditioned)])
 
-    def quantize(self, conditioned: Tensor, indices: Tensor) -> QuantizerOutput:
+    def quantize(self, conditioned: Tensor, indices: Tensor, share: Share) -> QuantizerOutput:
         outputs = [
-            group.quantize(part, own)
+            group.quantize(part, own, share)
             for (group, part), own in zip(self._parts(conditioned), self._split(indices), strict=True)
         ]
         return QuantizerOutput(

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqtool.distributed import Share
 from vqtool.quantizers.base import Quantizer
 from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
 
@@ -58,11 +59,11 @@ class ProjectedQuantizer(Quantizer):
     def nearest(self, conditioned: Tensor) -> Tensor:
         return self.inner.nearest(conditioned)
 
-    def choose(self, conditioned: Tensor) -> Tensor:
-        return self.inner.choose(conditioned)
+    def choose(self, conditioned: Tensor, share: Share) -> Tensor:
+        return self.inner.choose(conditioned, share)
 
-    def quantize(self, conditioned: Tensor, indices: Tensor) -> QuantizerOutput:
-        output = self.inner.quantize(conditioned, indices)
+    def quantize(self, conditioned: Tensor, indices: Tensor, share: Share) -> QuantizerOutput:
+        output = self.inner.quantize(conditioned, indices, share)
         return output._replace(quantized=self._out(output.quantized))
 
     def decode(self, indices: Tensor) -> Tensor:

@@ -4,12 +4,14 @@ Shapes: B samples, D dimensions, Q levels; (...) stands for any leading axes.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from vqtool.distributed import Share
 from vqtool.quantizers.base import Quantizer
 from vqtool.quantizers.beam import beam_search
 from vqtool.quantizers.binary import BinarySphericalSettings, LookupFreeSettings
@@ -83,21 +85,21 @@ class ResidualQuantizer(Quantizer):
             return beam_search(flat, codebooks, self.beam).reshape(*conditioned.shape[:-1], self._depth)
         return self._greedy(conditioned, [level.nearest for level in self._all])
 
-    def choose(self, conditioned: Tensor) -> Tensor:
+    def choose(self, conditioned: Tensor, share: Share) -> Tensor:
         if self.beam > 1:
             return self.nearest(conditioned)
-        return self._greedy(conditioned, [level.choose for level in self._all])
+        return self._greedy(conditioned, [partial(level.choose, share=share) for level in self._all])
 
-    def quantize(self, conditioned: Tensor, indices: Tensor) -> QuantizerOutput:
+    def quantize(self, conditioned: Tensor, indices: Tensor, share: Share) -> QuantizerOutput:
         if self.training and self.starter and self.waits:
             return self.starter.pass_on(conditioned, indices)
         remainder, codes, outputs = conditioned, [], []
         for number, level in enumerate(self._all):
-            outputs.append(level.quantize(remainder, indices[..., number]))
+            outputs.append(level.quantize(remainder, indices[..., number], share))
             codes.append(level.decode(indices[..., number]).detach().to(remainder.dtype))
             remainder = remainder - codes[-1]
         return QuantizerOutput(
-            quantized=self.pass_gradient(conditioned, self._sum(codes)),
+            quantized=self.pass_gradient(conditioned, self._sum(codes, share), share),
             indices=indices,
             commitment_loss=torch.stack([output.commitment_loss for output in outputs]).mean(),
             entropy_loss=torch.stack([output.entropy_loss for output in outputs]).mean(),
@@ -156,13 +158,13 @@ class ResidualQuantizer(Quantizer):
             remainder = remainder - level.decode(indices[-1]).detach().to(remainder.dtype)
         return torch.stack(indices, dim=-1)
 
-    def _sum(self, codes: list[Tensor]) -> Tensor:
+    def _sum(self, codes: list[Tensor], share: Share) -> Tensor:
         """The codes added up; in training, of the samples that drop levels, only the first ones."""
-        dropped = round(self.dropout * len(codes[0])) if self.training else 0
+        dropped = round(self.dropout * share.total) if self.training else 0
         if not dropped or codes[0].ndim < 2:
             return torch.stack(codes).sum(dim=0)
         # Batches are in random order already: nothing needs to be drawn. The first may bypass; these are the last.
-        samples = torch.arange(len(codes[0]), device=codes[0].device).flip(0)
+        samples = share.total - 1 - share.start - torch.arange(share.samples, device=codes[0].device)
         kept = torch.where(samples < dropped, samples % self._depth + 1, self._depth)
         kept = kept.reshape(-1, *[1] * (codes[0].ndim - 1))
         return torch.stack([code * (kept > number) for number, code in enumerate(codes)]).sum(dim=0)

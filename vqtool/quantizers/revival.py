@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from vqtool.distributed import Share, add_up
 from vqtool.quantizers.codebook import Codebook
 from vqtool.settings import Settings
 
@@ -44,27 +45,27 @@ class Revival(nn.Module):
         self._left = 0  # the sum of dead, known likewise
         self._counted = 0  # the sum of hits, known without asking the device
         self._gathered: Tensor | None = None
-        self._batches: list[tuple[Tensor, Tensor]] = []
+        self._batches: list[tuple[Tensor, Tensor, Share]] = []
 
     @torch.no_grad()
-    def gather(self, vectors: Tensor, indices: Tensor) -> None:
-        """Count a training batch in: `vectors` (N, D) and their `indices` (N,)."""
+    def gather(self, vectors: Tensor, indices: Tensor, share: Share) -> None:
+        """Count a training batch in: `vectors` (N, D) and their `indices` (N,), a share of it."""
         if self._gathered is None:
             self._gathered = torch.zeros_like(self.hits)
         self._gathered += torch.bincount(indices, minlength=len(self.hits))
-        self._batches.append((vectors, indices))
+        self._batches.append((vectors, indices, share))
 
     @torch.no_grad()
     def update(self, codebook: Codebook, good: Tensor | None = None) -> None:
-        """Apply what was gathered since the last update, and revive codes of `codebook` where a window ends.
+        """Apply what all processes gathered since the last update, and revive codes of `codebook` where a window ends.
 
         Where `good` () bool is false no code is counted or set down.
         """
         if self._gathered is None:
             return
         good = torch.ones_like(self.dead[0]) if good is None else good
-        self.hits += self._gathered * good
-        self._counted += sum(len(vectors) for vectors, _ in self._batches)
+        self.hits += add_up(self._gathered) * good
+        self._counted += self._vectors
         if self._counted >= self._needed:
             self.dead.copy_(torch.where(good, self.hits < self._least, self.dead))
             self._left = int(self.dead.sum())  # waits for the device, once a window
@@ -76,17 +77,36 @@ class Revival(nn.Module):
 
     def _set_down(self, codebook: Codebook, good: Tensor) -> None:
         """Set dead codes down by vectors spread over the batch, as many as there are."""
-        vectors = torch.cat([batch for batch, _ in self._batches])
-        owners = codebook.codes[torch.cat([indices for _, indices in self._batches])]
-        number = min(self._left, len(vectors))
+        number = min(self._left, self._vectors)
         rank = self.dead.cumsum(0) - 1
         now = self.dead & (rank < number) & good
-        rows = rank.clamp(0, number - 1) * len(vectors) // number
         # Where most codes are dead they lie far from all vectors, and small steps would not bring them there.
         reach = 1.0 if self._left > len(self.hits) // 2 else self._reach
-        codebook.replace(now, torch.lerp(owners.to(vectors.dtype), vectors, reach)[rows])
+        spread = torch.arange(number, device=rank.device) * self._vectors // number
+        codebook.replace(now, self._beside(codebook.codes, spread, reach)[rank.clamp(0, number - 1)])
         self.dead &= ~now
         self._left -= number
+
+    @property
+    def _vectors(self) -> int:
+        """How many were gathered, in all processes."""
+        return sum(share.total for *_, share in self._batches)
+
+    def _beside(self, codes: Tensor, rows: Tensor, reach: float) -> Tensor:
+        """Places (n, D) as far as `reach` from a code (K, D) towards each of these vectors of all that were gathered.
+
+        Each process fills in the rows that it has.
+        """
+        places, first = codes.new_zeros(len(rows), codes.shape[1], dtype=self._batches[0][0].dtype), 0
+        for vectors, indices, share in self._batches:
+            own = rows - first - share.start
+            mine = (own >= 0) & (own < len(vectors))
+            if len(vectors):
+                at = own.clamp(0, len(vectors) - 1)
+                found = torch.lerp(codes[indices[at]].to(vectors.dtype), vectors[at], reach)
+                places = torch.where(mine[:, None], found, places)
+            first += share.total
+        return add_up(places)
 
     def discard(self) -> None:
         """Forget what was gathered since the last update."""

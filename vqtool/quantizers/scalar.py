@@ -13,6 +13,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from vqtool.distributed import Share
 from vqtool.quantizers.base import Quantizer
 from vqtool.quantizers.entropy import negative_entropy, sample_entropies
 from vqtool.quantizers.learning import Learning
@@ -64,18 +65,18 @@ class ScalarQuantizer(Quantizer):
         digits = ((conditioned - low) / step).round().clamp_min(0).minimum(self._sizes - 1).long()
         return (digits * self._places).sum(dim=-1)
 
-    def quantize(self, conditioned: Tensor, indices: Tensor) -> QuantizerOutput:
+    def quantize(self, conditioned: Tensor, indices: Tensor, share: Share) -> QuantizerOutput:
         chosen = self.decode(indices).to(conditioned.dtype)
         return QuantizerOutput(
-            quantized=self.pass_gradient(conditioned, chosen),
+            quantized=self.pass_gradient(conditioned, chosen, share),
             indices=indices,
-            commitment_loss=self.commitment(conditioned, chosen),
-            entropy_loss=self._entropy_loss(conditioned),
+            commitment_loss=self.commitment(conditioned, chosen, share),
+            entropy_loss=self._entropy_loss(conditioned, share),
         )
 
-    def commitment(self, conditioned: Tensor, chosen: Tensor) -> Tensor:
+    def commitment(self, conditioned: Tensor, chosen: Tensor, share: Share) -> Tensor:
         """() mean squared distance of vectors to their codes."""
-        return (conditioned - chosen).square().mean()
+        return share.mean((conditioned - chosen).square())
 
     def decode(self, indices: Tensor) -> Tensor:
         digits = indices[..., None] // self._places % self._sizes
@@ -96,12 +97,13 @@ class ScalarQuantizer(Quantizer):
             )
         ]
 
-    def _entropy_loss(self, conditioned: Tensor) -> Tensor:
+    def _entropy_loss(self, conditioned: Tensor, share: Share) -> Tensor:
         if not self._entropy_wanted:
             return conditioned.new_zeros(())
         soft = self._soft(conditioned.reshape(-1, self.dim))
-        loss = negative_entropy(soft.mean(dim=0))
-        return loss + self.confidence * _entropies(soft).mean() if self.confidence else loss
+        vectors = max(1, share.total * math.prod(conditioned.shape[1:-1]))
+        loss = negative_entropy(share.sum(soft.sum(dim=0)) / vectors)
+        return loss + self.confidence * share.sum(_entropies(soft).sum()) / vectors if self.confidence else loss
 
     def _soft(self, flat: Tensor) -> Tensor:
         """softmax over each dimension's values of -(z - v)² / temperature: (N, D) to (N, D, M)."""

@@ -41,7 +41,7 @@ class ErrorScale(nn.Module):
         self.error.copy_(self.weight * error)
 
     def gather(self, error: Tensor, elements: int) -> None:
-        """Note the mean squared error () of a training batch of so many elements."""
+        """Note the mean squared error () of a whole training batch of so many elements."""
         self._gathered.append((error.detach(), elements))
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from vqtool.distributed import gather_rows
 from vqtool.quantizers.base import Quantizer
 from vqtool.quantizers.output import QuantizerOutput
 from vqtool.settings import Settings
@@ -63,9 +64,10 @@ class KMeansStart(nn.Module):
 
     @torch.no_grad()
     def learn(self) -> None:
-        """Add to the sample what was gathered since the last time."""
+        """Add to the sample what all processes gathered since the last time."""
         if self.pending and self._gathered:
-            self.sample = torch.cat([self.sample, *(batch.to(self.sample.dtype) for batch in self._gathered)])
+            batches = [gather_rows(batch.to(self.sample.dtype)) for batch in self._gathered]
+            self.sample = torch.cat([self.sample, *batches])
             self.discard()
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 Shapes: N vectors, K codes, D dimensions; (...) stands for any leading axes.
 """
 
+import math
 from typing import Annotated, Literal
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Generator, Tensor
 
+from vqtool.distributed import Share
 from vqtool.quantizers.balance import SinkhornSettings
 from vqtool.quantizers.base import Quantizer
 from vqtool.quantizers.commitment import commitment_loss
@@ -107,26 +109,27 @@ class VectorQuantizer(Quantizer):
         flat, codes = self._flat(conditioned)
         return nearest_codes(flat, codes).reshape(conditioned.shape[:-1])
 
-    def choose(self, conditioned: Tensor) -> Tensor:
+    def choose(self, conditioned: Tensor, share: Share) -> Tensor:
         if self.balance and self.training and not self.waits:
-            return self.balance.assign(*self._flat(conditioned)).reshape(conditioned.shape[:-1])
+            chosen = self.balance.assign(*self._flat(conditioned), share.times(_positions(conditioned)))
+            return chosen.reshape(conditioned.shape[:-1])
         return self.nearest(conditioned)
 
-    def quantize(self, conditioned: Tensor, indices: Tensor) -> QuantizerOutput:
+    def quantize(self, conditioned: Tensor, indices: Tensor, share: Share) -> QuantizerOutput:
         if self.training and self.starter and self.waits:
             return self.starter.pass_on(conditioned, indices)
         flat, codes = self._flat(conditioned)
         flat_indices = indices.reshape(-1)
-        chosen = codes[flat_indices]
-        loss = commitment_loss(flat, codes, flat_indices)
-        codebook_loss = self.codebook.codebook_loss(flat, chosen)
+        chosen, vectors = codes[flat_indices], share.times(_positions(conditioned))
+        loss = commitment_loss(flat, codes, flat_indices, vectors)
+        codebook_loss = self.codebook.codebook_loss(flat, chosen, vectors)
         if self.training:
-            self._gather(flat.detach(), flat_indices, loss)
+            self._gather(flat.detach(), flat_indices, loss, vectors)
         return QuantizerOutput(
-            quantized=self.pass_gradient(conditioned, chosen.reshape(conditioned.shape)),
+            quantized=self.pass_gradient(conditioned, chosen.reshape(conditioned.shape), share),
             indices=indices,
             commitment_loss=loss if codebook_loss is None else loss + codebook_loss,
-            entropy_loss=self._entropy_loss(flat, codes),
+            entropy_loss=self._entropy_loss(flat, codes, vectors),
         )
 
     def decode(self, indices: Tensor) -> Tensor:
@@ -185,21 +188,26 @@ class VectorQuantizer(Quantizer):
     def _temperature(self) -> float | Tensor:
         return self.temperature * self.scale() if self.scale else self.temperature
 
-    def _entropy_loss(self, vectors: Tensor, codes: Tensor) -> Tensor:
+    def _entropy_loss(self, vectors: Tensor, codes: Tensor, share: Share) -> Tensor:
         if not self._entropy_wanted:
             return vectors.new_zeros(())
-        return entropy_loss(vectors, codes, self._temperature, self.confidence)
+        return entropy_loss(vectors, codes, self._temperature, self.confidence, share)
 
-    def _gather(self, vectors: Tensor, indices: Tensor, error: Tensor) -> None:
+    def _gather(self, vectors: Tensor, indices: Tensor, error: Tensor, share: Share) -> None:
         self.codebook.gather(vectors, indices)
         if self.revival:
-            self.revival.gather(vectors, indices)
+            self.revival.gather(vectors, indices, share)
         if self.scale:
-            self.scale.gather(error, vectors.numel())
+            self.scale.gather(error, share.total * self.dim)
 
     def _flat(self, conditioned: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors (N, D) and codes (K, D) in one type."""
         return conditioned.reshape(-1, self.dim), self.codes.to(conditioned.dtype)
+
+
+def _positions(vectors: Tensor) -> int:
+    """How many vectors (..., D) there are of each sample."""
+    return math.prod(vectors.shape[1:-1])
 
 
 class VectorQuantizerSettings(Settings):

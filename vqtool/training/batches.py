@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from vqtool.data import BatchOrder, Samples
+from vqtool.distributed import Share
 from vqtool.threads import lone_threads
 
 
 class Batches:
-    """The batches (B, ...) of consecutive steps; each thread reads one ahead of its use.
+    """This process' share of the batches (B, ...) of consecutive steps; each thread reads one ahead of its use.
 
     Args:
         order: which samples make up each step's batch.
@@ -54,5 +55,7 @@ class Batches:
         return self._ahead.popleft()[1].result()
 
     def _read(self, step: int) -> Tensor:
-        batch = self._samples.take(self._order.batch(step))
+        numbers = self._order.batch(step)
+        share = Share.own(len(numbers))
+        batch = self._samples.take(numbers[share.start :][: share.samples])
         return batch.pin_memory() if self._pinned else batch

@@ -71,6 +71,15 @@ class State:
     data_sha256: str
     codes: list[Tensor | None]
 
+    def fields(self) -> dict[str, Any]:
+        """Tensors, numbers and names, as they are saved."""
+        return {**vars(self), "last": asdict(self.last)}
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> "State":
+        """From its fields."""
+        return cls(**{**fields, "last": Validation(**fields["last"])})
+
 
 def save_checkpoint(run: Run, state: State, keep: int) -> None:
     """Write a checkpoint, then remove all but the last `keep`, and what is of later steps: of a run gone another way.
@@ -82,7 +91,7 @@ def save_checkpoint(run: Run, state: State, keep: int) -> None:
     # Beside an earlier one of the same step, which counts until the marker names another file.
     path = next(path for path in _files_of(marker) if _named_in(marker) != path.name)
     with replacing(path) as part:
-        digest = _save({**vars(state), "last": asdict(state.last)}, part)
+        digest = _save(state.fields(), part)
     write_json(marker, {"format": _FORMAT, "file": path.name, "sha256": digest})
     markers = _all(run)
     last = markers.index(marker) + 1
@@ -148,7 +157,7 @@ def _load(marker: Path) -> State:
                 raise CheckpointError(f"{path}: damaged: its SHA-256 is not the one in {marker.name}")
             file.seek(0)
             fields = torch.load(file, map_location="cpu", weights_only=True)
-        state = State(**{**fields, "last": Validation(**fields["last"])})
+        state = State.of(fields)
         if state.step != _step(marker):
             raise ValueError("the step is not that of its name")
         return state

@@ -13,6 +13,7 @@ from vqtool.autoencoder import Autoencoder, resolve_model
 from vqtool.config import RunSettings
 from vqtool.data import Dataset, open_dataset
 from vqtool.device import resolve_device
+from vqtool.distributed import Share
 from vqtool.errors import ConfigError
 from vqtool.losses import resolve_reconstruction
 from vqtool.memory import check_fits_memory
@@ -111,7 +112,8 @@ def _check_memory(settings: RunSettings, dataset: Dataset) -> None:
     standing = 4 * parameters + sum(buffer.nbytes for buffer in model.buffers())
     check_fits_memory(standing, "model: the widths of model.encoder and the codes of model.quantizer")
     size = settings.training.batch_size
-    check_fits_memory(standing + _kept(model, size), f"a step of training.batch_size {size:,}, to be lowered")
+    step = standing + _kept(model, max(1, Share.own(size).samples))
+    check_fits_memory(step, f"a step of training.batch_size {size:,}, to be lowered")
 
 
 def _kept(model: Autoencoder, batch_size: int) -> int:

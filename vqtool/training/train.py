@@ -1,10 +1,12 @@
 """Training as one call: claim a run directory, prepare, train, sum up."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from vqtool.config import RunSettings
+from vqtool.distributed import copy_from_first, from_first, is_first, joined
 from vqtool.errors import CheckpointError, ConfigError, DataError
 from vqtool.memory import out_of_memory_told
 from vqtool.run import Run
@@ -29,6 +31,8 @@ def train(
 ) -> dict[str, Any]:
     """Train, and return the run's summary.
 
+    Under torchrun every process calls this; the first alone reads and writes the run directory.
+
     Args:
         folder: the run directory; None: runs/<name>.
         resume: go on where the folder's run stands; where there is none, start.
@@ -47,18 +51,32 @@ def train(
         raise ValueError("resume and overwrite exclude each other")
     run = Run(folder or run_folder(settings))
     refuses = not (resume or overwrite)
-    with noting_signals(), out_of_memory_told(ConfigError, ADVICE):
-        _refuse(run, refuses)
+    with noting_signals(), out_of_memory_told(ConfigError, ADVICE), joined():
+        say = say if is_first() else _unheard
+        from_first(lambda: _refuse(run, refuses))
         prepared = prepare(settings.model_copy(update={"name": settings.name or run.folder.name}))
-        with run.claimed():
-            _refuse(run, refuses)  # again: another process may have come first
-            finished = _finished(run, prepared, say) if run.exists and resume else None
+        with ExitStack() as claim:
+            from_first(lambda: claim.enter_context(run.claimed()))
+            from_first(lambda: _refuse(run, refuses))  # again: another run may have come first
+            finished = from_first(lambda: _finished(run, prepared, say) if run.exists and resume else None)
             return finished or _train(run, prepared, resume, allow_data_change, say)
 
 
 def _train(
     run: Run, prepared: Prepared, resume: bool, allow_data_change: bool, say: Callable[[str], None]
 ) -> dict[str, Any]:
+    begun = from_first(lambda: _begun(run, prepared, resume, allow_data_change, say))
+    copy_from_first(prepared.model.state_dict().values())
+    trainer = Trainer(prepared, run, None if begun is None else State.of(begun), say)
+    with deterministic():
+        trainer.train()
+    return from_first(lambda: _finish(run, prepared, trainer))
+
+
+def _begun(
+    run: Run, prepared: Prepared, resume: bool, allow_data_change: bool, say: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """Make the run directory ready; the fields of the state to go on from, None where it is the start."""
     state = load_checkpoint(run, say) if run.exists and resume else None
     if state is None:
         if resume and run.summary.exists():
@@ -73,13 +91,18 @@ def _train(
     run.create(prepared.settings)
     run.summary.unlink(missing_ok=True)
     say(_reading(prepared))
-    trainer = Trainer(prepared, run, state, say)
-    with deterministic():
-        trainer.train()
+    return None if state is None else state.fields()
+
+
+def _finish(run: Run, prepared: Prepared, trainer: Trainer) -> dict[str, Any]:
     write_best_codes(run, prepared.model)
     summary = _summary(prepared, trainer)
     run.write_summary(summary)
     return summary
+
+
+def _unheard(line: str) -> None:
+    """What other processes than the first would say, which says the same."""
 
 
 def _summary(prepared: Prepared, trainer: Trainer) -> dict[str, Any]:

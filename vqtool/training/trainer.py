@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from vqtool.config import BEST_METRICS
 from vqtool.data import BatchOrder
+from vqtool.distributed import copy_from_first, from_first, is_first, planned, voting, wait_for_all
 from vqtool.errors import CheckpointError, Stopped, TrainingError
 from vqtool.evaluation import Evaluation
 from vqtool.model_file import read_model, write_model
@@ -31,11 +33,11 @@ _PICTURES = 8
 
 
 class Trainer:
-    """Trains a prepared model in a run directory.
+    """Trains a prepared model in a run directory; of several processes the first alone writes.
 
     Args:
         prepared: the model and its data.
-        run: a directory that holds these settings.
+        run: a directory that holds these settings; in the first process.
         state: where to go on; None: at the start.
         say: what to call with a line for the user.
     """
@@ -72,11 +74,12 @@ class Trainer:
         self._clock = time.perf_counter()
         self._since = (self._step, self._clock)
         with (
-            Logs(self._run, self._step if self._pending is None else self._step - 1) as logs,
+            voting(),
+            planned(self._training.batch_size),
+            self._logs() as logs,
             self._bar() as bar,
             self._batches() as batches,
         ):
-            self._validator.history = self._run.validations()
             try:
                 self._complete(logs, bar)
                 while self._step < self._training.steps:
@@ -86,6 +89,7 @@ class Trainer:
                     self._complete(logs, bar)
             except Stopped as stopped:
                 self._save(logs)
+                wait_for_all()  # a job is ended by the first process that leaves
                 raise Stopped(
                     stopped.signal, f"{stopped} after step {self._step}, saved; --resume goes on from there"
                 ) from stopped
@@ -118,7 +122,7 @@ class Trainer:
         self._last, self._pending, self._early = state.last, state.pending, state.early
         self._validator.codes = state.codes
         self._saved = state.step if state.pending is None else -1
-        if self._run.model.exists():
+        if is_first() and self._run.model.exists():
             try:
                 best = read_model(self._run.model)[0]
                 if best.data_sha256 == self._data.sha256:  # else, no figure to compare with
@@ -142,7 +146,7 @@ class Trainer:
             samples = (self._step - self._since[0]) * self._training.batch_size
             metrics["throughput/samples_per_second"] = samples / (time.perf_counter() - self._since[1])
 
-    def _complete(self, logs: Logs, bar: "tqdm[Any]") -> None:
+    def _complete(self, logs: Logs | None, bar: "tqdm[Any]") -> None:
         """What comes after a step: codes start, validation, logs, checkpoint. Interrupted, it can be done again."""
         if self._pending is None:
             return
@@ -152,15 +156,18 @@ class Trainer:
             metrics, found = self._validate(logs)
             self._pending |= metrics
         if self._pending:
-            logs.scalars(self._step, self._pending, found)
+            if logs:
+                logs.scalars(self._step, self._pending, found)
             self._show(bar, self._pending)
             self._since = (self._step, time.perf_counter())
         self._pending = None
         if self._due(self._training.checkpoint_every):
             self._save(logs)
-        if found and self._training.stop_on_severe and self._validator.severe:
-            self._save(logs)
-            raise TrainingError(f"step {self._step}: severe, twice: {'; '.join(self._validator.severe)}; saved")
+        if found is not None and self._training.stop_on_severe:
+            severe = from_first(lambda: self._validator.severe)
+            if severe:
+                self._save(logs)
+                raise TrainingError(f"step {self._step}: severe, twice: {'; '.join(severe)}; saved")
 
     def _start_codes(self) -> None:
         """Once the sample is full; with what there is of it, after a long wait or if a model is to be kept."""
@@ -173,6 +180,7 @@ class Trainer:
             quantizer.start()
             self._early = True
         if not quantizer.waits:
+            copy_from_first(quantizer.state_dict().values())  # another kind of processor may round differently
             self._say(f"step {self._step}: codes start where the latents are; from here on they quantize")
 
     def _show(self, bar: "tqdm[Any]", metrics: dict[str, float]) -> None:
@@ -181,11 +189,14 @@ class Trainer:
             speed = metrics["throughput/samples_per_second"]
             bar.set_postfix_str(f"loss {metrics['loss/total']:.4g}{usage}, {speed:,.0f} samples/s")
 
-    def _validate(self, logs: Logs) -> tuple[dict[str, float], list[dict[str, str]]]:
+    def _validate(self, logs: Logs | None) -> tuple[dict[str, float], list[dict[str, str]]]:
         """The metrics of a validation pass, and what they find."""
         self._stepper.check()
+        self._model.hit_times.agree()
         evaluation, metrics = self._validator.validate(self._step)
         self._last = Validation(self._step, metrics)
+        if logs is None:
+            return metrics, []
         self._draw(logs, evaluation)
         self._say(
             f"step {self._step}: validation reconstruction {metrics['validation/loss/reconstruction']:.4g}, "
@@ -216,10 +227,16 @@ class Trainer:
         self._model.train()
         return side_by_side(self._data.spec, x, restored.cpu())
 
-    def _save(self, logs: Logs) -> None:
+    def _save(self, logs: Logs | None) -> None:
         if self._saved == self._step:
             return
         self._stepper.check()
+        self._model.hit_times.agree()
+        if logs:
+            self._write_checkpoint(logs)
+        self._saved = self._step if self._pending is None else -1
+
+    def _write_checkpoint(self, logs: Logs) -> None:
         logs.sync()
         now = time.perf_counter()
         self._seconds += now - self._clock
@@ -236,13 +253,22 @@ class Trainer:
             codes=list(self._validator.codes),
         )
         save_checkpoint(self._run, state, self._training.keep_checkpoints)
-        self._saved = self._step if self._pending is None else -1
+
+    @contextmanager
+    def _logs(self) -> Iterator[Logs | None]:
+        if not is_first():
+            yield None
+            return
+        with Logs(self._run, self._step if self._pending is None else self._step - 1) as logs:
+            self._validator.history = self._run.validations()
+            yield logs
 
     def _batches(self) -> Batches:
         settings = self._training
         return Batches(self._data.training, self._order, settings.steps, self._device, settings.loader_threads)
 
     def _bar(self) -> "tqdm[Any]":
+        hidden = None if is_first() else True  # None: where there is no terminal
         return tqdm(
-            total=self._training.steps, initial=self._step, desc="train", unit="step", disable=None, file=sys.stderr
+            total=self._training.steps, initial=self._step, desc="train", unit="step", disable=hidden, file=sys.stderr
         )

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vqtool.errors import TrainingError
-from vqtool.evaluation import Evaluation, evaluate, shuffled_loss
+from vqtool.evaluation import Evaluation, evaluate_together, shuffled_loss
 from vqtool.inspection.evidence import Evidence
 from vqtool.inspection.findings import diagnose
 from vqtool.model_file import SavedModel
@@ -38,7 +38,7 @@ class Validator:
             Stopped: a signal came; nothing has changed.
         """
         model, samples, loss = self._prepared.model, self._prepared.dataset.validation, self._prepared.settings.loss
-        evaluation = evaluate(model, samples, loss)
+        evaluation = evaluate_together(model, samples, loss)
         metrics = validation_metrics(evaluation) | codebook_metrics(model, evaluation, self.codes)
         if len(samples) > 1:
             own, others = shuffled_loss(model, samples, loss)
