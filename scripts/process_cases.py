@@ -4,16 +4,20 @@ torchrun --nproc-per-node 3 scripts/process_cases.py CASE... --to FOLDER [--doub
 """
 
 import argparse
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from vqtool.config import RunSettings
 from vqtool.data import BatchOrder
-from vqtool.distributed import copy_from_first, is_first, joined, planned
+from vqtool.distributed import copy_from_first, gather_rows, is_first, joined, planned, rank, world_size
 from vqtool.evaluation import evaluate_together
+from vqtool.quantizers.vector import VectorQuantizerSettings
 from vqtool.training.batches import Batches
 from vqtool.training.prepare import Prepared, deterministic, prepare
 from vqtool.training.step import Stepper
@@ -22,6 +26,8 @@ Block = dict[str, Any]
 MIXTURE = {"kind": "synthetic", "samples": 400, "source": {"kind": "mixture"}}
 TEXTURES = {"kind": "synthetic", "samples": 200, "source": {"kind": "textures", "height": 8, "width": 8}}
 TILES = {"kind": "synthetic", "samples": 200, "source": {"kind": "tiles", "height": 8, "width": 8}}
+CONV2D = {"kind": "conv2d", "width": 8, "halvings": 1}
+TRANSFORMER = {"kind": "transformer", "positions": 4, "patch": 4, "width": 8, "depth": 1, "heads": 2}
 MLP = {"kind": "mlp", "width": 16, "layers": 1}
 # Codes start, and die and are revived, within a few steps.
 SOON = {"start": {"kind": "kmeans", "vectors": 6}, "revival": {"window": 2, "least": 2}}
@@ -32,19 +38,19 @@ def _vector(**block: Any) -> Block:
     return {"kind": "vector", "codebook_size": 24, "codebook_dim": 6, **SOON, **block}
 
 
-def _case(quantizer: Block, batch_size: int = 33, **blocks: Any) -> Block:
-    settings = {
-        "data": MIXTURE,
-        "model": {"encoder": MLP, "quantizer": quantizer},
+def _case(quantizer: Block, batch_size: int = 33, data: Block = MIXTURE, encoder: Block = MLP) -> Block:
+    return {
+        "data": data,
+        "model": {"encoder": encoder, "quantizer": quantizer},
         "loss": {"entropy": 0.1},
         "training": {"batch_size": batch_size, "steps": 20, "device": "cpu", "learning_rate": 0.003, "warmup_steps": 2},
     }
-    return {**settings, **blocks}
 
 
 _RESIDUAL = {"kind": "residual", "levels": 3, "quantizer": _vector(), "dropout": 0.5}
 CASES: dict[str, Block] = {
     "ema": _case(_vector(bypass=0.25)),
+    "residual, long": _case({**_RESIDUAL, "dropout": 0}, 27, {**MIXTURE, "samples": 12_000, "validation": 0.8}),
     "ema, bare start": _case(_vector(start={"kind": "random"})),
     "ema, 2 samples": _case(_vector(), batch_size=2),
     "entropy, bare": _case({**_vector(learning={"kind": "entropy"}), **BARE}, batch_size=17),
@@ -61,23 +67,27 @@ CASES: dict[str, Block] = {
     "fsq": _case({"kind": "fsq", "levels": [5, 4, 3]}),
     "lfq": _case({"kind": "lfq", "bits": 6}, 31),
     "bsq": _case({"kind": "bsq", "bits": 6}, 35),
-    "no gradient": _case(_vector(), 37, model={"encoder": {"kind": "identity"}, "quantizer": _vector(codebook_dim=16)}),
-    "images": _case(
-        {}, 13, data=TEXTURES, model={"encoder": {"kind": "conv2d", "width": 8, "halvings": 1}, "quantizer": _vector()}
-    ),
-    "classes": _case(
-        {}, 7, data=TILES, model={"encoder": {"kind": "conv2d", "width": 8, "halvings": 1}, "quantizer": _vector()}
-    ),
-    "queries": _case(
-        {},
-        11,
-        data=TEXTURES,
-        model={
-            "encoder": {"kind": "transformer", "positions": 4, "patch": 4, "width": 8, "depth": 1, "heads": 2},
-            "quantizer": _vector(),
-        },
-    ),
+    "no gradient": _case(_vector(codebook_dim=16), 37, encoder={"kind": "identity"}),
+    "images": _case(_vector(), 13, TEXTURES, CONV2D),
+    "classes": _case(_vector(), 7, TILES, CONV2D),
+    "transformer": _case(_vector(), 11, TEXTURES, TRANSFORMER),
 }
+
+
+# Where a sum over processes stands, and a case in which it matters.
+MUTANTS = {
+    "vqtool.distributed.share.Share.sum": "codebook loss",
+    "vqtool.distributed.share._added": "codebook loss",
+    "vqtool.quantizers.ema_codebook.add_up": "ema",
+    "vqtool.quantizers.revival.add_up": "ema, bare start",
+    "vqtool.quantizers.start.gather_rows": "ema",
+    "vqtool.quantizers.balance.largest": "sinkhorn",
+    "vqtool.quantizers.hit_times.smallest": "ema",
+    "vqtool.evaluation.over_processes": "residual, long",
+    "vqtool.semantic_ids.gather_rows": "residual, long",
+}
+# The case of a quantizer by itself, and the rows of each process in it, by how many there are.
+UNEVEN, ROWS = "uneven rows", {1: (53,), 2: (0, 53), 3: (40, 0, 13)}
 
 
 def kept(case: str, double: bool, steps: int) -> dict[str, Tensor]:
@@ -91,15 +101,16 @@ def kept(case: str, double: bool, steps: int) -> dict[str, Tensor]:
     stepper = Stepper(prepared, order)
     found: dict[str, Tensor] = {}
     batches = Batches(prepared.dataset.training, order, steps, prepared.device, 0)
-    for step in range(steps):
-        x = batches.take(step)
-        output = stepper.forward(x.to(kind) if x.is_floating_point() else x)
-        metrics = stepper.measure(step, output)
-        found[f"losses, step {step + 1}"] = torch.tensor(list(metrics.values()), dtype=torch.float64)
-        stepper.apply(step, output)
-        gradients = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
-        found |= {f"gradient of {name}, step {step + 1}": each.clone() for name, each in gradients.items()}
-        model.quantizer.start(full=True)
+    with planned(settings.batch_size):
+        for step in range(steps):
+            x = batches.take(step)
+            output = stepper.forward(x.to(kind) if x.is_floating_point() else x)
+            metrics = stepper.measure(step, output)
+            found[f"losses, step {step + 1}"] = torch.tensor(list(metrics.values()), dtype=torch.float64)
+            stepper.apply(step, output)
+            gradients = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+            found |= {f"gradient of {name}, step {step + 1}": each.clone() for name, each in gradients.items()}
+            model.quantizer.start(full=True)
     model.hit_times.agree()
     found |= {f"state {name}": tensor.clone() for name, tensor in model.state_dict().items()}
     return found | _validated(prepared, kind)
@@ -109,26 +120,81 @@ def _validated(prepared: Prepared, kind: torch.dtype) -> dict[str, Tensor]:
     model, data = prepared.model, prepared.dataset
     evaluation = evaluate_together(model, data.validation, prepared.settings.loss)
     levels = {f"usage of level {number}": counts for number, counts in enumerate(evaluation.counts)}
+    assert data.spec.size or evaluation.distinct
+    distinct = [evaluation.distinct.rows, evaluation.distinct.ids] if evaluation.distinct else []
     losses = torch.tensor(list(evaluation.losses.values()), dtype=torch.float64)
     x = data.validation.read(0, len(data.validation))
     model.eval()
     indices = model.encode(x.to(kind) if x.is_floating_point() else x)
-    return {**levels, "validation losses": losses, "indices": indices}
+    return {**levels, "validation losses": losses, "distinct ids": torch.tensor(distinct), "indices": indices}
+
+
+def uneven(double: bool) -> dict[str, Tensor]:
+    """A quantizer by itself, whose codes start and are revived; each process has another number of rows, one none."""
+    torch.manual_seed(0)
+    quantizer = VectorQuantizerSettings.model_validate(_vector(bypass=0.3)).build()
+    quantizer.to(torch.float64 if double else torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    found: dict[str, Tensor] = {}
+    for step in range(12):
+        # Far apart from step to step: codes are left behind, and revived.
+        rows = torch.randn(53, 6, generator=generator, dtype=torch.float64) + step
+        vectors = rows.split(ROWS[world_size()])[rank()].to(quantizer.codes.dtype).requires_grad_()
+        output = quantizer(vectors)
+        if output.commitment_loss.requires_grad:
+            gradient = torch.autograd.grad(output.commitment_loss + output.entropy_loss, vectors)[0] / world_size()
+            found[f"gradient, step {step + 1}"] = gather_rows(gradient)
+        quantizer.update()
+        found[f"codes, step {step + 1}"] = quantizer.codes.clone()
+    everywhere = gather_rows(quantizer.codes[None])
+    assert all(torch.equal(codes, everywhere[0]) for codes in everywhere), "processes have other codes"
+    return found | {f"state {name}": tensor.clone() for name, tensor in quantizer.state_dict().items()}
+
+
+def bytes_of_a_step(codes: int, dim: int) -> int:
+    """What this process hands to torch.distributed in a step, beside what DistributedDataParallel does by itself."""
+    quantizer = {"kind": "vector", "codebook_size": codes, "codebook_dim": dim, "start": {"kind": "random"}}
+    prepared = prepare(RunSettings.model_validate(_case({**quantizer, "confidence": 0.1}, 32)))
+    order = BatchOrder(len(prepared.dataset.training), 32, 0)
+    stepper = Stepper(prepared, order)
+    batches = Batches(prepared.dataset.training, order, 2, prepared.device, 0)
+    said = []
+    all_reduce = dist.all_reduce
+
+    def counting(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        said.append(tensor.nbytes)
+        return all_reduce(tensor, *args, **kwargs)
+
+    with planned(32):
+        for step in range(2):
+            with patch.object(dist, "all_reduce", counting):
+                said.clear()
+                stepper.apply(step, stepper.forward(batches.take(step)))
+    return sum(said)
+
+
+def _without(name: str) -> AbstractContextManager[Any]:
+    """Within, a sum over processes is left out: `module.name` returns what it is given."""
+    return patch(name, lambda *args: args[-1])
 
 
 def main() -> None:
     """Train the cases, and keep each one in a file."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("cases", nargs="+", choices=CASES, metavar="CASE")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", choices=[*CASES, UNEVEN, []], metavar="CASE")
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--double", action="store_true")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--without", choices=MUTANTS, help="a sum over processes to be left out")
+    parser.add_argument("--traffic", type=int, nargs=2, metavar=("K", "D"), help="count bytes instead")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    with joined(), deterministic():
+    with joined(), deterministic(), _without(options.without) if options.without else nullcontext():
+        if options.traffic:
+            counted = bytes_of_a_step(*options.traffic)
+            options.to.write_text(str(counted)) if is_first() else None
         for case in options.cases:
-            with planned(CASES[case]["training"]["batch_size"]):
-                found = kept(case, options.double, options.steps)
+            found = uneven(options.double) if case == UNEVEN else kept(case, options.double, options.steps)
             if is_first():
                 torch.save(found, options.to / f"{case}.pt")
 

@@ -34,7 +34,18 @@ FLOORS = [
         "data",
         "device",
     ),
-    *("memory", "files", "progress", "signals", "distributed", "threads", "settings", "errors", "printable"),
+    *(
+        "memory",
+        "files",
+        "progress",
+        "signals",
+        "distributed",
+        "threads",
+        "settings",
+        "errors",
+        "launcher",
+        "printable",
+    ),
 ]
 
 

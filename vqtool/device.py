@@ -1,10 +1,9 @@
 """Which device to compute on."""
 
-import os
-
 import torch
 
 from vqtool.errors import ConfigError
+from vqtool.launcher import place
 
 
 def resolve_device(name: str) -> torch.device:
@@ -29,5 +28,5 @@ def resolve_device(name: str) -> torch.device:
 
 def _own(name: str) -> str:
     """The GPU that torchrun means this process to take, where none is named."""
-    number = os.environ.get("LOCAL_RANK", "")
-    return f"cuda:{number}" if number.isdigit() and name in ("auto", "cuda") and torch.cuda.is_available() else name
+    number = place().local_rank
+    return f"cuda:{number}" if number is not None and name in ("auto", "cuda") and torch.cuda.is_available() else name

@@ -32,6 +32,7 @@ from vqtool.indices import (
     writing_array,
     writing_indices,
 )
+from vqtool.launcher import place
 from vqtool.memory import out_of_memory_told
 from vqtool.progress import pass_bar
 from vqtool.signals import noting_signals
@@ -63,8 +64,8 @@ class Part:
     @staticmethod
     def of_process(environment: Mapping[str, str] = os.environ) -> "Part | None":
         """That of this process' rank under torchrun; None where it is alone."""
-        rank, size = environment.get("RANK", ""), environment.get("WORLD_SIZE", "")
-        return Part(int(rank) + 1, int(size)) if rank.isdigit() and size.isdigit() and int(size) > 1 else None
+        own = place(environment)
+        return Part(own.rank + 1, own.size) if own.size > 1 else None
 
     def rows(self, rows: int, chunk: int) -> range:
         """The row numbers of this part of `rows`, which begin with a chunk."""

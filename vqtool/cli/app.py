@@ -14,6 +14,7 @@ from vqtool.cli.init import init
 from vqtool.cli.inspect import inspect
 from vqtool.cli.train import train
 from vqtool.errors import Stopped, TrainingError, VqtoolError
+from vqtool.launcher import place
 from vqtool.printable import printable
 
 
@@ -24,7 +25,9 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except VqtoolError as error:
-            print(f"vqtool: {error}", file=sys.stderr)
+            rank = place().rank
+            whose = f", process {rank}" if rank else ""
+            sys.stderr.write(f"vqtool{whose}: {error}\n")  # in one piece, for other processes may speak, too
             raise typer.Exit(_exit_code(error)) from error
         except OSError as error:  # What the system refuses, and nobody expected: a name too long, say.
             name = printable(str(error.filename or "")).rstrip()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vqtool.cli.output import JsonOption, print_json, print_rich, say, table, tell
+from vqtool.launcher import place
 
 if TYPE_CHECKING:
     from vqtool.training.plan import Plan
@@ -39,12 +40,17 @@ def train(
     pairs = [("training.device", device), ("data.key", key)]
     short = [f"{name}={json.dumps(value)}" for name, value in pairs if value is not None]
     settings = load_config(config, [*(overrides or []), *short])
+    speaks = place().rank == 0
     if dry_run:
+        if not speaks:
+            return
         plan = plan_run(settings, run_dir)
         print_json(asdict(plan)) if as_json else print_rich(table(_plan_rows(plan)))
         return
     folder = run_dir or run_folder(settings)
     summary = train(settings, folder, resume=resume, overwrite=overwrite, allow_data_change=allow_data_change, say=say)
+    if not speaks:
+        return
     if as_json:
         print_json({"run": str(folder), **summary})
         return

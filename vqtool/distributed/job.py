@@ -10,9 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vqtool.distributed.ranks import group_of, is_first, launched, set_host_group, world_size
+from vqtool.distributed.ranks import group_of, is_first, set_host_group, world_size
 from vqtool.distributed.reductions import largest
 from vqtool.errors import TrainingError, VqtoolError
+from vqtool.launcher import place
 
 T = TypeVar("T")
 
@@ -32,7 +33,7 @@ def joined() -> Iterator[None]:
     Raises:
         TrainingError: another process of the job has ended.
     """
-    if world_size() == launched() == 1:
+    if world_size() == place().size == 1:
         yield
         return
     begun = dist.is_initialized()

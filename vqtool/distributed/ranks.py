@@ -1,7 +1,5 @@
 """Which process this is, and of how many; and by which group tensors travel."""
 
-import os
-
 import torch.distributed as dist
 from torch import Tensor
 
@@ -22,12 +20,6 @@ def rank() -> int:
 def is_first() -> bool:
     """Whether this process is the one that writes and speaks."""
     return rank() == 0
-
-
-def launched() -> int:
-    """How many processes torchrun, or who else sets its variables, has started."""
-    size = os.environ.get("WORLD_SIZE", "")
-    return int(size) if size.isdigit() else 1
 
 
 def group_of(tensor: Tensor) -> "dist.ProcessGroup | None":
