@@ -15,7 +15,13 @@ from vqtool.errors import DataError
 T = TypeVar("T")
 # Where Linux says what a group of processes, such as a container, may have and has.
 _GROUP = Path("/sys/fs/cgroup")
-_REFUSED = ("can't allocate memory", "not enough memory", "cannot allocate memory", "out of memory", "can't start new thread")
+_REFUSED = (
+    "can't allocate memory",
+    "not enough memory",
+    "cannot allocate memory",
+    "out of memory",
+    "can't start new thread",  # which wants a stack of its own
+)
 
 
 def check_fits_memory(size: int, what: str) -> None:
