@@ -88,6 +88,15 @@ def test_going_on_drops_what_was_logged_beyond(run: Run) -> None:
     assert [(line["step"], line["loss/total"]) for line in logged(run.folder)] == [(1, 1), (2, 2), (3, 30)]
 
 
+def test_going_on_drops_lines_that_are_far_too_long(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vqtool.run._LONGEST_LINE", 64)
+    good = '{"step": 1, "loss/total": 1.5}\n'
+    run.metrics.write_text(good + '{"step": 1, "x": "' + 100 * "y" + '"}\n' + good.replace("1,", "2,"))
+    with Logs(run, 2):
+        pass
+    assert run.metrics.read_text() == good + good.replace("1,", "2,")
+
+
 def test_starting_afresh_drops_all(run: Run) -> None:
     run.metrics.write_text('{"step": 1, "loss/total": 1.0}\n')
     with Logs(run, 0):

@@ -26,7 +26,7 @@ class Logs:
 
     def __init__(self, run: Run, start: int) -> None:
         self._path = run.metrics
-        self._drop_after(start)
+        _drop_after(run, start)
         with writing(self._path), ExitStack() as opened:
             self._metrics = opened.enter_context(self._path.open("a", encoding="utf-8"))
             self._board = opened.enter_context(Board(run, start))
@@ -66,10 +66,11 @@ class Logs:
             os.fsync(self._metrics.fileno())
         self._board.sync()
 
-    def _drop_after(self, step: int) -> None:
-        if not self._path.exists():
-            return
-        lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
-        kept = [line for line in lines if parsed(line).get("step", math.inf) <= step]
-        with replacing(self._path) as part:
-            part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+def _drop_after(run: Run, step: int) -> None:
+    if not run.metrics.exists():
+        return
+    with replacing(run.metrics) as part, part.open("w", encoding="utf-8") as file:
+        for line in run.lines():
+            if parsed(line).get("step", math.inf) <= step:
+                file.write(line.rstrip("\r\n") + "\n")
