@@ -1,5 +1,6 @@
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,34 @@ def test_going_on_purges_tensorboard_too(run: Run) -> None:
     with Logs(run, 2) as logs:
         logs.scalars(3, {"loss/total": 30.0})
     assert [(e.step, e.value) for e in board(run.folder).Scalars("loss/total")] == [(1, 1), (2, 2), (3, 30)]
+
+
+@pytest.mark.parametrize(
+    ("damage", "lines"),
+    [
+        (lambda content: content, 0),
+        (lambda content: content[:-3], 0),
+        (lambda content: content[:-60], 0),
+        (lambda content: content[:-30] + b"?" + content[-29:], 1),
+        (lambda content: content.replace(b"loss/tota2", b"loss/to?a2"), 1),
+        (lambda content: content + bytes(5), 0),
+        (lambda content: content + bytes(50), 1),
+    ],
+)
+def test_events_lost_to_damage_are_told_but_not_a_record_that_was_cut_short(
+    run: Run, damage: Callable[[bytes], bytes], lines: int
+) -> None:
+    with Logs(run, 0) as logs:
+        for step in (1, 2, 3):
+            logs.scalars(step, {f"loss/tota{step}": float(step)})
+    (path,) = run.event_files()
+    path.write_bytes(damage(path.read_bytes()))
+    said: list[str] = []
+    with Logs(run, 3, said.append):
+        pass
+    assert len(said) == lines
+    assert all("damaged after" in line for line in said)
+    assert board(run.folder).Scalars("loss/tota1")[0].value == 1
 
 
 SCALARS = {
