@@ -13,6 +13,7 @@ from pathlib import Path
 
 import soak_commands
 import soak_kills
+import soak_mixed
 import torch
 from parts import keep, parser_of
 from rich.console import Console
@@ -22,6 +23,7 @@ from rich.table import Table
 PARTS = {
     "saving": (soak_kills.saving, 200),
     "exact": (soak_kills.exact, 50),
+    "mixed": (soak_mixed.mixed, 60),
     "encoding": (soak_kills.encoding, 50),
     "parts": (soak_kills.parts, 20),
     "signals": (soak_commands.signals, 40),

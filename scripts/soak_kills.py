@@ -25,7 +25,7 @@ from vqtool.training.checkpoint import load_checkpoint
 from vqtool.transcode import encode_file
 
 # Steps of a run whose end is compared.
-_STEPS = 120
+STEPS = 120
 
 
 class Row(NamedTuple):
@@ -49,7 +49,7 @@ def exact(folder: Path, kills: int) -> Iterator[Row]:
 
 def encoding(folder: Path, kills: int) -> Iterator[Row]:
     """An encode that is killed and run again."""
-    config = _config(folder, {"steps": 5}, samples=40_000)
+    config = config_of(folder, {"steps": 5}, samples=40_000)
     train(load_config(config), folder / "run")
     tokenizer, out, picks = load(folder / "run"), folder / "tokens.npy", random.Random(0)
     encode_file(tokenizer, folder / "straight.npy")
@@ -70,7 +70,7 @@ def encoding(folder: Path, kills: int) -> Iterator[Row]:
 
 def parts(folder: Path, kills: int) -> Iterator[Row]:
     """Workers that share an encode, killed and started again."""
-    train(load_config(_config(folder, {"steps": 5}, samples=100_000)), folder / "run")
+    train(load_config(config_of(folder, {"steps": 5}, samples=100_000)), folder / "run")
     encode_file(load(folder / "run"), folder / "straight.npy")
     for workers in (2, 3, 16):
         out, picks = folder / f"{workers}.npy", random.Random(workers)
@@ -95,24 +95,24 @@ def _alike(one: Path, other: Path) -> bool:
 
 
 def _killed(folder: Path, kills: int, what: str, often: dict[str, int]) -> Iterator[Row]:
-    settings = load_config(_config(folder, {"steps": _STEPS, **often}))
+    settings = load_config(config_of(folder, {"steps": STEPS, **often}))
     train(settings, folder / "straight")
-    expected, picks, span = _outcome(folder / "straight"), random.Random(kills), _span(folder, settings)
+    expected, picks, span = outcome(folder / "straight"), random.Random(kills), span_of(folder, settings)
     runs, unfit, different = 0, 0, 0
     while kills:
         run = folder / f"run-{runs}"
         while kills and not Run(run).summary.exists():
             kills -= _kill_after(partial(train, settings, run, resume=True), picks.uniform(0, span / 4))
-            unfit += not _fit(Run(run))
+            unfit += not fit(Run(run))
         train(settings, run, resume=True)
-        different += _outcome(run) != expected
+        different += outcome(run) != expected
         shutil.rmtree(run)
         runs += 1
     figure = f"{unfit} times unfit to go on; {different} of {runs} runs ended otherwise than if never killed"
     yield Row(f"killed at random, {what}", figure, not unfit and not different)
 
 
-def _fit(run: Run) -> bool:
+def fit(run: Run) -> bool:
     """Whether a run can go on, and nothing damaged passes for whole."""
     try:
         said: list[str] = []
@@ -124,7 +124,7 @@ def _fit(run: Run) -> bool:
     return not any("damaged" in line for line in said)
 
 
-def _span(folder: Path, settings: Any) -> float:
+def span_of(folder: Path, settings: Any) -> float:
     began = time.monotonic()
     train(settings, folder / "timed")
     return time.monotonic() - began
@@ -143,7 +143,7 @@ def _kill_after(work: Callable[[], object], seconds: float) -> bool:
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
-def _outcome(folder: Path) -> dict[str, Any]:
+def outcome(folder: Path) -> dict[str, Any]:
     """All that a run comes to, but for what a clock says; each step once in either log."""
     run = Run(folder)
     board = EventAccumulator(str(folder), {"scalars": 0}, purge_orphaned_data=False).Reload()
@@ -169,7 +169,7 @@ def _without_speed(line: str) -> dict[str, Any]:
     return {tag: value for tag, value in yaml.safe_load(line).items() if "throughput" not in tag}
 
 
-def _config(folder: Path, training: dict[str, int], samples: int = 400) -> Path:
+def config_of(folder: Path, training: dict[str, int], samples: int = 400) -> Path:
     path = folder / "config.yaml"
     blocks = {
         "data": {"kind": "synthetic", "samples": samples, "source": {"kind": "gaussian", "dim": 8}},

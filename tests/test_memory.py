@@ -56,6 +56,7 @@ def test_a_limit_of_the_process_counts() -> None:
         MemoryError(),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
         RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("can't start new thread"),
     ],
 )
 def test_running_out_says_what_to_lower(fault: Exception) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vqtool.printable import printable
+from vqtool.printable import printable, well_formed
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,7 @@ def test_only_what_steers_a_terminal_is_escaped(text: str, shown: str) -> None:
 def test_what_comes_out_is_printable_and_stays_as_it_is(text: str) -> None:
     assert printable(text).isprintable()
     assert printable(printable(text)) == printable(text)
+
+
+def test_bytes_that_are_no_text_become_escapes_and_all_else_stays() -> None:
+    assert well_formed("a\udcff\n名.npy") == "a\\udcff\n名.npy"

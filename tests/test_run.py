@@ -114,6 +114,19 @@ def test_a_line_of_the_log_that_is_none_is_passed_over(run: Run, line: str) -> N
     assert run.validations() == [{"step": 3, "validation/loss/total": 1.5, "findings": []}]
 
 
+def test_lines_far_too_long_are_passed_over_and_never_held(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vqtool.run._LONGEST_LINE", 40)
+    first, last = '{"step": 1, "loss/total": 1.5}', '{"step": 2, "loss/total": 0.5}'
+    for long in ("x" * 39, "x" * 40, "x" * 79, "x" * 80, '{"step": 9}' + " " * 200, " " * 40 + '{"step": 9}'):
+        run.metrics.write_text(f"{first}\n{long}\n{last}\n")
+        assert [line["step"] for line in run.logged()] == [1, 2]
+        assert max(len(line) for line in run.lines()) <= 40
+        run.metrics.write_text(f"{first}\n{long}")
+        assert [line["step"] for line in run.logged()] == [1]
+    run.metrics.write_text(f"{first}\n{last}")
+    assert [line["step"] for line in run.logged()] == [1, 2]
+
+
 def test_a_claim_that_comes_to_nothing_leaves_nothing(tmp_path: Path) -> None:
     with Run(tmp_path / "new").claimed():
         assert (tmp_path / "new").is_dir()

@@ -9,7 +9,7 @@ import pytest
 SCRIPT = Path(__file__).parent.parent / "scripts" / "soak.py"
 
 
-@pytest.mark.parametrize(("part", "share"), [("saving", 0.03), ("exact", 0.06), ("encoding", 0.06)])
+@pytest.mark.parametrize(("part", "share"), [("saving", 0.03), ("exact", 0.06), ("mixed", 0.1), ("encoding", 0.06)])
 def test_the_promise_holds(part: str, share: float) -> None:
     done = subprocess.run([sys.executable, SCRIPT, part, "--share", str(share)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -19,6 +19,7 @@ from vqtool.data import Samples, Source, Survey
 from vqtool.errors import DataError
 from vqtool.indices import Manifest, check_not_input, index_dtype
 from vqtool.memory import out_of_memory_told
+from vqtool.printable import well_formed
 from vqtool.progress import pass_bar
 from vqtool.threads import lone_threads
 from vqtool.tokenizer import Tokenizer
@@ -105,7 +106,7 @@ class Encoding:
             layout=self.tokenizer.spec.layout,
             model_sha256=self.tokenizer.model_sha256,
             data_sha256=survey.sha256,
-            shards=[asdict(shard) for shard in survey.shards],
+            shards=[{**asdict(shard), "name": well_formed(shard.name)} for shard in survey.shards],
         )
 
     def _read(self, start: int, step: int) -> Tensor:

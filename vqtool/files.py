@@ -56,8 +56,8 @@ def writing(path: Path) -> Iterator[None]:
 def part_of(path: Path) -> Path:
     """What a file is called while it is written."""
     name = path.name
-    if len(name.encode()) > _LONGEST_NAME:
-        name = hashlib.sha256(name.encode()).hexdigest()
+    if len(os.fsencode(name)) > _LONGEST_NAME:  # any bytes may be a name
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
     return path.with_name(f".{name}.part")
 
 

@@ -15,7 +15,13 @@ from vqtool.errors import DataError
 T = TypeVar("T")
 # Where Linux says what a group of processes, such as a container, may have and has.
 _GROUP = Path("/sys/fs/cgroup")
-_REFUSED = ("can't allocate memory", "not enough memory", "cannot allocate memory", "out of memory")
+_REFUSED = (
+    "can't allocate memory",
+    "not enough memory",
+    "cannot allocate memory",
+    "out of memory",
+    "can't start new thread",  # which wants a stack of its own
+)
 
 
 def check_fits_memory(size: int, what: str) -> None:
@@ -59,12 +65,17 @@ def out_of_memory_told(error: type[Exception], advice: str) -> Iterator[None]:
     """Within, running out of memory is raised as `error`, which says what to lower."""
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as fault:
+    except (MemoryError, RuntimeError) as fault:
+        if not ran_out(fault):
+            raise
         raise error(f"out of memory; {advice}") from fault
-    except RuntimeError as fault:
-        if any(words in str(fault).lower() for words in _REFUSED):
-            raise error(f"out of memory; {advice}") from fault
-        raise
+
+
+def ran_out(fault: Exception) -> bool:
+    """Whether a fault says that memory was refused."""
+    if isinstance(fault, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(fault, RuntimeError) and any(words in str(fault).lower() for words in _REFUSED)
 
 
 def _forget_peak() -> None:

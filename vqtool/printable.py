@@ -6,3 +6,8 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+
+
+def well_formed(text: str) -> str:
+    """Text that every reader of UTF-8 takes, JSON's among them: bytes of a file name that were none become \\udcff."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -14,6 +14,8 @@ from vqtool.files import lock, part_of, read_small, write_json
 
 # A summary is a page; what is larger is something else.
 _LARGEST_SUMMARY = 1 << 20
+# Bytes of a logged line, which has a few hundred for each of its levels.
+_LONGEST_LINE = 1 << 24
 
 
 class Run:
@@ -151,10 +153,19 @@ class Run:
 
     def logged(self, words: str = "") -> list[dict[str, Any]]:
         """What was logged, the oldest first, each with its `step`: of lines with such words in them."""
+        return [fields for line in self.lines() if words in line and (fields := parsed(line))]
+
+    def lines(self) -> Iterator[str]:
+        """The lines that were logged, each with its end; what is far too long for one is passed over."""
         if not self.metrics.is_file():
-            return []
-        with self.metrics.open(encoding="utf-8", errors="replace") as lines:
-            return [fields for line in lines if words in line and (fields := parsed(line))]
+            return
+        with self.metrics.open("rb") as file:
+            begins = True
+            while piece := file.readline(_LONGEST_LINE):
+                ends = piece.endswith(b"\n")
+                if begins and (ends or len(piece) < _LONGEST_LINE):
+                    yield piece.decode("utf-8", "replace")
+                begins = ends
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write how the run ended."""

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -124,6 +125,32 @@ def test_a_bug_of_ours_is_not_hidden(vqtool: Command, monkeypatch: pytest.Monkey
     monkeypatch.setattr("vqtool.recipes.recipes", _raising(ZeroDivisionError("ours")))
     with pytest.raises(ZeroDivisionError, match="ours"):
         vqtool("init")
+
+
+@pytest.mark.parametrize(
+    ("work", "arguments"),
+    [
+        ("vqtool.transcode.decode_file", ["decode", "run", "t.npy", "--out", "d.npy"]),
+        ("vqtool.tokenizer.Tokenizer.evaluate", ["eval", "run"]),
+        ("vqtool.inspection.inspect", ["inspect", "run"]),
+    ],
+)
+def test_too_little_memory_is_one_line(
+    work: str, arguments: list[str], vqtool: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vqtool.tokenizer.load", lambda run, device: SimpleNamespace(evaluate=fail))
+    fault = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(work, fail)
+    done = vqtool(*arguments)
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "vqtool: out of memory; free some, give fewer rows, or name another --device\n"
+    fault = RuntimeError("shapes differ")
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        vqtool(*arguments)
 
 
 @pytest.mark.parametrize(

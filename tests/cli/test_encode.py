@@ -25,6 +25,18 @@ def names() -> list[str]:
     return sorted(path.name for path in Path().iterdir())
 
 
+def test_names_that_are_no_text_are_escaped_in_what_others_read(
+    trained: TrainedRun, tmp_path: Path, vqtool: Command
+) -> None:
+    data, out = (tmp_path / os.fsdecode(name) for name in (b"\xff.npy", b"t\xfe.npy"))
+    shutil.copy(trained.data, data)
+    done = vqtool("encode", trained.folder, data, "--out", out, "--json")
+    manifest = json.loads(out.with_suffix(".json").read_text())
+    assert manifest["shards"][0]["name"] == r"\udcff.npy"
+    assert json.loads(done.out)["out"] == str(tmp_path / r"t\udcfe.npy")
+    assert vqtool("decode", trained.folder, out, "--out", tmp_path / "back.npy").code == 0
+
+
 def test_the_file_holds_what_python_encodes(trained: TrainedRun, vqtool: Command) -> None:
     done = vqtool("encode", trained.folder, trained.data, "--out", "tokens.npy")
     assert (done.code, done.err) == (0, "")

@@ -1,7 +1,10 @@
 """From a file to settings and back."""
 
+import os
 import re
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -209,3 +212,30 @@ def test_of_very_many_problems_the_first_are_told(load: Callable[..., RunSetting
 def test_a_device_without_an_end_is_read_no_further_than_a_config_goes() -> None:
     with pytest.raises(ConfigError, match=r"^/dev/zero: over 1,048,576 bytes; not a config$"):
         load_config(Path("/dev/zero"))
+
+
+@contextmanager
+def pipe_of(content: bytes) -> Iterator[Path]:
+    """What a shell makes of `<(...)`, all of it in the pipe."""
+    reader, writer = os.pipe()
+    os.write(writer, content)
+    os.close(writer)
+    yield Path(f"/dev/fd/{reader}")
+    os.close(reader)
+
+
+@pytest.mark.parametrize(("line", "name"), [("", None), ("name: mine\n", "mine")])
+def test_a_pipe_is_read_and_has_no_name_to_give(line: str, name: str | None) -> None:
+    with pipe_of((MINIMAL + line).encode()) as path:
+        assert load_config(path).name == name
+
+
+def test_a_pipe_without_an_end_is_read_no_further_than_a_config_goes(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    handle = os.open(path, os.O_RDWR)
+    with subprocess.Popen(["yes"], stdout=handle) as endless:
+        with pytest.raises(ConfigError, match=r"pipe: over 1,048,576 bytes; not a config$"):
+            load_config(path)
+        endless.kill()
+    os.close(handle)

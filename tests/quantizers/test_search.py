@@ -343,3 +343,45 @@ def test_the_users_precision_comes_back_where_threads_search_at_once(matmul_prec
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: nearest_codes(vectors, codes), range(100)))
     assert [backend.fp32_precision for backend in BACKENDS] == before
+
+
+@pytest.fixture
+def exhausted(monkeypatch):
+    """How many vectors, and among how many codes, are settled by all distances."""
+    seen = []
+
+    def spy(vectors, codes):
+        seen.append((len(vectors), len(codes)))
+        return exhaustive(vectors, codes)
+
+    exhaustive = search._exhaustive
+    monkeypatch.setattr(search, "_exhaustive", spy)
+    return seen
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rows", [40, 8192])
+def test_crowds_of_equal_codes_need_few_distances(monkeypatch, bfloat16, exhausted, dtype, rows):
+    monkeypatch.setattr(search, "_ROWS", rows)
+    data = random_normal(0, 30, 8, dtype=dtype)
+    codes = data[torch.randint(30, (20_000,), generator=torch.Generator().manual_seed(1))]
+    vectors = torch.cat([data, random_normal(2, 60, 8, dtype=dtype), torch.zeros(60, 8, dtype=dtype)])
+    vectors[[3, 95]] = torch.nan
+    expected = brute_force(vectors, codes)
+    expected[[3, 95]] = 0
+    assert torch.equal(nearest_codes(vectors, codes), expected)
+    assert not exhausted
+
+
+def test_codes_too_close_for_float32_are_told_apart_in_float64(bfloat16, exhausted):
+    codes = 1e3 + 1e-3 * random_normal(1, 3000, 8)
+    codes[0] = 0  # so that the mean code is far from all
+    check(1e3 + 1e-3 * random_normal(0, 50, 8), codes)
+    assert not exhausted
+
+
+def test_vectors_of_a_crowd_that_are_equal_are_settled_once(monkeypatch, bfloat16, exhausted):
+    codes = torch.cat([random_normal(1, 2048, 4) * 1e-30, random_normal(2, 1, 4) * 1e30])
+    vectors = torch.cat([random_normal(0, 2, 4) * 1e-30, torch.zeros(500, 4)])
+    check(vectors, codes)
+    assert exhausted == [(3, 2049)]

@@ -1,5 +1,6 @@
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,15 @@ def test_going_on_drops_what_was_logged_beyond(run: Run) -> None:
     assert [(line["step"], line["loss/total"]) for line in logged(run.folder)] == [(1, 1), (2, 2), (3, 30)]
 
 
+def test_going_on_drops_lines_that_are_far_too_long(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vqtool.run._LONGEST_LINE", 64)
+    good = '{"step": 1, "loss/total": 1.5}\n'
+    run.metrics.write_text(good + '{"step": 1, "x": "' + 100 * "y" + '"}\n' + good.replace("1,", "2,"))
+    with Logs(run, 2):
+        pass
+    assert run.metrics.read_text() == good + good.replace("1,", "2,")
+
+
 def test_starting_afresh_drops_all(run: Run) -> None:
     run.metrics.write_text('{"step": 1, "loss/total": 1.0}\n')
     with Logs(run, 0):
@@ -104,6 +114,34 @@ def test_going_on_purges_tensorboard_too(run: Run) -> None:
     with Logs(run, 2) as logs:
         logs.scalars(3, {"loss/total": 30.0})
     assert [(e.step, e.value) for e in board(run.folder).Scalars("loss/total")] == [(1, 1), (2, 2), (3, 30)]
+
+
+@pytest.mark.parametrize(
+    ("damage", "lines"),
+    [
+        (lambda content: content, 0),
+        (lambda content: content[:-3], 0),
+        (lambda content: content[:-60], 0),
+        (lambda content: content[:-30] + b"?" + content[-29:], 1),
+        (lambda content: content.replace(b"loss/tota2", b"loss/to?a2"), 1),
+        (lambda content: content + bytes(5), 0),
+        (lambda content: content + bytes(50), 1),
+    ],
+)
+def test_events_lost_to_damage_are_told_but_not_a_record_that_was_cut_short(
+    run: Run, damage: Callable[[bytes], bytes], lines: int
+) -> None:
+    with Logs(run, 0) as logs:
+        for step in (1, 2, 3):
+            logs.scalars(step, {f"loss/tota{step}": float(step)})
+    (path,) = run.event_files()
+    path.write_bytes(damage(path.read_bytes()))
+    said: list[str] = []
+    with Logs(run, 3, said.append):
+        pass
+    assert len(said) == lines
+    assert all("damaged after" in line for line in said)
+    assert board(run.folder).Scalars("loss/tota1")[0].value == 1
 
 
 SCALARS = {

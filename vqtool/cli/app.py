@@ -17,6 +17,9 @@ from vqtool.errors import Stopped, TrainingError, VqtoolError
 from vqtool.launcher import place
 from vqtool.printable import printable
 
+# For commands that have no setting of their own to lower: they work in pieces of one size.
+_ADVICE = "free some, give fewer rows, or name another --device"
+
 
 class Commands(TyperGroup):
     """Runs a command and turns what can be told to a user into a message and an exit code."""
@@ -29,6 +32,11 @@ class Commands(TyperGroup):
             whose = f", process {rank}" if rank else ""
             sys.stderr.write(f"vqtool{whose}: {error}\n")  # in one piece, for other processes may speak, too
             raise typer.Exit(_exit_code(error)) from error
+        except (typer.Exit, typer.Abort):  # RuntimeErrors, too
+            raise
+        except (MemoryError, RuntimeError) as error:
+            _tell_out_of_memory(error)
+            raise typer.Exit(2) from error
         except OSError as error:  # What the system refuses, and nobody expected: a name too long, say.
             name = printable(str(error.filename or "")).rstrip()
             print(f"vqtool: {name}{': ' * bool(name)}{error.strerror or error}", file=sys.stderr)
@@ -36,6 +44,15 @@ class Commands(TyperGroup):
         except KeyboardInterrupt as error:
             print("vqtool: interrupted", file=sys.stderr)
             raise typer.Exit(128 + signal.SIGINT) from error
+
+
+def _tell_out_of_memory(error: Exception) -> None:
+    """Say so; raise any other error again."""
+    from vqtool.memory import ran_out  # heavy: it imports torch
+
+    if not ran_out(error):
+        raise error
+    print(f"vqtool: out of memory; {_ADVICE}", file=sys.stderr)
 
 
 def _exit_code(error: VqtoolError) -> int:

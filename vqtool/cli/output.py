@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vqtool.printable import printable
+from vqtool.printable import printable, well_formed
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -26,8 +26,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on standard output; what is no number becomes null."""
-    print(json.dumps(_finite(value), allow_nan=False))
+    """One JSON object on standard output; what is no number becomes null, what is no text an escape."""
+    print(json.dumps(_plain(value), allow_nan=False))
 
 
 def print_rich(value: "RenderableType") -> None:
@@ -65,9 +65,11 @@ def table(rows: list[tuple[str, ...]], header: tuple[str, ...] = ()) -> "Rendera
     return made
 
 
-def _finite(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_plain(item) for item in value]
+    if isinstance(value, str):
+        return well_formed(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -29,7 +29,9 @@ for _tag, _pattern, _first in CORE_SCHEMA:
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
-    """Read, override and validate a config; the name defaults to the file's.
+    """Read, override and validate a config; the name defaults to the file's, if it is a file.
+
+    A pipe will do, such as a shell's `<(...)`.
 
     Raises:
         ConfigError: everything that is wrong, a line each.
@@ -38,7 +40,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
     if not isinstance(tree.values, dict):
         raise ConfigError(f"{path}: expected keys and values, such as `data:` and `model:`")
     apply_overrides(tree, overrides, RunSettings)
-    if tree.values.get("name") is None:
+    if tree.values.get("name") is None and path.is_file():
         tree.values["name"] = path.stem
     problems: Iterable[str] = tree.problems
     try:

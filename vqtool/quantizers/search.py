@@ -6,6 +6,7 @@ Shapes: N vectors, R of a block, K codes, D dimensions, P candidates.
 import torch
 from torch import Tensor
 
+from vqtool.quantizers.distinct import distinct_rows
 from vqtool.quantizers.precision import full_precision
 from vqtool.quantizers.scores import WORTH, BfloatScores, FullScores, Scores, multiplies_bfloat16, places
 from vqtool.threads import over_rows
@@ -52,32 +53,69 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
 
 
 def _nearest(vectors: Tensor, codes: Tensor, scores: Scores) -> Tensor:
-    """By scores that tell the codes around a vector apart: full ones where coarse ones do not; or by all distances."""
+    """By scores that tell the codes around a vector apart: by finer ones where these do not, or by all distances."""
     found = [torch.empty(0, dtype=torch.int64, device=vectors.device)]
-    full = None
+    finer, lost = None, False
     for block in vectors.split(_ROWS):
         block = block.to(codes.dtype)
+        if finer and lost:
+            found.append(finer.nearest(block))
+            continue
         nearest = _settle(block, codes, *scores.candidates(block))
         left = places(nearest < 0)
-        if len(left) and scores.coarse:
-            full = full or FullScores(codes)
-            part = block.index_select(0, left)
-            nearest[left] = _settle(part, codes, *full.candidates(part))
-            if 2 * len(left) > len(block):
-                scores = full  # most of this block's time was lost
-            left = places(nearest < 0)
         if len(left):
-            nearest[left] = _exhaustive(block.index_select(0, left), codes)
+            finer = finer or _Finer(codes, scores)
+            nearest[left] = finer.nearest(block.index_select(0, left))
+            lost = 2 * len(left) > len(block)  # most of this block's time
         found.append(nearest)
     return torch.cat(found)
 
 
+class _Finer:
+    """Search for vectors that have a crowd of candidates: among codes that differ, by scores of more and more digits.
+
+    Args:
+        codebook: (K, D), any of which may equal an earlier one.
+        scores: of the codebook, which did not tell the codes apart.
+    """
+
+    def __init__(self, codebook: Tensor, scores: Scores) -> None:
+        self._places = distinct_rows(codebook)[0]
+        self._codes = codebook.index_select(0, self._places)
+        kinds = [codebook.dtype] if scores.coarse or len(self._codes) < len(codebook) else []
+        self._kinds = dict.fromkeys([*kinds, torch.float64] if codebook.device.type != "mps" else kinds)
+        self._scores: dict[torch.dtype, FullScores] = {}
+
+    def nearest(self, vectors: Tensor) -> Tensor:
+        """The exact nearest (R,); the first code where a vector is not finite."""
+        nearest = torch.zeros(len(vectors), dtype=torch.int64, device=vectors.device)
+        rows = places(vectors.isfinite().all(dim=1))
+        nearest[rows] = self._places.index_select(0, self._nearest(vectors.index_select(0, rows)))
+        return nearest
+
+    def _nearest(self, vectors: Tensor) -> Tensor:
+        """Places among the codes that differ, of finite vectors."""
+        nearest = torch.full((len(vectors),), -1, device=vectors.device)
+        for kind in self._kinds:
+            left = places(nearest < 0)
+            if len(left):
+                part, codes = vectors.index_select(0, left).to(kind), self._codes.to(kind)
+                if kind not in self._scores:
+                    self._scores[kind] = FullScores(codes)
+                nearest[left] = _settle(part, codes, *self._scores[kind].candidates(part))
+        left = places(nearest < 0)
+        if len(left):
+            part = vectors.index_select(0, left)
+            first, which = distinct_rows(part)  # what pads a chunk is one vector, many times
+            nearest[left] = _exhaustive(part.index_select(0, first), self._codes).index_select(0, which)
+        return nearest
+
+
 def _exhaustive(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """The exact nearest (R,) by every distance in float64; the first code where a vector is not finite."""
+    """The exact nearest (R,) by every distance in float64."""
+    codes = codebook.cpu().double()
     nearest = torch.zeros(len(vectors), dtype=torch.int64)
-    rows = vectors.isfinite().all(dim=1).nonzero().squeeze(1).cpu()
-    finite, codes = vectors.cpu().index_select(0, rows).double(), codebook.cpu().double()
-    for row, vector in zip(rows, finite, strict=True):
+    for row, vector in enumerate(vectors.cpu().double()):
         distances = (vector - codes).square_().sum(dim=1)
         nearest[row] = (~(distances > distances.min())).nonzero()[0, 0]
     return nearest.to(vectors.device)

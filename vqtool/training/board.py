@@ -7,8 +7,9 @@ each process that had a part in the run, with steps that were lost.
 import os
 import re
 import socket
+import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -17,7 +18,7 @@ from google.protobuf.message import DecodeError
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
+from tensorboard.summary.writer.record_writer import RecordWriter, masked_crc32c
 from torch import Tensor
 from torch.utils.tensorboard import summary
 
@@ -26,6 +27,9 @@ from vqtool.run import Run
 
 # Of a histogram of hits.
 _BINS = 64
+# Before a record stand its length and a checksum of that; after it, one of its own.
+_HEADER = struct.Struct("<QI")
+_FOOTER = 4
 
 
 class Board:
@@ -33,12 +37,13 @@ class Board:
 
     Args:
         start: steps already done; events of later ones are dropped.
+        say: called with a line for the user where a damaged file costs events.
 
     Raises:
         DataError: the file cannot be written; so from all that writes.
     """
 
-    def __init__(self, run: Run, start: int) -> None:
+    def __init__(self, run: Run, start: int, say: Callable[[str], None] = lambda line: None) -> None:
         before = run.event_files()
         self._path = run.folder / f"events.out.tfevents.{_later(before):010d}.{socket.gethostname()}"
         with replacing(self._path) as part, part.open("wb") as file:
@@ -47,8 +52,9 @@ class Board:
             # To one who looks on, all that he saw so far is void: it comes again below.
             anew = SessionLog(status=SessionLog.START)
             records.write(Event(wall_time=time.time(), session_log=anew).SerializeToString())
-            for event in _kept(before[-1:], start):
-                records.write(event)
+            for path in before[-1:]:
+                for event in _kept(path, start, say):
+                    records.write(event)
         for path in before:
             path.unlink()
         with writing(self._path):
@@ -97,13 +103,27 @@ def _later(before: list[Path]) -> int:
     return max([int(time.time()), *(seconds + 1 for seconds in times)])
 
 
-def _kept(paths: list[Path], step: int) -> Iterator[bytes]:
-    """The events of files up to a step; those after a record that was cut short are lost."""
-    for path in paths:
-        for record in RawEventFileLoader(str(path)).Load():
-            try:
-                event = Event.FromString(record)
-            except DecodeError:
-                continue
-            if event.HasField("summary") and event.step <= step:
-                yield record
+def _kept(path: Path, step: int, say: Callable[[str], None]) -> Iterator[bytes]:
+    """The events of a file up to a step; those after a record that was cut short, or is damaged, are lost."""
+    read = 0
+    for record in RawEventFileLoader(str(path)).Load():
+        read += _HEADER.size + len(record) + _FOOTER
+        try:
+            event = Event.FromString(record)
+        except DecodeError:
+            continue
+        if event.HasField("summary") and event.step <= step:
+            yield record
+    if _is_damaged(path, read):
+        say(f"{path}: damaged after {read:,} bytes; TensorBoard loses what follows, metrics.jsonl has it")
+
+
+def _is_damaged(path: Path, read: int) -> bool:
+    """Whether more follows on so many bytes than a record that was cut short, as one is when its process is killed."""
+    with path.open("rb") as file:
+        file.seek(read)
+        header = file.read(_HEADER.size)
+    if len(header) < _HEADER.size:
+        return False
+    length, check = _HEADER.unpack(header)
+    return check != masked_crc32c(header[:8]) or path.stat().st_size - read >= _HEADER.size + length + _FOOTER

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 
@@ -19,17 +19,18 @@ class Logs:
 
     Args:
         start: steps already done; what an earlier process logged beyond them is dropped.
+        say: called with a line for the user where a damaged file costs events.
 
     Raises:
         DataError: a file cannot be written; so from all that writes.
     """
 
-    def __init__(self, run: Run, start: int) -> None:
+    def __init__(self, run: Run, start: int, say: Callable[[str], None] = lambda line: None) -> None:
         self._path = run.metrics
-        self._drop_after(start)
+        _drop_after(run, start)
         with writing(self._path), ExitStack() as opened:
             self._metrics = opened.enter_context(self._path.open("a", encoding="utf-8"))
-            self._board = opened.enter_context(Board(run, start))
+            self._board = opened.enter_context(Board(run, start, say))
             self._opened = opened.pop_all()
 
     def __enter__(self) -> "Logs":
@@ -66,10 +67,11 @@ class Logs:
             os.fsync(self._metrics.fileno())
         self._board.sync()
 
-    def _drop_after(self, step: int) -> None:
-        if not self._path.exists():
-            return
-        lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
-        kept = [line for line in lines if parsed(line).get("step", math.inf) <= step]
-        with replacing(self._path) as part:
-            part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+def _drop_after(run: Run, step: int) -> None:
+    if not run.metrics.exists():
+        return
+    with replacing(run.metrics) as part, part.open("w", encoding="utf-8") as file:
+        for line in run.lines():
+            if parsed(line).get("step", math.inf) <= step:
+                file.write(line.rstrip("\r\n") + "\n")

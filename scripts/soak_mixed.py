@@ -1,0 +1,82 @@
+"""Runs that are stopped in every way by turns, and now and then begun anew."""
+
+import os
+import random
+import shutil
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from soak_kills import STEPS, Row, config_of, fit, outcome, span_of
+
+from vqtool.config import load_config
+from vqtool.errors import Stopped
+from vqtool.run import Run
+from vqtool.training import train
+
+_KINDS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
+# How often a run is begun anew instead of gone on with.
+_ANEW = 0.2
+
+
+def mixed(folder: Path, stops: int) -> Iterator[Row]:
+    """SIGTERM, SIGINT and SIGKILL at random moments of runs that keep one checkpoint; some of them overwrite."""
+    often = {"checkpoint_every": 4, "validate_every": 5, "log_every": 3, "keep_checkpoints": 1}
+    settings = load_config(config_of(folder, {"steps": STEPS, **often}))
+    train(settings, folder / "straight")
+    expected, picks, span = outcome(folder / "straight"), random.Random(stops), span_of(folder, settings)
+    runs, unfit, different, failed, anew, ways = 0, 0, 0, 0, 0, dict.fromkeys(_KINDS, 0)
+    while sum(ways.values()) + failed < stops:
+        run = folder / f"run-{runs}"
+        while sum(ways.values()) + failed < stops and not Run(run).summary.exists():
+            kind, overwrite = picks.choice(_KINDS), picks.random() < _ANEW
+            work = partial(train, settings, run, resume=not overwrite, overwrite=overwrite)
+            came = _stop_after(work, picks.uniform(0, span / 3), kind)
+            failed += came is None
+            ways[kind] += came is True
+            anew += overwrite and Run(run).exists
+            unfit += not fit(Run(run))
+        train(settings, run, resume=True)
+        different += outcome(run) != expected
+        shutil.rmtree(run)
+        runs += 1
+    tally = ", ".join(f"{count} {kind.name}" for kind, count in ways.items())
+    figure = f"{tally}; {unfit} times unfit to go on, {failed} failed; {different} of {runs} runs ended otherwise"
+    yield Row(f"stopped in every way, {anew} times begun anew", figure, not (unfit or different or failed))
+
+
+def _stop_after(work: Callable[[], object], seconds: float, kind: signal.Signals) -> bool | None:
+    """Do work in a child process, and send it a signal after so long; whether it was stopped, None: it failed."""
+    # Where the work does not note it, SIGINT ends the child at once: an exception might leave `_do`.
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    child = os.fork()
+    if not child:
+        _do(work)
+    signal.signal(signal.SIGINT, before)
+    time.sleep(seconds)
+    os.kill(child, kind)
+    status = os.waitpid(child, 0)[1]
+    if os.WIFSIGNALED(status):
+        return os.WTERMSIG(status) == kind or None
+    return {0: False, 128 + kind: True}.get(os.WEXITSTATUS(status))
+
+
+def _do(work: Callable[[], object]) -> None:
+    """In a child process, which ends here whatever happens."""
+    code = 1
+    try:
+        said = os.dup(2)
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        work()
+        code = 0
+    except Stopped as error:
+        code = 128 + error.signal
+    except BaseException:
+        os.dup2(said, 2)
+        traceback.print_exc()
+    finally:
+        os._exit(code)
