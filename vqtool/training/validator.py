@@ -83,12 +83,18 @@ class Validator:
 
     @property
     def severe(self) -> list[str]:
-        """The messages of severe findings, where the last two validations have some."""
+        """The messages of findings that the last two validations had as severe, both after warm-up.
+
+        Until then codes and latents are still on their way to each other. And two different findings, one after the
+        other, may well be a run that mends itself.
+        """
+        if len(self.history) < 2 or self.history[-2]["step"] <= self._prepared.settings.training.warmup_steps:
+            return []
         last, before = (
-            [finding["message"] for finding in self._findings(place) if finding["severity"] == "severe"]
+            {each["name"]: each["message"] for each in self._findings(place) if each["severity"] == "severe"}
             for place in (-1, -2)
         )
-        return last if before else []
+        return [message for name, message in last.items() if name in before]
 
     def _findings(self, place: int) -> list[dict[str, str]]:
         found: list[dict[str, str]] = self.history[place].get("findings", []) if len(self.history) >= -place else []
