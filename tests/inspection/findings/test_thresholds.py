@@ -1,5 +1,6 @@
 """Each finding on made-up evidence, at both sides of each of its thresholds."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -145,21 +146,44 @@ def test_duplicates_are_two_and_more_than_one_in_fifty(size: int, duplicates: in
 
 
 @pytest.mark.parametrize(
-    ("moves", "fires"), [((5.0, 9e-4, 9e-4), True), ((5.0, 9e-4, 2e-3), False), ((9e-4, 2e-3, 9e-4), False)]
+    ("moves", "fires"),
+    [((5.0, 5.0, 9e-4), True), ((5.0, 5.0, 1.1e-3), False), ((5.0, 9e-4, 2e-3), False), ((9e-4,), False)],
 )
-def test_a_codebook_stands_still_over_two_validations(moves: tuple[float, ...], fires: bool) -> None:
+def test_a_codebook_stands_still_over_a_hundred_steps(moves: tuple[float, ...], fires: bool) -> None:
     found = evidence(settings=settings(), history=history("codebook/movement", *moves))
     assert ("codebook_stands_still" in names(found)) == fires
     # Averages of latents that no network moves may rest.
     assert "codebook_stands_still" not in names(replace(found, settings=settings(encoder={"kind": "identity"})))
 
 
-def test_a_codebook_may_rest_once_the_learning_rate_is_low() -> None:
+@pytest.mark.parametrize("every", [1, 3, 25, 100, 500])
+@pytest.mark.parametrize(("moved", "fires"), [(9e-4, True), (1.1e-3, False)])
+def test_how_often_one_validates_does_not_make_codes_stand_still(every: int, moved: float, fires: bool) -> None:
+    """Codes that move so far in a hundred steps, or in one interval that is longer, move far less in a few."""
+    intervals = max(1, math.ceil(100 / every))
+    course = [
+        {"step": every * number, "codebook/movement": moved / intervals} for number in range(1, 2 * intervals + 2)
+    ]
+    assert ("codebook_stands_still" in names(evidence(settings=settings(), history=course))) == fires
+    assert "codebook_stands_still" not in names(evidence(settings=settings(), history=course[:intervals]))
+
+
+def test_codes_whose_movement_is_not_known_do_not_stand_still() -> None:
+    course = history("codebook/movement", 1e-5, 1e-5, 1e-5)
+    del course[-1]["codebook/movement"]
+    assert names(evidence(settings=settings(), history=course)) == set()
+
+
+def test_a_codebook_may_rest_while_the_learning_rate_is_low() -> None:
     cosine = settings(training={"steps": 300, "schedule": "cosine", "warmup_steps": 0})
     still = history("codebook/movement", 1.0, 1.0, 1e-5)
     assert names(evidence(settings=cosine, history=still)) == set()
-    stood = history("codebook/movement", 1e-5, 1e-5, 1.0)
+    stood = history("codebook/movement", 1.0, 1e-5, 1.0)
     assert names(evidence(settings=cosine, history=stood)) == {"codebook_stands_still"}
+    warming = settings(training={"steps": 9000, "schedule": "constant", "warmup_steps": 2100})
+    slow = history("codebook/movement", 1e-5, 1e-5, 1e-5)  # a tenth of the rate is reached at step 210
+    assert names(evidence(settings=warming, history=slow)) == set()
+    assert "codebook_stands_still" in names(evidence(settings=settings(), history=slow))
 
 
 UNEVEN = [400] * 8 + [1] * 24  # an entropy of 0.63 of ln 32
