@@ -6,11 +6,12 @@ Shapes: K codes, D dimensions.
 from collections.abc import Sequence
 from statistics import fmean
 
+import torch
 from torch import Tensor
 
 from vqtool.autoencoder import Autoencoder
 from vqtool.evaluation import Evaluation
-from vqtool.geometry import Latents, geometry, movement, varies
+from vqtool.geometry import Latents, geometry, movement, pooled, varies
 from vqtool.usage import Usage
 
 # The codes (K, D) of each level, at some time; None of one whose codes are given.
@@ -33,37 +34,59 @@ def validation_metrics(evaluation: Evaluation) -> dict[str, float]:
     return metrics
 
 
-def codebook_metrics(model: Autoencoder, evaluation: Evaluation, before: Codes) -> dict[str, float]:
+def codebook_metrics(model: Autoencoder, evaluation: Evaluation, before: Codes, sharing: int = 1) -> dict[str, float]:
     """Where each level's codes lie beside its latents, when they were hit, how far they moved since `before`, by tag.
 
     `codebook/error`: the share of the latents' variance that quantizing loses. `codebook/never_hit`: dead codes that
     training never hit. `codebook/last_hit`: the mean step at which training hit the other dead ones last. Where
     latents do not vary, places and errors are left out.
+
+    Args:
+        sharing: how many levels in a row have one codebook. All of its figures but `error`, which is each level's own,
+            are then those of all of these levels together.
     """
     levels = []
-    for number, latents in enumerate(evaluation.latents):
-        counts = evaluation.counts[number]
-        level = _reached(counts, *model.hit_times.levels()[number])
-        codes = model.quantizer.learned_codes[number]
-        if varies(latents, evaluation.latents[0]):  # else all of this is rounding
-            level["error"] = latents.error / latents.variance
-            level |= {} if codes is None else _placed(codes, counts, latents, before[number] if before else None)
-        levels.append(level)
+    for first in range(0, len(evaluation.levels), sharing):
+        numbers = range(first, first + sharing)
+        whole = _codebook(model, evaluation, before, numbers)
+        levels += [whole | _lost(evaluation.latents[number], evaluation.latents[0]) for number in numbers]
     if len(levels) > 1:
         return _each(levels)
     return {f"codebook/{name}": value for name, value in levels[0].items()}
 
 
-def _reached(counts: Tensor, first: Tensor, last: Tensor) -> dict[str, float]:
+def _codebook(model: Autoencoder, evaluation: Evaluation, before: Codes, numbers: range) -> dict[str, float]:
+    """The figures of the codebook that the levels of these numbers have."""
+    counts = torch.stack([evaluation.counts[number] for number in numbers]).sum(dim=0)
+    figures = _reached(counts, *_hit_times(model, numbers))
+    codes = model.quantizer.learned_codes[numbers[0]]
+    clouds = [evaluation.latents[number] for number in numbers]
+    if codes is not None and varies(pooled(clouds), evaluation.latents[0]):  # else all of this is rounding
+        figures |= _placed(codes, counts, clouds, before[numbers[0]] if before else None)
+    return figures
+
+
+def _lost(latents: Latents, whole: Latents) -> dict[str, float]:
+    return {"error": latents.error / latents.variance} if varies(latents, whole) else {}
+
+
+def _hit_times(model: Autoencoder, numbers: range) -> tuple[Tensor, Tensor]:
+    """Steps (K,) of a hit on any of these levels, and of the last one; 0 where there was none."""
+    own = [model.hit_times.levels()[number] for number in numbers]
+    some, last = (torch.stack(times).amax(dim=0).cpu() for times in zip(*own, strict=True))
+    return some, last
+
+
+def _reached(counts: Tensor, some: Tensor, last: Tensor) -> dict[str, float]:
     dead = counts == 0
-    lost = last.cpu()[dead & (first.cpu() > 0)]
-    never = {"never_hit": float((dead & (first.cpu() == 0)).sum())}
+    lost = last[dead & (some > 0)]
+    never = {"never_hit": float((dead & (some == 0)).sum())}
     return never | ({"last_hit": float(lost.double().mean())} if len(lost) else {})
 
 
-def _placed(codes: Tensor, counts: Tensor, latents: Latents, old: Tensor | None) -> dict[str, float]:
-    moved = {} if old is None else {"movement": movement(codes, old, latents.error)}
-    return geometry(codes, counts, latents) | moved
+def _placed(codes: Tensor, counts: Tensor, clouds: Sequence[Latents], old: Tensor | None) -> dict[str, float]:
+    moved = {} if old is None else {"movement": movement(codes, old, pooled(clouds).error)}
+    return geometry(codes, counts, *clouds) | moved
 
 
 def _each(levels: Sequence[dict[str, float]]) -> dict[str, float]:

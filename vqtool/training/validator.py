@@ -8,6 +8,7 @@ from vqtool.errors import TrainingError
 from vqtool.evaluation import Evaluation, evaluate, shuffled_loss
 from vqtool.inspection.evidence import Evidence
 from vqtool.inspection.findings import diagnose
+from vqtool.inspection.sharing import levels_sharing
 from vqtool.model_file import SavedModel
 from vqtool.training.metrics import Codes, codebook_metrics, validation_metrics
 from vqtool.training.prepare import Prepared
@@ -39,7 +40,8 @@ class Validator:
         """
         model, samples, loss = self._prepared.model, self._prepared.dataset.validation, self._prepared.settings.loss
         evaluation = evaluate(model, samples, loss)
-        metrics = validation_metrics(evaluation) | codebook_metrics(model, evaluation, self.codes)
+        sharing = levels_sharing(self._prepared.settings.model.quantizer)
+        metrics = validation_metrics(evaluation) | codebook_metrics(model, evaluation, self.codes, sharing)
         if len(samples) > 1:
             own, others = shuffled_loss(model, samples, loss)
             metrics |= {"validation/loss/unshuffled": own, "validation/loss/shuffled": others}

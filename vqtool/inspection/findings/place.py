@@ -4,8 +4,10 @@ import math
 from collections.abc import Iterator
 
 from vqtool.inspection.evidence import Evidence
-from vqtool.inspection.finding import Finding
-from vqtool.inspection.findings.advice import reviving, smaller
+from vqtool.inspection.finding import Change, Finding
+from vqtool.inspection.findings.advice import power_above, reviving, smaller
+from vqtool.inspection.findings.usage import has_collapsed
+from vqtool.usage import Usage
 
 # Parts of a codebook.
 _DUPLICATES, _OUTSIDE = 0.02, 0.01
@@ -16,28 +18,34 @@ _TOO_SMALL, _TOO_LARGE = 1 / 3, 2.0
 
 def duplicate_codes(evidence: Evidence) -> Iterator[Finding]:
     """Codes that are nearer to each other than latents are to codes."""
-    for number, usage in enumerate(evidence.codebooks):
+    for number, usage in evidence.codebooks:
         duplicates = evidence.metric(number, "duplicates")
         if duplicates is not None and duplicates >= 2 and duplicates > _DUPLICATES * usage.codebook_size:
             yield Finding(
                 "duplicate_codes",
                 "warning",
-                f"{duplicates:,.0f} of {usage.codebook_size:,} codes{evidence.where(number)} nearly equal another",
+                f"{duplicates:,.0f} of {usage.codebook_size:,} codes{evidence.which(number)} nearly equal another",
                 {"level": number, "duplicates": duplicates, "codebook_size": usage.codebook_size},
                 "there are more codes than different latents, or codes were set down upon each other",
-                tuple(smaller(evidence, usage.codebook_size - int(duplicates))),
+                tuple(_without(evidence, usage, int(duplicates))),
             )
+
+
+def _without(evidence: Evidence, usage: Usage, duplicates: int) -> Iterator[Change]:
+    """Of each set of duplicates one is left over: of two, at least half. Of a collapsed codebook nobody knows."""
+    if not has_collapsed(usage):
+        yield from smaller(evidence, power_above(usage.codebook_size - duplicates // 2))
 
 
 def codes_outside(evidence: Evidence) -> Iterator[Finding]:
     """Codes outside the cloud of latents."""
-    for number, usage in enumerate(evidence.codebooks):
+    for number, usage in evidence.codebooks:
         outside = evidence.metric(number, "outside")
         if outside and outside > _OUTSIDE * usage.codebook_size:
             yield Finding(
                 "codes_outside",
                 "warning",
-                f"{outside:,.0f} of {usage.codebook_size:,} codes{evidence.where(number)} lie far from all latents",
+                f"{outside:,.0f} of {usage.codebook_size:,} codes{evidence.which(number)} lie far from all latents",
                 {"level": number, "outside": outside, "codebook_size": usage.codebook_size},
                 "they started there, or were left behind when the latents moved or shrank",
                 tuple(reviving(evidence)),
@@ -46,13 +54,13 @@ def codes_outside(evidence: Evidence) -> Iterator[Finding]:
 
 def scale_mismatch(evidence: Evidence) -> Iterator[Finding]:
     """Codes on another scale than the latents."""
-    for number, _ in enumerate(evidence.levels):
+    for number, _ in evidence.codebooks:
         spread = evidence.metric(number, "spread")
         if spread is not None and not _TOO_SMALL * _least_spread(evidence, number) <= spread <= _TOO_LARGE:
             yield Finding(
                 "scale_mismatch",
                 "severe",
-                f"the codes{evidence.where(number)} spread {spread:.3g} times as far as the latents",
+                f"the codes{evidence.which(number)} spread {spread:.3g} times as far as the latents",
                 {"level": number, "spread": spread},
                 "codes that start on another scale than the latents win next to nothing before they have moved there",
                 tuple(reviving(evidence)),

@@ -22,7 +22,7 @@ def codebook_stands_still(evidence: Evidence) -> Iterator[Finding]:
     if evidence.settings is None or _rests(evidence.settings, evidence):
         return
     stretch = _stretch(evidence.settings, evidence.history)
-    for number, _ in enumerate(evidence.levels):
+    for number, _ in evidence.codebooks:
         moves = [evidence.metric(number, "movement", metrics) for metrics in stretch[1:]]
         # What they moved from validation to validation is at least what they moved over all of them.
         path = sum(move for move in moves if move is not None)
@@ -31,7 +31,7 @@ def codebook_stands_still(evidence: Evidence) -> Iterator[Finding]:
             yield Finding(
                 "codebook_stands_still",
                 "severe",
-                f"the codes{evidence.where(number)} did not move from step {first:,} to step {last:,}",
+                f"the codes{evidence.which(number)} did not move from step {first:,} to step {last:,}",
                 {"level": number, "movement": path, "since": first, "step": last},
                 "nothing moves them: the loss that they learn from weighs next to nothing, or its gradient vanishes",
                 (*_moving(evidence), *reviving(evidence)),
