@@ -16,12 +16,13 @@ from tests.inspection.report.conftest import draw_few
 from vqtool.errors import CheckpointError, DataError, Stopped
 from vqtool.indices import Manifest, index_dtype, writing_indices
 from vqtool.inspection import Inspection, inspect, write_report
+from vqtool.inspection.comparison import Compared
 from vqtool.inspection.finding import Change, Finding
 from vqtool.inspection.report import material
 from vqtool.inspection.report.codebook_map import map_figure
 from vqtool.inspection.report.collector import Collected
 from vqtool.inspection.report.material import Material
-from vqtool.inspection.report.page import page_of_one
+from vqtool.inspection.report.page import page_of_one, page_of_several
 from vqtool.tally import Tally
 from vqtool.tokenizer import load
 from vqtool.transcode import encode_unique_file
@@ -144,6 +145,7 @@ def test_several_are_compared(runs: dict[str, Path], tmp_path: Path) -> None:
     assert reader.figures == ["overlaid", "rate-distortion"]
     assert "model.encoder.kind" in reader.text
     assert "These runs have different data" in reader.text
+    assert reader.text.index("Nothing was found to be wrong.") < reader.text.index("model.encoder.kind")
     write_report(tmp_path / "files.html", [file, file])
     assert Reader((tmp_path / "files.html").read_text()).figures == []
 
@@ -174,6 +176,20 @@ def test_findings_stand_on_top_the_severe_first() -> None:
     assert "--set 'a.b={x: 1}'" in text
     assert "used = 2" in text
     assert "Nothing was found to be wrong." in Reader(page_of_one(Material(known))).text
+
+
+def test_a_page_of_several_has_the_findings_of_each_in_brief() -> None:
+    usage = usage_of(torch.tensor([1, 2]))
+    change = Change("a.b", "{x: 1}", "revives")
+    found = [Finding(NASTY, "severe", f"few {NASTY}", {"used": 2}, "no revival", (change,))]
+    runs = [Compared(Inspection("bad", "data", [usage], None, findings=found))]
+    runs.append(Compared(Inspection("good", "data", [usage], None)))
+    reader = Reader(page_of_several(runs, [[], []], ["c is left out: gone."]))
+    text = " ".join(reader.text.split())
+    assert f"Findings 1 bad severe{NASTY}: few {NASTY} 2 good Nothing was found to be wrong." in text
+    assert "c is left out: gone." in text
+    assert "script" not in reader.tags
+    assert "revives" not in text
 
 
 def test_a_page_of_8192_codes_is_small(tmp_path: Path) -> None:

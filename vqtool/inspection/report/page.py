@@ -23,8 +23,6 @@ from vqtool.inspection.report.usage import usage_figure
 from vqtool.semantic_ids import Distinct
 from vqtool.usage import Usage
 
-# What to do first comes first.
-
 
 @dataclass(frozen=True)
 class Grid:
@@ -44,7 +42,9 @@ class Page:
     figures: Sequence[Figure]
     tables: Sequence[Grid] = ()
     findings: Sequence[Finding] | None = None
-    """Of one target; of several, nobody looked for them."""
+    """Of one target, in full."""
+    found: Sequence[tuple[str, Sequence[Finding]]] = ()
+    """Of several targets by number and name, in brief."""
     explanations: Sequence[str] = ()
     notes: Sequence[str] = ()
     config: str = ""
@@ -81,8 +81,12 @@ def page_of_one(material: Material) -> str:
     )
 
 
-def page_of_several(runs: Sequence[Compared], metrics: Sequence[Metrics]) -> str:
-    """The page that compares."""
+def page_of_several(runs: Sequence[Compared], metrics: Sequence[Metrics], missing: Sequence[str] = ()) -> str:
+    """The page that compares.
+
+    Args:
+        missing: why runs are left out, a sentence each.
+    """
     alike = same_data(runs)
     figures = [curves_overlaid(metrics), rate_distortion_figure(runs, alike)]
     differing = differences(runs)
@@ -90,13 +94,16 @@ def page_of_several(runs: Sequence[Compared], metrics: Sequence[Metrics]) -> str
     settings = [(key, *("" if value is None else str(value) for value in values)) for key, values in differing.items()]
     return _render(
         Page(
-            title=f"{len(runs)} targets compared",
+            title=f"{len(runs)} targets compared" if len(runs) > 1 else "1 target",
             subtitle="Usage figures are means over levels; bits are sums over them. Reconstruction is the loss of the "
             "best validation pass, in normalised units.",
             figures=[figure for figure in figures if figure],
             tables=[Grid(HEADER, table(runs))],
             settings=Grid(numbers, settings) if settings else None,
-            notes=[] if alike else ["These runs have different data: their losses do not compare."],
+            found=[
+                (f"{number}  {run.inspection.target}", run.inspection.findings) for number, run in enumerate(runs, 1)
+            ],
+            notes=[*missing, *([] if alike else ["These runs have different data: their losses do not compare."])],
         )
     )
 
