@@ -263,7 +263,7 @@ def test_several_runs_are_compared_in_the_text(trained: TrainedRun, catalogue: T
 
 def test_the_text_says_what_is_normal(trained: TrainedRun, vqtool: Command) -> None:
     out = " ".join(vqtool("inspect", trained.folder).out.split())
-    assert "96 tokens were counted: few for so many codes" in out
+    assert "96 tokens were counted: few for 16 codes" in out
     assert "Within a single batch of 256 tokens at most 16 codes" in out
 
 

@@ -271,6 +271,19 @@ def test_a_codebook_may_rest_while_the_learning_rate_is_low() -> None:
     assert "codebook_stands_still" in names(evidence(settings=settings(), history=slow))
 
 
+def test_a_single_code_is_no_fault() -> None:
+    figures = {"outside": 0.0, "duplicates": 0.0, "spread": 0.0, "error": 1.0, "halving": 1.0, "never_hit": 0.0}
+    metrics = {f"codebook/{name}": value for name, value in figures.items()}
+    metrics |= {"validation/loss/unshuffled": 1.0, "validation/loss/shuffled": 1.0}
+    one = settings({"kind": "vector", "codebook_size": 1, "codebook_dim": 4})
+    assert diagnose(evidence([500], metrics=metrics, settings=one, tokens=20)) == []
+    (found,) = diagnose(evidence([500], metrics=metrics, settings=one, tokens=19))
+    assert found.message == "1 code and 19 training tokens: 19.0 for each code"
+    assert found.changes == ()
+    (far,) = diagnose(evidence(metrics={"codebook/outside": 1.0}))
+    assert far.message == "1 of 16 codes lies far from all latents"
+
+
 UNEVEN = [400] * 8 + [1] * 24  # an entropy of 0.63 of ln 32
 
 

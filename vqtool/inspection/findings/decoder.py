@@ -17,6 +17,8 @@ def decoder_ignores_codes(evidence: Evidence) -> Iterator[Finding]:
     """Reconstruction hardly changes when samples get each other's indices."""
     own = evidence.metrics.get("validation/loss/unshuffled")
     others = evidence.metrics.get("validation/loss/shuffled")
+    if max(usage.codebook_size for usage in evidence.levels) == 1:  # a single code has nothing to say
+        return
     if own is not None and others is not None and others < _HEEDS * own:
         restless = any(True for find in (encoder_runs_away, usage_falls) for _ in find(evidence))
         yield Finding(

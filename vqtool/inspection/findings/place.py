@@ -45,7 +45,8 @@ def codes_outside(evidence: Evidence) -> Iterator[Finding]:
             yield Finding(
                 "codes_outside",
                 "warning",
-                f"{outside:,.0f} of {usage.codebook_size:,} codes{evidence.which(number)} lie far from all latents",
+                f"{outside:,.0f} of {usage.codebook_size:,} codes{evidence.which(number)} "
+                f"{'lies' if outside == 1 else 'lie'} far from all latents",
                 {"level": number, "outside": outside, "codebook_size": usage.codebook_size},
                 "they started there, or were left behind when the latents moved or shrank",
                 tuple(reviving(evidence)),

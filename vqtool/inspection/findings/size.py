@@ -7,6 +7,7 @@ from statistics import fmean
 from vqtool.inspection.evidence import Evidence
 from vqtool.inspection.finding import Change, Finding
 from vqtool.inspection.findings.advice import power_below, smaller
+from vqtool.inspection.words import counted
 from vqtool.usage import Usage
 
 # Training tokens a code, fewer than which cannot place it.
@@ -35,7 +36,8 @@ def codebook_too_large(evidence: Evidence) -> Iterator[Finding]:
             yield Finding(
                 "codebook_too_large",
                 "warning",
-                f"{usage.codebook_size:,} codes{evidence.which(number)} have {each:,.1f} training tokens each",
+                f"{counted(usage.codebook_size, 'code')}{evidence.which(number)} and "
+                f"{counted(tokens, 'training token')}: {each:,.1f} for each code",
                 {"level": number, "tokens_per_code": each, "codebook_size": usage.codebook_size},
                 "codes with so few tokens fit these alone: others of their kind fall elsewhere",
                 tuple(smaller(evidence, power_below(tokens // _ENOUGH))),

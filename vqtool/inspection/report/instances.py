@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vqtool.inspection.report.material import Seen
+from vqtool.inspection.words import counted
 
 
 @dataclass(frozen=True)
@@ -36,4 +37,4 @@ class Instances:
     @property
     def title(self) -> str:
         """What stands over the picture."""
-        return f"code {self.code}: {self.hits:,} hit{'' if self.hits == 1 else 's'} ({self.share:.1%})"
+        return f"code {self.code}: {counted(self.hits, 'hit')} ({self.share:.1%})"

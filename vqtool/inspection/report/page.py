@@ -20,6 +20,7 @@ from vqtool.inspection.report.index_maps import index_maps_figure
 from vqtool.inspection.report.material import Material
 from vqtool.inspection.report.meanings import meanings_figure
 from vqtool.inspection.report.usage import usage_figure
+from vqtool.inspection.words import counted
 from vqtool.semantic_ids import Distinct
 from vqtool.usage import Usage
 
@@ -68,7 +69,7 @@ def page_of_one(material: Material) -> str:
     return _render(
         Page(
             title=inspection.target,
-            subtitle=f"Counted on {inspection.counted}: {inspection.tokens:,} tokens"
+            subtitle=f"Counted on {inspection.counted}: {counted(inspection.tokens, 'token')}"
             + (f" of each of {len(levels)} levels." if len(levels) > 1 else "."),
             figures=[figure for figure in figures if figure],
             tables=[_levels(levels)] if len(levels) > 1 else [],
