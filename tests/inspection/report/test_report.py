@@ -68,7 +68,7 @@ def index_file(path: Path, size: int, shape: tuple[int, ...] = (50, 4, 4)) -> Pa
     ("kind", "figures"),
     [
         ("images", ["usage", "curves", "map", "meanings", "index-maps", "cooccurrence"]),
-        ("ids", ["usage", "curves", "map", "meanings", "cooccurrence"]),
+        ("ids", ["usage", "curves", "map", "meanings", "meanings-1", "cooccurrence"]),
     ],
 )
 def test_a_page_holds_its_figures_and_nothing_from_elsewhere(
@@ -198,7 +198,7 @@ def test_a_page_of_8192_codes_is_small(tmp_path: Path) -> None:
     write_report(tmp_path / "r.html", [path])
     assert (tmp_path / "r.html").stat().st_size < 1.5e6
     codes, latents = (random.standard_normal((n, 8)).astype(np.float32) for n in (8_192, 10_000))
-    collected = Collected(Tally([8_192], ids=False), [], [codes], [latents], np.zeros((0, 6), np.int64))
+    collected = Collected(Tally([8_192], ids=False), [], [codes], [latents], [])
     figure = map_figure(collected, inspect([path])[0].levels)
     assert figure
     assert len(figure.pictures[0].markup) + len(figure.numbers.uri) < 1.5e6

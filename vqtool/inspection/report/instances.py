@@ -25,6 +25,7 @@ class Instances:
     """
 
     seen: Seen
+    level: int
     code: int
     hits: int
     share: float
@@ -33,6 +34,11 @@ class Instances:
     rows: Tensor
     decoded: Tensor
     without: Tensor
+
+    @property
+    def name(self) -> str:
+        """What the drawing is called, unlike that of any other code."""
+        return f"meaning-{self.level}-{self.code}"
 
     @property
     def title(self) -> str:

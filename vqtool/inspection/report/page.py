@@ -18,7 +18,7 @@ from vqtool.inspection.report.curves import Metrics, curves_figure
 from vqtool.inspection.report.figure import Figure
 from vqtool.inspection.report.index_maps import index_maps_figure
 from vqtool.inspection.report.material import Material
-from vqtool.inspection.report.meanings import meanings_figure
+from vqtool.inspection.report.meanings import meanings_figures
 from vqtool.inspection.report.usage import usage_figure
 from vqtool.inspection.words import counted
 from vqtool.semantic_ids import Distinct
@@ -62,7 +62,7 @@ def page_of_one(material: Material) -> str:
         usage_figure(levels),
         curves_figure(material.metrics, levels[0].codebook_size),
         seen and map_figure(seen.collected, seen.collected.tally.levels),
-        seen and meanings_figure(seen, seen.collected.tally.levels),
+        *(meanings_figures(seen, seen.collected.tally.levels) if seen else []),
         seen and index_maps_figure(seen),
         cooccurrence_figure(material.relations, levels),
     ]
