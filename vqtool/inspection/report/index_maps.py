@@ -24,6 +24,8 @@ Colours = NDArray[np.float64]
 _WRITTEN = 8
 # Inches around pictures beside each other, and around a wave over its codes.
 _BESIDE, _BELOW = (0.25, 0.08, 0.2, 0.22), (0.55, 0.08, 0.3, 0.22)
+# Inches: a strip of codes, and the room above it, for the numbers below a wave.
+_STRIP, _GAP = 0.3, 0.27
 
 
 def index_maps_figure(seen: Seen) -> Figure | None:
@@ -101,8 +103,9 @@ def _wave(seen: Seen, number: int, colours: Sequence[Colours]) -> Picture:
         for rows in (seen.shown, seen.restored)
     ]
     levels = len(colours)
-    ratios = {"height_ratios": [4, *[1] * levels], "hspace": 0.35}
-    height, shape = 2 + 0.3 * levels, (1 + levels, 1)
+    drawn, shape = (4 + levels) * _STRIP, (1 + levels, 1)
+    ratios = {"height_ratios": [4, *[1] * levels], "hspace": _GAP * shape[0] / drawn}
+    height = drawn + levels * _GAP + _BELOW[2] + _BELOW[3]
     with drawing(f"sample-{number}", f"sample {number}", 4.6, height, *shape, _BELOW, gridspec_kw=ratios) as made:
         wave, *strips = made.axes[:, 0]
         for values, colour, name in zip(waves, (ACCENT, SECOND), ("input", "decoded"), strict=True):
@@ -147,5 +150,5 @@ def _codes(
         return
     for (row, column), code in np.ndenumerate(codes):
         dark = colours[code].mean() < 0.55
-        size = 8 if codes.shape[1] <= 4 else 6
+        size = 8 if codes.shape[1] <= 4 else 6 if codes.max() < 1000 else 4.5
         ax.text(column, row, str(code), ha="center", va="center", fontsize=size, color="white" if dark else "black")
