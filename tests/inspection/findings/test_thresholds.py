@@ -137,6 +137,22 @@ def test_a_collapsed_codebook_does_not_say_how_many_codes_there_should_be() -> N
         assert SIZE not in advice(collapsed, name)
 
 
+def test_no_fewer_codes_are_advised_than_the_fullest_level_needs() -> None:
+    """All levels have one size."""
+    many = settings({"kind": "residual", "levels": 2, "quantizer": {"kind": "vector", "codebook_size": 256}})
+    full, half = [60] * 250 + [0] * 6, [120] * 128 + [0] * 128
+    figures = {"codebook/level_0/duplicates": 6.0, "codebook/level_1/duplicates": 256.0}
+    for levels, metrics, size in (
+        ((full, half), {}, None),
+        ((half, half), {}, "128"),
+        (([60] * 256, [60] * 256), figures, None),
+        (([60] * 256, [60] * 256), dict.fromkeys(figures, 256.0), "128"),
+    ):
+        found = evidence(*levels, metrics=metrics, settings=many)
+        changes = {change.value for each in diagnose(found) for change in each.changes if "size" in change.key}
+        assert changes == ({size} if size else set())
+
+
 @pytest.mark.parametrize(("duplicates", "size"), [(6, None), (120, None), (128, "64"), (48, None)])
 def test_of_duplicates_half_are_left(duplicates: int, size: str | None) -> None:
     many = settings({"kind": "vector", "codebook_size": 128, "codebook_dim": 4})
@@ -169,9 +185,12 @@ def test_given_codes_that_are_dead_are_not_brought_back(
     (dead,) = [each for each in diagnose(found) if each.name == "dead_codes"]
     assert "training" not in dead.message
     assert "given" in dead.cause
-    (kept,) = {"model.quantizer.quantizer." + key} if value else {"loss.entropy"}
     inner = settings({"kind": "residual", "levels": 2, "quantizer": quantizer})
-    assert kept in advice(evidence([200] * size, [200] * used + [0] * (size - used), settings=inner), "dead_codes")
+    level = [200] * used + [0] * (size - used)
+    (first, second) = diagnose(evidence(level, level, settings=inner))
+    for each in (first, second):
+        keys = [change.key for change in each.changes]
+        assert keys == ["loss.entropy", *([f"model.quantizer.quantizer.{key}"] if value else [])]
 
 
 def test_an_encoder_that_gives_one_value_is_told_to_spread() -> None:
@@ -430,7 +449,7 @@ def test_an_index_file_does_not_say_whether_its_levels_share_a_codebook() -> Non
     file = evidence(first, second)
     assert severities(file) == {"dead_codes": "warning"}
     (dead, _) = diagnose(file)
-    assert dead.cause.endswith("inspect the run: of it 0 have no hit")
+    assert dead.cause.endswith("as the run does: that one would have 0 dead codes")
     few, many = [4000] + [0] * 23, [200] * 24
     assert severities(evidence(few, many))["collapse"] == "warning"
     assert severities(evidence(few, few)) == {"collapse": "severe", "dead_codes": "severe", "dominant_code": "warning"}

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from vqtool.inspection.evidence import Evidence
 from vqtool.inspection.finding import Change, Finding
 from vqtool.inspection.findings.advice import fewer_values, narrowing, power_above, reviving, smaller, spreading
-from vqtool.inspection.findings.usage import UNLESS_SHARED, has_collapsed
+from vqtool.inspection.findings.usage import IF_SHARED, has_collapsed
+from vqtool.inspection.words import counted
 from vqtool.usage import Usage
 
 # Below so many tokens a code, one without a hit says little.
@@ -30,20 +31,24 @@ def dead_codes(evidence: Evidence) -> Iterator[Finding]:
                 f"{dead:,} of {size:,} codes{evidence.which(number)} have no hit ({usage.tokens / size:,.0f} tokens a "
                 f"code){_history(dead, never, last)}",
                 {"level": number, "dead": dead, "never_hit": never, "last_hit": last, "tokens": usage.tokens},
-                _cause(evidence, dead, never) + _unless(whole, dead),
+                _cause(evidence, dead, never) + _if_shared(whole, dead),
                 tuple(_filling(evidence, usage)),
             )
 
 
 def _filling(evidence: Evidence, usage: Usage) -> Iterator[Change]:
-    """What puts codes to use; and last, fewer of them. Those in use of a collapsed codebook say nothing of how many."""
+    """What puts codes to use; and last, fewer of them: as many as the fullest level needs, for all have one size.
+
+    Those that a collapsed codebook uses say nothing of how many there should be.
+    """
     if evidence.given:
         yield from spreading(evidence)
     yield from reviving(evidence)
     yield from narrowing(evidence)
     if not has_collapsed(usage):
-        yield from smaller(evidence, power_above(usage.used))
-        yield from fewer_values(evidence, usage.used)
+        used = max(each.used for _, each in evidence.codebooks)
+        yield from smaller(evidence, power_above(used))
+        yield from fewer_values(evidence, used)
 
 
 def _history(dead: int, never: float | None, last: float | None) -> str:
@@ -65,7 +70,7 @@ def _cause(evidence: Evidence, dead: int, never: float | None) -> str:
     return "most were lost along the way: the encoder moved its latents away from codes that then won none"
 
 
-def _unless(whole: Usage | None, dead: int) -> str:
+def _if_shared(whole: Usage | None, dead: int) -> str:
     if whole is None or whole.dead == dead:
         return ""
-    return f"; {UNLESS_SHARED} {whole.dead:,} have no hit"
+    return f"; {IF_SHARED} would have {counted(whole.dead, 'dead code')}"

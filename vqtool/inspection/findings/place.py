@@ -4,10 +4,9 @@ import math
 from collections.abc import Iterator
 
 from vqtool.inspection.evidence import Evidence
-from vqtool.inspection.finding import Change, Finding
+from vqtool.inspection.finding import Finding
 from vqtool.inspection.findings.advice import power_above, reviving, smaller
 from vqtool.inspection.findings.usage import has_collapsed
-from vqtool.usage import Usage
 
 # Parts of a codebook.
 _DUPLICATES, _OUTSIDE = 0.02, 0.01
@@ -27,14 +26,17 @@ def duplicate_codes(evidence: Evidence) -> Iterator[Finding]:
                 f"{duplicates:,.0f} of {usage.codebook_size:,} codes{evidence.which(number)} nearly equal another",
                 {"level": number, "duplicates": duplicates, "codebook_size": usage.codebook_size},
                 "there are more codes than different latents, or codes were set down upon each other",
-                tuple(_without(evidence, usage, int(duplicates))),
+                () if has_collapsed(usage) else tuple(smaller(evidence, power_above(_different(evidence)))),
             )
 
 
-def _without(evidence: Evidence, usage: Usage, duplicates: int) -> Iterator[Change]:
-    """Of each set of duplicates one is left over: of two, at least half. Of a collapsed codebook nobody knows."""
-    if not has_collapsed(usage):
-        yield from smaller(evidence, power_above(usage.codebook_size - duplicates // 2))
+def _different(evidence: Evidence) -> int:
+    """The codes, of the level that has most, if one of each two duplicates is left: of more alike, one still would be.
+
+    All levels have one size. What a collapsed codebook has says nothing of how many codes there should be.
+    """
+    known = [(usage.codebook_size, evidence.metric(number, "duplicates")) for number, usage in evidence.codebooks]
+    return max(size - int(duplicates or 0) // 2 for size, duplicates in known)
 
 
 def codes_outside(evidence: Evidence) -> Iterator[Finding]:

@@ -20,8 +20,8 @@ _LARGEST_SHARE = 0.3
 _TELLING = 100
 # Perplexity as above, from which on the codes beside a large one are in good use.
 _EVEN = 0.3
-# Of index files of several levels: before what is so in that case.
-UNLESS_SHARED = "should the levels have one codebook between them, which the file does not say, inspect the run: of it"
+# Of index files of several levels: before what would be so.
+IF_SHARED = "the file does not say whether its levels share a codebook, as the run does: that one"
 
 
 def collapse(evidence: Evidence) -> Iterator[Finding]:
@@ -37,7 +37,7 @@ def collapse(evidence: Evidence) -> Iterator[Finding]:
                 f"use would reach {usage.expected_used:,.0f}",
                 {"level": number, "perplexity": usage.perplexity, "expected_used": usage.expected_used},
                 _cause(evidence)
-                + (f"; {UNLESS_SHARED} all has a perplexity of {whole.perplexity:,.1f}" if whole and healthy else ""),
+                + (f"; {IF_SHARED} would have a perplexity of {whole.perplexity:,.1f}" if whole and healthy else ""),
                 (*spreading(evidence), *reviving(evidence), *narrowing(evidence)),
             )
 
