@@ -45,46 +45,37 @@ def codebook_metrics(model: Autoencoder, evaluation: Evaluation, before: Codes, 
         sharing: how many levels in a row have one codebook. All of its figures but `error`, which is each level's own,
             are then those of all of these levels together.
     """
-    levels = []
-    for first in range(0, len(evaluation.levels), sharing):
-        numbers = range(first, first + sharing)
-        whole = _codebook(model, evaluation, before, numbers)
-        levels += [whole | _lost(evaluation.latents[number], evaluation.latents[0]) for number in numbers]
+    levels, counts = [], evaluation.counts
+    times, learned = model.hit_times.levels(), model.quantizer.learned_codes
+    for first in range(0, len(counts), sharing):
+        own = slice(first, first + sharing)
+        latents, old = evaluation.latents[own], before[first] if before else None
+        hits = torch.stack(counts[own]).sum(dim=0)
+        whole = _reached(hits, times[own])
+        if varies(pooled(latents), evaluation.latents[0]):  # else all of this is rounding
+            whole |= _placed(learned[first], hits, latents, old)
+        levels += [whole | _lost(each, evaluation.latents[0]) for each in latents]
     if len(levels) > 1:
         return _each(levels)
     return {f"codebook/{name}": value for name, value in levels[0].items()}
-
-
-def _codebook(model: Autoencoder, evaluation: Evaluation, before: Codes, numbers: range) -> dict[str, float]:
-    """The figures of the codebook that the levels of these numbers have."""
-    counts = torch.stack([evaluation.counts[number] for number in numbers]).sum(dim=0)
-    figures = _reached(counts, *_hit_times(model, numbers))
-    codes = model.quantizer.learned_codes[numbers[0]]
-    clouds = [evaluation.latents[number] for number in numbers]
-    if codes is not None and varies(pooled(clouds), evaluation.latents[0]):  # else all of this is rounding
-        figures |= _placed(codes, counts, clouds, before[numbers[0]] if before else None)
-    return figures
 
 
 def _lost(latents: Latents, whole: Latents) -> dict[str, float]:
     return {"error": latents.error / latents.variance} if varies(latents, whole) else {}
 
 
-def _hit_times(model: Autoencoder, numbers: range) -> tuple[Tensor, Tensor]:
-    """Steps (K,) of a hit on any of these levels, and of the last one; 0 where there was none."""
-    own = [model.hit_times.levels()[number] for number in numbers]
-    some, last = (torch.stack(times).amax(dim=0).cpu() for times in zip(*own, strict=True))
-    return some, last
-
-
-def _reached(counts: Tensor, some: Tensor, last: Tensor) -> dict[str, float]:
+def _reached(counts: Tensor, times: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Of codes hit so often (K,), and first and last (K,) in training, on each level: 0 where they never were."""
+    some, last = (torch.stack(each).amax(dim=0).cpu() for each in zip(*times, strict=True))
     dead = counts == 0
     lost = last[dead & (some > 0)]
     never = {"never_hit": float((dead & (some == 0)).sum())}
     return never | ({"last_hit": float(lost.double().mean())} if len(lost) else {})
 
 
-def _placed(codes: Tensor, counts: Tensor, clouds: Sequence[Latents], old: Tensor | None) -> dict[str, float]:
+def _placed(codes: Tensor | None, counts: Tensor, clouds: Sequence[Latents], old: Tensor | None) -> dict[str, float]:
+    if codes is None:
+        return {}
     moved = {} if old is None else {"movement": movement(codes, old, pooled(clouds).error)}
     return geometry(codes, counts, *clouds) | moved
 
