@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vqtool import geometry as module
-from vqtool.geometry import Latents, geometry, movement, varies
+from vqtool.geometry import Latents, geometry, movement, pooled, varies
 
 
 def latents(vectors: np.ndarray, codes: np.ndarray) -> tuple[torch.Tensor, Latents]:
@@ -120,3 +120,35 @@ def test_latents_that_differ_by_rounding_do_not_vary() -> None:
     # What is left over of latents of size 1, where codes coincide with them.
     assert not varies(known(0.0, 1e-14), known(0.0, 1.0))
     assert not varies(known(0.0, 0.0), known(0.0, 0.0))
+
+
+def test_codes_that_levels_share_are_judged_by_the_latents_of_all() -> None:
+    """Against textbook figures of both clouds as one; but outside is what is far from each of them."""
+    random = np.random.default_rng(0)
+    first, second = random.normal(0, 4, size=(400, 3)), random.normal(1, 0.2, size=(400, 3))
+    codes = np.concatenate([random.normal(0, 4, size=(20, 3)), random.normal(1, 0.2, size=(4, 3)), [[9.5, 9.5, 9.5]]])
+    codes[3] = codes[4] + 1e-3
+    (few, wide), (many, narrow) = latents(first, codes), latents(second, codes)
+    counts, whole = latents(np.concatenate([first, second]), codes)
+    assert torch.equal(counts, few + many)
+    assert few[-1] == 0
+    found = geometry(torch.from_numpy(codes), counts, wide, narrow)
+    known = geometry(torch.from_numpy(codes), counts, whole)
+    for name in ("spread", "duplicates", "halving"):
+        assert found[name] == pytest.approx(known[name], rel=1e-9)
+    # About 16 from the wide cloud's mean, whose latents are 6.9 off; 4 times as much is 28.
+    assert (found["outside"], geometry(torch.from_numpy(codes), counts, narrow)["outside"] > 0) == (0, True)
+    codes[-1] *= 2
+    assert geometry(torch.from_numpy(codes), counts, wide, narrow)["outside"] == 1
+
+
+def test_latents_of_levels_are_pooled() -> None:
+    random = np.random.default_rng(0)
+    codes = random.normal(size=(5, 3))
+    parts = [random.normal(place, 2, size=(300, 3)) for place in (0, 3, -1)]
+    together = pooled([latents(part, codes)[1] for part in parts])
+    expected = latents(np.concatenate(parts), codes)[1]
+    torch.testing.assert_close(together.mean, expected.mean)
+    torch.testing.assert_close(together.errors, expected.errors)
+    assert together.variance == pytest.approx(expected.variance)
+    assert together.error == pytest.approx(expected.error)

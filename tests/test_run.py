@@ -1,5 +1,6 @@
 """The run directory: what is where, written and read."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -125,6 +126,16 @@ def test_lines_far_too_long_are_passed_over_and_never_held(run: Run, monkeypatch
         assert [line["step"] for line in run.logged()] == [1]
     run.metrics.write_text(f"{first}\n{last}")
     assert [line["step"] for line in run.logged()] == [1, 2]
+
+
+@pytest.mark.parametrize("lacking", ["name", "severity", "message"])
+@pytest.mark.parametrize("instead", [None, 3])
+def test_findings_without_a_name_a_severity_and_a_message_are_none(lacking: str, instead: int | None, run: Run) -> None:
+    whole = {"name": "collapse", "severity": "severe", "message": "few codes"}
+    odd = {key: instead if key == lacking else value for key, value in whole.items() if key != lacking or instead}
+    line = {"step": 3, "validation/loss/total": 1.5}
+    run.metrics.write_text("".join(f"{json.dumps(line | {'findings': [each]})}\n" for each in (odd, whole)))
+    assert run.validations() == [line, line | {"findings": [whole]}]
 
 
 def test_a_claim_that_comes_to_nothing_leaves_nothing(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 Shapes: K codes, D dimensions, S codes looked at.
 """
 
+from collections.abc import Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -37,8 +39,8 @@ class Latents(NamedTuple):
     """(K,) float64, summed by code; () where codes are given"""
 
 
-def geometry(codes: Tensor, counts: Tensor, latents: Latents) -> dict[str, float]:
-    """Figures of codes (K, D) that were hit `counts` (K,) times by latents.
+def geometry(codes: Tensor, counts: Tensor, *clouds: Latents) -> dict[str, float]:
+    """Figures of codes (K, D) that were hit `counts` (K,) times by latents, of each of the levels that share the codes.
 
     Returns:
         `spread`: of the codes that were chosen, as root mean square about the latents' mean, over that of the latents.
@@ -46,7 +48,7 @@ def geometry(codes: Tensor, counts: Tensor, latents: Latents) -> dict[str, float
         the quantizing error would be multiplied by if every code were merged with one next to it.
     """
     codes = codes.detach().cpu().double()
-    counts = counts.double()
+    counts, latents = counts.double(), pooled(clouds)
     radii = (codes - latents.mean).square().sum(dim=1)
     looked = _looked_at(codes)
     gaps, others = _gaps(codes, looked)
@@ -57,13 +59,25 @@ def geometry(codes: Tensor, counts: Tensor, latents: Latents) -> dict[str, float
     tokens = counts.sum().clamp_min(1)
     own = torch.where(hits > 0, (latents.errors[looked] + latents.errors[others]) / hits, latents.error)
     same = (_DUPLICATE * own / codes.shape[1]).clamp_min(_ROUNDING * latents.variance)
-    far = (radii > _OUTSIDE**2 * latents.variance) & (counts == 0)
+    far = counts == 0
+    for cloud in clouds:
+        far &= (codes - cloud.mean).square().sum(dim=1) > _OUTSIDE**2 * cloud.variance
     return {
         "spread": float((radii @ counts / tokens / latents.variance).sqrt()),
         "outside": float(far.sum()),
         "duplicates": round(float((gaps <= same).sum()) * share),
         "halving": 1 + merged / float(tokens) / max(latents.error, _ROUNDING * latents.variance),
     }
+
+
+def pooled(clouds: Sequence[Latents]) -> Latents:
+    """The latents of several levels, as many of each, as those of one."""
+    if len(clouds) == 1:
+        return clouds[0]
+    mean = torch.stack([cloud.mean for cloud in clouds]).mean(dim=0)
+    apart = [cloud.variance + float((cloud.mean - mean).square().sum()) for cloud in clouds]
+    errors = torch.stack([cloud.errors for cloud in clouds]).sum(dim=0)
+    return Latents(mean, fmean(apart), fmean(cloud.error for cloud in clouds), errors)
 
 
 def varies(latents: Latents, whole: Latents) -> bool:

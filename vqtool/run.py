@@ -16,6 +16,8 @@ from vqtool.files import lock, part_of, read_small, write_json
 _LARGEST_SUMMARY = 1 << 20
 # Bytes of a logged line, which has a few hundred for each of its levels.
 _LONGEST_LINE = 1 << 24
+# What is logged of a finding.
+_OF_A_FINDING = ("name", "severity", "message")
 
 
 class Run:
@@ -199,6 +201,6 @@ def _is_logged(tag: str, value: Any) -> bool:
     """Whether a value is such as a run logs: a number that a float holds, or findings."""
     if tag == "findings":
         return isinstance(value, list) and all(
-            isinstance(each, dict) and {"name", "severity"} <= each.keys() for each in value
+            isinstance(each, dict) and all(isinstance(each.get(name), str) for name in _OF_A_FINDING) for each in value
         )
     return isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 63)

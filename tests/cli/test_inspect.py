@@ -85,7 +85,8 @@ def test_a_run_is_inspected_without_its_data(trained: TrainedRun, vqtool: Comman
 
 def test_several_targets_are_one_object(tokens: np.ndarray, trained: TrainedRun, vqtool: Command) -> None:
     told = inspect(vqtool, trained.folder, "tokens.npy")
-    assert set(told) == {"targets"}
+    assert set(told) == {"targets", "left_out"}
+    assert told["left_out"] == []
     assert told["targets"] == [inspect(vqtool, trained.folder), inspect(vqtool, "tokens.npy")]
 
 
@@ -97,6 +98,50 @@ def test_a_folder_of_runs_is_all_its_runs_by_name(trained: TrainedRun, vqtool: C
     assert [target["target"] for target in told] == ["runs/[red]c", "runs/a", "runs/b"]
     done = vqtool("inspect", "runs")
     assert [line for line in done.out.splitlines() if line.startswith("runs/")] == ["runs/[red]c", "runs/a", "runs/b"]
+
+
+@pytest.fixture
+def damaged(trained: TrainedRun) -> str:
+    """A folder of runs, one of which is cut short; and why that cannot be used."""
+    for name in ("a", "b", "c"):
+        shutil.copytree(trained.folder, f"runs/{name}")
+    model = Path("runs/b/model.safetensors")
+    model.write_bytes(model.read_bytes()[:-9])
+    return "runs/b/model.safetensors"
+
+
+def test_a_damaged_run_of_a_folder_does_not_hide_the_others(damaged: str, vqtool: Command) -> None:
+    done = vqtool("inspect", "runs")
+    assert done.code == 0
+    assert [line for line in done.out.splitlines() if line.startswith("runs/")] == ["runs/a", "runs/c"]
+    assert "compared:" in done.out
+    (line,) = done.err.splitlines()
+    assert line.startswith(f"vqtool: runs/b is left out: {damaged}")
+    for extra in ([], ["--report", "page.html"]):
+        done = vqtool("inspect", "runs", "--json", *extra)
+        assert (done.code, done.err) == (0, f"{line}\n")
+        told = json.loads(done.out)
+        assert [each["target"] for each in told["targets"]] == ["runs/a", "runs/c"]
+        (fault,) = told["left_out"]
+        assert fault["target"] == "runs/b"
+        assert line == f"vqtool: runs/b is left out: {fault['error']}"
+    assert f"{line.removeprefix('vqtool: ')}." in Path("page.html").read_text().replace("&#39;", "'")
+
+
+def test_a_damaged_run_that_is_named_is_2(damaged: str, vqtool: Command) -> None:
+    shutil.copytree("runs/b", "all/b")
+    for targets in (["runs/b"], ["runs/a", "runs/b"], ["all"]):
+        done = vqtool("inspect", *targets)
+        assert (done.code, done.out) == (2, "")
+        assert "b/model.safetensors" in done.err
+
+
+def test_a_folder_with_one_good_run_left_has_the_fields_of_a_folder(damaged: str, vqtool: Command) -> None:
+    shutil.rmtree("runs/c")
+    told = json.loads(vqtool("inspect", "runs", "--json", "--report", "page.html").out)
+    assert set(told) == {"targets", "left_out", "report"}
+    assert [len(told["targets"]), len(told["left_out"])] == [1, 1]
+    assert "1 target" in Path("page.html").read_text()
 
 
 def test_the_text_shows_the_figures(trained: TrainedRun, vqtool: Command) -> None:
@@ -218,7 +263,7 @@ def test_several_runs_are_compared_in_the_text(trained: TrainedRun, catalogue: T
 
 def test_the_text_says_what_is_normal(trained: TrainedRun, vqtool: Command) -> None:
     out = " ".join(vqtool("inspect", trained.folder).out.split())
-    assert "96 tokens were counted: few for so many codes" in out
+    assert "96 tokens were counted: few for 16 codes" in out
     assert "Within a single batch of 256 tokens at most 16 codes" in out
 
 

@@ -47,7 +47,8 @@ def test_nothing_is_known_of_settings_that_are_not_there() -> None:
     evidence = Evidence(usages([1, 1]))
     assert evidence.key("revival") == "model.quantizer.revival"
     assert evidence.setting("revival") is None
-    assert not evidence.shared
+    assert evidence.sharing == 1
+    assert not evidence.given
 
 
 def test_figures_stand_under_their_level_where_there_are_several() -> None:
@@ -60,10 +61,34 @@ def test_figures_stand_under_their_level_where_there_are_several() -> None:
 
 
 def test_a_shared_codebook_is_one() -> None:
-    shared = Evidence(usages([3, 0], [1, 2]), settings=settings({**RESIDUAL, "shared": True}))
-    apart = Evidence(usages([3, 0], [1, 2]), settings=settings(RESIDUAL))
-    assert [usage.counts for usage in shared.codebooks] == [[4, 2]]
-    assert [usage.counts for usage in apart.codebooks] == [[3, 0], [1, 2]]
+    levels = usages([3, 0], [1, 2])
+    shared = Evidence(levels, settings=settings({**RESIDUAL, "shared": True}))
+    apart = Evidence(levels, settings=settings(RESIDUAL))
+    assert [(first, usage.counts) for first, usage in shared.codebooks] == [(0, [4, 2])]
+    assert [(first, usage.counts) for first, usage in apart.codebooks] == [(0, [3, 0]), (1, [1, 2])]
+    assert (shared.where(1), shared.which(0), apart.which(1)) == (" of level 1", "", " of level 1")
+
+
+def test_each_group_of_a_product_has_a_codebook_that_its_levels_share() -> None:
+    groups = {"kind": "product", "groups": 2, "quantizer": {**RESIDUAL, "shared": True}}
+    evidence = Evidence(usages([3, 0], [1, 2], [0, 5], [1, 4]), settings=settings(groups))
+    assert [(first, usage.counts) for first, usage in evidence.codebooks] == [(0, [4, 2]), (2, [1, 9])]
+    assert (evidence.which(0), evidence.which(2)) == (" of levels 0 to 1", " of levels 2 to 3")
+
+
+def test_levels_may_share_a_codebook_where_nothing_is_known_and_they_are_of_one_size() -> None:
+    levels = usages([3, 0], [1, 2])
+    perhaps = Evidence(levels).perhaps_shared
+    assert perhaps is not None
+    assert perhaps.counts == [4, 2]
+    known = Evidence(levels, settings=settings(RESIDUAL))
+    for sure in (known, Evidence(levels[:1]), Evidence(usages([3, 0], [1, 2, 3]))):
+        assert sure.perhaps_shared is None
+
+
+def test_codes_are_given_where_nothing_learns_them() -> None:
+    assert Evidence(usages([1, 1]), settings=settings({"kind": "lfq", "bits": 1})).given
+    assert not Evidence(usages([1, 1]), settings=settings(VECTOR)).given
 
 
 def test_validations_are_parted_at_the_best_one(trained: TrainedRun) -> None:

@@ -1,5 +1,7 @@
 """What the figures of a codebook mean, in plain words."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -47,11 +49,32 @@ def test_sentences_tell_the_figures() -> None:
         "Perplexity 2.8 means that the tokens say as much as 2.8 codes used evenly would, out of K = 4: "
         "1.50 bits a token."
     )
-    assert normal.startswith("8 tokens were counted: few for so many codes, so count more data")
+    assert normal.startswith("8 tokens were counted: few for 4 codes, so count more data")
     assert "Plain areas" in images
     assert batch.startswith("Within a single batch of 2 tokens at most 2 codes can be used")
     assert "of level 3 means" in explain(usage(1, 1), level=3)[0]
     assert len(explain(usage(1, 1), None)) == 3
+
+
+def test_a_single_code_and_a_single_token_are_nothing_to_judge() -> None:
+    for counts in ((1,), (1000,)):
+        assert explain(usage(*counts), "images", 2) == [
+            "The codebook has a single code, which every token is: 0 bits a token, and nothing to judge."
+        ]
+    assert explain(usage(7), level=2)[0].startswith("The codebook of level 2 has a single code")
+    (sentence,) = explain(usage(0, 1, 0), "images")
+    assert sentence.startswith("A single token was counted")
+
+
+@pytest.mark.parametrize("counts", [(2, 0), (1, 1), (1000, 0), (100, 100), (1, 1, 1), (2, *[0] * 511), (1, 2)])
+def test_small_numbers_make_whole_sentences(counts: tuple[int, ...]) -> None:
+    """No `1 codes`, no range from a number to itself, and no perplexity below the 1 that one code has."""
+    text = " ".join(explain(usage(*counts), "vectors", batch_tokens=1))
+    assert not re.search(r"\b1 (codes|tokens)\b|\b(\d+) to \2 here|[ (]0 to", text)
+    low, high = healthy_range(usage(*counts))
+    assert 1 <= low <= high
+    assert ("below that" in text) == (sum(count > 0 for count in counts) == 1)
+    assert "1 token at most 1 code can be used" in text
 
 
 def test_nothing_counted_is_said() -> None:

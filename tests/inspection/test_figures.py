@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import TrainedRun
-from vqtool.errors import CheckpointError, DataError
+from vqtool.errors import CheckpointError, DataError, VqtoolError
 from vqtool.indices import Manifest, writing_indices
 from vqtool.inspection import figures, inspect
 from vqtool.model_file import read_model, write_model
@@ -81,3 +81,15 @@ def test_one_unfinished_run_does_not_hide_the_others(tmp_path: Path, trained: Tr
         shutil.copytree(trained.folder, tmp_path / name)
     (tmp_path / "new" / "model.safetensors").unlink()
     assert [Path(found.target).name for found in inspect([tmp_path])] == ["good"]
+
+
+def test_a_damaged_run_of_a_folder_is_told_to_who_asks(tmp_path: Path, trained: TrainedRun) -> None:
+    for name in ("bad", "good"):
+        shutil.copytree(trained.folder, tmp_path / name)
+    (tmp_path / "bad" / "model.safetensors").write_bytes(b"x")
+    told: list[tuple[Path, VqtoolError]] = []
+    found = inspect([tmp_path], left_out=lambda path, error: told.append((path, error)))
+    assert [Path(each.target).name for each in found] == ["good"]
+    assert [(path.name, type(error)) for path, error in told] == [("bad", CheckpointError)]
+    with pytest.raises(CheckpointError):
+        inspect([tmp_path])

@@ -43,6 +43,12 @@ def test_collisions_are_told_where_ids_were_counted() -> None:
     assert "collision" not in text([4, 0, 2, 2])
 
 
+def test_one_is_not_told_as_many() -> None:
+    shown = text([1, 0], distinct=Distinct(1, 1))
+    assert "some data: 1 token\n" in shown
+    assert "1 distinct id of 1 row:" in shown
+
+
 def test_the_most_and_least_used_codes_are_named_with_their_hits() -> None:
     shown = rows(text([5, 0, 7, 1, 1000, 3, 2, 7, 4]))
     assert shown["most used"].startswith("most used 4: 1,000 2: 7 7: 7 0: 5 8: 4 code: hits")

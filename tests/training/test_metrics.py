@@ -1,5 +1,6 @@
 """What a run logs of a validation pass: each level under its own tags, and the collisions of ids."""
 
+from pathlib import Path
 from statistics import fmean
 
 import pytest
@@ -7,7 +8,10 @@ import pytest
 from tests.conftest import TrainedRun
 from tests.training import logged, tiny
 from vqtool import load
+from vqtool.config import RunSettings
 from vqtool.data import open_dataset
+from vqtool.model_file import read_model
+from vqtool.run import Run
 from vqtool.training import train
 
 NAMES = {"usage", "perplexity", "entropy", "soft_entropy", "sample_entropy", "dead", "expected_used"}
@@ -50,3 +54,24 @@ def test_the_collision_rate_is_that_of_the_validation_part(catalogue: TrainedRun
 
 def test_images_have_no_collision_rate(trained: TrainedRun) -> None:
     assert not any("collision" in tag for line in logged(trained.folder) for tag in line)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_levels_that_share_a_codebook_have_its_figures(shared: bool, tmp_path: Path) -> None:
+    """Where codes lie, move and were hit is one codebook's; what a level loses, and its usage, are its own."""
+    run = tiny(tmp_path).model_dump(mode="json")
+    level = {"kind": "vector", "codebook_size": 8}
+    quantizer = {"kind": "residual", "levels": 2, "shared": shared, "quantizer": level}
+    run["model"] = {"encoder": {"kind": "identity"}, "quantizer": quantizer}
+    train(RunSettings.model_validate(run), tmp_path / "run")
+    first, second = (
+        {tag.split("/")[2]: value for tag, value in logged(tmp_path / "run")[-1].items() if f"/level_{level}/" in tag}
+        for level in (0, 1)
+    )
+    own = {name for name in first.keys() & second.keys() if first[name] != second[name]}
+    assert {"error", "perplexity"} <= own
+    assert ({"spread", "halving", "movement"} <= own) == (not shared)
+    if shared:
+        saved, _ = read_model(Run(tmp_path / "run").model)
+        assert not own & {"spread", "outside", "duplicates", "halving", "movement", "never_hit", "last_hit"}
+        assert first["never_hit"] <= int(((saved.counts[0] + saved.counts[1]) == 0).sum())

@@ -86,14 +86,33 @@ def test_the_history_is_whole_and_whole_again_after_resuming(
         assert [resumed[tag] for tag in tags] == [direct[tag] for tag in tags]
 
 
-def test_two_severe_validations_end_a_run_that_says_so(tmp_path: Path, script: Any) -> None:
-    script[0].update({2: [found("one", "severe")], 6: [found("one", "severe")], 8: [found("two", "severe")]})
+def test_a_fault_that_stays_severe_ends_a_run_that_says_so(tmp_path: Path, script: Any) -> None:
+    """Of those of the last validation, it names the one that the validation before had, too."""
+    both = [found("one", "severe"), found("two", "severe")]
+    script[0].update({4: [found("one", "severe")], 6: both[1:], 8: both})
     with pytest.raises(TrainingError, match="step 8: severe, twice: two is so; saved"):
         train(settings(tmp_path, steps=12, stop_on_severe=True), tmp_path / "run")
     state = load_checkpoint(Run(tmp_path / "run"), lambda line: None)
     assert state is not None
     assert state.step == 8
     assert [line["step"] for line in Run(tmp_path / "run").validations()] == [2, 4, 6, 8]
+
+
+def test_different_severe_faults_end_no_run(tmp_path: Path, script: Any) -> None:
+    """Nor does one that was a warning the time before."""
+    script[0].update({4: [found("one", "severe"), found("two")], 6: [found("two", "severe")], 8: [found("one")]})
+    assert train(settings(tmp_path, stop_on_severe=True), tmp_path / "run")["best_step"]
+
+
+@pytest.mark.parametrize(("warmup", "ends"), [(3, 6), (4, 8), (8, None)])
+def test_what_is_severe_in_warm_up_ends_no_run(warmup: int, ends: int | None, tmp_path: Path, script: Any) -> None:
+    script[0].update({step: [found("one", "severe")] for step in (2, 4, 6, 8)})
+    run = settings(tmp_path, stop_on_severe=True, warmup_steps=warmup)
+    if ends is None:
+        assert train(run, tmp_path / "run")["best_step"]
+        return
+    with pytest.raises(TrainingError, match=f"step {ends}: severe, twice"):
+        train(run, tmp_path / "run")
 
 
 def test_severe_findings_end_no_run_that_does_not_say_so(tmp_path: Path, script: Any) -> None:

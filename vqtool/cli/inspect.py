@@ -1,12 +1,15 @@
 """`vqtool inspect`."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vqtool.cli.output import DeviceOption, JsonOption, KeyOption, OverwriteOption, print_json, print_rich
+from vqtool.cli.output import DeviceOption, JsonOption, KeyOption, OverwriteOption, print_json, print_rich, say
+from vqtool.errors import VqtoolError
 
 if TYPE_CHECKING:
     from vqtool.inspection import Inspection
@@ -33,15 +36,16 @@ def inspect(
         raise typer.BadParameter("it replaces a --report, and there is none", param_hint="--overwrite")
     from vqtool.inspection import compare, inspect, render, write_report
 
+    faults: list[tuple[Path, VqtoolError]] = []
+    left_out = partial(_leave_out, faults)
     if report:
-        found = write_report(report, targets, data, key, device, overwrite=overwrite)
+        found = write_report(report, targets, data, key, device, overwrite=overwrite, left_out=left_out)
     else:
-        found = inspect(targets, data, key, device)
+        found = inspect(targets, data, key, device, left_out)
     if as_json:
-        fields = [_fields(inspection) for inspection in found]
         alone = [inspection.target for inspection in found] == [str(target) for target in targets] and len(found) == 1
         written = {"report": str(report)} if report else {}
-        print_json((fields[0] if alone else {"targets": fields}) | written)
+        print_json((_fields(found[0]) if alone else _of_several(found, faults)) | written)
         return
     for inspection in found:
         print_rich(render(inspection))
@@ -49,6 +53,22 @@ def inspect(
         print_rich(compare(found))
     if report:
         print(f"\n{report}: the page, to open in a browser")
+
+
+def _leave_out(faults: list[tuple[Path, VqtoolError]], target: Path, error: VqtoolError) -> None:
+    faults.append((target, error))
+    say(f"vqtool: {target} is left out: {_line(error)}")
+
+
+def _of_several(found: Sequence["Inspection"], faults: Sequence[tuple[Path, VqtoolError]]) -> dict[str, Any]:
+    return {
+        "targets": [_fields(inspection) for inspection in found],
+        "left_out": [{"target": str(target), "error": _line(error)} for target, error in faults],
+    }
+
+
+def _line(error: VqtoolError) -> str:
+    return "; ".join(str(error).splitlines())
 
 
 def _fields(inspection: "Inspection") -> dict[str, Any]:

@@ -41,7 +41,9 @@ class TrainingSettings(Settings):
     validate_every: int = Field(500, ge=1, description="a pass over the validation part; the last step has one too")
     checkpoint_every: int = Field(500, ge=1, description="what resuming needs; the last step has one too")
     keep_checkpoints: int = Field(2, ge=1, description="how many of the last checkpoints to keep")
-    stop_on_severe: bool = Field(False, description="end where two validations in a row find something severe")
+    stop_on_severe: bool = Field(
+        False, description="end where two validations in a row find one fault severe, past warm-up"
+    )
     best_metric: Literal[
         "validation/loss/total",
         "validation/loss/reconstruction",

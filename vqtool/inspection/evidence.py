@@ -8,6 +8,7 @@ import torch
 
 from vqtool.config import RunSettings
 from vqtool.errors import CheckpointError, ConfigError
+from vqtool.inspection.sharing import levels_sharing
 from vqtool.model_file import SavedModel
 from vqtool.run import Run
 from vqtool.semantic_ids import Distinct
@@ -58,20 +59,41 @@ class Evidence:
         return found
 
     @property
-    def shared(self) -> bool:
-        """Whether all levels have one codebook between them."""
-        return any(getattr(each, "shared", False) for each in self._nested)
+    def given(self) -> bool:
+        """Whether codes are known to be given: these do not learn, and have no place to move to."""
+        return bool(self._nested) and not hasattr(self._nested[-1], "learning")
 
     @property
-    def codebooks(self) -> Sequence[Usage]:
-        """The usage of each codebook: of each level, or, where they share one, over all of them."""
-        if not self.shared:
-            return self.levels
-        return [usage_of(torch.tensor([level.counts for level in self.levels]).sum(dim=0))]
+    def sharing(self) -> int:
+        """How many levels in a row have one codebook; 1 where each has its own, or nothing is known of settings."""
+        return 1 if self.settings is None else levels_sharing(self.settings.model.quantizer)
+
+    @property
+    def codebooks(self) -> Sequence[tuple[int, Usage]]:
+        """The first level of each codebook, and its usage over all levels that share it."""
+        firsts = range(0, len(self.levels), self.sharing)
+        return [(first, _together(self.levels[first : first + self.sharing])) for first in firsts]
+
+    @property
+    def perhaps_shared(self) -> Usage | None:
+        """The usage over all levels, where these may have one codebook and nobody knows: in an index file."""
+        alike = len(self.levels) > 1 and len({level.codebook_size for level in self.levels}) == 1
+        return _together(self.levels) if alike and self.settings is None else None
 
     def where(self, level: int) -> str:
         """How to name a level: nothing, or ` of level 1`."""
-        return "" if len(self.levels) == 1 or self.shared else f" of level {level}"
+        return "" if len(self.levels) == 1 else f" of level {level}"
+
+    def which(self, first: int) -> str:
+        """How to name the codebook of a level: nothing, ` of level 1`, or ` of levels 2 to 3`."""
+        if self.sharing == 1:
+            return self.where(first)
+        return "" if self.sharing == len(self.levels) else f" of levels {first} to {first + self.sharing - 1}"
+
+
+def _together(levels: Sequence[Usage]) -> Usage:
+    """The usage of a codebook that all of these levels have."""
+    return levels[0] if len(levels) == 1 else usage_of(torch.tensor([level.counts for level in levels]).sum(dim=0))
 
 
 def of_run(run: Run, saved: SavedModel) -> Evidence:

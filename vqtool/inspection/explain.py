@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 
+from vqtool.inspection.words import counted, short
 from vqtool.usage import Usage
 
 # Where trained codebooks that nobody complains of lie, in shares of what even use would show.
@@ -48,6 +49,11 @@ def explain(
     """
     if not usage.tokens:
         return ["No token was counted, so there is nothing to say."]
+    if usage.codebook_size == 1:
+        of = "" if level is None else f" of level {level}"
+        return [f"The codebook{of} has a single code, which every token is: 0 bits a token, and nothing to judge."]
+    if usage.tokens == 1:
+        return ["A single token was counted, which says nothing of how evenly codes are used: count more data."]
     sentences = [_perplexity(usage, level), _normal(usage)]
     if kind in _KINDS:
         sentences.append(_KINDS[kind])
@@ -57,7 +63,7 @@ def explain(
 def healthy_range(usage: Usage) -> tuple[float, float]:
     """The perplexities between which trained codebooks mostly lie, for this K and this many tokens."""
     reach = expected_perplexity(usage.codebook_size, usage.tokens)
-    return _LOW * reach, _HIGH * reach
+    return max(1.0, _LOW * reach), max(1.0, _HIGH * reach)
 
 
 def _perplexity(usage: Usage, level: int | None) -> str:
@@ -73,18 +79,17 @@ def _normal(usage: Usage) -> str:
     reach = expected_perplexity(size, usage.tokens)
     place = (
         "below that"
-        if usage.perplexity < low
+        if usage.used == 1 or usage.perplexity < low
         else "above that, close to even use"
         if usage.perplexity > high
         else "within that"
     )
-    few = (
-        ": few for so many codes, so count more data before you judge the dead ones" if usage.tokens < 20 * size else ""
-    )
+    few = f": few for {size:,} codes, so count more data before you judge the dead ones"
     return (
-        f"{usage.tokens:,} tokens were counted{few}. With as many, even use would show a perplexity of about "
-        f"{reach:,.0f} and {usage.expected_used:,.0f} codes used; trained codebooks on natural data mostly reach 0.5 "
-        f"to 0.9 of it, {low:,.0f} to {high:,.0f} here, and this one is {place}."
+        f"{counted(usage.tokens, 'token')} were counted{few if usage.tokens < 20 * size else ''}. With as many, even "
+        f"use would show a perplexity of about {short(reach)} and {usage.expected_used:,.0f} codes used; trained "
+        f"codebooks on natural data mostly reach 0.5 to 0.9 of it, {short(low)} to {short(high)} here, and this one is "
+        f"{place}."
     )
 
 
@@ -92,8 +97,7 @@ def _batch(usage: Usage, batch_tokens: int | None) -> str:
     tokens = batch_tokens or 256
     size = usage.codebook_size
     return (
-        f"Within a single batch of {tokens:,} tokens at most {min(tokens, size):,} codes can be used, and even use "
-        f"would show a perplexity of {expected_perplexity(size, tokens):,.0f}, whatever the codebook; the mean over "
-        f"batches "
-        "says no more. So all figures here are over a whole pass."
+        f"Within a single batch of {counted(tokens, 'token')} at most {counted(min(tokens, size), 'code')} can be "
+        f"used, and even use would show a perplexity of {short(expected_perplexity(size, tokens))}, whatever the "
+        "codebook; the mean over batches says no more. So all figures here are over a whole pass."
     )

@@ -16,6 +16,7 @@ from vqtool.indices import read_indices, read_manifest
 from vqtool.inspection.evidence import Evidence, of_run, readable_settings
 from vqtool.inspection.finding import Finding
 from vqtool.inspection.findings import diagnose
+from vqtool.inspection.targets import LeftOut, of_each
 from vqtool.model_file import read_model
 from vqtool.progress import pass_bar
 from vqtool.run import Run
@@ -60,40 +61,23 @@ class Inspection:
 
 
 def inspect(
-    targets: list[Path], data: str | None = None, key: str | None = None, device: str | None = None
+    targets: list[Path],
+    data: str | None = None,
+    key: str | None = None,
+    device: str | None = None,
+    left_out: LeftOut | None = None,
 ) -> list[Inspection]:
     """Inspect each target: a run, a folder of runs, or an index file.
 
     Args:
         data: to count the codes of runs on; None: on the best validation pass.
+        left_out: called with each run of a folder that cannot be used, and why; None: that is an error.
 
     Raises:
         CheckpointError: a target is none of these.
         DataError: an index file or the data cannot be used.
     """
-    return [inspect_one(found, data, key, device) for found in expand(targets)]
-
-
-def expand(targets: list[Path]) -> list[Path]:
-    """Runs and index files, with the runs of a folder in its place.
-
-    Raises:
-        CheckpointError: a target is none of these.
-    """
-    return [found for target in targets for found in _expand(target)]
-
-
-def _expand(target: Path) -> list[Path]:
-    if target.is_file() or Run(target).exists:
-        return [target]
-    runs = sorted(path.parent for path in target.glob("*/config.yaml") if Run(path.parent).model.exists())
-    if not runs:
-        raise CheckpointError(
-            f"{target}: not a run, a folder of runs, or an index file"
-            if target.exists()
-            else f"{target}: no such file or folder"
-        )
-    return runs
+    return of_each(targets, lambda target: inspect_one(target, data, key, device), left_out)
 
 
 def inspect_one(target: Path, data: str | None = None, key: str | None = None, device: str | None = None) -> Inspection:

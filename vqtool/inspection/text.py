@@ -13,6 +13,7 @@ from vqtool.inspection.comparison import HEADER, compared, differences, grouped,
 from vqtool.inspection.explain import explain
 from vqtool.inspection.figures import Inspection
 from vqtool.inspection.finding import Finding
+from vqtool.inspection.words import counted
 from vqtool.printable import printable
 from vqtool.run import Run
 from vqtool.usage import Usage
@@ -28,12 +29,15 @@ def render(inspection: Inspection) -> RenderableType:
     """All that is known of one target."""
     parts: list[RenderableType] = [
         Text(printable(inspection.target), style="bold"),
-        Text(f"counted on {printable(inspection.counted)}: {inspection.tokens:,} tokens"),
+        Text(f"counted on {printable(inspection.counted)}: {counted(inspection.tokens, 'token')}"),
     ]
     if inspection.distinct:
         found = inspection.distinct
         parts.append(
-            Text(f"{found.ids:,} distinct ids of {found.rows:,} rows: a collision rate of {found.collision_rate:.4%}")
+            Text(
+                f"{counted(found.ids, 'distinct id')} of {counted(found.rows, 'row')}: "
+                f"a collision rate of {found.collision_rate:.4%}"
+            )
         )
     for number, usage in enumerate(inspection.levels):
         title = "codebook" if len(inspection.levels) == 1 else f"level {number}"

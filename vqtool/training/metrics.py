@@ -6,11 +6,12 @@ Shapes: K codes, D dimensions.
 from collections.abc import Sequence
 from statistics import fmean
 
+import torch
 from torch import Tensor
 
 from vqtool.autoencoder import Autoencoder
 from vqtool.evaluation import Evaluation
-from vqtool.geometry import Latents, geometry, movement, varies
+from vqtool.geometry import Latents, geometry, movement, pooled, varies
 from vqtool.usage import Usage
 
 # The codes (K, D) of each level, at some time; None of one whose codes are given.
@@ -33,37 +34,50 @@ def validation_metrics(evaluation: Evaluation) -> dict[str, float]:
     return metrics
 
 
-def codebook_metrics(model: Autoencoder, evaluation: Evaluation, before: Codes) -> dict[str, float]:
+def codebook_metrics(model: Autoencoder, evaluation: Evaluation, before: Codes, sharing: int = 1) -> dict[str, float]:
     """Where each level's codes lie beside its latents, when they were hit, how far they moved since `before`, by tag.
 
     `codebook/error`: the share of the latents' variance that quantizing loses. `codebook/never_hit`: dead codes that
     training never hit. `codebook/last_hit`: the mean step at which training hit the other dead ones last. Where
     latents do not vary, places and errors are left out.
+
+    Args:
+        sharing: how many levels in a row have one codebook. All of its figures but `error`, which is each level's own,
+            are then those of all of these levels together.
     """
-    levels = []
-    for number, latents in enumerate(evaluation.latents):
-        counts = evaluation.counts[number]
-        level = _reached(counts, *model.hit_times.levels()[number])
-        codes = model.quantizer.learned_codes[number]
-        if varies(latents, evaluation.latents[0]):  # else all of this is rounding
-            level["error"] = latents.error / latents.variance
-            level |= {} if codes is None else _placed(codes, counts, latents, before[number] if before else None)
-        levels.append(level)
+    levels, counts = [], evaluation.counts
+    times, learned = model.hit_times.levels(), model.quantizer.learned_codes
+    for first in range(0, len(counts), sharing):
+        own = slice(first, first + sharing)
+        latents, old = evaluation.latents[own], before[first] if before else None
+        hits = torch.stack(counts[own]).sum(dim=0)
+        whole = _reached(hits, times[own])
+        if varies(pooled(latents), evaluation.latents[0]):  # else all of this is rounding
+            whole |= _placed(learned[first], hits, latents, old)
+        levels += [whole | _lost(each, evaluation.latents[0]) for each in latents]
     if len(levels) > 1:
         return _each(levels)
     return {f"codebook/{name}": value for name, value in levels[0].items()}
 
 
-def _reached(counts: Tensor, first: Tensor, last: Tensor) -> dict[str, float]:
+def _lost(latents: Latents, whole: Latents) -> dict[str, float]:
+    return {"error": latents.error / latents.variance} if varies(latents, whole) else {}
+
+
+def _reached(counts: Tensor, times: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Of codes hit so often (K,), and first and last (K,) in training, on each level: 0 where they never were."""
+    some, last = (torch.stack(each).amax(dim=0).cpu() for each in zip(*times, strict=True))
     dead = counts == 0
-    lost = last.cpu()[dead & (first.cpu() > 0)]
-    never = {"never_hit": float((dead & (first.cpu() == 0)).sum())}
+    lost = last[dead & (some > 0)]
+    never = {"never_hit": float((dead & (some == 0)).sum())}
     return never | ({"last_hit": float(lost.double().mean())} if len(lost) else {})
 
 
-def _placed(codes: Tensor, counts: Tensor, latents: Latents, old: Tensor | None) -> dict[str, float]:
-    moved = {} if old is None else {"movement": movement(codes, old, latents.error)}
-    return geometry(codes, counts, latents) | moved
+def _placed(codes: Tensor | None, counts: Tensor, clouds: Sequence[Latents], old: Tensor | None) -> dict[str, float]:
+    if codes is None:
+        return {}
+    moved = {} if old is None else {"movement": movement(codes, old, pooled(clouds).error)}
+    return geometry(codes, counts, *clouds) | moved
 
 
 def _each(levels: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -259,7 +259,7 @@ class Trainer:
         if not is_first():
             yield None
             return
-        with Logs(self._run, self._step if self._pending is None else self._step - 1) as logs:
+        with Logs(self._run, self._step if self._pending is None else self._step - 1, self._say) as logs:
             self._validator.history = self._run.validations()
             yield logs
 

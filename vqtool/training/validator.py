@@ -8,6 +8,7 @@ from vqtool.errors import TrainingError
 from vqtool.evaluation import Evaluation, evaluate_together, shuffled_loss
 from vqtool.inspection.evidence import Evidence
 from vqtool.inspection.findings import diagnose
+from vqtool.inspection.sharing import levels_sharing
 from vqtool.model_file import SavedModel
 from vqtool.training.metrics import Codes, codebook_metrics, validation_metrics
 from vqtool.training.prepare import Prepared
@@ -39,7 +40,8 @@ class Validator:
         """
         model, samples, loss = self._prepared.model, self._prepared.dataset.validation, self._prepared.settings.loss
         evaluation = evaluate_together(model, samples, loss)
-        metrics = validation_metrics(evaluation) | codebook_metrics(model, evaluation, self.codes)
+        sharing = levels_sharing(self._prepared.settings.model.quantizer)
+        metrics = validation_metrics(evaluation) | codebook_metrics(model, evaluation, self.codes, sharing)
         if len(samples) > 1:
             own, others = shuffled_loss(model, samples, loss)
             metrics |= {"validation/loss/unshuffled": own, "validation/loss/shuffled": others}
@@ -83,12 +85,18 @@ class Validator:
 
     @property
     def severe(self) -> list[str]:
-        """The messages of severe findings, where the last two validations have some."""
+        """The messages of findings that the last two validations had as severe, both after warm-up.
+
+        Until then codes and latents are still on their way to each other. And two different findings, one after the
+        other, may well be a run that mends itself.
+        """
+        if len(self.history) < 2 or self.history[-2]["step"] <= self._prepared.settings.training.warmup_steps:
+            return []
         last, before = (
-            [finding["message"] for finding in self._findings(place) if finding["severity"] == "severe"]
+            {each["name"]: each["message"] for each in self._findings(place) if each["severity"] == "severe"}
             for place in (-1, -2)
         )
-        return last if before else []
+        return [message for name, message in last.items() if name in before]
 
     def _findings(self, place: int) -> list[dict[str, str]]:
         found: list[dict[str, str]] = self.history[place].get("findings", []) if len(self.history) >= -place else []

@@ -107,7 +107,7 @@ FAULTS: dict[str, Callable[[], tuple[Block, Array | None]]] = {
     "codes far outside small data": lambda: run(close(), vector(16, **AT_RANDOM), normalize="none"),
     "40 different rows, 64 codes": lambda: run(repeated(40), vector(revival=None)),
     "codes learn from a loss of no weight": lambda: run(
-        GAUSSIAN, vector(learning={"kind": "entropy"}, revival=None), TWO_TOKENS, loss={"entropy": 1e-9}
+        GAUSSIAN, vector(learning={"kind": "entropy"}, revival=None), TWO_TOKENS, loss={"entropy": 1e-9}, steps=160
     ),
     "temperature 1000": lambda: run(MIXTURE, vector(**AT_RANDOM, temperature=1000.0), MLP, loss={"entropy": 0.1}),
     "temperature 1e-5": lambda: run(GAUSSIAN, vector(temperature=1e-5), MLP, loss={"entropy": 0.1}),

@@ -1,5 +1,6 @@
 """Each finding on made-up evidence, at both sides of each of its thresholds."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -75,6 +76,11 @@ def test_small_codebooks_do_not_collapse() -> None:
     assert "collapse" not in names(evidence([400] + [0] * 6))
 
 
+@pytest.mark.parametrize(("tokens", "fires"), [(2, False), (19, False), (20, True)])
+def test_a_few_tokens_on_one_code_are_no_collapse(tokens: int, fires: bool) -> None:
+    assert ("collapse" in names(evidence([tokens] + [0] * 511))) == fires
+
+
 @pytest.mark.parametrize(
     ("dead", "tokens", "severity"),
     [(2, 2000, None), (3, 2000, "warning"), (3, 1999, None), (50, 2000, "warning"), (51, 2000, "severe")],
@@ -101,6 +107,105 @@ def test_dead_codes_tell_when_they_were_hit(metrics: dict[str, float], message: 
     (found,) = [each for each in diagnose(evidence([80] * 10 + [0] * 10, metrics=metrics)) if each.name == "dead_codes"]
     assert message in found.message
     assert found.cause.startswith(cause)
+
+
+@pytest.mark.parametrize(("size", "dead", "fires"), [(16, 1, False), (49, 1, False), (16, 2, True), (49, 2, True)])
+def test_one_dead_code_is_nothing_to_mend(size: int, dead: int, fires: bool) -> None:
+    assert ("dead_codes" in names(evidence([0] * dead + [60] * (size - dead)))) == fires
+
+
+def advice(found: Evidence, name: str) -> dict[str, str]:
+    """The changes that a finding advises: values by key."""
+    (only,) = [each for each in diagnose(found) if each.name == name]
+    return {change.key: change.value for change in only.changes}
+
+
+SIZE = "model.quantizer.codebook_size"
+
+
+@pytest.mark.parametrize(("used", "size"), [(250, None), (129, None), (128, "128"), (100, "128"), (40, "64")])
+def test_no_fewer_codes_are_advised_than_are_in_use(used: int, size: str | None) -> None:
+    many = settings({"kind": "vector", "codebook_size": 256, "codebook_dim": 4})
+    found = evidence([6000 // used] * used + [0] * (256 - used), settings=many)
+    assert advice(found, "dead_codes").get(SIZE) == size
+
+
+def test_a_collapsed_codebook_does_not_say_how_many_codes_there_should_be() -> None:
+    many = settings({"kind": "vector", "codebook_size": 256, "codebook_dim": 4})
+    collapsed = evidence([3000, 3000] + [0] * 254, settings=many, metrics={"codebook/duplicates": 254.0})
+    for name in ("collapse", "dead_codes", "duplicate_codes"):
+        assert SIZE not in advice(collapsed, name)
+
+
+def test_no_fewer_codes_are_advised_than_the_fullest_level_needs() -> None:
+    """All levels have one size."""
+    many = settings({"kind": "residual", "levels": 2, "quantizer": {"kind": "vector", "codebook_size": 256}})
+    full, half = [60] * 250 + [0] * 6, [120] * 128 + [0] * 128
+    figures = {"codebook/level_0/duplicates": 6.0, "codebook/level_1/duplicates": 256.0}
+    for levels, metrics, size in (
+        ((full, half), {}, None),
+        ((half, half), {}, "128"),
+        (([60] * 256, [60] * 256), figures, None),
+        (([60] * 256, [60] * 256), dict.fromkeys(figures, 256.0), "128"),
+    ):
+        found = evidence(*levels, metrics=metrics, settings=many)
+        changes = {change.value for each in diagnose(found) for change in each.changes if "size" in change.key}
+        assert changes == ({size} if size else set())
+
+
+@pytest.mark.parametrize(("duplicates", "size"), [(6, None), (120, None), (128, "64"), (48, None)])
+def test_of_duplicates_half_are_left(duplicates: int, size: str | None) -> None:
+    many = settings({"kind": "vector", "codebook_size": 128, "codebook_dim": 4})
+    found = evidence([20] * 128, settings=many, metrics={"codebook/duplicates": float(duplicates)})
+    assert advice(found, "duplicate_codes").get(SIZE) == size
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "used", "key", "value"),
+    [
+        ({"kind": "fsq", "levels": [5, 5]}, 20, "levels", "[4, 5]"),
+        ({"kind": "fsq", "levels": [5, 5]}, 21, "levels", None),
+        ({"kind": "fsq", "levels": [8, 3]}, 12, "levels", "[4, 3]"),
+        ({"kind": "lfq", "bits": 6}, 32, "bits", "5"),
+        ({"kind": "lfq", "bits": 6}, 33, "bits", None),
+        ({"kind": "bsq", "bits": 6}, 9, "bits", "4"),
+    ],
+)
+def test_given_codes_that_are_dead_are_not_brought_back(
+    quantizer: dict[str, Any], used: int, key: str, value: str | None
+) -> None:
+    """Nothing moves them: the encoder is to spread over them, or there are to be fewer."""
+    size = {"levels": 24 if quantizer.get("levels") == [8, 3] else 25, "bits": 64}[key]
+    metrics = {"codebook/never_hit": 1.0, "codebook/last_hit": 3.0}
+    found = evidence([200] * used + [0] * (size - used), metrics=metrics, settings=settings(quantizer))
+    assert advice(found, "dead_codes") == {
+        "loss.entropy": "0.1",
+        **({f"model.quantizer.{key}": value} if value else {}),
+    }
+    (dead,) = [each for each in diagnose(found) if each.name == "dead_codes"]
+    assert "training" not in dead.message
+    assert "given" in dead.cause
+    inner = settings({"kind": "residual", "levels": 2, "quantizer": quantizer})
+    level = [200] * used + [0] * (size - used)
+    (first, second) = diagnose(evidence(level, level, settings=inner))
+    for each in (first, second):
+        keys = [change.key for change in each.changes]
+        assert keys == ["loss.entropy", *([f"model.quantizer.quantizer.{key}"] if value else [])]
+
+
+def test_an_encoder_that_gives_one_value_is_told_to_spread() -> None:
+    given = settings({"kind": "fsq", "levels": [5, 5]}, loss={"entropy": 0.2})
+    found = evidence([1000] + [0] * 24, settings=given)
+    for name in ("collapse", "dead_codes", "dominant_code"):
+        assert advice(found, name) == {"loss.entropy": "0.6"}
+    assert {each.name: each.cause for each in diagnose(found)}["collapse"].startswith("the encoder gives all")
+
+
+@pytest.mark.parametrize(("tokens", "fires"), [(99, False), (100, True)])
+def test_the_share_of_a_code_takes_a_hundred_tokens_to_know(tokens: int, fires: bool) -> None:
+    found = evidence([40, *[4] * 14, tokens - 96])
+    assert found.levels[0].tokens == tokens
+    assert ("dominant_code" in names(found)) == fires
 
 
 @pytest.mark.parametrize(("share", "fires"), [(0.30, False), (0.31, True)])
@@ -145,21 +250,57 @@ def test_duplicates_are_two_and_more_than_one_in_fifty(size: int, duplicates: in
 
 
 @pytest.mark.parametrize(
-    ("moves", "fires"), [((5.0, 9e-4, 9e-4), True), ((5.0, 9e-4, 2e-3), False), ((9e-4, 2e-3, 9e-4), False)]
+    ("moves", "fires"),
+    [((5.0, 5.0, 9e-4), True), ((5.0, 5.0, 1.1e-3), False), ((5.0, 9e-4, 2e-3), False), ((9e-4,), False)],
 )
-def test_a_codebook_stands_still_over_two_validations(moves: tuple[float, ...], fires: bool) -> None:
+def test_a_codebook_stands_still_over_a_hundred_steps(moves: tuple[float, ...], fires: bool) -> None:
     found = evidence(settings=settings(), history=history("codebook/movement", *moves))
     assert ("codebook_stands_still" in names(found)) == fires
     # Averages of latents that no network moves may rest.
     assert "codebook_stands_still" not in names(replace(found, settings=settings(encoder={"kind": "identity"})))
 
 
-def test_a_codebook_may_rest_once_the_learning_rate_is_low() -> None:
+@pytest.mark.parametrize("every", [1, 3, 25, 100, 500])
+@pytest.mark.parametrize(("moved", "fires"), [(9e-4, True), (1.1e-3, False)])
+def test_how_often_one_validates_does_not_make_codes_stand_still(every: int, moved: float, fires: bool) -> None:
+    """Codes that move so far in a hundred steps, or in one interval that is longer, move far less in a few."""
+    intervals = max(1, math.ceil(100 / every))
+    course = [
+        {"step": every * number, "codebook/movement": moved / intervals} for number in range(1, 2 * intervals + 2)
+    ]
+    assert ("codebook_stands_still" in names(evidence(settings=settings(), history=course))) == fires
+    assert "codebook_stands_still" not in names(evidence(settings=settings(), history=course[:intervals]))
+
+
+def test_codes_whose_movement_is_not_known_do_not_stand_still() -> None:
+    course = history("codebook/movement", 1e-5, 1e-5, 1e-5)
+    del course[-1]["codebook/movement"]
+    assert names(evidence(settings=settings(), history=course)) == set()
+
+
+def test_a_codebook_may_rest_while_the_learning_rate_is_low() -> None:
     cosine = settings(training={"steps": 300, "schedule": "cosine", "warmup_steps": 0})
     still = history("codebook/movement", 1.0, 1.0, 1e-5)
     assert names(evidence(settings=cosine, history=still)) == set()
-    stood = history("codebook/movement", 1e-5, 1e-5, 1.0)
+    stood = history("codebook/movement", 1.0, 1e-5, 1.0)
     assert names(evidence(settings=cosine, history=stood)) == {"codebook_stands_still"}
+    warming = settings(training={"steps": 9000, "schedule": "constant", "warmup_steps": 2100})
+    slow = history("codebook/movement", 1e-5, 1e-5, 1e-5)  # a tenth of the rate is reached at step 210
+    assert names(evidence(settings=warming, history=slow)) == set()
+    assert "codebook_stands_still" in names(evidence(settings=settings(), history=slow))
+
+
+def test_a_single_code_is_no_fault() -> None:
+    figures = {"outside": 0.0, "duplicates": 0.0, "spread": 0.0, "error": 1.0, "halving": 1.0, "never_hit": 0.0}
+    metrics = {f"codebook/{name}": value for name, value in figures.items()}
+    metrics |= {"validation/loss/unshuffled": 1.0, "validation/loss/shuffled": 1.0}
+    one = settings({"kind": "vector", "codebook_size": 1, "codebook_dim": 4})
+    assert diagnose(evidence([500], metrics=metrics, settings=one, tokens=20)) == []
+    (found,) = diagnose(evidence([500], metrics=metrics, settings=one, tokens=19))
+    assert found.message == "1 code and 19 training tokens: 19.0 for each code"
+    assert found.changes == ()
+    (far,) = diagnose(evidence(metrics={"codebook/outside": 1.0}))
+    assert far.message == "1 of 16 codes lies far from all latents"
 
 
 UNEVEN = [400] * 8 + [1] * 24  # an entropy of 0.63 of ln 32
@@ -193,6 +334,28 @@ def test_an_encoder_runs_away(last: float, error: float, fires: bool) -> None:
     found = evidence(history=history("validation/loss/commitment", 1.0, 1.0, 2.0, last, **errors))
     assert ("encoder_runs_away" in names(found)) == fires
     assert "encoder_runs_away" not in names(replace(found, history=found.history[1:]))
+
+
+@pytest.mark.parametrize(("tokens", "fires"), [(99, False), (100, True)])
+def test_the_commitment_of_a_few_tokens_is_no_trend(tokens: int, fires: bool) -> None:
+    course = history("validation/loss/commitment", 1.0, 1.0, 2.0, 9.0)
+    assert ("encoder_runs_away" in names(evidence([tokens - 60, 20, 20, 20], history=course))) == fires
+
+
+def test_a_decoder_is_not_hurried_while_its_latents_run_away() -> None:
+    """Of opposite advice on the learning rate, that of the cause is right."""
+    metrics = {"validation/loss/unshuffled": 1.0, "validation/loss/shuffled": 1.0, "codebook/error": 0.5}
+    ignored = evidence(metrics=metrics, settings=settings())
+    assert advice(ignored, "decoder_ignores_codes")["training.learning_rate"] == "0.003"
+    away = history("validation/loss/commitment", 1.0, 1.0, 2.0, 9.0)
+    losses = {"validation/loss/reconstruction": [1.0, 0.8, 0.6, 0.4]}
+    falling = history("codebook/usage", 0.9, 0.85, 0.85, 0.7, **losses)
+    for course, name in ((away, "encoder_runs_away"), (falling, "usage_falls")):
+        both = replace(ignored, history=course)
+        assert advice(both, name)["training.learning_rate"] == "0.0003"
+        assert not {"training.learning_rate", "training.steps"} & advice(both, "decoder_ignores_codes").keys()
+        (held,) = [each for each in diagnose(both) if each.name == "decoder_ignores_codes"]
+        assert held.cause.endswith("hold the encoder first")
 
 
 def test_an_encoder_that_ran_away_after_the_best_validation_is_found() -> None:
@@ -255,3 +418,43 @@ def test_levels_that_share_a_codebook_are_counted_together() -> None:
     first, second = [100] * 8 + [0] * 8, [0] * 8 + [100] * 8
     assert "dead_codes" in names(evidence(first, second, settings=settings(residual())))
     assert names(evidence(first, second, settings=settings(residual(shared=True)))) == set()
+
+
+@pytest.mark.parametrize(("tokens", "fires"), [(159, True), (160, False)])
+def test_a_shared_codebook_learns_from_the_tokens_of_all_its_levels(tokens: int, fires: bool) -> None:
+    metrics = {"codebook/level_0/spread": 1.0, "codebook/level_1/spread": 1.0}
+    hits = [[20] * 16, [20] * 16]
+    shared = evidence(*hits, metrics=metrics, tokens=tokens, settings=settings(residual(shared=True)))
+    assert ("codebook_too_large" in names(shared)) == fires
+    assert "codebook_too_large" in names(replace(shared, settings=settings(residual())))
+
+
+def test_a_shared_codebook_is_judged_once_by_the_figures_of_all_its_levels() -> None:
+    figures = {"outside": 3.0, "duplicates": 5.0, "spread": 9.0, "movement": 0.0, "error": 0.5}
+    metrics = {f"codebook/level_{level}/{name}": value for level in (0, 1) for name, value in figures.items()}
+    course = [{"step": step, **metrics} for step in (100, 200, 300)]
+    hits = [[20] * 16, [20] * 16]
+    shared = evidence(*hits, metrics=metrics, history=course, settings=settings(residual(shared=True)))
+    found = diagnose(shared)
+    expected = {"codes_outside", "duplicate_codes", "scale_mismatch", "codebook_stands_still"}
+    assert sorted(each.name for each in found) == sorted(expected)
+    assert not any("level" in each.message for each in found)
+    apart = diagnose(replace(shared, settings=settings(residual())))
+    assert sorted(each.name for each in apart) == sorted([*expected, *expected])
+    assert sum("of level 1" in each.message for each in apart) == 4
+
+
+def test_an_index_file_does_not_say_whether_its_levels_share_a_codebook() -> None:
+    first, second = [100] * 12 + [0] * 12, [0] * 11 + [100] * 13
+    file = evidence(first, second)
+    assert severities(file) == {"dead_codes": "warning"}
+    (dead, _) = diagnose(file)
+    assert dead.cause.endswith("as the run does: that one would have 0 dead codes")
+    few, many = [4000] + [0] * 23, [200] * 24
+    assert severities(evidence(few, many))["collapse"] == "warning"
+    assert severities(evidence(few, few)) == {"collapse": "severe", "dead_codes": "severe", "dominant_code": "warning"}
+    assert severities(evidence(few, [200] * 23)) == {  # of other sizes, they share none
+        "collapse": "severe",
+        "dead_codes": "severe",
+        "dominant_code": "warning",
+    }

@@ -27,6 +27,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "sequences": run("sequences", normal(40, 2, 32), CONV1D, layout="CT"),
         "vectors": run("vectors", normal(40, 6), {**MLP, "positions": 4}),
         "ids": run("ids", normal(40, 6), IDENTITY, quantizer=RESIDUAL),
+        "levels of images": run("image-levels", normal(40, 3, 8, 8), CONV2D, layout="CHW", quantizer=RESIDUAL),
+        "levels of sequences": run(
+            "sequence-levels", normal(40, 2, 32), CONV1D, layout="CT", quantizer={**RESIDUAL, "levels": 5}
+        ),
     }
 
 

@@ -14,7 +14,7 @@ from vqtool.inspection.report.cooccurrence import cooccurrence_figure
 from vqtool.inspection.report.curves import curves_figure, series
 from vqtool.inspection.report.index_maps import code_colours, index_maps_figure
 from vqtool.inspection.report.material import Material, Seen
-from vqtool.inspection.report.meanings import meanings_figure, shown_codes
+from vqtool.inspection.report.meanings import meanings_figures, shown_codes
 from vqtool.inspection.report.pixels import Painter, mosaic, patch
 from vqtool.inspection.report.usage import ranked, usage_figure
 from vqtool.usage import usage_of
@@ -83,17 +83,27 @@ def test_each_code_is_shown_by_samples_that_have_it(
     own = seen[kind]
     monkeypatch.setattr(meanings, "_MOST", 2)
     monkeypatch.setattr(meanings, "_LEAST", 1)
-    figure = meanings_figure(own, levels(own))
-    assert figure
+    figures = meanings_figures(own, levels(own))
+    assert [figure.name for figure in figures] == ["meanings", "meanings-1"][: len(levels(own))]
     numbers = {own.row_number(sample): sample for sample in range(len(own.samples))}
-    for code, hits, row, position in figure.numbers.rows:
-        indices = own.encode(own.rows([numbers[row]])).reshape(1, int(np.prod(own.grid)), -1)
-        assert int(indices[0, position, 0]) == code
-        assert levels(own)[0].counts[code] == hits
-    titles = [picture.title for picture in figure.pictures]
-    assert [int(re.findall(r"\d+", title)[0]) for title in titles] == list(
-        dict.fromkeys(row[0] for row in figure.numbers.rows)
-    )
+    for level, figure in enumerate(figures):
+        for code, hits, row, position in figure.numbers.rows:
+            indices = own.encode(own.rows([numbers[row]])).reshape(1, int(np.prod(own.grid)), -1)
+            assert int(indices[0, position, level]) == code
+            assert levels(own)[level].counts[code] == hits
+        titles = [picture.title for picture in figure.pictures]
+        assert [int(re.findall(r"\d+", title)[0]) for title in titles] == list(
+            dict.fromkeys(row[0] for row in figure.numbers.rows)
+        )
+        assert ("less what the levels before it took" in figure.meaning) == (level > 0)
+
+
+def test_a_code_is_taken_away_in_its_own_level() -> None:
+    indices, ones = torch.arange(12).reshape(2, 3, 2), torch.tensor([2, 0])
+    swapped = meanings._swapped(indices, 1, ones, torch.tensor([70, 80]))
+    assert swapped.tolist() == [[[0, 1], [2, 3], [4, 70]], [[6, 80], [8, 9], [10, 11]]]
+    alone = meanings._swapped(indices[..., 0], 0, ones, torch.tensor([70, 80]))
+    assert alone.tolist() == [[0, 2, 70], [80, 8, 10]]
 
 
 def test_the_most_and_the_least_used_codes_are_shown() -> None:
@@ -103,7 +113,7 @@ def test_the_most_and_the_least_used_codes_are_shown() -> None:
     assert shown_codes(usage_of(torch.tensor([0, 2, 5])), np.array([[-1], [1], [1]])) == [2, 1]
 
 
-@pytest.mark.parametrize("kind", ["images", "tiles", "sequences"])
+@pytest.mark.parametrize("kind", ["images", "tiles", "sequences", "levels of images", "levels of sequences"])
 def test_samples_stand_beside_their_codes(kind: str, seen: dict[str, Seen]) -> None:
     own = seen[kind]
     figure = index_maps_figure(own)
@@ -111,6 +121,12 @@ def test_samples_stand_beside_their_codes(kind: str, seen: dict[str, Seen]) -> N
     assert len(figure.pictures) == 6
     assert [row[3] for row in figure.numbers.rows] == own.indices.flatten().tolist()
     assert index_maps_figure(seen["vectors"]) is None
+    drawn = min(4, own.indices.shape[2])
+    assert all(
+        picture.markup.count("<image") == drawn + 2 * ("images" in kind or kind == "tiles")
+        for picture in figure.pictures
+    )
+    assert ("first 4 are drawn" in figure.axes) == (own.indices.shape[2] > 4)
 
 
 def test_codes_that_lie_near_each_other_have_like_colours(seen: dict[str, Seen]) -> None:

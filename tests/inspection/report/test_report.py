@@ -16,12 +16,13 @@ from tests.inspection.report.conftest import draw_few
 from vqtool.errors import CheckpointError, DataError, Stopped
 from vqtool.indices import Manifest, index_dtype, writing_indices
 from vqtool.inspection import Inspection, inspect, write_report
+from vqtool.inspection.comparison import Compared
 from vqtool.inspection.finding import Change, Finding
 from vqtool.inspection.report import material
 from vqtool.inspection.report.codebook_map import map_figure
 from vqtool.inspection.report.collector import Collected
 from vqtool.inspection.report.material import Material
-from vqtool.inspection.report.page import page_of_one
+from vqtool.inspection.report.page import page_of_one, page_of_several
 from vqtool.tally import Tally
 from vqtool.tokenizer import load
 from vqtool.transcode import encode_unique_file
@@ -67,7 +68,7 @@ def index_file(path: Path, size: int, shape: tuple[int, ...] = (50, 4, 4)) -> Pa
     ("kind", "figures"),
     [
         ("images", ["usage", "curves", "map", "meanings", "index-maps", "cooccurrence"]),
-        ("ids", ["usage", "curves", "map", "meanings", "cooccurrence"]),
+        ("ids", ["usage", "curves", "map", "meanings", "meanings-1", "cooccurrence"]),
     ],
 )
 def test_a_page_holds_its_figures_and_nothing_from_elsewhere(
@@ -144,6 +145,7 @@ def test_several_are_compared(runs: dict[str, Path], tmp_path: Path) -> None:
     assert reader.figures == ["overlaid", "rate-distortion"]
     assert "model.encoder.kind" in reader.text
     assert "These runs have different data" in reader.text
+    assert reader.text.index("Nothing was found to be wrong.") < reader.text.index("model.encoder.kind")
     write_report(tmp_path / "files.html", [file, file])
     assert Reader((tmp_path / "files.html").read_text()).figures == []
 
@@ -176,13 +178,27 @@ def test_findings_stand_on_top_the_severe_first() -> None:
     assert "Nothing was found to be wrong." in Reader(page_of_one(Material(known))).text
 
 
+def test_a_page_of_several_has_the_findings_of_each_in_brief() -> None:
+    usage = usage_of(torch.tensor([1, 2]))
+    change = Change("a.b", "{x: 1}", "revives")
+    found = [Finding(NASTY, "severe", f"few {NASTY}", {"used": 2}, "no revival", (change,))]
+    runs = [Compared(Inspection("bad", "data", [usage], None, findings=found))]
+    runs.append(Compared(Inspection("good", "data", [usage], None)))
+    reader = Reader(page_of_several(runs, [[], []], ["c is left out: gone."]))
+    text = " ".join(reader.text.split())
+    assert f"Findings 1 bad severe{NASTY}: few {NASTY} 2 good Nothing was found to be wrong." in text
+    assert "c is left out: gone." in text
+    assert "script" not in reader.tags
+    assert "revives" not in text
+
+
 def test_a_page_of_8192_codes_is_small(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     path = index_file(tmp_path / "t.npy", 8_192, (400, 16, 16))
     write_report(tmp_path / "r.html", [path])
     assert (tmp_path / "r.html").stat().st_size < 1.5e6
     codes, latents = (random.standard_normal((n, 8)).astype(np.float32) for n in (8_192, 10_000))
-    collected = Collected(Tally([8_192], ids=False), [], [codes], [latents], np.zeros((0, 6), np.int64))
+    collected = Collected(Tally([8_192], ids=False), [], [codes], [latents], [])
     figure = map_figure(collected, inspect([path])[0].levels)
     assert figure
     assert len(figure.pictures[0].markup) + len(figure.numbers.uri) < 1.5e6

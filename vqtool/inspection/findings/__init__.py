@@ -5,13 +5,15 @@ from collections.abc import Callable, Iterator
 from vqtool.inspection.evidence import Evidence
 from vqtool.inspection.finding import Finding
 from vqtool.inspection.findings.course import encoder_runs_away, usage_falls
+from vqtool.inspection.findings.dead import dead_codes
 from vqtool.inspection.findings.decoder import decoder_ignores_codes
 from vqtool.inspection.findings.entropy import temperature_cold, temperature_hot
 from vqtool.inspection.findings.ids import collisions
 from vqtool.inspection.findings.levels import weak_level
-from vqtool.inspection.findings.place import codebook_stands_still, codes_outside, duplicate_codes, scale_mismatch
+from vqtool.inspection.findings.place import codes_outside, duplicate_codes, scale_mismatch
 from vqtool.inspection.findings.size import codebook_at_ceiling, codebook_too_large
-from vqtool.inspection.findings.usage import collapse, dead_codes, dominant_code
+from vqtool.inspection.findings.still import codebook_stands_still
+from vqtool.inspection.findings.usage import collapse, dominant_code
 
 FINDINGS: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
     collapse,

@@ -14,6 +14,8 @@ _LEAST = 4
 _GREW, _BEHIND, _GREW_MUCH = 3.0, 1.5, 5.0
 # And the part of its largest value at which it must still be.
 _STAYED = 0.5
+# Tokens of a validation without which commitment is that of a few: of as many, no single one can make it grow so much.
+_TOKENS = 100
 # By what part of the codebook usage must have fallen.
 _FELL = 0.1
 
@@ -22,7 +24,7 @@ def encoder_runs_away(evidence: Evidence) -> Iterator[Finding]:
     """Commitment grows without end: the encoder spreads its latents, faster than codes follow."""
     tag, validations = "validation/loss/commitment", [*evidence.history, *evidence.later]
     commitments = [metrics[tag] for metrics in validations if tag in metrics]
-    if len(commitments) < _LEAST:
+    if len(commitments) < _LEAST or evidence.levels[0].tokens < _TOKENS:
         return
     least, last = min(commitments[:-1]), commitments[-1]
     grew = least > 0 and last > (_GREW if _falls_behind(evidence) else _GREW_MUCH) * least

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from vqtool.inspection.evidence import Evidence
 from vqtool.inspection.finding import Change, Finding
 from vqtool.inspection.findings.advice import reviving
+from vqtool.inspection.findings.course import encoder_runs_away, usage_falls
 
 # What shuffling indices must multiply the reconstruction loss by, at least.
 _HEEDS = 1.05
@@ -16,21 +17,26 @@ def decoder_ignores_codes(evidence: Evidence) -> Iterator[Finding]:
     """Reconstruction hardly changes when samples get each other's indices."""
     own = evidence.metrics.get("validation/loss/unshuffled")
     others = evidence.metrics.get("validation/loss/shuffled")
+    if max(usage.codebook_size for usage in evidence.levels) == 1:  # a single code has nothing to say
+        return
     if own is not None and others is not None and others < _HEEDS * own:
+        restless = any(True for find in (encoder_runs_away, usage_falls) for _ in find(evidence))
         yield Finding(
             "decoder_ignores_codes",
             "severe",
             f"from another sample's indices, samples come back as well: a loss of {others:.4g} against {own:.4g}",
             {"shuffled": others, "unshuffled": own},
-            "the decoder says the same whatever the codes: they carry nothing, or training has only begun",
-            tuple(_heeding(evidence)),
+            "what codes mean changes as latents move, faster than a decoder can learn it: hold the encoder first"
+            if restless
+            else "the decoder says the same whatever the codes: they carry nothing, or training has only begun",
+            (*(() if restless else _learning(evidence)), *reviving(evidence)),
         )
 
 
-def _heeding(evidence: Evidence) -> Iterator[Change]:
+def _learning(evidence: Evidence) -> Iterator[Change]:
+    """More learning, where codes carry something. Not while latents are on the move: that would only drive them on."""
     errors = [evidence.metric(number, "error") for number, _ in enumerate(evidence.levels)]
     if evidence.settings and all(error is not None and error < _SOME for error in errors):
         training = evidence.settings.training
         yield Change("training.steps", str(2 * training.steps), "codes carry the latents: the decoder has yet to learn")
         yield Change("training.learning_rate", f"{3 * training.learning_rate:.1g}", "it learns faster")
-    yield from reviving(evidence)

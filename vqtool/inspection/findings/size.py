@@ -6,7 +6,8 @@ from statistics import fmean
 
 from vqtool.inspection.evidence import Evidence
 from vqtool.inspection.finding import Change, Finding
-from vqtool.inspection.findings.advice import smaller
+from vqtool.inspection.findings.advice import power_below, smaller
+from vqtool.inspection.words import counted
 from vqtool.usage import Usage
 
 # Training tokens a code, fewer than which cannot place it.
@@ -26,33 +27,35 @@ def codebook_too_large(evidence: Evidence) -> Iterator[Finding]:
     """More codes than there are data to place them."""
     if evidence.tokens is None:
         return
-    for number, usage in enumerate(evidence.codebooks):
+    for number, usage in evidence.codebooks:
         if evidence.metric(number, "spread") is None:  # its codes are given, and need no data
             continue
-        each = evidence.tokens / usage.codebook_size
+        tokens = evidence.sharing * evidence.tokens
+        each = tokens / usage.codebook_size
         if each < _ENOUGH:
             yield Finding(
                 "codebook_too_large",
                 "warning",
-                f"{usage.codebook_size:,} codes{evidence.where(number)} have {each:,.1f} training tokens each",
+                f"{counted(usage.codebook_size, 'code')}{evidence.which(number)} and "
+                f"{counted(tokens, 'training token')}: {each:,.1f} for each code",
                 {"level": number, "tokens_per_code": each, "codebook_size": usage.codebook_size},
                 "codes with so few tokens fit these alone: others of their kind fall elsewhere",
-                tuple(smaller(evidence, evidence.tokens // _ENOUGH)),
+                tuple(smaller(evidence, power_below(tokens // _ENOUGH))),
             )
 
 
 def codebook_at_ceiling(evidence: Evidence) -> Iterator[Finding]:
     """All codes are in even use, and more of them would bring reconstruction forward."""
     lost = _lost(evidence)
-    if lost is None or not all(_is_full(usage) for usage in evidence.codebooks):
+    if lost is None or not all(_is_full(usage) for _, usage in evidence.codebooks):
         return
-    for number, usage in enumerate(evidence.codebooks):
+    for number, usage in evidence.codebooks:
         halving = evidence.metric(number, "halving")
         if halving is not None and _pays(halving, lost):
             yield Finding(
                 "codebook_at_ceiling",
                 "note",
-                f"the codebook{evidence.where(number)} is full (perplexity {usage.perplexity:,.1f} of "
+                f"the codebook{evidence.which(number)} is full (perplexity {usage.perplexity:,.1f} of "
                 f"{usage.codebook_size:,}), and {lost:.0%} of the latents' variance is lost",
                 {"level": number, "perplexity": usage.perplexity, "error": lost, "halving": halving},
                 f"more codes would pay: with half of them the error would be up to {halving:.2g} times as large",

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from vqtool.errors import DataError
+from vqtool.errors import DataError, VqtoolError
 from vqtool.files import replacing
-from vqtool.inspection.figures import Inspection, expand
+from vqtool.inspection.figures import Inspection
+from vqtool.inspection.targets import LeftOut, expand, of_each
 
 __all__ = ["check_report", "write_report"]
 
@@ -17,6 +18,7 @@ def write_report(
     key: str | None = None,
     device: str | None = None,
     overwrite: bool = False,
+    left_out: LeftOut | None = None,
 ) -> list[Inspection]:
     """Write a page about a run or an index file, or one that compares several; give what `inspect` gives.
 
@@ -24,6 +26,7 @@ def write_report(
 
     Args:
         data, key: to look at instead of a run's own validation part.
+        left_out: called with each run of a folder that cannot be used, and why; None: that is an error.
 
     Raises:
         CheckpointError: a target is no run, folder of runs or index file.
@@ -34,7 +37,7 @@ def write_report(
     if len(found) == 1:
         page, inspections = _of_one(found[0], data, key, device)
     else:
-        page, inspections = _of_several(found, data, key, device)
+        page, inspections = _of_several(targets, data, key, device, left_out)
     with replacing(path) as part:
         part.write_text(page, encoding="utf-8")
     return inspections
@@ -67,14 +70,24 @@ def _of_one(target: Path, data: str | None, key: str | None, device: str | None)
 
 
 def _of_several(
-    targets: Sequence[Path], data: str | None, key: str | None, device: str | None
+    targets: Sequence[Path], data: str | None, key: str | None, device: str | None, left_out: LeftOut | None
 ) -> tuple[str, list[Inspection]]:
     from vqtool.inspection.comparison import compared
     from vqtool.inspection.figures import inspect_one
     from vqtool.run import Run
 
-    inspections = [inspect_one(target, data, key, device) for target in targets]
+    missing = []
+
+    def leave_out(path: Path, error: VqtoolError) -> None:
+        assert left_out
+        missing.append(f"{path} is left out: {error}.")
+        left_out(path, error)
+
+    inspections = of_each(
+        targets, lambda target: inspect_one(target, data, key, device), leave_out if left_out else None
+    )
     from vqtool.inspection.report.page import page_of_several
 
-    runs = [compared(inspection, Run(target)) for inspection, target in zip(inspections, targets, strict=True)]
-    return page_of_several(runs, [Run(target).logged() for target in targets]), inspections
+    runs = [Run(inspection.target) for inspection in inspections]
+    known = [compared(inspection, run) for inspection, run in zip(inspections, runs, strict=True)]
+    return page_of_several(known, [run.logged() for run in runs], missing), inspections

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from vqtool.inspection.report.collector import Collected
 from vqtool.inspection.report.drawing import ACCENT, DEAD, DENSITY, drawing
 from vqtool.inspection.report.figure import Figure, Picture, Table
+from vqtool.inspection.words import counted
 from vqtool.usage import Usage
 
 Points = NDArray[np.float64]
@@ -85,7 +86,7 @@ def _draw(level: int, plane: Plane, codes: Points, latents: Points, hits: NDArra
     used = hits > 0
     many = len(hits) > _MANY
     sizes = np.maximum(60 * hits[used] / max(1, hits.max()), 1.0 if many else 3.0)
-    with drawing(f"map-{level}", f"map of {len(hits):,} codes", height=3.7) as made:
+    with drawing(f"map-{level}", f"map of {counted(len(hits), 'code')}", height=3.7) as made:
         ax = made.ax
         grid = {"gridsize": 45, "mincnt": 1, "cmap": DENSITY, "norm": LogNorm(vmin=0.3), "linewidths": 0.1}
         ax.hexbin(latents[:, 0], latents[:, 1], rasterized=True, **grid)  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ def picture_of_waves(own: Instances) -> Picture:
     """Windows of samples around the code's position, and the mean of what they decode to."""
     real, decoded = first_channel(own.rows, own), first_channel(own.decoded, own)
     low, high, cell = window(own)
-    with drawing(f"meaning-{own.code}", f"waveforms of code {own.code}", _WIDTH, _HEIGHT, margins=_MARGINS) as made:
+    with drawing(own.name, f"waveforms of code {own.code}", _WIDTH, _HEIGHT, margins=_MARGINS) as made:
         starts = [place * cell for place in own.positions] if cell else [0] * len(real)
         for values, start in zip(real, starts, strict=True):
             made.ax.plot(*_cut(values, start, low, high), color=QUIET, lw=0.8)
@@ -36,7 +36,7 @@ def picture_of_vectors(own: Instances) -> Picture:
     """Rows of samples over what they decode to, each number a shade."""
     real, decoded = (rows.double().numpy() for rows in (own.rows, own.decoded))
     shown = own.seen.shown.double()
-    with drawing(f"meaning-{own.code}", f"rows of code {own.code}", _WIDTH, _HEIGHT, margins=_MARGINS) as made:
+    with drawing(own.name, f"rows of code {own.code}", _WIDTH, _HEIGHT, margins=_MARGINS) as made:
         both = np.concatenate([real, decoded])
         made.ax.imshow(
             both,

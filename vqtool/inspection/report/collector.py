@@ -39,14 +39,15 @@ class Collected:
         relations: of neighbouring codes.
         codes: of each level (K, D); none where there are too many to be drawn.
         latents: of each of these levels (S, D), evenly spread over the pass, as codes were compared with them.
-        places: (K, M), for each code of the first level the tokens n·L + l that lie nearest to it; -1: there are fewer.
+        places: of each of these levels (K, M), for each code the tokens n·L + l that lie nearest to it; -1: there are
+            fewer.
     """
 
     tally: Tally
     relations: list[Relation]
     codes: list[NDArray[np.float32]]
     latents: list[NDArray[np.float32]]
-    places: NDArray[np.int64]
+    places: list[NDArray[np.int64]]
 
 
 def collect(tokenizer: Tokenizer, samples: Samples) -> Collected:
@@ -71,7 +72,7 @@ class _Collector:
         self._pairs = Pairs(quantizer.codebook_sizes, grid, len(samples))
         self._codes = _codes(quantizer)
         self._latents: list[list[NDArray[np.float32]]] = [[] for _ in self._codes]
-        self._nearest = Nearest(quantizer.codebook_sizes[0] if self._codes else 0, PLACES)
+        self._nearest = [Nearest(len(codes), PLACES) for codes in self._codes]
 
     def add(self, start: int, vectors: Tensor, n: int) -> None:
         """Look at the first n of vectors (rows, L, D), which is padded as it is where codes are written."""
@@ -85,16 +86,16 @@ class _Collector:
     def result(self) -> Collected:
         latents = [np.concatenate(kept) for kept in self._latents]
         codes = [codes.numpy() for codes in self._codes]
-        return Collected(self._tally, self._pairs.result(), codes, latents, self._nearest.places)
+        places = [nearest.places for nearest in self._nearest]
+        return Collected(self._tally, self._pairs.result(), codes, latents, places)
 
     def _look(self, first: int, conditioned: Tensor, indices: Tensor) -> None:
         """At conditioned vectors (P, D) and their indices (P, Q), the tokens from number `first` on."""
         for level, vectors in enumerate(level_vectors(conditioned, indices, self._codes)):
             self._latents[level].append(vectors[-first % self._every :: self._every].numpy().copy())
-            if level == 0:
-                chosen = indices[:, 0]
-                distances = (vectors - self._codes[0][chosen]).square().sum(dim=1).double()
-                self._nearest.add(chosen.numpy(), distances.numpy(), first + np.arange(len(chosen)))
+            chosen = indices[:, level]
+            distances = (vectors - self._codes[level][chosen]).square().sum(dim=1).double()
+            self._nearest[level].add(chosen.numpy(), distances.numpy(), first + np.arange(len(chosen)))
 
 
 def level_vectors(conditioned: Tensor, indices: Tensor, codes: list[Tensor]) -> list[Tensor]:

@@ -8,6 +8,7 @@ import numpy as np
 from vqtool.inspection.pairs import Relation
 from vqtool.inspection.report.drawing import ACCENT, QUIET, SECOND, SURPRISE, drawing
 from vqtool.inspection.report.figure import Figure, Picture, Table
+from vqtool.inspection.words import counted
 from vqtool.usage import Usage
 
 # Relations whose pairs are drawn one by one.
@@ -40,11 +41,12 @@ def _meaning(relations: Sequence[Relation], levels: Sequence[Usage]) -> str:
     best = max(relations, key=lambda relation: relation.gain)
     fewest = min(relation.pairs for relation in relations)
     at = f" at level {best.level}" if len(levels) > 1 else ""
-    few = f" Here there are {fewest:,} pairs for {levels[best.level].used:,} codes, too few to be sure."
+    used = levels[best.level].used
+    few = f" Here: {counted(fewest, 'pair')} for {counted(used, 'code')}, too few to be sure."
     return (
         f"A prior that looks at {best.neighbour} could save {best.gain:.2f} of {best.alone:.2f} bits{at}, and one that "
         "sees more could save more. A saving counts beyond what neighbours drawn by chance seem to tell: with few "
-        f"pairs, that is much.{few if fewest < _FEW * levels[best.level].used else ''}"
+        f"pairs, that is much.{few if fewest < _FEW * used else ''}"
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vqtool.inspection.report.material import Seen
+from vqtool.inspection.words import counted
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Instances:
     """
 
     seen: Seen
+    level: int
     code: int
     hits: int
     share: float
@@ -34,6 +36,11 @@ class Instances:
     without: Tensor
 
     @property
+    def name(self) -> str:
+        """What the drawing is called, unlike that of any other code."""
+        return f"meaning-{self.level}-{self.code}"
+
+    @property
     def title(self) -> str:
         """What stands over the picture."""
-        return f"code {self.code}: {self.hits:,} hit{'' if self.hits == 1 else 's'} ({self.share:.1%})"
+        return f"code {self.code}: {counted(self.hits, 'hit')} ({self.share:.1%})"

@@ -32,21 +32,27 @@ class _Way:
     meaning: str
 
 
-def meanings_figure(seen: Seen, levels: list[Usage]) -> Figure | None:
-    """A picture for each of some codes of the first level; None where no places were kept."""
-    codes = shown_codes(levels[0], seen.collected.places)
+def meanings_figures(seen: Seen, levels: list[Usage]) -> list[Figure]:
+    """A figure a level, with a picture for each of some codes; none of levels of which no places were kept."""
+    found = [_figure(seen, level, levels) for level in range(len(seen.collected.places))]
+    return [figure for figure in found if figure]
+
+
+def _figure(seen: Seen, level: int, levels: list[Usage]) -> Figure | None:
+    codes = shown_codes(levels[level], seen.collected.places[level])
     if not codes:
         return None
     way = _way(seen)
-    instances = _instances(seen, codes, levels[0])
-    which = " of level 0" if len(levels) > 1 else ""
+    instances = _instances(seen, level, codes, levels[level])
+    which = f" of level {level}" if len(levels) > 1 else ""
     return Figure(
-        name="meanings",
-        title="What codes mean",
+        name=f"meanings-{level}" if level else "meanings",
+        title=f"What codes{which} mean",
         pictures=[way.draw(own) for own in instances],
         axes=way.axes,
         meaning=f"{way.meaning} Shown are the most used codes{which}, and then the least used that have hits; of each, "
-        "the samples whose latents lie nearest to it, nearest first. Samples of one code should look alike.",
+        f"the samples whose latents{_left_over(seen, level)} lie nearest to it, nearest first. Samples of one code "
+        "should look alike.",
         numbers=Table(
             ["code", "hits", "row", "position"],
             [
@@ -56,6 +62,12 @@ def meanings_figure(seen: Seen, levels: list[Usage]) -> Figure | None:
             ],
         ),
     )
+
+
+def _left_over(seen: Seen, level: int) -> str:
+    """What of latents a level behind others sees."""
+    residual = seen.tokenizer.settings.model.quantizer.kind == "residual"
+    return ", less what the levels before it took," if level and residual else ""
 
 
 def shown_codes(usage: Usage, places: NDArray[np.int64]) -> list[int]:
@@ -101,9 +113,9 @@ def _way(seen: Seen) -> _Way:
     )
 
 
-def _instances(seen: Seen, codes: list[int], usage: Usage) -> list[Instances]:
+def _instances(seen: Seen, level: int, codes: list[int], usage: Usage) -> list[Instances]:
     """The samples of each code; all are encoded and decoded at once, for a network takes as long for few."""
-    kept = [seen.collected.places[code] for code in codes]
+    kept = [seen.collected.places[level][code] for code in codes]
     kept = [places[places >= 0] for places in kept]
     places, counts = np.concatenate(kept), [len(own) for own in kept]
     samples, positions = np.divmod(places, int(np.prod(seen.grid)))
@@ -111,13 +123,14 @@ def _instances(seen: Seen, codes: list[int], usage: Usage) -> list[Instances]:
     indices = seen.encode(rows)
     order = ranked(usage.counts)
     others = np.repeat([int(order[min(1, len(order) - 1)] if code == order[0] else order[0]) for code in codes], counts)
-    swapped = _swapped(indices, torch.from_numpy(positions), torch.from_numpy(others))
+    swapped = _swapped(indices, level, torch.from_numpy(positions), torch.from_numpy(others))
     parts = [part.split(counts) for part in (rows, seen.decode(indices), seen.decode(swapped))]
     numbers = [seen.row_number(sample) for sample in samples.tolist()]
     ends = np.cumsum(counts)
     return [
         Instances(
             seen=seen,
+            level=level,
             code=code,
             hits=usage.counts[code],
             share=usage.counts[code] / max(1, usage.tokens),
@@ -131,12 +144,8 @@ def _instances(seen: Seen, codes: list[int], usage: Usage) -> list[Instances]:
     ]
 
 
-def _swapped(indices: Tensor, positions: Tensor, others: Tensor) -> Tensor:
-    """Indices (n, L), or (n, L, Q), with other codes (n,) at positions (n,), in the first level."""
+def _swapped(indices: Tensor, level: int, positions: Tensor, others: Tensor) -> Tensor:
+    """Indices (n, L), or (n, L, Q), with other codes (n,) at positions (n,), in one level."""
     swapped = indices.clone()
-    numbers = torch.arange(len(indices))
-    if indices.ndim == 3:
-        swapped[numbers, positions, 0] = others
-    else:
-        swapped[numbers, positions] = others
+    swapped.view(*indices.shape[:2], -1)[torch.arange(len(indices)), positions, level] = others
     return swapped

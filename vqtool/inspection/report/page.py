@@ -18,12 +18,11 @@ from vqtool.inspection.report.curves import Metrics, curves_figure
 from vqtool.inspection.report.figure import Figure
 from vqtool.inspection.report.index_maps import index_maps_figure
 from vqtool.inspection.report.material import Material
-from vqtool.inspection.report.meanings import meanings_figure
+from vqtool.inspection.report.meanings import meanings_figures
 from vqtool.inspection.report.usage import usage_figure
+from vqtool.inspection.words import counted
 from vqtool.semantic_ids import Distinct
 from vqtool.usage import Usage
-
-# What to do first comes first.
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,9 @@ class Page:
     figures: Sequence[Figure]
     tables: Sequence[Grid] = ()
     findings: Sequence[Finding] | None = None
-    """Of one target; of several, nobody looked for them."""
+    """Of one target, in full."""
+    found: Sequence[tuple[str, Sequence[Finding]]] = ()
+    """Of several targets by number and name, in brief."""
     explanations: Sequence[str] = ()
     notes: Sequence[str] = ()
     config: str = ""
@@ -61,14 +62,14 @@ def page_of_one(material: Material) -> str:
         usage_figure(levels),
         curves_figure(material.metrics, levels[0].codebook_size),
         seen and map_figure(seen.collected, seen.collected.tally.levels),
-        seen and meanings_figure(seen, seen.collected.tally.levels),
+        *(meanings_figures(seen, seen.collected.tally.levels) if seen else []),
         seen and index_maps_figure(seen),
         cooccurrence_figure(material.relations, levels),
     ]
     return _render(
         Page(
             title=inspection.target,
-            subtitle=f"Counted on {inspection.counted}: {inspection.tokens:,} tokens"
+            subtitle=f"Counted on {inspection.counted}: {counted(inspection.tokens, 'token')}"
             + (f" of each of {len(levels)} levels." if len(levels) > 1 else "."),
             figures=[figure for figure in figures if figure],
             tables=[_levels(levels)] if len(levels) > 1 else [],
@@ -81,8 +82,12 @@ def page_of_one(material: Material) -> str:
     )
 
 
-def page_of_several(runs: Sequence[Compared], metrics: Sequence[Metrics]) -> str:
-    """The page that compares."""
+def page_of_several(runs: Sequence[Compared], metrics: Sequence[Metrics], missing: Sequence[str] = ()) -> str:
+    """The page that compares.
+
+    Args:
+        missing: why runs are left out, a sentence each.
+    """
     alike = same_data(runs)
     figures = [curves_overlaid(metrics), rate_distortion_figure(runs, alike)]
     differing = differences(runs)
@@ -90,13 +95,16 @@ def page_of_several(runs: Sequence[Compared], metrics: Sequence[Metrics]) -> str
     settings = [(key, *("" if value is None else str(value) for value in values)) for key, values in differing.items()]
     return _render(
         Page(
-            title=f"{len(runs)} targets compared",
+            title=f"{len(runs)} targets compared" if len(runs) > 1 else "1 target",
             subtitle="Usage figures are means over levels; bits are sums over them. Reconstruction is the loss of the "
             "best validation pass, in normalised units.",
             figures=[figure for figure in figures if figure],
             tables=[Grid(HEADER, table(runs))],
             settings=Grid(numbers, settings) if settings else None,
-            notes=[] if alike else ["These runs have different data: their losses do not compare."],
+            found=[
+                (f"{number}  {run.inspection.target}", run.inspection.findings) for number, run in enumerate(runs, 1)
+            ],
+            notes=[*missing, *([] if alike else ["These runs have different data: their losses do not compare."])],
         )
     )
 

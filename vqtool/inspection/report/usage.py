@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vqtool.inspection.report.drawing import ACCENT, DEAD, QUIET, drawing
 from vqtool.inspection.report.figure import Figure, Picture, Table
+from vqtool.inspection.words import counted
 from vqtool.usage import Usage
 
 # Levels drawn; the numbers hold all.
@@ -48,7 +49,7 @@ def _rows(level: int, usage: Usage) -> list[tuple[int, int, int, int]]:
 
 def _picture(number: int, usage: Usage, several: bool) -> Picture:
     title = f"level {number}" if several else ""
-    label = f"hits by rank: {usage.used:,} of {usage.codebook_size:,} codes used"
+    label = f"hits by rank: {usage.used:,} of {counted(usage.codebook_size, 'code')} used"
     with drawing(f"usage-{number}", label) as made:
         ax, hits = made.ax, np.sort(np.asarray(usage.counts))[::-1]
         ax.fill_between(np.arange(usage.used) + 1, 0.5, hits[: usage.used], step="mid", color=ACCENT, alpha=0.25, lw=0)

@@ -1,0 +1,76 @@
+"""Codes that nothing goes to."""
+
+from collections.abc import Iterator
+
+from vqtool.inspection.evidence import Evidence
+from vqtool.inspection.finding import Change, Finding
+from vqtool.inspection.findings.advice import fewer_values, narrowing, power_above, reviving, smaller, spreading
+from vqtool.inspection.findings.usage import IF_SHARED, has_collapsed
+from vqtool.inspection.words import counted
+from vqtool.usage import Usage
+
+# Below so many tokens a code, one without a hit says little.
+_ENOUGH = 20
+# Dead codes below which there is nothing to mend, and parts of a codebook: that may be dead, and from which on that is
+# severe.
+_SOME, _FEW, _MANY = 2, 0.02, 0.5
+# Figures of dead codes, by level.
+_WHEN = ("never_hit", "last_hit")
+
+
+def dead_codes(evidence: Evidence) -> Iterator[Finding]:
+    """Codes without a hit, where there were tokens enough to hit them."""
+    for number, usage in evidence.codebooks:
+        size, dead = usage.codebook_size, usage.dead
+        if usage.tokens >= _ENOUGH * size and dead >= _SOME and dead > _FEW * size:
+            never, last = (None if evidence.given else evidence.metric(number, name) for name in _WHEN)
+            whole = evidence.perhaps_shared
+            yield Finding(
+                "dead_codes",
+                "severe" if min(dead, whole.dead if whole else dead) > _MANY * size else "warning",
+                f"{dead:,} of {size:,} codes{evidence.which(number)} have no hit ({usage.tokens / size:,.0f} tokens a "
+                f"code){_history(dead, never, last)}",
+                {"level": number, "dead": dead, "never_hit": never, "last_hit": last, "tokens": usage.tokens},
+                _cause(evidence, dead, never) + _if_shared(whole, dead),
+                tuple(_filling(evidence, usage)),
+            )
+
+
+def _filling(evidence: Evidence, usage: Usage) -> Iterator[Change]:
+    """What puts codes to use; and last, fewer of them: as many as the fullest level needs, for all have one size.
+
+    Those that a collapsed codebook uses say nothing of how many there should be.
+    """
+    if evidence.given:
+        yield from spreading(evidence)
+    yield from reviving(evidence)
+    yield from narrowing(evidence)
+    if not has_collapsed(usage):
+        used = max(each.used for _, each in evidence.codebooks)
+        yield from smaller(evidence, power_above(used))
+        yield from fewer_values(evidence, used)
+
+
+def _history(dead: int, never: float | None, last: float | None) -> str:
+    if never is None:
+        return ""
+    if not dead - never:
+        return "; training never hit any of them"
+    when = f", on average at step {last:,.0f} for the last time" if last is not None else ""
+    return f"; training never hit {never:,.0f}, and lost {dead - never:,.0f}{when}"
+
+
+def _cause(evidence: Evidence, dead: int, never: float | None) -> str:
+    if evidence.given:
+        return "codes are given and do not move: what the encoder gives is narrower than they are, or correlated"
+    if never is None:
+        return "codes that are far from all latents win none, and what wins none does not move"
+    if never > dead / 2:
+        return "most were never reached: they started where no latents are, and what wins none does not move"
+    return "most were lost along the way: the encoder moved its latents away from codes that then won none"
+
+
+def _if_shared(whole: Usage | None, dead: int) -> str:
+    if whole is None or whole.dead == dead:
+        return ""
+    return f"; {IF_SHARED} would have {counted(whole.dead, 'dead code')}"

@@ -1,0 +1,60 @@
+"""From what the user names to runs and index files, of which one that is damaged does not hide the others."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from vqtool.errors import CheckpointError, ConfigError, DataError, VqtoolError
+from vqtool.run import Run
+
+Found = TypeVar("Found")
+# Is told of a run of a folder that cannot be used, and why.
+LeftOut = Callable[[Path, VqtoolError], None]
+
+
+def expand(targets: Sequence[Path]) -> list[Path]:
+    """Runs and index files, with the runs of a folder in its place.
+
+    Raises:
+        CheckpointError: a target is none of these.
+    """
+    return [found for target in targets for found in _expand(target)]
+
+
+def of_each(targets: Sequence[Path], look: Callable[[Path], Found], left_out: LeftOut | None) -> list[Found]:
+    """What `look` gives of each run and index file.
+
+    Args:
+        left_out: None: a run of a folder that cannot be used is an error, just as one that was named.
+
+    Raises:
+        CheckpointError, ConfigError, DataError: as `look` does; also where nothing else is left.
+    """
+    found, faults = [], []
+    for target in targets:
+        for path in _expand(target):
+            try:
+                found.append(look(path))
+            except (CheckpointError, ConfigError, DataError) as error:
+                if path == target or left_out is None:
+                    raise
+                faults.append((path, error))
+    if faults and not found:
+        raise faults[0][1]
+    for path, fault in faults:
+        assert left_out
+        left_out(path, fault)
+    return found
+
+
+def _expand(target: Path) -> list[Path]:
+    if target.is_file() or Run(target).exists:
+        return [target]
+    runs = sorted(path.parent for path in target.glob("*/config.yaml") if Run(path.parent).model.exists())
+    if not runs:
+        raise CheckpointError(
+            f"{target}: not a run, a folder of runs, or an index file"
+            if target.exists()
+            else f"{target}: no such file or folder"
+        )
+    return runs
