@@ -11,7 +11,13 @@ def parser_of(doc: str | None, parts: Iterable[str]) -> argparse.ArgumentParser:
     """Takes the names of some of the parts, all where none is named, and --json FILE."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = list(parts)
-    parser.add_argument("parts", nargs="*", choices=[*names, []], default=names, metavar="PART")
+
+    def part(text: str) -> str:  # choices would be held against the default, too
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"no part is called {text!r}; expected some of {', '.join(names)}")
+        return text
+
+    parser.add_argument("parts", nargs="*", type=part, default=names, metavar="PART")
     parser.add_argument("--json", type=Path, help="also write the lines here")
     return parser
 

@@ -5,32 +5,32 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 from process_cases import CASES
-from process_jobs import Row, job
+from process_jobs import Row, job, part_of
 
 from vqtool.run import Run
 
-_STEPS = 600
+_STEPS = 200
 # How long all processes may take to end.
 _PATIENCE = 30
 
 
-def death(folder: Path, cases: Sequence[str]) -> Iterator[Row]:
+def death(folder: Path, share: float) -> Iterator[Row]:
     """SIGKILL to one of three: the others end, and one process alone goes on."""
-    for victim in (0, 2):
+    for victim in part_of((2, 0), share):
         ended = _ended(folder / f"killed-{victim}", victim, signal.SIGKILL)
         yield Row(f"rank {victim} of 3 killed: others end", ended.told, ended.seconds <= _PATIENCE and ended.said)
         yield _gone_on(ended, f"rank {victim} of 3 killed: --resume on 1 process")
 
 
-def signal_to_one(folder: Path, cases: Sequence[str]) -> Iterator[Row]:
+def signal_to_one(folder: Path, share: float) -> Iterator[Row]:
     """SIGTERM to one of three: all stop after the same step, saved, and one process alone goes on."""
-    for victim in (0, 1):
+    for victim in part_of((1, 0), share):
         ended = _ended(folder / f"stopped-{victim}", victim, signal.SIGTERM)
         saved = ended.run.checkpoint_files()
         figure = f"{ended.told}, {max(saved).stem if saved else 'nothing'} saved"

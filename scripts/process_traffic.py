@@ -3,13 +3,13 @@
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import yaml
-from process_jobs import Row, job
+from process_jobs import Row, job, part_of
 
 SCRIPT = str(Path(__file__).with_name("process_cases.py"))
 
@@ -24,9 +24,9 @@ def formula(codes: int, dim: int) -> int:
     return 4 * codes * (dim + 1) + 8 * codes + 2 * 4 * (codes + 1) + 2 * 4 + 2 * 4
 
 
-def traffic(folder: Path, cases: Sequence[str]) -> Iterator[Row]:
+def traffic(folder: Path, share: float) -> Iterator[Row]:
     """Bytes of a step, counted where torch.distributed is called."""
-    for codes, dim in ((64, 8), (1024, 16), (4096, 64)):
+    for codes, dim in part_of(((64, 8), (1024, 16), (4096, 64)), share):
         out = folder / "bytes.json"
         command = [*job(2), SCRIPT, "--traffic", str(codes), str(dim), "--to", str(out)]
         subprocess.run(command, check=True)
@@ -47,7 +47,7 @@ _IMAGES: dict[str, Any] = {
 }
 
 
-def scaling(folder: Path, cases: Sequence[str]) -> Iterator[Row]:
+def scaling(folder: Path, share: float) -> Iterator[Row]:
     """Samples a second, two processes of one thread beside one of two threads, three turns: reported, not judged."""
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(_IMAGES))

@@ -2,7 +2,7 @@
 
     python scripts/processes.py                     all parts
     python scripts/processes.py double death        some of them
-    python scripts/processes.py --cases 4           with the first few configs alone
+    python scripts/processes.py --share 0.1         each with a tenth of its configs, or of its victims
 
 Each part prints what was done, what came of it, and whether the promise held; the exit status is 1 where one did not.
 """
@@ -18,7 +18,7 @@ import process_traffic
 import torch
 from parts import keep, parser_of
 from process_cases import CASES, MUTANTS, UNEVEN
-from process_jobs import Row, job
+from process_jobs import Row, job, part_of
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -26,8 +26,9 @@ from torch import Tensor
 SCRIPT = str(Path(__file__).with_name("process_cases.py"))
 
 
-def double(folder: Path, cases: Sequence[str]) -> Iterator[Row]:
+def double(folder: Path, share: float) -> Iterator[Row]:
     """In float64, all that 20 steps leave behind is equal."""
+    cases = part_of([*CASES], share)
     _run(folder, [*cases, UNEVEN], "--double")
     for size in (2, 3):
         found = {case: _difference(folder, case, size) for case in [*cases, UNEVEN]}
@@ -36,8 +37,9 @@ def double(folder: Path, cases: Sequence[str]) -> Iterator[Row]:
         yield Row(what, f"differs by {found[worst]:.1e} at most ({worst})", found[worst] <= 1e-12)
 
 
-def single(folder: Path, cases: Sequence[str]) -> Iterator[Row]:
+def single(folder: Path, share: float) -> Iterator[Row]:
     """In float32, a first step's gradients, the loss after 20 steps, and the indices."""
+    cases = part_of([*CASES], share)
     _run(folder, cases)
     for size in (2, 3):
         gradients, tensors, losses, indices = zip(*(_float32(folder, case, size) for case in cases), strict=True)
@@ -47,10 +49,11 @@ def single(folder: Path, cases: Sequence[str]) -> Iterator[Row]:
         yield Row(f"{size} processes, float32: indices equal", f"{min(indices):.2%}", min(indices) >= 0.999)
 
 
-def mutants(folder: Path, cases: Sequence[str]) -> Iterator[Row]:
+def mutants(folder: Path, share: float) -> Iterator[Row]:
     """Where one sum over processes is left out, the difference shows."""
-    _run(folder, sorted(set(MUTANTS.values())), "--double", sizes=(1,))
-    for name, case in MUTANTS.items():
+    mutants = part_of([*MUTANTS.items()], share)
+    _run(folder, sorted({case for _, case in mutants}), "--double", sizes=(1,))
+    for name, case in mutants:
         _run(folder, [case], "--double", "--without", name, sizes=(2,))
         difference = _difference(folder, case, 2)
         yield Row(f"without {name.removeprefix('vqtool.')}", f"differs by {difference:.1e}", not difference <= 1e-12)
@@ -70,13 +73,13 @@ PARTS = {
 def main() -> None:
     """Print the table."""
     parser = parser_of(__doc__, PARTS)
-    parser.add_argument("--cases", type=int, default=len(CASES), help="how many of the configs")
+    parser.add_argument("--share", type=float, default=1.0)
     options = parser.parse_args()
     table = Table("part", "what", "came to", "held")
     held = True
     for name in options.parts:
         with tempfile.TemporaryDirectory() as folder:
-            for row in PARTS[name](Path(folder), list(CASES)[: options.cases]):
+            for row in PARTS[name](Path(folder), options.share):
                 table.add_row(name, row.what, row.figure, "yes" if row.held else "NO")
                 held &= row.held
                 keep(options.json, name, row._asdict())
