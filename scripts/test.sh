@@ -6,4 +6,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/venv.sh" "[dev]"
 ruff check .
 ruff format --check .
 mypy
-pytest --numprocesses auto --dist loadfile "$@"  # files whole, for what their tests share
+pytest --numprocesses auto --dist worksteal "$@"

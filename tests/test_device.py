@@ -37,3 +37,21 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, 
 def test_what_is_no_device_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"device: '{name}' is no device; expected auto, cpu, mps, cuda or cuda:1"):
         resolve_device(name)
+
+
+def test_each_process_of_a_job_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    having(monkeypatch, cuda=4)
+    for name, value in {"RANK": "6", "WORLD_SIZE": "8", "LOCAL_RANK": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda:2")
+    assert resolve_device("cuda:1") == torch.device("cuda:1")
+    assert resolve_device("cpu") == torch.device("cpu")
+
+
+def test_an_mps_serves_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    having(monkeypatch, mps=True)
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert resolve_device("auto") == torch.device("cpu")
+    with pytest.raises(ConfigError, match="mps is not available"):
+        resolve_device("mps")

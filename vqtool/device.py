@@ -7,13 +7,18 @@ from vqtool.launcher import place
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device called `name`; auto: cuda, else mps, else cpu. Of several GPUs each process of a job takes its own.
+    """The device called `name`; auto: cuda, else mps, else cpu. Of several GPUs each process of a job takes its own;
+    an mps serves one process alone.
 
     Raises:
         ConfigError: there is no such device on this machine.
     """
     name = _own(name)
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available() and place().size == 1,
+        "cpu": True,
+    }
     if name == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))
     try:

@@ -6,18 +6,16 @@ Shapes: B batch, L positions per sample, D code dimension.
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
-from vqtool.autoencoder import Autoencoder
 from vqtool.config import RunSettings, learning_rate
 from vqtool.data import BatchOrder
-from vqtool.distributed import share_of, world_size
+from vqtool.distributed import share_of
 from vqtool.errors import TrainingError
 from vqtool.evaluation import over_processes, raw_terms
 from vqtool.losses import reconstruction_loss
 from vqtool.quantizers import QuantizerOutput
-from vqtool.quantizers.codebook import Codebook
+from vqtool.training.averaging import Averaging
 from vqtool.training.optimizer import Optimizer
 from vqtool.training.prepare import Prepared
 from vqtool.training.watch import Watch
@@ -52,8 +50,7 @@ class Stepper:
     def __init__(self, prepared: Prepared, order: BatchOrder) -> None:
         self._settings: RunSettings = prepared.settings
         self._model = prepared.model
-        self._averaging: nn.Module | None = None
-        self._waited = False
+        self._averaging = Averaging(prepared.model)
         self._device = prepared.device
         self._numbers = prepared.dataset.training.numbers
         self._order = order
@@ -63,7 +60,7 @@ class Stepper:
     def forward(self, x: Tensor) -> StepOutput:
         """The losses of a batch, of which `x` may be a share."""
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._settings.training.precision == "bfloat16"):
-            output = self._module()(x)
+            output = self._averaging(x)
         share = share_of(len(x), self._device)
         name = self._settings.loss.reconstruction
         reconstruction = reconstruction_loss(name, output.prediction, output.target, share)
@@ -122,20 +119,6 @@ class Stepper:
             "training.gradient_clip, or data.normalize"
         )
 
-    def _module(self) -> nn.Module:
-        """The model, whose gradients are averaged over all processes, where there are several and it has any."""
-        model, waits = self._model, self._model.quantizer.waits
-        if world_size() == 1 or not any(parameter.requires_grad for parameter in model.parameters()):
-            return model
-        if self._averaging is None or self._waited != waits:
-            self._averaging, self._waited = None, waits  # the one before has hooks on the same parameters
-            self._averaging = DistributedDataParallel(
-                model,
-                forward_sync_buffers=False,  # quantizers keep theirs alike
-                find_unused_parameters=waits and _learns_by_gradient(model),  # codes that wait have no gradient
-            )
-        return self._averaging
-
     def _total(self, reconstruction: Tensor, output: QuantizerOutput) -> Tensor:
         loss = self._settings.loss
         total = reconstruction + loss.commitment * output.commitment_loss
@@ -146,7 +129,3 @@ class Stepper:
         samples = self._order.batch(step)
         rows = samples if self._numbers is None else self._numbers[samples]
         return ", ".join(map(str, rows[:_NAMED])) + (", ..." if len(rows) > _NAMED else "")
-
-
-def _learns_by_gradient(model: Autoencoder) -> bool:
-    return any(isinstance(module, Codebook) and any(True for _ in module.parameters()) for module in model.modules())
