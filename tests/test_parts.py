@@ -130,9 +130,24 @@ def test_the_command_says_what_it_did(trained: TrainedRun, tmp_path: Path, vqtoo
         assert told["shape"][0] == 60
     assert vqtool("encode", trained.folder, "--out", tmp_path / "t.npy", "--part", "2/2").code == 0
     assert files(tmp_path / "t.npy") == files(tmp_path / "whole.npy")
-    refused = vqtool("encode", trained.folder, "--out", tmp_path / "u.npy", "--part", "1/2", "--unique")
+
+
+@pytest.mark.parametrize(("options", "rank"), [(["--part", "1/2"], None), ([], "1")])
+def test_ids_that_are_unique_need_all_rows(
+    options: list[str],
+    rank: str | None,
+    trained: TrainedRun,
+    tmp_path: Path,
+    vqtool: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if rank:
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    refused = vqtool("encode", trained.folder, "--out", tmp_path / "u.npy", "--unique", *options)
     assert refused.code == 2
-    assert "--unique needs all rows" in refused.err
+    assert "--unique needs all rows at once" in refused.err
+    assert not (tmp_path / "u.npy").exists()
 
 
 def test_vectors_of_which_a_chunk_holds_thousands(tmp_path: Path) -> None:

@@ -14,11 +14,8 @@ def resolve_device(name: str) -> torch.device:
         ConfigError: there is no such device on this machine.
     """
     name = _own(name)
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available() and place().size == 1,
-        "cpu": True,
-    }
+    mps = torch.backends.mps.is_available() and place().size == 1
+    available = {"cuda": torch.cuda.is_available(), "mps": mps, "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))
     try:

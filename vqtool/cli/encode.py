@@ -16,6 +16,7 @@ from vqtool.cli.output import (
     print_json,
     tell,
 )
+from vqtool.launcher import place
 
 if TYPE_CHECKING:
     from vqtool.parts import Part
@@ -47,15 +48,15 @@ def encode(
     """Write the indices of DATA, or of the run's own data, and a manifest beside them."""
     if extend and not unique:
         raise typer.BadParameter("--extend goes with --unique")
-    if part and unique:
-        raise typer.BadParameter("--unique needs all rows at once, and --part takes some of them")
+    if unique and (part or place().size > 1):
+        raise typer.BadParameter("--unique needs all rows at once: one process, and no --part")
     from vqtool.parts import Part, encode_part
     from vqtool.tokenizer import load
     from vqtool.transcode import encode_file, encode_unique_file
 
     own = Part.parse(part) if part else Part.of_process()
     tokenizer = load(run, device)
-    if own and not unique:
+    if own:
         joined = encode_part(tokenizer, out, own, data, key, batch_size, overwrite)
         if joined is None:
             _tell_part(out, own, as_json)
