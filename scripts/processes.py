@@ -28,9 +28,9 @@ SCRIPT = str(Path(__file__).with_name("process_cases.py"))
 
 def double(folder: Path, share: float) -> Iterator[Row]:
     """In float64, all that 20 steps leave behind is equal."""
-    cases = part_of([*CASES], share)
-    _run(folder, [*cases, UNEVEN], "--double")
-    for size in (2, 3):
+    cases, sizes = part_of([*CASES], share), part_of((3, 2), share)
+    _run(folder, [*cases, UNEVEN], "--double", sizes=(1, *sizes))
+    for size in sizes:
         found = {case: _difference(folder, case, size) for case in [*cases, UNEVEN]}
         worst = max(found, key=found.__getitem__)
         what = f"{size} processes, float64, {len(found)} configs: all after 20 steps"
@@ -39,9 +39,9 @@ def double(folder: Path, share: float) -> Iterator[Row]:
 
 def single(folder: Path, share: float) -> Iterator[Row]:
     """In float32, a first step's gradients, the loss after 20 steps, and the indices."""
-    cases = part_of([*CASES], share)
-    _run(folder, cases)
-    for size in (2, 3):
+    cases, sizes = part_of([*CASES], share), part_of((3, 2), share)
+    _run(folder, cases, sizes=(1, *sizes))
+    for size in sizes:
         gradients, tensors, losses, indices = zip(*(_float32(folder, case, size) for case in cases), strict=True)
         figure = f"{max(gradients):.1e}, and {max(tensors):.1e} of any single tensor's"
         yield Row(f"{size} processes, float32: gradient of a step", figure, max(gradients) <= 1e-5)
@@ -87,7 +87,7 @@ def main() -> None:
     sys.exit(not held)
 
 
-def _run(folder: Path, cases: Sequence[str], *options: str, sizes: Sequence[int] = (1, 2, 3)) -> None:
+def _run(folder: Path, cases: Sequence[str], *options: str, sizes: Sequence[int]) -> None:
     for size in sizes:
         to = folder / str(size)
         to.mkdir(exist_ok=True)
