@@ -275,3 +275,20 @@ def test_latents_are_those_that_a_pass_quantized(small_chunks):
     assert found.variance == pytest.approx(((wide - wide.mean(axis=0)) ** 2).sum(axis=1).mean())
     assert found.error == pytest.approx(float(distances.mean()))
     assert found.errors.tolist() == pytest.approx(np.bincount(indices, weights=distances, minlength=6).tolist())
+
+
+@pytest.mark.parametrize("of", [1, 2, 3, 5])
+def test_processes_take_chunks_in_turn_and_each_as_many(small_chunks, of):
+    small_chunks(1)
+    array = np.random.default_rng(0).standard_normal((3 * ROWS + 2, 4)).astype(np.float32)
+    spec = SampleSpec("C", 4, (), None, "float32")
+    model = build(spec, {"kind": "identity"})
+    passed = [list(reconstruct(model, samples_of(array, spec), LOSS, "validate", rank, of)) for rank in range(of)]
+    assert len({len(chunks) for chunks in passed}) == 1
+    turns = [chunk for turn in zip(*passed, strict=True) for chunk in turn]
+    assert torch.equal(torch.cat([chunk.rows for chunk in turns]), torch.from_numpy(array))
+    empty = [chunk for chunk in turns if not len(chunk.rows)]
+    assert len(empty) == -(-4 // of) * of - 4
+    for chunk in empty:
+        assert chunk.reconstruction_loss == chunk.commitment_loss == 0
+        assert int(chunk.statistics[0].counts.sum()) == 0

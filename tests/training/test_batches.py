@@ -96,3 +96,19 @@ def test_as_many_are_read_ahead_as_there_are_threads(threads: int) -> None:
         batches.take(0)
         settled(batches)
         assert len(source.asked) == 1 + threads
+
+
+@pytest.mark.parametrize("size", [2, 3, 7])
+def test_each_process_reads_its_own_rows_and_no_others(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = BatchOrder(10, 5, seed=3)
+    asked = []
+    for rank in range(size):
+        monkeypatch.setattr("vqtool.distributed.share.world_size", lambda: size)
+        monkeypatch.setattr("vqtool.distributed.share.rank", lambda rank=rank: rank)
+        source = rows()
+        with Batches(Samples(source, SPEC), order, 4, CPU, threads=0) as batches:
+            taken = [batches.take(step) for step in range(4)]
+        assert [len(batch) for batch in taken] == [len(numbers) for numbers in source.asked]
+        asked.append(source.asked)
+    for step in range(4):
+        assert [row for process in asked for row in process[step]] == order.batch(step).tolist()
