@@ -1,18 +1,19 @@
-"""Samples on their way to indices: read a step ahead of their encoding, and looked over meanwhile.
+"""Samples on their way to indices: read and encoded by several threads, and looked over meanwhile.
 
 Shapes: N rows, L positions per sample, Q levels.
 """
 
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from vqtool.chunks import batch_rows
 from vqtool.data import Samples, Source, Survey
@@ -34,26 +35,57 @@ def encoding(tokenizer: Tokenizer, out: Path, data: str | None, key: str | None)
     """
     source, samples = tokenizer.open(data, key)
     check_not_input(out, source.paths)
-    threads = lone_threads(2)
+    thread = lone_threads(1)
     try:
-        survey = threads.submit(tokenizer.survey, source)
+        survey = thread.submit(tokenizer.survey, source)
         if tokenizer.spec.classes:
             survey.result()  # an encoder has no place for a class that is none
         with out_of_memory_told(DataError, "lower --batch-size"):
-            yield Encoding(tokenizer, source, samples, survey, threads)
+            yield Encoding(tokenizer, source, samples, survey)
+    finally:
+        thread.shutdown(cancel_futures=True)
+
+
+def encoded(
+    tokenizer: Tokenizer, samples: Samples, rows: range, batch_size: int, progress: str
+) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Row numbers and the indices of the rows from there on, about `batch_size` of them at a time.
+
+    Each thread reads rows and encodes them by itself: threads that waited for each other would wait for whatever else
+    is done meanwhile.
+
+    Args:
+        rows: which; they begin with a chunk.
+        progress: what the bar is called.
+    """
+    step = batch_rows(tokenizer.model, samples.size, batch_size)
+    count = max(2, torch.get_num_threads())
+    threads, starts = lone_threads(count), iter(rows[::step])
+
+    def encode(start: int) -> NDArray[Any]:
+        return tokenizer.encode_samples(samples.read(start, min(start + step, rows.stop))).numpy()
+
+    try:
+        ahead = deque((start, threads.submit(encode, start)) for start in islice(starts, count + 1))
+        with pass_bar(progress, len(rows)) as bar:
+            while ahead:
+                start, future = ahead.popleft()
+                indices = future.result()
+                ahead.extend((later, threads.submit(encode, later)) for later in islice(starts, 1))
+                yield start, indices
+                bar.update(len(indices))
     finally:
         threads.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """What a thread reads, another looks over, and the caller encodes."""
+    """Samples that some threads encode while another looks them over."""
 
     tokenizer: Tokenizer
     source: Source
     samples: Samples
     survey: Future[Survey]
-    threads: ThreadPoolExecutor
 
     @property
     def shape(self) -> list[int]:
@@ -76,18 +108,10 @@ class Encoding:
         Raises:
             DataError: a value is not finite.
         """
-        step = batch_rows(self.tokenizer.model, self.samples.size, batch_size)
-        starts = range(0, len(self.samples), step)
-        ahead = deque(self.threads.submit(self._read, start, step) for start in starts[:1])
-        with pass_bar("encode", len(self.samples)) as bar:
-            for start in starts:
-                if start + step in starts:
-                    ahead.append(self.threads.submit(self._read, start + step, step))
-                indices = self.tokenizer.encode_samples(ahead.popleft().result()).numpy()
-                if self.survey.done():
-                    self.survey.result()
-                yield start, indices
-                bar.update(len(indices))
+        for start, indices in encoded(self.tokenizer, self.samples, range(len(self.samples)), batch_size, "encode"):
+            if self.survey.done():
+                self.survey.result()
+            yield start, indices
 
     def manifest(self) -> Manifest:
         """What is to be known of the indices, once all samples were looked over.
@@ -108,6 +132,3 @@ class Encoding:
             data_sha256=survey.sha256,
             shards=[{**asdict(shard), "name": well_formed(shard.name)} for shard in survey.shards],
         )
-
-    def _read(self, start: int, step: int) -> Tensor:
-        return self.samples.read(start, min(start + step, len(self.samples)))

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from vqtool.chunks import batch_rows, chunk_rows
+from vqtool.chunks import chunk_rows
 from vqtool.data import Samples, Source, map_npy
-from vqtool.encoding import encoding
+from vqtool.encoding import encoded, encoding
 from vqtool.errors import ConfigError, DataError
 from vqtool.files import lock, read_small, write_json, writing
 from vqtool.indices import (
@@ -34,7 +34,6 @@ from vqtool.indices import (
 )
 from vqtool.launcher import place
 from vqtool.memory import out_of_memory_told
-from vqtool.progress import pass_bar
 from vqtool.signals import noting_signals
 from vqtool.tokenizer import Tokenizer
 
@@ -189,18 +188,15 @@ class _Work:
 
     def encode(self, part: Part, batch_size: int) -> None:
         """Write a part, and then its marker."""
-        rows, step = self.rows(part), batch_rows(self.tokenizer.model, self.samples.size, batch_size)
+        rows, progress = self.rows(part), f"encode part {part.number} of {part.of}"
         if self.tokenizer.spec.classes:
             self.tokenizer.survey(self.source)  # an encoder has no place for a class that is none
         with (
             out_of_memory_told(DataError, "lower --batch-size"),
             writing_array(self.path(part), (len(rows), *self.shape[1:]), self.dtype) as array,
-            pass_bar(f"encode part {part.number} of {part.of}", len(rows)) as bar,
         ):
-            for start in range(rows.start, rows.stop, step):
-                indices = self.tokenizer.encode_samples(self.samples.read(start, min(start + step, rows.stop))).numpy()
+            for start, indices in encoded(self.tokenizer, self.samples, rows, batch_size, progress):
                 array[start - rows.start :][: len(indices)] = indices
-                bar.update(len(indices))
         self.source.check_unchanged()
         path = self.path(part)
         write_json(path.with_suffix(".json"), {**self.mark(part), "sha256": _sha256(path)})

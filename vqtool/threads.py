@@ -5,7 +5,7 @@ the last thread costs more than the work, and far more where another process has
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from threading import Barrier, Lock
@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import torch
 
+S = TypeVar("S")
 T = TypeVar("T")
 _lock = Lock()
 
@@ -26,6 +27,15 @@ def over_rows(work: Callable[[slice], T], rows: int, most: int, device: torch.de
     parts = max(1, min(threads, most, rows))
     slices = [slice(rows * part // parts, rows * (part + 1) // parts) for part in range(parts)]
     return [work(slices[0])] if parts == 1 else list(_pool(threads).map(_without_gradients(work), slices))
+
+
+def over_items(work: Callable[[S], T], items: Iterable[S], device: torch.device) -> list[T]:
+    """The results of `work` on each item, in their order.
+
+    On a CPU each is done by one thread, so that what comes of it does not depend on how many there are.
+    """
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    return list(map(work, items) if threads == 1 else _pool(threads).map(work, items))
 
 
 def _without_gradients(work: Callable[[slice], T]) -> Callable[[slice], T]:

@@ -30,6 +30,7 @@ from vqtool.nets import Size
 from vqtool.progress import pass_bar
 from vqtool.run import Run
 from vqtool.tally import Tally
+from vqtool.threads import over_items
 
 
 @dataclass(frozen=True)
@@ -218,9 +219,12 @@ class Tokenizer:
     def encode_samples(self, samples: Tensor) -> Tensor:
         """The indices (n, L), or (n, L, Q), of samples as the model takes them."""
         rows = chunk_rows(self.model, self.model.size_of(samples))
+        return torch.cat(over_items(self._encode_chunk, chunks(samples, rows), self.device))
+
+    def _encode_chunk(self, chunk: tuple[Tensor, int]) -> Tensor:
+        x, n = chunk
         with torch.inference_mode():
-            pieces = [self.model.encode(x.to(self.device))[:n].cpu() for x, n in chunks(samples, rows)]
-        return torch.cat(pieces)
+            return self.model.encode(x.to(self.device))[:n].cpu()
 
     def _decode_chunk(self, indices: Tensor, size: Size) -> Tensor:
         with torch.inference_mode():
