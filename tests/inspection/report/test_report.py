@@ -192,6 +192,18 @@ def test_a_page_of_several_has_the_findings_of_each_in_brief() -> None:
     assert "revives" not in text
 
 
+def test_a_name_that_is_no_text_stands_escaped(runs: dict[str, Path], tmp_path: Path) -> None:
+    odd = tmp_path / "r\udcff\u202e\n"
+    shutil.copytree(runs["ids"], odd)
+    for name, targets in (("one.html", [odd]), ("two.html", [odd, runs["ids"]])):
+        write_report(tmp_path / name, targets)
+        page = (tmp_path / name).read_bytes().decode()
+        assert "r\\udcff\\u202e\\n" in page
+        assert "\u202e" not in page
+    logged = dataclasses.replace(material.gather(odd), config="name: \udcff", metrics=[{"step": 1, "loss/\udcff": 1.0}])
+    page_of_one(logged).encode()
+
+
 def test_a_page_of_8192_codes_is_small(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     path = index_file(tmp_path / "t.npy", 8_192, (400, 16, 16))

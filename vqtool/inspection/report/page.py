@@ -1,4 +1,7 @@
-"""The page: figures put into the template. All text that comes from a user is escaped there."""
+"""The page: figures put into the template. All text that comes from a user is escaped there.
+
+A page is UTF-8, and names are not always: what of them is no visible character stands as an escape, as in a terminal.
+"""
 
 import shlex
 from collections.abc import Sequence
@@ -21,6 +24,7 @@ from vqtool.inspection.report.material import Material
 from vqtool.inspection.report.meanings import meanings_figures
 from vqtool.inspection.report.usage import usage_figure
 from vqtool.inspection.words import counted
+from vqtool.printable import printable, well_formed
 from vqtool.semantic_ids import Distinct
 from vqtool.usage import Usage
 
@@ -68,8 +72,8 @@ def page_of_one(material: Material) -> str:
     ]
     return _render(
         Page(
-            title=inspection.target,
-            subtitle=f"Counted on {inspection.counted}: {counted(inspection.tokens, 'token')}"
+            title=printable(inspection.target),
+            subtitle=f"Counted on {printable(inspection.counted)}: {counted(inspection.tokens, 'token')}"
             + (f" of each of {len(levels)} levels." if len(levels) > 1 else "."),
             figures=[figure for figure in figures if figure],
             tables=[_levels(levels)] if len(levels) > 1 else [],
@@ -99,12 +103,16 @@ def page_of_several(runs: Sequence[Compared], metrics: Sequence[Metrics], missin
             subtitle="Usage figures are means over levels; bits are sums over them. Reconstruction is the loss of the "
             "best validation pass, in normalised units.",
             figures=[figure for figure in figures if figure],
-            tables=[Grid(HEADER, table(runs))],
+            tables=[Grid(HEADER, [[printable(cell) for cell in row] for row in table(runs)])],
             settings=Grid(numbers, settings) if settings else None,
             found=[
-                (f"{number}  {run.inspection.target}", run.inspection.findings) for number, run in enumerate(runs, 1)
+                (f"{number}  {printable(run.inspection.target)}", run.inspection.findings)
+                for number, run in enumerate(runs, 1)
             ],
-            notes=[*missing, *([] if alike else ["These runs have different data: their losses do not compare."])],
+            notes=[
+                *map(printable, missing),
+                *([] if alike else ["These runs have different data: their losses do not compare."]),
+            ],
         )
     )
 
@@ -138,7 +146,8 @@ def _levels(levels: Sequence[Usage]) -> Grid:
 
 
 def _render(page: Page) -> str:
-    return _template().render(**{name: getattr(page, name) for name in page.__dataclass_fields__})
+    text = _template().render(**{name: getattr(page, name) for name in page.__dataclass_fields__})
+    return well_formed(text)
 
 
 def _template() -> Template:
