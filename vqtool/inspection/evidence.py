@@ -8,11 +8,14 @@ import torch
 
 from vqtool.config import RunSettings
 from vqtool.errors import CheckpointError, ConfigError
-from vqtool.inspection.sharing import levels_sharing
+from vqtool.inspection.sharing import levels_in_depth, levels_sharing
 from vqtool.model_file import SavedModel
 from vqtool.run import Run
 from vqtool.semantic_ids import Distinct
 from vqtool.usage import Usage, usage_of
+
+# Steps, or those of warm-up where they are more, in which codes and latents are still on their way to each other.
+_BEGUN = 100
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,28 @@ class Evidence:
     def sharing(self) -> int:
         """How many levels in a row have one codebook; 1 where each has its own, or nothing is known of settings."""
         return 1 if self.settings is None else levels_sharing(self.settings.model.quantizer)
+
+    @property
+    def young(self) -> bool:
+        """Whether training has but begun, as of the last validation; not where it ended there, or nobody knows."""
+        validations = [*self.history, *self.later]
+        if self.settings is None or not validations:
+            return False
+        training = self.settings.training
+        return int(validations[-1]["step"]) < min(max(training.warmup_steps, _BEGUN), training.steps)
+
+    @property
+    def depth(self) -> int:
+        """How many levels in a row have each what those before it left over; 1 where nothing is known of settings."""
+        return 1 if self.settings is None else levels_in_depth(self.settings.model.quantizer)
+
+    @property
+    def more_levels(self) -> tuple[str, int] | None:
+        """The dotted key that says how deep a residual quantizer is, and its value; None where there is none such."""
+        for number, quantizer in enumerate(self._nested, 1):
+            if quantizer.kind == "residual":
+                return ".".join(["model", *["quantizer"] * number, "levels"]), int(quantizer.levels)
+        return None
 
     @property
     def codebooks(self) -> Sequence[tuple[int, Usage]]:
