@@ -49,7 +49,7 @@ def test_nothing_is_known_of_settings_that_are_not_there() -> None:
     assert evidence.setting("revival") is None
     assert (evidence.sharing, evidence.depth, evidence.more_levels) == (1, 1, None)
     assert not evidence.given
-    assert not evidence.young
+    assert evidence.young_until is None
 
 
 @pytest.mark.parametrize(

@@ -72,13 +72,14 @@ class Evidence:
         return 1 if self.settings is None else levels_sharing(self.settings.model.quantizer)
 
     @property
-    def young(self) -> bool:
-        """Whether training has but begun, as of the last validation; not where it ended there, or nobody knows."""
+    def young_until(self) -> int | None:
+        """The step up to which a run has but begun, if its last validation was before; None where nobody knows that."""
         validations = [*self.history, *self.later]
         if self.settings is None or not validations:
-            return False
+            return None
         training = self.settings.training
-        return int(validations[-1]["step"]) < min(max(training.warmup_steps, _BEGUN), training.steps)
+        begun = min(max(training.warmup_steps, _BEGUN), training.steps)  # one that ended will grow no older
+        return begun if validations[-1]["step"] < begun else None
 
     @property
     def depth(self) -> int:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vqtool.inspection.comparison import HEADER, compared, differences, grouped, table
-from vqtool.inspection.explain import explain
+from vqtool.inspection.explain import explain, too_young
 from vqtool.inspection.figures import Inspection
 from vqtool.inspection.finding import Finding
 from vqtool.inspection.words import counted
@@ -45,6 +45,8 @@ def render(inspection: Inspection) -> RenderableType:
     level = 0 if len(inspection.levels) > 1 else None  # of the others, only the numbers differ
     sentences = explain(inspection.levels[0], inspection.kind, inspection.batch_tokens, level)
     parts += [Text(), *(Text(sentence, style="dim") for sentence in sentences)]
+    if inspection.young_until is not None:
+        parts += [Text(), Text(too_young(inspection.young_until))]
     return Group(*parts, Text(), _findings(inspection.findings))
 
 

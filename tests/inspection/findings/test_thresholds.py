@@ -391,6 +391,7 @@ def test_a_young_run_is_no_sick_run(step: int, warmup: int, steps: int, young: b
     assert names(found) == ({"codebook_too_large"} if young else sick)
     best = replace(found, history=[{"step": 1}], later=[{"step": step}])
     assert names(best) == names(found)
+    assert found.young_until == best.young_until == (min(max(100, warmup), steps) if young else None)
 
 
 @pytest.mark.parametrize(("tokens", "fires"), [(99, False), (100, True)])
@@ -433,6 +434,11 @@ def test_usage_falls_while_reconstruction_improves(usage: float, loss: float, fi
     losses = {"validation/loss/reconstruction": [1.0, 0.8, 0.6, loss]}
     found = evidence(history=history("codebook/usage", 0.9, 0.85, 0.85, usage, **losses))
     assert ("usage_falls" in names(found)) == fires
+    revived = {"kind": "vector", "codebook_size": 16, "revival": {"least": 1}}
+    for quantizer, words in ((revived, "than they are brought back"), ({**revived, "revival": None}, "nothing brings")):
+        for falls in diagnose(replace(found, settings=settings(quantizer))):
+            assert words in falls.cause
+            assert ("model.quantizer.revival" in {change.key for change in falls.changes}) == ("nothing" in words)
 
 
 @pytest.mark.parametrize(("left", "fires"), [(0.94, False), (0.96, True)])

@@ -165,7 +165,14 @@ def test_names_are_escaped_wherever_they_stand() -> None:
 
 def test_findings_stand_on_top_the_severe_first() -> None:
     found = [
-        Finding("collapse", "severe", "few codes", {"used": 2}, "no revival", (Change("a.b", "{x: 1}", "revives"),)),
+        Finding(
+            "collapse",
+            "severe",
+            "few codes",
+            {"used": 2, "x": 1 / 3, "y": None},
+            "no revival",
+            (Change("a.b", "{x: 1}", "revives"),),
+        ),
         Finding("minor", "note", "m", {}, "c"),
     ]
     known = Inspection("run", "data", [usage_of(torch.tensor([1, 2]))], None)
@@ -174,8 +181,10 @@ def test_findings_stand_on_top_the_severe_first() -> None:
     assert text.index("collapse") < text.index("minor") < text.index("What is a good perplexity?")
     assert "severe" in text
     assert "--set 'a.b={x: 1}'" in text
-    assert "used = 2" in text
+    assert "Read from used = 2, x = 0.3333." in text
     assert "Nothing was found to be wrong." in Reader(page_of_one(Material(known))).text
+    young = Reader(page_of_one(Material(dataclasses.replace(known, young_until=100)))).text
+    assert "looked for from step 100 on." in young
 
 
 def test_a_page_of_several_has_the_findings_of_each_in_brief() -> None:

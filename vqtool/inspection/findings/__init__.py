@@ -42,7 +42,7 @@ _ORDER = ("severe", "warning", "note")
 
 def diagnose(evidence: Evidence) -> list[Finding]:
     """All that is found, the severe first."""
-    telling = [find for find in FINDINGS if find in _FROM_THE_START or not evidence.young]
+    telling = [find for find in FINDINGS if find in _FROM_THE_START or evidence.young_until is None]
     found = [finding for find in telling for finding in find(evidence)]
     return sorted(found, key=lambda finding: _ORDER.index(finding.severity))
 

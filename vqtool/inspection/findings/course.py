@@ -58,12 +58,14 @@ def usage_falls(evidence: Evidence) -> Iterator[Finding]:
         return
     (most, then), (usage, now) = max(known), known[-1]
     if most - usage > _FELL and now < then:
+        lost = evidence.setting("revival") is None
         yield Finding(
             "usage_falls",
             "warning",
             f"usage has fallen from {most:.0%} to {usage:.0%} while reconstruction got better",
             {"usage": usage, "most": most, "reconstruction": now, "reconstruction_then": then},
-            "the encoder draws its latents together on fewer codes, and nothing brings the others back",
+            "the encoder draws its latents together on fewer codes, and "
+            + ("nothing brings the others back" if lost else "leaves others behind faster than they are brought back"),
             (*reviving(evidence), *slower(evidence)),
         )
 

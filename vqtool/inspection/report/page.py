@@ -4,7 +4,7 @@ A page is UTF-8, and names are not always: what of them is no visible character 
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 
 from vqtool.inspection.comparison import HEADER, Compared, differences, same_data, table
-from vqtool.inspection.explain import explain
+from vqtool.inspection.explain import explain, too_young
 from vqtool.inspection.finding import Finding
 from vqtool.inspection.report.codebook_map import map_figure
 from vqtool.inspection.report.compare import curves_overlaid, rate_distortion_figure
@@ -119,6 +119,8 @@ def page_of_several(runs: Sequence[Compared], metrics: Sequence[Metrics], missin
 
 def _notes(material: Material) -> list[str]:
     notes = [material.missing] if material.missing else []
+    if material.inspection.young_until is not None:
+        notes.append(too_young(material.inspection.young_until))
     if material.seen and not material.seen.collected.codes:
         notes.append("The codebook is too large to be drawn: there is no map of it, and no samples of its codes.")
     return notes
@@ -150,9 +152,16 @@ def _render(page: Page) -> str:
     return well_formed(text)
 
 
+def _listed(figures: Mapping[str, float | int | str | None]) -> str:
+    """Figures that are known, by name, as short as four digits allow."""
+    known = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in figures.items()}
+    return ", ".join(f"{name} = {value}" for name, value in known.items() if value is not None)
+
+
 def _template() -> Template:
     text = files("vqtool.inspection.report").joinpath("template.html.j2").read_text(encoding="utf-8")
     environment: Any = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["quoted"] = shlex.quote  # to be pasted into a shell
+    environment.filters["listed"] = _listed
     template: Template = environment.from_string(text)
     return template
