@@ -75,11 +75,15 @@ class Evidence:
     def young_until(self) -> int | None:
         """The step up to which a run has but begun, if its last validation was before; None where nobody knows that."""
         validations = [*self.history, *self.later]
-        if self.settings is None or not validations:
-            return None
+        return self.begun if validations and validations[-1]["step"] < self.begun else None
+
+    @property
+    def begun(self) -> int:
+        """The steps with which a run but begins; 0 where nothing is known of settings."""
+        if self.settings is None:
+            return 0
         training = self.settings.training
-        begun = min(max(training.warmup_steps, _BEGUN), training.steps)  # one that ended will grow no older
-        return begun if validations[-1]["step"] < begun else None
+        return min(max(training.warmup_steps, _BEGUN), training.steps)  # one that ended will grow no older
 
     @property
     def depth(self) -> int:

@@ -110,6 +110,13 @@ def test_dead_codes_tell_when_they_were_hit(metrics: dict[str, float], message: 
     assert found.cause.startswith(cause)
 
 
+@pytest.mark.parametrize(("never", "slower"), [(5.0, True), (6.0, False)])
+def test_codes_that_are_lost_although_they_are_revived_are_lost_too_fast(never: float, slower: bool) -> None:
+    revived = settings({"kind": "vector", "codebook_size": 16, "codebook_dim": 4, "revival": {"least": 1}})
+    found = evidence([80] * 6 + [0] * 10, metrics={"codebook/never_hit": never}, settings=revived)
+    assert ("training.learning_rate" in advice(found, "dead_codes")) == slower
+
+
 @pytest.mark.parametrize(("size", "dead", "fires"), [(16, 1, False), (49, 1, False), (16, 2, True), (49, 2, True)])
 def test_one_dead_code_is_nothing_to_mend(size: int, dead: int, fires: bool) -> None:
     assert ("dead_codes" in names(evidence([0] * dead + [60] * (size - dead)))) == fires
@@ -353,11 +360,20 @@ def course(commitment: Callable[[float], float], every: int = 1) -> list[dict[st
 def test_how_often_one_validates_does_not_make_an_encoder_run_away(every: int) -> None:
     """In healthy runs commitment grows by ten times, and has done so after a hundred steps."""
     levelled = course(lambda step: 0.03 + 0.28 / (1 + math.exp((45 - step) / 12)), every)
-    endless = course(lambda step: 0.03 + 1e-3 * step**1.5, every)
+    endless = course(lambda step: 0.03 + 1e-4 * step**1.5, every)
     for last in range(4, len(levelled) + 1):
         assert names(evidence(history=levelled[:last], settings=settings())) == set()
-    for last in range(100 // every, len(endless) + 1):
+    for last in range(math.ceil(200 / every), len(endless) + 1):
         assert names(evidence(history=endless[:last], settings=settings())) == {"encoder_runs_away"}
+
+
+@pytest.mark.parametrize(("times", "fires"), [(24, False), (26, True)])
+@pytest.mark.parametrize("steps", [150, 1000])
+def test_as_a_run_begins_commitment_grows_in_any(times: float, fires: bool, steps: int) -> None:
+    """Half of the way to step 150 went by before step 100, and whether that run goes on does not matter."""
+    run = settings(training={"steps": steps, "schedule": "constant", "warmup_steps": 0})
+    begins = course(lambda step: 1.0 if step < 80 else times)[:150]
+    assert ("encoder_runs_away" in names(evidence(history=begins, settings=run))) == fires
 
 
 def test_an_encoder_that_a_falling_learning_rate_stops_has_run_away_all_the_same() -> None:

@@ -14,6 +14,8 @@ _LEAST = 4
 # variance that is lost has grown by this much too; and where they do not. Latents spread somewhat in any run, and codes
 # follow.
 _GREW, _BEHIND, _GREW_MUCH = 3.0, 1.5, 5.0
+# How many times that, where growth may be that with which runs begin: in healthy ones up to about tenfold, and sixfold.
+_AT_FIRST = 5.0
 # And the part of its largest value at which it must still be.
 _STAYED = 0.5
 # What it must have grown by in the second half of the way that weights can have moved, so that growth has no end in
@@ -33,14 +35,18 @@ def encoder_runs_away(evidence: Evidence) -> Iterator[Finding]:
     if len(commitments) < _LEAST or evidence.levels[0].tokens < _TOKENS:
         return
     least, last = min(commitments[:-1]), commitments[-1]
-    grew = least > 0 and last > (_GREW if _falls_behind(evidence) else _GREW_MUCH) * least
-    halfway = _halfway(evidence.settings, [metrics["step"] for metrics in known])
-    if grew and last > max(_STAYED * max(commitments), _GROWS_ON * commitments[halfway]):
+    steps = [metrics["step"] for metrics in known]
+    halfway = _halfway(evidence.settings, steps)
+    much = _GREW if _falls_behind(evidence) else _GREW_MUCH
+    if steps[halfway] < evidence.begun:
+        much *= _AT_FIRST
+    if last > much * least > 0 and last > max(_STAYED * max(commitments), _GROWS_ON * commitments[halfway]):
         keys = () if evidence.settings is None else _commit(evidence.settings.loss.commitment)
         yield Finding(
             "encoder_runs_away",
             "severe",
-            f"the commitment loss has grown from {least:.3g} to {last:.3g}, and grows on",
+            f"the commitment loss has grown from {least:.3g} to {last:.3g}, {last / commitments[halfway]:.2g} times in "
+            "the second half of training",
             {"commitment": last, "halfway": commitments[halfway], "least": least, "step": validations[-1]["step"]},
             "the encoder spreads its latents further and further, and codes must run after them",
             (*keys, *slower(evidence)),

@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined, Template
 
-from vqtool.inspection.comparison import HEADER, Compared, differences, same_data, table
+from vqtool.inspection.comparison import HEADER, MEANING, Compared, differences, same_data, table
 from vqtool.inspection.explain import explain, too_young
 from vqtool.inspection.finding import Finding
 from vqtool.inspection.report.codebook_map import map_figure
@@ -100,8 +100,7 @@ def page_of_several(runs: Sequence[Compared], metrics: Sequence[Metrics], missin
     return _render(
         Page(
             title=f"{len(runs)} targets compared" if len(runs) > 1 else "1 target",
-            subtitle="Usage figures are means over levels; bits are sums over them. Reconstruction is the loss of the "
-            "best validation pass, in normalised units.",
+            subtitle=MEANING,
             figures=[figure for figure in figures if figure],
             tables=[Grid(HEADER, [[printable(cell) for cell in row] for row in table(runs)])],
             settings=Grid(numbers, settings) if settings else None,
