@@ -70,7 +70,7 @@ def _findings(findings: Sequence[Finding]) -> Text:
 def compare(inspections: Sequence[Inspection]) -> RenderableType:
     """All targets in one table, and the settings in which runs differ."""
     runs = [compared(inspection, Run(inspection.target)) for inspection in inspections]
-    rows = _table("compared", header=HEADER)
+    rows = _table("compared: a row a target", header=HEADER)
     for row in table(runs):
         rows.add_row(*(Text(printable(cell)) for cell in row))
     differing, meaning = differences(runs), Text(MEANING, style="dim")
