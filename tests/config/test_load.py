@@ -59,6 +59,14 @@ def test_the_name_is_the_files_where_none_is_given(load: Callable[..., RunSettin
     assert load(MINIMAL + "name: other\n", "my run.yaml", "name=third").name == "third"
 
 
+def test_a_file_whose_name_is_no_text_has_none_to_give(load: Callable[..., RunSettings]) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^\S*r\\udcff\.yaml: name: missing, and what the file is called is no UTF-8"
+    ):
+        load(MINIMAL, "r\udcff.yaml")
+    assert load(MINIMAL + "name: other\n", "r\udcff.yaml").name == "other"
+
+
 def test_numbers_without_a_point_are_floats_where_floats_are_meant(load: Callable[..., RunSettings]) -> None:
     got = load(MINIMAL + "training: {learning_rate: 1e-4, gradient_clip: 1}\n").training
     assert (got.learning_rate, got.gradient_clip) == (1e-4, 1.0)

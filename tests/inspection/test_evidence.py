@@ -47,8 +47,27 @@ def test_nothing_is_known_of_settings_that_are_not_there() -> None:
     evidence = Evidence(usages([1, 1]))
     assert evidence.key("revival") == "model.quantizer.revival"
     assert evidence.setting("revival") is None
-    assert evidence.sharing == 1
+    assert (evidence.sharing, evidence.depth, evidence.more_levels) == (1, 1, None)
     assert not evidence.given
+    assert evidence.young_until is None
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "depth", "more"),
+    [
+        (VECTOR, 1, None),
+        (RESIDUAL, 2, ("model.quantizer.levels", 2)),
+        ({"kind": "product", "groups": 2, "quantizer": VECTOR}, 1, None),
+        ({"kind": "product", "groups": 2, "quantizer": RESIDUAL}, 2, ("model.quantizer.quantizer.levels", 2)),
+        ({"kind": "fsq", "levels": [3, 3]}, 1, None),
+    ],
+    ids=["vector", "residual", "product", "product of residual", "fsq"],
+)
+def test_depth_is_that_of_the_residual_quantizer_wherever_it_stands(
+    quantizer: dict[str, Any], depth: int, more: tuple[str, int] | None
+) -> None:
+    evidence = Evidence(usages([1, 1]), settings=settings(quantizer))
+    assert (evidence.depth, evidence.more_levels) == (depth, more)
 
 
 def test_figures_stand_under_their_level_where_there_are_several() -> None:

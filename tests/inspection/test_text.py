@@ -127,6 +127,13 @@ def test_where_nothing_is_found_that_is_said() -> None:
     assert findings() == ["findings: none"]
 
 
+def test_a_run_that_has_but_begun_says_so() -> None:
+    console = Console(file=StringIO(), width=120, highlight=False)
+    console.print(render(Inspection("run", "some data", [usage_of(torch.tensor([1, 2]))], None, young_until=1500)))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "faults that it may still mend are looked for from step 1,500 on.\n\nfindings: none\n" in shown
+
+
 def test_severities_differ_in_colour() -> None:
     coloured = findings(*FINDINGS, force_terminal=True, color_system="standard")
     assert any("\x1b[1;31msevere" in line for line in coloured)

@@ -8,7 +8,7 @@ import torch
 
 from tests.training import CODEBOOK_LOSS, ENTROPY, IDENTITY, assert_same, tiny
 from vqtool.autoencoder import Autoencoder, ModelSettings, resolve_model
-from vqtool.config import TrainingSettings
+from vqtool.config import TrainingSettings, travel
 from vqtool.data import SampleSpec
 from vqtool.training.optimizer import Optimizer, learning_rate
 from vqtool.training.prepare import prepare
@@ -64,6 +64,14 @@ def test_a_warm_up_longer_than_the_run_fills_it(warmup: int) -> None:
 
 def test_without_warm_up_it_starts_at_the_top() -> None:
     assert learning_rate(schedule(warmup_steps=0), 0) == 0.8
+
+
+@pytest.mark.parametrize("shape", ["cosine", "constant"])
+@pytest.mark.parametrize("warmup", [0, 60, 2000])
+def test_travel_is_the_sum_of_the_rates_in_full_steps(shape: str, warmup: int) -> None:
+    made = schedule(steps=300, warmup_steps=warmup, schedule=shape)
+    summed = [sum(learning_rate(made, step) for step in range(steps)) / 0.8 for steps in (0, 30, 60, 100, 300)]
+    assert [travel(made, steps) for steps in (0, 30, 60, 100, 300)] == pytest.approx(summed, rel=0.05, abs=1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

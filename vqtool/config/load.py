@@ -13,6 +13,7 @@ from vqtool.config.schema import RunSettings
 from vqtool.config.yaml_reader import CORE_SCHEMA, read_yaml
 from vqtool.errors import ConfigError
 from vqtool.files import replacing
+from vqtool.printable import well_formed
 
 # A config is a page or two; what is larger is something else.
 _LARGEST = 1 << 20
@@ -41,7 +42,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
         raise ConfigError(f"{path}: expected keys and values, such as `data:` and `model:`")
     apply_overrides(tree, overrides, RunSettings)
     if tree.values.get("name") is None and path.is_file():
-        tree.values["name"] = path.stem
+        if path.stem == well_formed(path.stem):
+            tree.values["name"] = path.stem
+        else:
+            tree.problems.append(f"{path}: name: missing, and what the file is called is no UTF-8 text; give one")
     problems: Iterable[str] = tree.problems
     try:
         settings = RunSettings.model_validate(tree.values)

@@ -72,3 +72,15 @@ def learning_rate(settings: TrainingSettings, step: int) -> float:
         return settings.learning_rate
     progress = (step - warmup) / max(1, settings.steps - warmup)
     return settings.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+
+
+def travel(settings: TrainingSettings, steps: int) -> float:
+    """About the sum of the learning rates of so many steps, in full ones: as far as weights can have moved."""
+    warmup = min(settings.warmup_steps, settings.steps)
+    if steps < warmup:
+        return steps**2 / (2 * warmup)
+    full = steps - warmup
+    if settings.schedule == "constant":
+        return warmup / 2 + full
+    rest = max(1, settings.steps - warmup)
+    return warmup / 2 + (full + rest / math.pi * math.sin(math.pi * full / rest)) / 2

@@ -94,6 +94,13 @@ def same_data(runs: Sequence[Compared]) -> bool:
     return not any(key.startswith("data.") for key in differences(runs))
 
 
+# What stands under HEADER, in sentences.
+MEANING = (
+    "Used is the share of K with a hit, and perplexity the codes that, used evenly, would say as much: both are means "
+    "over levels. Bits a token are what its codes carry, the entropies of levels added up; bits a sample what its "
+    "indices take, positions times log2 K. Reconstruction is the loss of the best validation pass, in normalised "
+    "units, and step when that was."
+)
 HEADER = ("", "target", "K", "tokens", "used", "perplexity", "bits/token", "bits/sample", "reconstruction", "step")
 
 

@@ -8,11 +8,14 @@ import torch
 
 from vqtool.config import RunSettings
 from vqtool.errors import CheckpointError, ConfigError
-from vqtool.inspection.sharing import levels_sharing
+from vqtool.inspection.sharing import levels_in_depth, levels_sharing
 from vqtool.model_file import SavedModel
 from vqtool.run import Run
 from vqtool.semantic_ids import Distinct
 from vqtool.usage import Usage, usage_of
+
+# Steps, or those of warm-up where they are more, in which codes and latents are still on their way to each other.
+_BEGUN = 100
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,33 @@ class Evidence:
     def sharing(self) -> int:
         """How many levels in a row have one codebook; 1 where each has its own, or nothing is known of settings."""
         return 1 if self.settings is None else levels_sharing(self.settings.model.quantizer)
+
+    @property
+    def young_until(self) -> int | None:
+        """The step up to which a run has but begun, if its last validation was before; None where nobody knows that."""
+        validations = [*self.history, *self.later]
+        return self.begun if validations and validations[-1]["step"] < self.begun else None
+
+    @property
+    def begun(self) -> int:
+        """The steps with which a run but begins; 0 where nothing is known of settings."""
+        if self.settings is None:
+            return 0
+        training = self.settings.training
+        return min(max(training.warmup_steps, _BEGUN), training.steps)  # one that ended will grow no older
+
+    @property
+    def depth(self) -> int:
+        """How many levels in a row have each what those before it left over; 1 where nothing is known of settings."""
+        return 1 if self.settings is None else levels_in_depth(self.settings.model.quantizer)
+
+    @property
+    def more_levels(self) -> tuple[str, int] | None:
+        """The dotted key that says how deep a residual quantizer is, and its value; None where there is none such."""
+        for number, quantizer in enumerate(self._nested, 1):
+            if quantizer.kind == "residual":
+                return ".".join(["model", *["quantizer"] * number, "levels"]), int(quantizer.levels)
+        return None
 
     @property
     def codebooks(self) -> Sequence[tuple[int, Usage]]:

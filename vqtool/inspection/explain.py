@@ -60,6 +60,11 @@ def explain(
     return [*sentences, _batch(usage, batch_tokens)]
 
 
+def too_young(step: int) -> str:
+    """Why hardly anything is found of a run that has not got to this step."""
+    return f"Training has but begun: faults that it may still mend are looked for from step {step:,} on."
+
+
 def healthy_range(usage: Usage) -> tuple[float, float]:
     """The perplexities between which trained codebooks mostly lie, for this K and this many tokens."""
     reach = expected_perplexity(usage.codebook_size, usage.tokens)

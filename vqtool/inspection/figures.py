@@ -44,6 +44,7 @@ class Inspection:
         kind: of the samples: images, grids, sequences or vectors; None where it is not known.
         batch_tokens: of a training batch of the run.
         findings: what is wrong, the severe first.
+        young_until: the step from which on most findings are looked for, where the run has not got so far.
     """
 
     target: str
@@ -53,6 +54,7 @@ class Inspection:
     kind: str | None = None
     batch_tokens: int | None = None
     findings: Sequence[Finding] = ()
+    young_until: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -99,8 +101,10 @@ def inspect_one(target: Path, data: str | None = None, key: str | None = None, d
 def _inspection(
     target: Path, counted: str, evidence: Evidence, kind: str | None, batch_tokens: int | None = None
 ) -> Inspection:
-    found = diagnose(evidence)
-    return Inspection(str(target), counted, list(evidence.levels), evidence.distinct, kind, batch_tokens, found)
+    found, young_until = diagnose(evidence), evidence.young_until
+    return Inspection(
+        str(target), counted, list(evidence.levels), evidence.distinct, kind, batch_tokens, found, young_until
+    )
 
 
 def of_file(target: Path, tally: Tally) -> Inspection:

@@ -1,4 +1,4 @@
-"""Which levels have one codebook between them."""
+"""Which levels belong together: have one codebook between them, or each what the one before left over."""
 
 from typing import Any
 
@@ -8,3 +8,11 @@ def levels_sharing(quantizer: Any) -> int:
     shared = getattr(quantizer, "shared", False)
     inner = getattr(quantizer, "quantizer", None)  # a product may have quantizers of levels in it
     return int(quantizer.levels) if shared else 1 if inner is None else levels_sharing(inner)
+
+
+def levels_in_depth(quantizer: Any) -> int:
+    """How many levels in a row have each what those before it left over; 1 where each has latents of its own."""
+    if quantizer.kind == "residual":
+        return int(quantizer.levels)
+    inner = getattr(quantizer, "quantizer", None)  # a product may have residual quantizers in it
+    return 1 if inner is None else levels_in_depth(inner)

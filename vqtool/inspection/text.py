@@ -9,8 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from vqtool.inspection.comparison import HEADER, compared, differences, grouped, table
-from vqtool.inspection.explain import explain
+from vqtool.inspection.comparison import HEADER, MEANING, compared, differences, grouped, table
+from vqtool.inspection.explain import explain, too_young
 from vqtool.inspection.figures import Inspection
 from vqtool.inspection.finding import Finding
 from vqtool.inspection.words import counted
@@ -45,6 +45,8 @@ def render(inspection: Inspection) -> RenderableType:
     level = 0 if len(inspection.levels) > 1 else None  # of the others, only the numbers differ
     sentences = explain(inspection.levels[0], inspection.kind, inspection.batch_tokens, level)
     parts += [Text(), *(Text(sentence, style="dim") for sentence in sentences)]
+    if inspection.young_until is not None:
+        parts += [Text(), Text(too_young(inspection.young_until))]
     return Group(*parts, Text(), _findings(inspection.findings))
 
 
@@ -68,16 +70,16 @@ def _findings(findings: Sequence[Finding]) -> Text:
 def compare(inspections: Sequence[Inspection]) -> RenderableType:
     """All targets in one table, and the settings in which runs differ."""
     runs = [compared(inspection, Run(inspection.target)) for inspection in inspections]
-    rows = _table("compared: means over levels, bits a token summed over them", header=HEADER)
+    rows = _table("compared: a row a target", header=HEADER)
     for row in table(runs):
         rows.add_row(*(Text(printable(cell)) for cell in row))
-    differing = differences(runs)
+    differing, meaning = differences(runs), Text(MEANING, style="dim")
     if not differing:
-        return Group(Text(), rows)
+        return Group(Text(), rows, meaning)
     settings = _table("settings that differ, and the runs that have them")
     for key, values in differing.items():
         settings.add_row(Text(key, no_wrap=True), Text(grouped(values)))
-    return Group(Text(), rows, Text(), settings)
+    return Group(Text(), rows, meaning, Text(), settings)
 
 
 def _figures(title: str, usage: Usage) -> Table:

@@ -111,9 +111,7 @@ FAULTS: dict[str, Callable[[], tuple[Block, Array | None]]] = {
     ),
     "temperature 1000": lambda: run(MIXTURE, vector(**AT_RANDOM, temperature=1000.0), MLP, loss={"entropy": 0.1}),
     "temperature 1e-5": lambda: run(GAUSSIAN, vector(temperature=1e-5), MLP, loss={"entropy": 0.1}),
-    "no commitment": lambda: run(
-        GAUSSIAN, vector(), MLP, loss={"commitment": 0}, learning_rate=0.03, validate_every=10
-    ),
+    "no commitment": lambda: run(GAUSSIAN, vector(), MLP, loss={"commitment": 0}, learning_rate=0.03, validate_every=5),
     "no commitment, no revival": lambda: run(
         GAUSSIAN, vector(revival=None), MLP, loss={"commitment": 0}, learning_rate=0.03, validate_every=8
     ),

@@ -1,13 +1,14 @@
 """Each finding on made-up evidence, at both sides of each of its thresholds."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from vqtool.config import RunSettings
+from vqtool.config import RunSettings, travel
 from vqtool.inspection.evidence import Evidence
 from vqtool.inspection.findings import diagnose
 from vqtool.semantic_ids import Distinct
@@ -107,6 +108,13 @@ def test_dead_codes_tell_when_they_were_hit(metrics: dict[str, float], message: 
     (found,) = [each for each in diagnose(evidence([80] * 10 + [0] * 10, metrics=metrics)) if each.name == "dead_codes"]
     assert message in found.message
     assert found.cause.startswith(cause)
+
+
+@pytest.mark.parametrize(("never", "slower"), [(5.0, True), (6.0, False)])
+def test_codes_that_are_lost_although_they_are_revived_are_lost_too_fast(never: float, slower: bool) -> None:
+    revived = settings({"kind": "vector", "codebook_size": 16, "codebook_dim": 4, "revival": {"least": 1}})
+    found = evidence([80] * 6 + [0] * 10, metrics={"codebook/never_hit": never}, settings=revived)
+    assert ("training.learning_rate" in advice(found, "dead_codes")) == slower
 
 
 @pytest.mark.parametrize(("size", "dead", "fires"), [(16, 1, False), (49, 1, False), (16, 2, True), (49, 2, True)])
@@ -336,6 +344,72 @@ def test_an_encoder_runs_away(last: float, error: float, fires: bool) -> None:
     assert "encoder_runs_away" not in names(replace(found, history=found.history[1:]))
 
 
+@pytest.mark.parametrize(("halfway", "fires"), [(2.4, True), (2.6, False)])
+def test_a_commitment_that_levels_off_is_no_running_away(halfway: float, fires: bool) -> None:
+    """It doubles, or does not, from step 200 to step 400."""
+    found = evidence(history=history("validation/loss/commitment", 0.1, halfway, 4.9, 5.0))
+    assert ("encoder_runs_away" in names(found)) == fires
+
+
+def course(commitment: Callable[[float], float], every: int = 1) -> list[dict[str, Any]]:
+    """Validations of the first 300 steps, with what commitment is after some of them."""
+    return [{"step": step, "validation/loss/commitment": commitment(step)} for step in range(every, 301, every)]
+
+
+@pytest.mark.parametrize("every", [1, 2, 25])
+def test_how_often_one_validates_does_not_make_an_encoder_run_away(every: int) -> None:
+    """In healthy runs commitment grows by ten times, and has done so after a hundred steps."""
+    levelled = course(lambda step: 0.03 + 0.28 / (1 + math.exp((45 - step) / 12)), every)
+    endless = course(lambda step: 0.03 + 1e-4 * step**1.5, every)
+    for last in range(4, len(levelled) + 1):
+        assert names(evidence(history=levelled[:last], settings=settings())) == set()
+    for last in range(math.ceil(200 / every), len(endless) + 1):
+        assert names(evidence(history=endless[:last], settings=settings())) == {"encoder_runs_away"}
+
+
+@pytest.mark.parametrize(("times", "fires"), [(24, False), (26, True)])
+@pytest.mark.parametrize("steps", [150, 1000])
+def test_as_a_run_begins_commitment_grows_in_any(times: float, fires: bool, steps: int) -> None:
+    """Half of the way to step 150 went by before step 100, and whether that run goes on does not matter."""
+    run = settings(training={"steps": steps, "schedule": "constant", "warmup_steps": 0})
+    begins = course(lambda step: 1.0 if step < 80 else times)[:150]
+    assert ("encoder_runs_away" in names(evidence(history=begins, settings=run))) == fires
+
+
+def test_an_encoder_that_a_falling_learning_rate_stops_has_run_away_all_the_same() -> None:
+    """Half of its way went by long before half of its steps."""
+    cosine = settings(training={"steps": 300, "schedule": "cosine", "warmup_steps": 5})
+    away = course(lambda step: 0.03 + 1e-4 * travel(cosine.training, round(step)) ** 2)
+    assert away[-1]["validation/loss/commitment"] < 2 * away[149]["validation/loss/commitment"]
+    assert names(evidence(history=away, settings=cosine)) == {"encoder_runs_away"}
+
+
+@pytest.mark.parametrize(
+    ("step", "warmup", "steps", "young"),
+    [
+        *[(99, 0, 1000, True), (100, 0, 1000, False), (299, 300, 1000, True), (300, 300, 1000, False)],
+        *[(49, 0, 50, True), (50, 0, 50, False), (50, 300, 50, False)],
+    ],
+)
+def test_a_young_run_is_no_sick_run(step: int, warmup: int, steps: int, young: bool) -> None:
+    """Until a hundred steps, and those of warm-up, or all that there are, only what no step can change is found."""
+    metrics = {"validation/loss/unshuffled": 1.0, "validation/loss/shuffled": 1.0, "codebook/spread": 9.0}
+    training = {"steps": steps, "warmup_steps": warmup}
+    found = evidence(
+        [400] + [0] * 15,
+        metrics=metrics,
+        history=[{"step": step}],
+        settings=settings(training=training),
+        tokens=40,
+        distinct=Distinct(400, 1),
+    )
+    sick = {"codebook_too_large", "collapse", "dead_codes", "decoder_ignores_codes", "dominant_code", "scale_mismatch"}
+    assert names(found) == ({"codebook_too_large"} if young else sick)
+    best = replace(found, history=[{"step": 1}], later=[{"step": step}])
+    assert names(best) == names(found)
+    assert found.young_until == best.young_until == (min(max(100, warmup), steps) if young else None)
+
+
 @pytest.mark.parametrize(("tokens", "fires"), [(99, False), (100, True)])
 def test_the_commitment_of_a_few_tokens_is_no_trend(tokens: int, fires: bool) -> None:
     course = history("validation/loss/commitment", 1.0, 1.0, 2.0, 9.0)
@@ -376,6 +450,11 @@ def test_usage_falls_while_reconstruction_improves(usage: float, loss: float, fi
     losses = {"validation/loss/reconstruction": [1.0, 0.8, 0.6, loss]}
     found = evidence(history=history("codebook/usage", 0.9, 0.85, 0.85, usage, **losses))
     assert ("usage_falls" in names(found)) == fires
+    revived = {"kind": "vector", "codebook_size": 16, "revival": {"least": 1}}
+    for quantizer, words in ((revived, "than they are brought back"), ({**revived, "revival": None}, "nothing brings")):
+        for falls in diagnose(replace(found, settings=settings(quantizer))):
+            assert words in falls.cause
+            assert ("model.quantizer.revival" in {change.key for change in falls.changes}) == ("nothing" in words)
 
 
 @pytest.mark.parametrize(("left", "fires"), [(0.94, False), (0.96, True)])
@@ -383,6 +462,42 @@ def test_a_weak_level(left: float, fires: bool) -> None:
     metrics = {"codebook/level_0/error": 0.97, "codebook/level_1/error": left}
     found = evidence([20] * 16, [20] * 16, metrics=metrics, settings=settings(residual()))
     assert ("weak_level" in names(found)) == fires
+
+
+@pytest.mark.parametrize(
+    ("errors", "weak", "fewer"),
+    [
+        ((0.5, 0.96, 0.97, 0.5, 0.96, 0.97), [1, 2, 4, 5], True),
+        ((0.97, 0.5, 0.97, 0.97, 0.5, 0.96), [2, 5], True),
+        ((0.5, 0.96, 0.5, 0.5, 0.96, 0.5), [1, 4], False),
+        ((0.5, 0.5, 0.97, 0.5, 0.5, 0.5), [2], False),
+    ],
+)
+def test_weak_levels_of_a_product_are_those_of_each_group(
+    errors: tuple[float, ...], weak: list[int], fewer: bool
+) -> None:
+    """As all groups have as many levels, and those behind go with one, fewer are advised where no group needs more."""
+    metrics = {f"codebook/level_{number}/error": error for number, error in enumerate(errors)}
+    product = settings({"kind": "product", "groups": 2, "quantizer": residual(levels=3)})
+    found = diagnose(evidence(*[[20] * 16] * 6, metrics=metrics, settings=product))
+    assert [finding.evidence["level"] for finding in found] == weak
+    key = "model.quantizer.quantizer.levels"
+    for finding in found:
+        changes = {change.key: change.value for change in finding.changes}
+        assert changes == ({key: str(finding.evidence["level"] % 3)} if fewer else {})
+
+
+def test_a_product_of_residual_quantizers_gets_more_levels_in_each_group() -> None:
+    product = settings({"kind": "product", "groups": 2, "quantizer": residual()})
+    key = "model.quantizer.quantizer.levels"
+    same = evidence(*[[60] * 16] * 4, distinct=Distinct(960, 480), settings=product)
+    assert advice(same, "collisions") == {key: "3"}
+    figures = {"error": 0.4, "halving": 1.8}
+    metrics = {f"codebook/level_{level}/{name}": value for level in range(4) for name, value in figures.items()}
+    full = replace(same, distinct=None, metrics=metrics)
+    assert advice(full, "codebook_at_ceiling") == {key: "3"}
+    (found,) = diagnose(full)
+    assert found.evidence["error"] == pytest.approx(0.16)  # of each group, what two levels lose
 
 
 # Of 1,000 rows in 16² ids, chance has 1 - 256 (1 - (255 / 256)^1000) / 1000 = 74.9% collide; in 16⁴, 0.8%.

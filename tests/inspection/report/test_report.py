@@ -165,7 +165,14 @@ def test_names_are_escaped_wherever_they_stand() -> None:
 
 def test_findings_stand_on_top_the_severe_first() -> None:
     found = [
-        Finding("collapse", "severe", "few codes", {"used": 2}, "no revival", (Change("a.b", "{x: 1}", "revives"),)),
+        Finding(
+            "collapse",
+            "severe",
+            "few codes",
+            {"used": 2, "x": 1 / 3, "y": None},
+            "no revival",
+            (Change("a.b", "{x: 1}", "revives"),),
+        ),
         Finding("minor", "note", "m", {}, "c"),
     ]
     known = Inspection("run", "data", [usage_of(torch.tensor([1, 2]))], None)
@@ -174,8 +181,10 @@ def test_findings_stand_on_top_the_severe_first() -> None:
     assert text.index("collapse") < text.index("minor") < text.index("What is a good perplexity?")
     assert "severe" in text
     assert "--set 'a.b={x: 1}'" in text
-    assert "used = 2" in text
+    assert "Read from used = 2, x = 0.3333." in text
     assert "Nothing was found to be wrong." in Reader(page_of_one(Material(known))).text
+    young = Reader(page_of_one(Material(dataclasses.replace(known, young_until=100)))).text
+    assert "looked for from step 100 on." in young
 
 
 def test_a_page_of_several_has_the_findings_of_each_in_brief() -> None:
@@ -190,6 +199,18 @@ def test_a_page_of_several_has_the_findings_of_each_in_brief() -> None:
     assert "c is left out: gone." in text
     assert "script" not in reader.tags
     assert "revives" not in text
+
+
+def test_a_name_that_is_no_text_stands_escaped(runs: dict[str, Path], tmp_path: Path) -> None:
+    odd = tmp_path / "r\udcff\u202e\n"
+    shutil.copytree(runs["ids"], odd)
+    for name, targets in (("one.html", [odd]), ("two.html", [odd, runs["ids"]])):
+        write_report(tmp_path / name, targets)
+        page = (tmp_path / name).read_bytes().decode()
+        assert "r\\udcff\\u202e\\n" in page
+        assert "\u202e" not in page
+    logged = dataclasses.replace(material.gather(odd), config="name: \udcff", metrics=[{"step": 1, "loss/\udcff": 1.0}])
+    page_of_one(logged).encode()
 
 
 def test_a_page_of_8192_codes_is_small(tmp_path: Path) -> None:

@@ -34,12 +34,16 @@ FINDINGS: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
     codebook_at_ceiling,
 )
 
+# What is so from the first step on. All else takes training: while that has but begun, any run looks sick.
+_FROM_THE_START = {codebook_too_large}
+
 _ORDER = ("severe", "warning", "note")
 
 
 def diagnose(evidence: Evidence) -> list[Finding]:
     """All that is found, the severe first."""
-    found = [finding for find in FINDINGS for finding in find(evidence)]
+    telling = [find for find in FINDINGS if find in _FROM_THE_START or evidence.young_until is None]
+    found = [finding for find in telling for finding in find(evidence)]
     return sorted(found, key=lambda finding: _ORDER.index(finding.severity))
 
 

@@ -30,6 +30,12 @@ def smaller(evidence: Evidence, size: int) -> Iterator[Change]:
         yield Change(evidence.key("codebook_size"), str(size), "as many codes as the data can fill")
 
 
+def one_more_level(evidence: Evidence, why: str) -> tuple[Change, ...]:
+    """Of a residual quantizer, wherever it stands."""
+    known = evidence.more_levels
+    return (Change(known[0], str(known[1] + 1), why),) if known else ()
+
+
 def power_above(number: int) -> int:
     """The least power of two, from 2 on, that is no less."""
     return 1 << max(1, (number - 1).bit_length())

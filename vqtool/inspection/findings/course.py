@@ -1,7 +1,9 @@
 """Trends over the validations of a run."""
 
+from bisect import bisect_right
 from collections.abc import Iterator
 
+from vqtool.config import RunSettings, travel
 from vqtool.inspection.evidence import Evidence
 from vqtool.inspection.finding import Change, Finding
 from vqtool.inspection.findings.advice import reviving, slower
@@ -12,8 +14,13 @@ _LEAST = 4
 # variance that is lost has grown by this much too; and where they do not. Latents spread somewhat in any run, and codes
 # follow.
 _GREW, _BEHIND, _GREW_MUCH = 3.0, 1.5, 5.0
+# How many times that, where growth may be that with which runs begin: in healthy ones up to about tenfold, and sixfold.
+_AT_FIRST = 5.0
 # And the part of its largest value at which it must still be.
 _STAYED = 0.5
+# What it must have grown by in the second half of the way that weights can have moved, so that growth has no end in
+# sight: that of latents that spread like the square root of this way. In healthy runs it levels off.
+_GROWS_ON = 2.0
 # Tokens of a validation without which commitment is that of a few: of as many, no single one can make it grow so much.
 _TOKENS = 100
 # By what part of the codebook usage must have fallen.
@@ -23,18 +30,24 @@ _FELL = 0.1
 def encoder_runs_away(evidence: Evidence) -> Iterator[Finding]:
     """Commitment grows without end: the encoder spreads its latents, faster than codes follow."""
     tag, validations = "validation/loss/commitment", [*evidence.history, *evidence.later]
-    commitments = [metrics[tag] for metrics in validations if tag in metrics]
+    known = [metrics for metrics in validations if tag in metrics]
+    commitments = [metrics[tag] for metrics in known]
     if len(commitments) < _LEAST or evidence.levels[0].tokens < _TOKENS:
         return
     least, last = min(commitments[:-1]), commitments[-1]
-    grew = least > 0 and last > (_GREW if _falls_behind(evidence) else _GREW_MUCH) * least
-    if grew and last > _STAYED * max(commitments):
+    steps = [metrics["step"] for metrics in known]
+    halfway = _halfway(evidence.settings, steps)
+    much = _GREW if _falls_behind(evidence) else _GREW_MUCH
+    if steps[halfway] < evidence.begun:
+        much *= _AT_FIRST
+    if last > much * least > 0 and last > max(_STAYED * max(commitments), _GROWS_ON * commitments[halfway]):
         keys = () if evidence.settings is None else _commit(evidence.settings.loss.commitment)
         yield Finding(
             "encoder_runs_away",
             "severe",
-            f"the commitment loss has grown from {least:.3g} to {last:.3g}",
-            {"commitment": last, "least": least, "step": validations[-1]["step"]},
+            f"the commitment loss has grown from {least:.3g} to {last:.3g}, {last / commitments[halfway]:.2g} times in "
+            "the second half of training",
+            {"commitment": last, "halfway": commitments[halfway], "least": least, "step": validations[-1]["step"]},
             "the encoder spreads its latents further and further, and codes must run after them",
             (*keys, *slower(evidence)),
         )
@@ -51,14 +64,25 @@ def usage_falls(evidence: Evidence) -> Iterator[Finding]:
         return
     (most, then), (usage, now) = max(known), known[-1]
     if most - usage > _FELL and now < then:
+        lost = evidence.setting("revival") is None
         yield Finding(
             "usage_falls",
             "warning",
             f"usage has fallen from {most:.0%} to {usage:.0%} while reconstruction got better",
             {"usage": usage, "most": most, "reconstruction": now, "reconstruction_then": then},
-            "the encoder draws its latents together on fewer codes, and nothing brings the others back",
+            "the encoder draws its latents together on fewer codes, and "
+            + ("nothing brings the others back" if lost else "leaves others behind faster than they are brought back"),
             (*reviving(evidence), *slower(evidence)),
         )
+
+
+def _halfway(settings: RunSettings | None, steps: list[int]) -> int:
+    """The place of the last of some steps until which weights went half the way that they went in all, or less."""
+
+    def way(step: int) -> float:
+        return step if settings is None else travel(settings.training, step)
+
+    return max(0, bisect_right(steps, way(steps[-1]) / 2, key=way) - 1)
 
 
 def _falls_behind(evidence: Evidence) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from vqtool.inspection.evidence import Evidence
 from vqtool.inspection.finding import Change, Finding
-from vqtool.inspection.findings.advice import fewer_values, narrowing, power_above, reviving, smaller, spreading
+from vqtool.inspection.findings.advice import fewer_values, narrowing, power_above, reviving, slower, smaller, spreading
 from vqtool.inspection.findings.usage import IF_SHARED, has_collapsed
 from vqtool.inspection.words import counted
 from vqtool.usage import Usage
@@ -32,18 +32,22 @@ def dead_codes(evidence: Evidence) -> Iterator[Finding]:
                 f"code){_history(dead, never, last)}",
                 {"level": number, "dead": dead, "never_hit": never, "last_hit": last, "tokens": usage.tokens},
                 _cause(evidence, dead, never) + _if_shared(whole, dead),
-                tuple(_filling(evidence, usage)),
+                tuple(_filling(evidence, usage, never)),
             )
 
 
-def _filling(evidence: Evidence, usage: Usage) -> Iterator[Change]:
+def _filling(evidence: Evidence, usage: Usage, never: float | None) -> Iterator[Change]:
     """What puts codes to use; and last, fewer of them: as many as the fullest level needs, for all have one size.
+
+    Where codes are lost although dead ones are revived, they are lost faster than that.
 
     Those that a collapsed codebook uses say nothing of how many there should be.
     """
     if evidence.given:
         yield from spreading(evidence)
     yield from reviving(evidence)
+    if evidence.setting("revival") is not None and never is not None and never <= usage.dead / 2:
+        yield from slower(evidence)
     yield from narrowing(evidence)
     if not has_collapsed(usage):
         used = max(each.used for _, each in evidence.codebooks)

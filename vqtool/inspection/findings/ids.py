@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterator
 
 from vqtool.inspection.evidence import Evidence
-from vqtool.inspection.finding import Change, Finding
+from vqtool.inspection.finding import Finding
+from vqtool.inspection.findings.advice import one_more_level
 from vqtool.usage import expected_used
 
 # Collisions that nobody minds, and by how many times chance must be exceeded.
@@ -22,15 +23,11 @@ def collisions(evidence: Evidence) -> Iterator[Finding]:
     # Beyond so many ids no two rows share one by chance, and their number is none that a float holds.
     chance = 1 - expected_used(round(2**bits), rows) / rows if bits < _MANY_BITS else 0.0
     if rate > _FEW and rate > _BEYOND * chance:
-        levels = evidence.settings.model.quantizer if evidence.settings else None
-        more = Change(
-            "model.quantizer.levels", str(getattr(levels, "levels", 0) + 1), "one more code tells items apart"
-        )
         yield Finding(
             "collisions",
             "warning",
             f"{rate:.1%} of {rows:,} rows share their id with another, where chance would have {chance:.1%}",
             {"collision_rate": rate, "by_chance": chance, "rows": rows},
             "many rows are all but the same, or the levels are used unevenly; encode --unique tells them apart",
-            (more,) if hasattr(levels, "levels") else (),
+            one_more_level(evidence, "one more code tells items apart"),
         )

@@ -11,16 +11,22 @@ _WEAK = 0.95
 
 def weak_level(evidence: Evidence) -> Iterator[Finding]:
     """A level that leaves almost all of what it was given."""
-    if evidence.settings is None or evidence.settings.model.quantizer.kind != "residual":
-        return
-    for number in range(1, len(evidence.levels)):
+    for number in range(len(evidence.levels)):
         left = evidence.metric(number, "error")
-        if left is not None and left > _WEAK:
+        if number % evidence.depth and left is not None and left > _WEAK:
             yield Finding(
                 "weak_level",
                 "warning",
                 f"level {number} leaves {left:.0%} of what the levels before it left over",
                 {"level": number, "error": left},
                 "what is left over is noise to it, or its codes do not lie where the remainders are",
-                (Change("model.quantizer.levels", str(number), "without this level next to nothing is lost"),),
+                tuple(_without(evidence, number % evidence.depth)),
             )
+
+
+def _without(evidence: Evidence, place: int) -> Iterator[Change]:
+    """No more levels than come before this place; if all from there on are weak, in each of several groups."""
+    behind = [number for number in range(len(evidence.levels)) if number % evidence.depth >= place]
+    if evidence.more_levels and all((evidence.metric(number, "error") or 0) > _WEAK for number in behind):
+        key, _ = evidence.more_levels
+        yield Change(key, str(place), "what comes behind these levels adds next to nothing")

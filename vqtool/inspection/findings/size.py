@@ -6,7 +6,7 @@ from statistics import fmean
 
 from vqtool.inspection.evidence import Evidence
 from vqtool.inspection.finding import Change, Finding
-from vqtool.inspection.findings.advice import power_below, smaller
+from vqtool.inspection.findings.advice import one_more_level, power_below, smaller
 from vqtool.inspection.words import counted
 from vqtool.usage import Usage
 
@@ -78,14 +78,13 @@ def _lost(evidence: Evidence) -> float | None:
     known = [error for error in errors if error is not None]
     if len(known) < len(errors):
         return None
-    residual = evidence.settings is not None and evidence.settings.model.quantizer.kind == "residual"
-    return prod(known) if residual else fmean(known)
+    depth = evidence.depth
+    return fmean(prod(known[first : first + depth]) for first in range(0, len(known), depth))
 
 
 def _more(evidence: Evidence) -> Iterator[Change]:
-    levels = getattr(evidence.settings.model.quantizer, "levels", None) if evidence.settings else None
     size = evidence.setting("codebook_size")
-    if isinstance(levels, int):
-        yield Change("model.quantizer.levels", str(levels + 1), "one more code for what is left over")
+    if deeper := one_more_level(evidence, "one more code for what is left over"):
+        yield from deeper
     elif isinstance(size, int):
         yield Change(evidence.key("codebook_size"), str(2 * size), "one more bit a token")

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vqtool.printable import well_formed
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -43,7 +45,7 @@ class Table:
     @property
     def uri(self) -> str:
         """As a link that holds all of them."""
-        return "data:text/csv;charset=utf-8;base64," + base64.b64encode(self.csv.encode()).decode()
+        return "data:text/csv;charset=utf-8;base64," + base64.b64encode(well_formed(self.csv).encode()).decode()
 
 
 @dataclass(frozen=True)

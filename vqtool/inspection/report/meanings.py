@@ -17,6 +17,7 @@ from vqtool.inspection.report.figure import Figure, Picture, Table
 from vqtool.inspection.report.instances import Instances
 from vqtool.inspection.report.material import Seen
 from vqtool.inspection.report.usage import ranked
+from vqtool.inspection.sharing import levels_in_depth
 from vqtool.usage import Usage
 
 # Codes shown: of the most used, and of the least used that have any hit.
@@ -66,8 +67,8 @@ def _figure(seen: Seen, level: int, levels: list[Usage]) -> Figure | None:
 
 def _left_over(seen: Seen, level: int) -> str:
     """What of latents a level behind others sees."""
-    residual = seen.tokenizer.settings.model.quantizer.kind == "residual"
-    return ", less what the levels before it took," if level and residual else ""
+    behind = level % levels_in_depth(seen.tokenizer.settings.model.quantizer)
+    return ", less what the levels before it took," if behind else ""
 
 
 def shown_codes(usage: Usage, places: NDArray[np.int64]) -> list[int]:

@@ -1,15 +1,18 @@
-"""The page: figures put into the template. All text that comes from a user is escaped there."""
+"""The page: figures put into the template. All text that comes from a user is escaped there.
+
+A page is UTF-8, and names are not always: what of them is no visible character stands as an escape, as in a terminal.
+"""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined, Template
 
-from vqtool.inspection.comparison import HEADER, Compared, differences, same_data, table
-from vqtool.inspection.explain import explain
+from vqtool.inspection.comparison import HEADER, MEANING, Compared, differences, same_data, table
+from vqtool.inspection.explain import explain, too_young
 from vqtool.inspection.finding import Finding
 from vqtool.inspection.report.codebook_map import map_figure
 from vqtool.inspection.report.compare import curves_overlaid, rate_distortion_figure
@@ -21,6 +24,7 @@ from vqtool.inspection.report.material import Material
 from vqtool.inspection.report.meanings import meanings_figures
 from vqtool.inspection.report.usage import usage_figure
 from vqtool.inspection.words import counted
+from vqtool.printable import printable, well_formed
 from vqtool.semantic_ids import Distinct
 from vqtool.usage import Usage
 
@@ -68,8 +72,8 @@ def page_of_one(material: Material) -> str:
     ]
     return _render(
         Page(
-            title=inspection.target,
-            subtitle=f"Counted on {inspection.counted}: {counted(inspection.tokens, 'token')}"
+            title=printable(inspection.target),
+            subtitle=f"Counted on {printable(inspection.counted)}: {counted(inspection.tokens, 'token')}"
             + (f" of each of {len(levels)} levels." if len(levels) > 1 else "."),
             figures=[figure for figure in figures if figure],
             tables=[_levels(levels)] if len(levels) > 1 else [],
@@ -96,21 +100,26 @@ def page_of_several(runs: Sequence[Compared], metrics: Sequence[Metrics], missin
     return _render(
         Page(
             title=f"{len(runs)} targets compared" if len(runs) > 1 else "1 target",
-            subtitle="Usage figures are means over levels; bits are sums over them. Reconstruction is the loss of the "
-            "best validation pass, in normalised units.",
+            subtitle=MEANING,
             figures=[figure for figure in figures if figure],
-            tables=[Grid(HEADER, table(runs))],
+            tables=[Grid(HEADER, [[printable(cell) for cell in row] for row in table(runs)])],
             settings=Grid(numbers, settings) if settings else None,
             found=[
-                (f"{number}  {run.inspection.target}", run.inspection.findings) for number, run in enumerate(runs, 1)
+                (f"{number}  {printable(run.inspection.target)}", run.inspection.findings)
+                for number, run in enumerate(runs, 1)
             ],
-            notes=[*missing, *([] if alike else ["These runs have different data: their losses do not compare."])],
+            notes=[
+                *map(printable, missing),
+                *([] if alike else ["These runs have different data: their losses do not compare."]),
+            ],
         )
     )
 
 
 def _notes(material: Material) -> list[str]:
     notes = [material.missing] if material.missing else []
+    if material.inspection.young_until is not None:
+        notes.append(too_young(material.inspection.young_until))
     if material.seen and not material.seen.collected.codes:
         notes.append("The codebook is too large to be drawn: there is no map of it, and no samples of its codes.")
     return notes
@@ -138,12 +147,20 @@ def _levels(levels: Sequence[Usage]) -> Grid:
 
 
 def _render(page: Page) -> str:
-    return _template().render(**{name: getattr(page, name) for name in page.__dataclass_fields__})
+    text = _template().render(**{name: getattr(page, name) for name in page.__dataclass_fields__})
+    return well_formed(text)
+
+
+def _listed(figures: Mapping[str, float | int | str | None]) -> str:
+    """Figures that are known, by name, as short as four digits allow."""
+    known = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in figures.items()}
+    return ", ".join(f"{name} = {value}" for name, value in known.items() if value is not None)
 
 
 def _template() -> Template:
     text = files("vqtool.inspection.report").joinpath("template.html.j2").read_text(encoding="utf-8")
     environment: Any = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["quoted"] = shlex.quote  # to be pasted into a shell
+    environment.filters["listed"] = _listed
     template: Template = environment.from_string(text)
     return template
