@@ -4,6 +4,7 @@ Shapes: n samples, L positions per sample, D code dimension, K codes, Q levels.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -83,15 +84,21 @@ def reconstruct(
             may be empty.
     """
     rows = chunk_rows(model, samples.size)
+    with evaluating(model), pass_bar(progress, len(samples)) as bar:
+        for turn in range(0, len(samples), rows * of):
+            start = min(turn + rank * rows, len(samples))
+            raw = samples.read_rows(start, min(start + rows, len(samples)))
+            yield _reconstruct_chunk(model, raw, rows, loss)
+            bar.update(min(rows * of, len(samples) - turn))
+
+
+@contextmanager
+def evaluating(model: Autoencoder) -> Iterator[None]:
+    """Within, the model is in evaluation mode."""
     training = model.training
     model.eval()
     try:
-        with pass_bar(progress, len(samples)) as bar:
-            for turn in range(0, len(samples), rows * of):
-                start = min(turn + rank * rows, len(samples))
-                raw = samples.read_rows(start, min(start + rows, len(samples)))
-                yield _reconstruct_chunk(model, raw, rows, loss)
-                bar.update(min(rows * of, len(samples) - turn))
+        yield
     finally:
         model.train(training)
 
@@ -199,17 +206,15 @@ def shuffled_loss(model: Autoencoder, samples: Samples, loss: LossSettings) -> t
     rows = chunk_rows(model, samples.size)
     device = next(iter(model.state_dict().values())).device
     numbers = np.linspace(0, len(samples) - 1, min(rows, len(samples))).round().astype(np.int64)
-    training = model.training
-    model.eval()
     x = samples.take(numbers).to(device)
     ((padded, n),) = chunks(x, rows)
-    target, indices = model.modality.target(x), model.encode(padded)
     found = []
-    for chosen in (indices[:n], indices[:n].roll(n // 2, dims=0)):
-        ((whole, _),) = chunks(chosen, rows)
-        prediction = model.predict(whole, model.size_of(x))[:n]
-        found.append(float(reconstruction_loss(loss.reconstruction, prediction, target)))
-    model.train(training)
+    with evaluating(model):
+        target, indices = model.modality.target(x), model.encode(padded)
+        for chosen in (indices[:n], indices[:n].roll(n // 2, dims=0)):
+            ((whole, _),) = chunks(chosen, rows)
+            prediction = model.predict(whole, model.size_of(x))[:n]
+            found.append(float(reconstruction_loss(loss.reconstruction, prediction, target)))
     return found[0], found[1]
 
 

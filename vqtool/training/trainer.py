@@ -14,7 +14,7 @@ from vqtool.config import BEST_METRICS
 from vqtool.data import BatchOrder
 from vqtool.distributed import copy_from_first, from_first, is_first, planned, voting, wait_for_all
 from vqtool.errors import CheckpointError, Stopped, TrainingError
-from vqtool.evaluation import Evaluation
+from vqtool.evaluation import Evaluation, evaluating
 from vqtool.model_file import read_model, write_model
 from vqtool.run import Run
 from vqtool.signals import heed
@@ -222,9 +222,8 @@ class Trainer:
     @torch.no_grad()
     def _picture(self) -> Tensor:
         x = self._data.validation.read(0, min(_PICTURES, len(self._data.validation)))
-        self._model.eval()
-        restored = self._model.decode(self._model.encode(x.to(self._device)), self._data.spec.size)
-        self._model.train()
+        with evaluating(self._model):
+            restored = self._model.decode(self._model.encode(x.to(self._device)), self._data.spec.size)
         return side_by_side(self._data.spec, x, restored.cpu())
 
     def _save(self, logs: Logs | None) -> None:
