@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vqtool.config import RunSettings
 from vqtool.data import BatchOrder
-from vqtool.distributed import copy_from_first, gather_rows, is_first, joined, planned, rank, world_size
+from vqtool.distributed import gather_rows, is_first, joined, planned, rank, world_size
 from vqtool.evaluation import evaluate_together
 from vqtool.quantizers.vector import VectorQuantizerSettings
 from vqtool.training.batches import Batches
@@ -77,7 +77,7 @@ CASES: dict[str, Block] = {
 # Where a sum over processes stands, and a case in which it matters.
 MUTANTS = {
     "vqtool.distributed.share.Share.sum": "codebook loss",
-    "vqtool.distributed.share._added": "codebook loss",
+    "vqtool.distributed.share.reduced": "codebook loss",
     "vqtool.quantizers.ema_codebook.add_up": "ema",
     "vqtool.quantizers.revival.add_up": "ema, bare start",
     "vqtool.quantizers.start.gather_rows": "ema",
@@ -96,7 +96,6 @@ def kept(case: str, double: bool, steps: int) -> dict[str, Tensor]:
     model, settings = prepared.model, prepared.settings.training
     kind = torch.float64 if double else torch.float32
     model.to(kind)
-    copy_from_first(model.state_dict().values())
     order = BatchOrder(len(prepared.dataset.training), settings.batch_size, 0)
     stepper = Stepper(prepared, order)
     found: dict[str, Tensor] = {}
@@ -175,7 +174,7 @@ def bytes_of_a_step(codes: int, dim: int) -> int:
 
 def _without(name: str) -> AbstractContextManager[Any]:
     """Within, a sum over processes is left out: `module.name` returns what it is given."""
-    return patch(name, lambda *args: args[-1])
+    return patch(name, lambda *args: next(each for each in args if isinstance(each, Tensor | list)))
 
 
 def main() -> None:

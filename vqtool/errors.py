@@ -30,7 +30,7 @@ class CheckpointError(VqtoolError):
 
 
 class TrainingError(VqtoolError):
-    """Training cannot go on: a loss or gradient is not finite."""
+    """Training cannot go on: a number is not finite, a finding stays severe, or a process of the job has ended."""
 
 
 class Stopped(VqtoolError):

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -9,17 +10,24 @@ from typing import Any
 
 from vqtool.distributed import any_process
 from vqtool.errors import Stopped
+from vqtool.launcher import place
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 # Signals are the whole process' own, and so is this: whether they are noted, which came, what else becomes of them.
 _noting: list[bool] = []
 _came: list[int] = []
 _usual: dict[int, Any] = {}
+_deaf_until: list[float] = []
+# Seconds within which processes of a job take a second signal for the first.
+_SAME = 5.0
 
 
 @contextmanager
 def noting_signals() -> Iterator[None]:
     """Within, the first SIGINT or SIGTERM is only noted, for `heed`; a second one takes its usual course.
+
+    In a job of several processes, one that comes shortly after is taken for the same: a launcher passes on what all
+    processes may have got already.
 
     Nothing is changed where another such context is open already, or beside the main thread, which alone handles
     signals.
@@ -40,7 +48,8 @@ def noting_signals() -> Iterator[None]:
 def heed() -> None:
     """Stop here, if a signal asked to; called wherever that leaves nothing half done.
 
-    Where several processes train together, one that was asked stops all of them, at the same call of this.
+    Where several processes train together, one that was asked stops all of them, at the same call of this: all of
+    them call it equally often.
 
     Raises:
         Stopped: names the signal.
@@ -51,8 +60,13 @@ def heed() -> None:
 
 
 def _note(number: int, frame: FrameType | None) -> None:
-    _came.append(number)
-    _put_back()
+    now = time.monotonic()
+    if not _came:
+        _came.append(number)
+        _deaf_until[:] = [now + (_SAME if place().size > 1 else 0.0)]
+    elif now >= _deaf_until[0]:
+        _put_back()
+        signal.raise_signal(number)
 
 
 def _put_back() -> None:

@@ -9,7 +9,9 @@ from tests.distributed import in_processes
 from vqtool import distributed
 from vqtool.distributed import Share
 from vqtool.distributed.job import ElsewhereError
+from vqtool.errors import Stopped
 from vqtool.quantizers.hit_times import HitTimes
+from vqtool.quantizers.vector import VectorQuantizerSettings
 from vqtool.semantic_ids import IdCounter
 
 SIZE = 3
@@ -57,10 +59,38 @@ def of_first() -> dict[str, Any]:
         refused = ""
     except (ValueError, ElsewhereError) as error:
         refused = f"{type(error).__name__}: {error}"
-    tensors = [torch.full((2,), rank), torch.zeros(0, 3), torch.tensor(rank == 0)]
-    distributed.copy_from_first(tensors)
-    agreed = distributed.agreed(rank == 0)
-    return {"made": made, "calls": calls, "refused": refused, "copied": tensors, "agreed": agreed}
+    return {"made": made, "calls": calls, "refused": refused}
+
+
+def stopped() -> dict[str, Any]:
+    def stop() -> None:
+        distributed.any_process(2)  # of this process alone, for the others do not ask
+        raise Stopped(15, "stopped by SIGTERM")
+
+    with distributed.voting():
+        before = distributed.any_process(0)
+        try:
+            distributed.from_first(stop)
+            told = ""
+        except Stopped as error:
+            told = f"{error.signal}: {error}"
+        after = [distributed.any_process(0), distributed.any_process(0)]
+    return {"told": told, "votes": [before, *after]}
+
+
+def started() -> dict[str, Any]:
+    """Codes by k-means of the first alone."""
+    rank = distributed.rank()
+    settings = {"codebook_size": 4, "codebook_dim": 3, "start": {"kind": "kmeans", "vectors": 2}}
+    quantizer = VectorQuantizerSettings.model_validate(settings).build()
+    if rank:
+        quantizer.initialise = lambda conditioned: pytest.fail("the first alone starts")  # type: ignore[method-assign]
+    waited = []
+    for step in range(3):
+        waited.append(quantizer.waits)
+        quantizer(torch.randn(3 * rank, 3, generator=torch.Generator().manual_seed(10 * step + rank)))
+        quantizer.update()
+    return {"waited": waited, "codes": quantizer.codes}
 
 
 def votes() -> list[int]:
@@ -89,7 +119,7 @@ def counted() -> dict[str, Any]:
 
 
 def everything() -> dict[str, Any]:
-    return {work.__name__: work() for work in (reduced, shared, of_first, votes, counted)}
+    return {work.__name__: work() for work in (reduced, shared, of_first, votes, stopped, started, counted)}
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +166,6 @@ def test_the_first_makes_for_all(found: list[dict[str, Any]]) -> None:
         assert own["made"]["a"] == [1, "b", None]
         assert own["made"]["t"].tolist() == [0, 1, 2]
         assert own["calls"] == ([0] if rank == 0 else [])
-        assert own["agreed"] is True
 
 
 def test_where_the_first_fails_the_others_are_told(found: list[dict[str, Any]]) -> None:
@@ -145,12 +174,15 @@ def test_where_the_first_fails_the_others_are_told(found: list[dict[str, Any]]) 
     assert others == ["ElsewhereError: stopped: the first process of the job says why"] * 2
 
 
-def test_tensors_of_the_first_are_copied(found: list[dict[str, Any]]) -> None:
+def test_where_the_first_is_stopped_all_are(found: list[dict[str, Any]]) -> None:
     for each in found:
-        ones, nothing, flag = each["of_first"]["copied"]
-        assert ones.tolist() == [0, 0]
-        assert nothing.shape == (0, 3)
-        assert bool(flag)
+        assert each["stopped"] == {"told": "15: stopped by SIGTERM", "votes": [0, 0, 0]}
+
+
+def test_codes_start_where_those_of_the_first_do(found: list[dict[str, Any]]) -> None:
+    for each in found:
+        assert each["started"]["waited"] == [True, False, False]
+        assert torch.equal(each["started"]["codes"], found[0]["started"]["codes"])
 
 
 def test_what_one_answers_all_hear_at_the_next_question(found: list[dict[str, Any]]) -> None:

@@ -220,10 +220,12 @@ def test_discarded_batches_are_not_in_the_sample():
     assert torch.equal(model.codes, started_by_hand(z))
 
 
-class Recorder:
-    """All that a start asks of a quantizer."""
+class Recorder(torch.nn.Module):
+    """All that a start asks of a quantizer, whose part it is."""
 
-    def __init__(self):
+    def __init__(self, starter):
+        super().__init__()
+        self.starter = starter
         self.sizes = []
 
     def initialise(self, sample):
@@ -248,7 +250,8 @@ def test_left_out_small_codebooks_start_from_more_vectors_a_code_and_large_ones_
     codes, each, expected, monkeypatch
 ):
     monkeypatch.setattr("vqtool.quantizers.start._LEAST", _LEAST)
-    starter, recorder = KMeansStart(codes, 1, each), Recorder()
+    starter = KMeansStart(codes, 1, each)
+    recorder = Recorder(starter)
     starter.gather(torch.zeros(expected - 1, 1))
     starter.learn()
     starter.start(recorder, full=True)
@@ -409,7 +412,7 @@ def test_settings_build_what_gathers_the_sample():
     starter = KMeansStartSettings(vectors=4).build(K, D)
     assert set(starter.state_dict()) == {"done", "sample"}
     assert starter.sample.shape == (0, D)
-    recorder = Recorder()
+    recorder = Recorder(starter)
     starter.gather(torch.zeros(FULL, D))
     starter.learn()
     starter.start(recorder, full=True)

@@ -3,7 +3,7 @@
 torch.distributed is the engine. Whoever calls a function here that communicates calls it in all processes alike.
 """
 
-from vqtool.distributed.job import agreed, copy_from_first, from_first, joined, wait_for_all
+from vqtool.distributed.job import from_first, joined, wait_for_all
 from vqtool.distributed.ranks import is_first, rank, world_size
 from vqtool.distributed.reductions import add_up, gather_rows, largest, smallest
 from vqtool.distributed.share import Share, planned, share_of
@@ -12,9 +12,7 @@ from vqtool.distributed.votes import any_process, voting
 __all__ = [
     "Share",
     "add_up",
-    "agreed",
     "any_process",
-    "copy_from_first",
     "from_first",
     "gather_rows",
     "is_first",

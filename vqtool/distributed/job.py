@@ -1,18 +1,20 @@
 """The job that processes make up together: joining it, and doing something once for all of them."""
 
 import io
-from collections.abc import Callable, Iterable, Iterator
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from vqtool.distributed.ranks import group_of, is_first, set_host_group, world_size
 from vqtool.distributed.reductions import largest
-from vqtool.errors import TrainingError, VqtoolError
+from vqtool.distributed.votes import asking_nobody
+from vqtool.errors import ConfigError, Stopped, TrainingError, VqtoolError
 from vqtool.launcher import place
 
 T = TypeVar("T")
@@ -31,6 +33,7 @@ def joined() -> Iterator[None]:
     """Within, the processes that torchrun started work as one job; a process alone, or a job begun before, as it is.
 
     Raises:
+        ConfigError: the job cannot be joined.
         TrainingError: another process of the job has ended.
     """
     if world_size() == place().size == 1:
@@ -38,29 +41,14 @@ def joined() -> Iterator[None]:
         return
     begun = dist.is_initialized()
     try:
-        if not begun:
-            dist.init_process_group(timeout=_PATIENCE)
-        set_host_group(dist.new_group(backend="gloo", timeout=_PATIENCE))
-        yield
-    except RuntimeError as error:
-        if not _is_loss(error):
-            raise
-        raise TrainingError(
-            "another process of the job has ended; the last checkpoint stands, and --resume goes on from there"
-        ) from error
-    except BaseException:
-        _leave(begun)
-        raise
-    else:
-        wait_for_all()
-        _leave(begun)
+        with _losses_told():
+            _join(begun)
+            yield
+            wait_for_all()
     finally:
         set_host_group(None)
-
-
-def _leave(begun: bool) -> None:
-    if not begun and dist.is_initialized():
-        dist.destroy_process_group()
+        if not begun and dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def wait_for_all() -> None:
@@ -73,53 +61,81 @@ def from_first(make: Callable[[], T]) -> T:
     them.
 
     Raises:
-        ElsewhereError: in the other processes, where `make` raises in the first.
+        Stopped: a signal stopped the first process in it; in all of them.
+        ElsewhereError: `make` raises something else; in the others.
     """
     if world_size() == 1:
         return make()
     if not is_first():
         return _received()
     try:
-        made = make()
-        content = io.BytesIO()
-        torch.save(made, content)
-    except BaseException:
-        _send(b"")
+        with asking_nobody():
+            made = make()
+    except Stopped as stopped:
+        _send({"signal": stopped.signal, "message": str(stopped)})
         raise
-    _send(content.getvalue())
+    except BaseException:
+        _send({})
+        raise
+    _send({"made": made})
     return made
 
 
-def agreed(of_first: bool) -> bool:
-    """What the first process says."""
-    return from_first(lambda: of_first)
+def _join(begun: bool) -> None:
+    try:
+        with _killable():
+            if not begun:
+                dist.init_process_group()
+            set_host_group(dist.new_group(backend="gloo", timeout=_PATIENCE))
+    except ValueError as error:
+        raise ConfigError(f"the {place().size} processes of the job cannot join: {error}") from error
 
 
-def copy_from_first(tensors: Iterable[Tensor]) -> None:
-    """Give tensors, alike in all processes, the values that they have in the first."""
-    if world_size() > 1:
-        for tensor in tensors:
-            dist.broadcast(tensor.detach(), 0, group=group_of(tensor))
+@contextmanager
+def _killable() -> Iterator[None]:
+    """Within, SIGINT and SIGTERM end the process: a handler in Python would not run while others are waited for."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _send(content: bytes) -> None:
-    length = torch.tensor(len(content))
+@contextmanager
+def _losses_told() -> Iterator[None]:
+    """Turn what torch.distributed says where another process cannot be reached into something for the user."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):  # gloo has no error of its own
+            raise TrainingError(
+                "another process of the job has ended, or cannot be reached; where there is a checkpoint, --resume "
+                "goes on from it"
+            ) from error
+        raise
+
+
+def _send(said: dict[str, Any]) -> None:
+    content = io.BytesIO()
+    torch.save(said, content)
+    length = torch.tensor(content.tell())
     dist.broadcast(length, 0, group=group_of(length))
-    if content:
-        whole = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        dist.broadcast(whole, 0, group=group_of(whole))
+    whole = torch.frombuffer(bytearray(content.getbuffer()), dtype=torch.uint8)
+    dist.broadcast(whole, 0, group=group_of(whole))
 
 
 def _received() -> Any:
     length = torch.tensor(0)
     dist.broadcast(length, 0, group=group_of(length))
-    if not length:
-        raise ElsewhereError("stopped: the first process of the job says why")
     content = torch.empty(int(length), dtype=torch.uint8)
     dist.broadcast(content, 0, group=group_of(content))
-    return torch.load(io.BytesIO(content.numpy().tobytes()), map_location="cpu", weights_only=True)
-
-
-def _is_loss(error: RuntimeError) -> bool:
-    """Whether an error says that another process could not be reached."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
+    said = torch.load(io.BytesIO(content.numpy().tobytes()), map_location="cpu", weights_only=True)
+    if "signal" in said:
+        raise Stopped(said["signal"], said["message"])
+    if "made" not in said:
+        raise ElsewhereError("stopped: the first process of the job says why")
+    return said["made"]

@@ -12,17 +12,17 @@ from vqtool.distributed.ranks import group_of, rank, world_size
 
 def add_up(tensor: Tensor) -> Tensor:
     """The sum of a tensor over all processes. It has no gradient."""
-    return _reduced(tensor, dist.ReduceOp.SUM) if world_size() > 1 else tensor
+    return reduced(tensor, dist.ReduceOp.SUM) if world_size() > 1 else tensor
 
 
 def largest(tensor: Tensor) -> Tensor:
     """The largest of each number over all processes."""
-    return _reduced(tensor, dist.ReduceOp.MAX) if world_size() > 1 else tensor
+    return reduced(tensor, dist.ReduceOp.MAX) if world_size() > 1 else tensor
 
 
 def smallest(tensor: Tensor) -> Tensor:
     """The smallest of each number over all processes."""
-    return _reduced(tensor, dist.ReduceOp.MIN) if world_size() > 1 else tensor
+    return reduced(tensor, dist.ReduceOp.MIN) if world_size() > 1 else tensor
 
 
 def gather_rows(rows: Tensor) -> Tensor:
@@ -44,7 +44,8 @@ def sizes(size: int, device: torch.device) -> list[int]:
     return [int(each) for each in add_up(every).tolist()]
 
 
-def _reduced(tensor: Tensor, operation: "dist.ReduceOp.RedOpType") -> Tensor:
+def reduced(tensor: Tensor, operation: "dist.ReduceOp.RedOpType") -> Tensor:
+    """What all processes' tensors come to by an operation, number by number, without a gradient."""
     result = tensor.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(result, operation, group=group_of(result))
     return result

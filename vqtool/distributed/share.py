@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vqtool.distributed.ranks import group_of, rank, world_size
-from vqtool.distributed.reductions import sizes
+from vqtool.distributed.ranks import rank, world_size
+from vqtool.distributed.reductions import reduced, sizes
 
 # The samples of the whole batch, where they are known to be parted as `Share.own` does.
 _planned: list[int] = []
@@ -66,17 +66,11 @@ class Share(NamedTuple):
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: Tensor) -> Tensor:
-        return _added(part)
+        return reduced(part, dist.ReduceOp.SUM)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _added(gradient)
-
-
-def _added(part: Tensor) -> Tensor:
-    result = part.detach().clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(result, group=group_of(result))
-    return result
+        return reduced(gradient, dist.ReduceOp.SUM)
 
 
 def share_of(samples: int, device: torch.device) -> Share:

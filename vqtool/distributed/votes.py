@@ -28,6 +28,17 @@ def voting() -> Iterator[None]:
         _under_way.pop()
 
 
+@contextmanager
+def asking_nobody() -> Iterator[None]:
+    """Within, `any_process` is about this process alone: for what not all of them do."""
+    before = _under_way[:]
+    _under_way.clear()
+    try:
+        yield
+    finally:
+        _under_way[:] = before
+
+
 def any_process(answer: int) -> int:
     """The largest answer of any process, at the last call before this one: so nobody waits for the slowest.
 

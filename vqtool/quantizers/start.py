@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from vqtool.distributed import gather_rows
+from vqtool.distributed import from_first, gather_rows
 from vqtool.quantizers.base import Quantizer
 from vqtool.quantizers.output import QuantizerOutput
 from vqtool.settings import Settings
@@ -72,16 +72,25 @@ class KMeansStart(nn.Module):
 
     @torch.no_grad()
     def start(self, quantizer: Quantizer, full: bool = False) -> None:
-        """Start `quantizer` from the sample, unless that is done, or there is nothing in it.
+        """Start `quantizer`, of which this is a part, from the sample, unless that is done, or there is nothing in it.
+
+        Of several processes the first does it for all: no two need round alike.
 
         Args:
             full: only if the sample is as large as it is to be.
+
+        Raises:
+            Stopped: a signal came; the quantizer is as it was.
         """
         if self.pending and len(self.sample) >= (self._needed if full else 1):
-            quantizer.initialise(self.sample[-self._needed :])
-            self.sample = self.sample[:0].clone()
-            self.done.fill_(True)
-            self.pending = False
+            quantizer.load_state_dict(from_first(lambda: self._started(quantizer)))
+
+    def _started(self, quantizer: Quantizer) -> dict[str, Tensor]:
+        """The state of `quantizer` once it has started."""
+        quantizer.initialise(self.sample[-self._needed :])
+        self.sample = self.sample[:0].clone()
+        self.done.fill_(True)
+        return dict(quantizer.state_dict())
 
     def discard(self) -> None:
         """Forget what was gathered since the last update."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vqtool.config import RunSettings
-from vqtool.distributed import copy_from_first, from_first, is_first, joined
+from vqtool.distributed import from_first, is_first, joined, world_size
 from vqtool.errors import CheckpointError, ConfigError, DataError
 from vqtool.memory import out_of_memory_told
 from vqtool.run import Run
@@ -51,7 +51,7 @@ def train(
         raise ValueError("resume and overwrite exclude each other")
     run = Run(folder or run_folder(settings))
     refuses = not (resume or overwrite)
-    with noting_signals(), out_of_memory_told(ConfigError, ADVICE), joined():
+    with joined(), noting_signals(), out_of_memory_told(ConfigError, ADVICE):
         say = say if is_first() else _unheard
         from_first(lambda: _refuse(run, refuses))
         prepared = prepare(settings.model_copy(update={"name": settings.name or run.folder.name}))
@@ -66,7 +66,8 @@ def _train(
     run: Run, prepared: Prepared, resume: bool, allow_data_change: bool, say: Callable[[str], None]
 ) -> dict[str, Any]:
     begun = from_first(lambda: _begun(run, prepared, resume, allow_data_change, say))
-    copy_from_first(prepared.model.state_dict().values())
+    if world_size() > 1:  # as the first has begun
+        prepared.model.load_state_dict(from_first(lambda: dict(prepared.model.state_dict())))
     trainer = Trainer(prepared, run, None if begun is None else State.of(begun), say)
     with deterministic():
         trainer.train()

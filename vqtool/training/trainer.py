@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from vqtool.config import BEST_METRICS
 from vqtool.data import BatchOrder
-from vqtool.distributed import copy_from_first, from_first, is_first, planned, voting, wait_for_all
+from vqtool.distributed import from_first, is_first, planned, voting, wait_for_all
 from vqtool.errors import CheckpointError, Stopped, TrainingError
 from vqtool.evaluation import Evaluation, evaluating
 from vqtool.model_file import read_model, write_model
@@ -167,6 +167,7 @@ class Trainer:
             severe = from_first(lambda: self._validator.severe)
             if severe:
                 self._save(logs)
+                wait_for_all()
                 raise TrainingError(f"step {self._step}: severe, twice: {'; '.join(severe)}; saved")
 
     def _start_codes(self) -> None:
@@ -180,7 +181,6 @@ class Trainer:
             quantizer.start()
             self._early = True
         if not quantizer.waits:
-            copy_from_first(quantizer.state_dict().values())  # another kind of processor may round differently
             self._say(f"step {self._step}: codes start where the latents are; from here on they quantize")
 
     def _show(self, bar: "tqdm[Any]", metrics: dict[str, float]) -> None:
