@@ -13,6 +13,7 @@ import yaml
 from process_cases import CASES
 from process_jobs import Row, job, part_of
 
+from vqtool.model_file import read_model
 from vqtool.run import Run
 
 _STEPS = 200
@@ -28,14 +29,28 @@ def death(folder: Path, share: float) -> Iterator[Row]:
         yield _gone_on(ended, f"rank {victim} of 3 killed: --resume on 1 process")
 
 
-def signal_to_one(folder: Path, share: float) -> Iterator[Row]:
-    """SIGTERM to one of three: all stop after the same step, saved, and one process alone goes on."""
-    for victim in part_of((1, 0), share):
+def signals(folder: Path, share: float) -> Iterator[Row]:
+    """SIGTERM to one of three, or to all and their launcher: they stop after one step, saved; one alone goes on."""
+    for victim in part_of((1, None, 0), share):
         ended = _ended(folder / f"stopped-{victim}", victim, signal.SIGTERM)
+        whom = "all and torchrun" if victim is None else f"rank {victim}"
         saved = ended.run.checkpoint_files()
         figure = f"{ended.told}, {max(saved).stem if saved else 'nothing'} saved"
-        yield Row(f"SIGTERM to rank {victim} of 3: all stop", figure, ended.seconds <= _PATIENCE and ended.said)
-        yield _gone_on(ended, f"SIGTERM to rank {victim} of 3: --resume on 1 process")
+        yield Row(f"SIGTERM to {whom} of 3: all stop", figure, ended.seconds <= _PATIENCE and ended.said)
+        yield _gone_on(ended, f"SIGTERM to {whom} of 3: --resume on 1 process")
+
+
+def init_from(folder: Path, share: float) -> Iterator[Row]:
+    """A run that begins with another's model, which was saved amid a window of revival, by one process and by two."""
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(CASES["ema, bare start"]))
+    runs = {size: Run(folder / f"run-{size}") for size in (0, 1, 2)}
+    for size, change in ((0, "steps=7"), (1, f"init_from={runs[0].folder}"), (2, f"init_from={runs[0].folder}")):
+        command = [*job(max(1, size)), "-m", "vqtool", *_train(config, runs[size]), "--set", f"training.{change}"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    one, two = (read_model(runs[size].model)[0].state for size in (1, 2))
+    apart = max(float((one[name].double() - two[name].double()).abs().max()) for name in one)
+    yield Row("begun with another run's model, by 1 and 2 processes, float32", f"differs by {apart:.1e}", apart <= 1e-4)
 
 
 class Ended(NamedTuple):
@@ -54,7 +69,8 @@ class Ended(NamedTuple):
         return f"after {self.seconds:.1f} s{'' if self.said else ', without a word'}"
 
 
-def _ended(folder: Path, victim: int, number: signal.Signals) -> Ended:
+def _ended(folder: Path, victim: int | None, number: signal.Signals) -> Ended:
+    """A job of three, once a rank got the signal; None: all of them, and then torchrun, which passes it on again."""
     folder.mkdir()
     config, run = folder / "config.yaml", Run(folder / "run")
     config.write_text(yaml.safe_dump(_long(CASES["ema"])))
@@ -65,7 +81,10 @@ def _ended(folder: Path, victim: int, number: signal.Signals) -> Ended:
             assert running.poll() is None, (folder / "said.txt").read_text()
         processes = _workers(running.pid)
         begun = time.monotonic()
-        os.kill(processes[victim], number)
+        for process in processes if victim is None else [processes[victim]]:
+            os.kill(process, number)
+        if victim is None:
+            running.send_signal(number)
         running.wait(timeout=10 * _PATIENCE)
         while any(Path(f"/proc/{process}").exists() for process in processes):
             time.sleep(0.05)

@@ -64,7 +64,8 @@ PARTS = {
     "single": single,
     "mutants": mutants,
     "death": process_ends.death,
-    "signal": process_ends.signal_to_one,
+    "signal": process_ends.signals,
+    "begun": process_ends.init_from,
     "traffic": process_traffic.traffic,
     "scaling": process_traffic.scaling,
 }
