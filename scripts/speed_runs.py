@@ -15,7 +15,6 @@ import torch
 from turns import Figure, faster, seconds, spread
 
 from vqtool import load
-from vqtool.chunks import chunk_rows, chunks
 from vqtool.config import RunSettings, load_config
 from vqtool.losses import reconstruction_loss
 from vqtool.training import train
@@ -78,15 +77,10 @@ def encode(turns: int, gigabytes: float = 4.0, dim: int = 256) -> Iterator[Figur
         tokenizer = load(run)
         part = torch.from_numpy(np.load(data, mmap_mode="r")[: rows // 8].copy())
 
-        def alone() -> None:
-            with torch.inference_mode():
-                for x, _ in chunks(part, chunk_rows(tokenizer.model, ())):
-                    tokenizer.model.encode(x)
-
         whole, parts, grown = [], [], []
         for turn in range(max(1, turns // 2)):
             os.environ["XDG_CACHE_HOME"] = str(folder / f"cache-{turn}")  # so that the file is looked over anew
-            parts += seconds({"alone": alone}, 1)["alone"]
+            parts += seconds({"alone": lambda: tokenizer.encode_samples(part)}, 1)["alone"]
             taken, memory = _watched([executable, "-m", "vqtool", "encode", run, data, "--out", out, "--overwrite"])
             whole.append(taken)
             grown.append(memory)
