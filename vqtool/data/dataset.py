@@ -3,6 +3,7 @@
 Shapes: n rows, C channels; size is (), (T,) or (H, W).
 """
 
+import hashlib
 import os
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -18,7 +19,7 @@ from vqtool.data.scan import Counted, Moments
 from vqtool.data.settings import MOST_CLASSES, DataKind, DataSettings, TensorsSettings
 from vqtool.data.sources import FileSource, GeneratedSource, Source, Survey, combined_sha256
 from vqtool.data.spec import SampleSpec, dtype_name
-from vqtool.distributed import from_first
+from vqtool.distributed import from_first, world_size
 from vqtool.errors import ConfigError, DataError
 
 # A standard deviation below this, relative to the mean, leaves a float32 fewer than five bits for the value.
@@ -122,6 +123,8 @@ def open_dataset(settings: DataKind, seed: int) -> Dataset:
 
 def _survey(source: Source, layout: LayoutName, counted: Counted = True) -> Survey:
     """As `Source.survey`; of several processes the first alone reads all rows."""
+    if world_size() == 1:
+        return source.survey(layout, counted)
     survey = Survey.of(from_first(lambda: asdict(source.survey(layout, counted))))
     own = _likeness(source)
     if from_first(lambda: own) != own:
@@ -132,8 +135,8 @@ def _survey(source: Source, layout: LayoutName, counted: Counted = True) -> Surv
 def _likeness(source: Source) -> list[Any]:
     """What tells most data apart from others, and takes no time to read."""
     rows = source.rows
-    ends = [rows.read(start, start + 1).view(torch.uint8).flatten().tolist() for start in (0, len(rows) - 1)]
-    return [len(rows), list(rows.shape), str(rows.dtype), *ends]
+    ends = [rows.read(start, start + 1).contiguous().view(torch.uint8).numpy() for start in (0, len(rows) - 1)]
+    return [len(rows), list(rows.shape), str(rows.dtype), *(hashlib.sha256(end.tobytes()).hexdigest() for end in ends)]
 
 
 def spec_of(settings: DataSettings) -> SampleSpec:
