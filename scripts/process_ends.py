@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import yaml
 from process_cases import CASES
-from process_jobs import Row, job, part_of
+from process_jobs import job, part_of
+from promises import Row
 
 from vqtool.model_file import read_model
 from vqtool.run import Run

@@ -2,17 +2,9 @@
 
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
-
-
-class Row(NamedTuple):
-    """One line of a table."""
-
-    what: str
-    figure: str
-    held: bool
 
 
 def job(size: int) -> list[str]:

@@ -9,7 +9,8 @@ from statistics import median
 from typing import Any
 
 import yaml
-from process_jobs import Row, job, part_of
+from process_jobs import job, part_of
+from promises import Row
 
 SCRIPT = str(Path(__file__).with_name("process_cases.py"))
 

@@ -8,19 +8,15 @@ Each part prints what was done, what came of it, and whether the promise held; t
 """
 
 import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import process_ends
 import process_traffic
 import torch
-from parts import keep, parser_of
 from process_cases import CASES, MUTANTS, UNEVEN
-from process_jobs import Row, job, part_of
-from rich.console import Console
-from rich.table import Table
+from process_jobs import job, part_of
+from promises import Row, put_to_the_test
 from torch import Tensor
 
 SCRIPT = str(Path(__file__).with_name("process_cases.py"))
@@ -71,23 +67,6 @@ PARTS = {
 }
 
 
-def main() -> None:
-    """Print the table."""
-    parser = parser_of(__doc__, PARTS)
-    parser.add_argument("--share", type=float, default=1.0)
-    options = parser.parse_args()
-    table = Table("part", "what", "came to", "held")
-    held = True
-    for name in options.parts:
-        with tempfile.TemporaryDirectory() as folder:
-            for row in PARTS[name](Path(folder), options.share):
-                table.add_row(name, row.what, row.figure, "yes" if row.held else "NO")
-                held &= row.held
-                keep(options.json, name, row._asdict())
-    Console(width=170).print(table)
-    sys.exit(not held)
-
-
 def _run(folder: Path, cases: Sequence[str], *options: str, sizes: Sequence[int]) -> None:
     for size in sizes:
         to = folder / str(size)
@@ -133,4 +112,4 @@ def _relative(one: Tensor, other: Tensor) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    put_to_the_test(__doc__, PARTS)

@@ -7,20 +7,18 @@
 Each part prints what was done, what came of it, and whether the promise held; the exit status is 1 where one did not.
 """
 
-import sys
-import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import soak_commands
 import soak_kills
 import soak_mixed
 import torch
-from parts import keep, parser_of
-from rich.console import Console
-from rich.table import Table
+from promises import Row, put_to_the_test
 
+Part = Callable[[Path, int], Iterable[Row]]
 # Each part, and how often it does what it does.
-PARTS = {
+PARTS: dict[str, tuple[Part, int]] = {
     "saving": (soak_kills.saving, 200),
     "exact": (soak_kills.exact, 50),
     "mixed": (soak_mixed.mixed, 60),
@@ -33,24 +31,10 @@ PARTS = {
 }
 
 
-def main() -> None:
-    """Print the table."""
-    parser = parser_of(__doc__, PARTS)
-    parser.add_argument("--share", type=float, default=1.0)
-    options = parser.parse_args()
-    torch.set_num_threads(1)  # a forked process has none of the threads
-    table = Table("part", "what", "came to", "held")
-    held = True
-    for name in options.parts:
-        part, times = PARTS[name]
-        with tempfile.TemporaryDirectory() as folder:
-            for row in part(Path(folder), max(1, round(options.share * times))):
-                table.add_row(name, row.what, row.figure, "yes" if row.held else "NO")
-                held &= row.held
-                keep(options.json, name, row._asdict())
-    Console(width=170).print(table)
-    sys.exit(not held)
+def _counted(part: Part, times: int) -> Callable[[Path, float], Iterable[Row]]:
+    return lambda folder, share: part(folder, max(1, round(share * times)))
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)  # a forked process has none of the threads
+    put_to_the_test(__doc__, {name: _counted(part, times) for name, (part, times) in PARTS.items()})

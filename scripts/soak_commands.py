@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import yaml
-from soak_kills import Row
+from promises import Row
 
 from vqtool.errors import VqtoolError
 from vqtool.model_file import read_model

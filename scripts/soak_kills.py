@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import yaml
+from promises import Row
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vqtool.config import load_config
@@ -26,14 +27,6 @@ from vqtool.transcode import encode_file
 
 # Steps of a run whose end is compared.
 STEPS = 120
-
-
-class Row(NamedTuple):
-    """One promise."""
-
-    what: str
-    figure: str
-    held: bool
 
 
 def saving(folder: Path, kills: int) -> Iterator[Row]:

@@ -1,10 +1,8 @@
 """Files made to do harm are refused by name through the command line: nothing runs, grows, or is written."""
 
-import os
-import resource
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,23 +14,12 @@ from tests.conftest import Result, TrainedRun
 from tests.hostile import CONFIGS, TENSOR_FILES, Trap, npy, npz
 
 Command = Callable[..., Result]
-# Bytes that a command may take beyond what the process has.
-LITTLE = 512 << 20
+pytestmark = pytest.mark.usefixtures("little_memory")
 GOOD = """
 data: {kind: tensors, path: x.npy}
 model: {encoder: {kind: identity}, quantizer: {kind: vector, codebook_size: 4}}
 training: {device: cpu}
 """
-
-
-@pytest.fixture(autouse=True)
-def _little_memory() -> Iterator[None]:
-    """A limit on memory, while the test runs."""
-    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (mapped + LITTLE, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 @pytest.fixture

@@ -1,10 +1,8 @@
 """Run directories made to do harm: what reads a run, its index files and its checkpoints refuses them by name."""
 
 import json
-import os
-import resource
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +15,7 @@ from tests.conftest import Result, TrainedRun
 from tests.training import resign
 
 Command = Callable[..., Result]
-LITTLE = 512 << 20
-
-
-@pytest.fixture(autouse=True)
-def _little_memory() -> Iterator[None]:
-    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (mapped + LITTLE, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, before)
+pytestmark = pytest.mark.usefixtures("little_memory")
 
 
 @pytest.fixture
