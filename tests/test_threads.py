@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.quantizers import brute_force, random_normal
 from vqtool.quantizers import nearest_codes, search
-from vqtool.threads import lone_threads, over_rows
+from vqtool.threads import alone, lone_threads, over_rows
 
 CPU = torch.device("cpu")
 # Long enough for any machine; a test that waits so long has failed.
@@ -36,6 +36,15 @@ def in_a_thread(work):
     thread.start()
     thread.join(PATIENCE)
     return found[0]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_work_done_alone_has_one_thread_and_no_gradients(thread_count, threads):
+    thread_count(threads)
+    weight = torch.ones(2, requires_grad=True)
+    assert alone(lambda: (torch.get_num_threads(), (weight * 2).requires_grad), CPU) == (1, False)
+    assert torch.get_num_threads() == threads
+    assert torch.is_grad_enabled()
 
 
 def fail_behind_the_first(rows):

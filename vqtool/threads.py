@@ -38,9 +38,20 @@ def over_items(work: Callable[[S], T], items: Iterable[S], device: torch.device)
     return list(map(work, items) if threads == 1 else _pool(threads).map(work, items))
 
 
-def _without_gradients(work: Callable[[slice], T]) -> Callable[[slice], T]:
+def alone(work: Callable[[], T], device: torch.device) -> T:
+    """The result of `work`, done without gradients and by one thread.
+
+    What PyTorch's own threads have done together leaves them spinning for some milliseconds, on the cores that the
+    threads of `over_rows` will want.
+    """
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    quietly = _without_gradients(lambda _: work())
+    return quietly(None) if threads == 1 else _pool(threads).submit(quietly, None).result()
+
+
+def _without_gradients(work: Callable[[S], T]) -> Callable[[S], T]:
     # Whether gradients are recorded is each thread's own setting.
-    def run(part: slice) -> T:
+    def run(part: S) -> T:
         with torch.no_grad():
             return work(part)
 

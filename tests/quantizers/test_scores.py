@@ -36,8 +36,16 @@ def check(kind, vectors, codes):
     return found
 
 
-def everything(vectors, codes):
-    return torch.arange(len(vectors) * len(codes))
+def check_but_for(kind, vectors, codes, most):
+    """The same, of rows that have candidates; those that have none are of norms that could overflow, over `most`."""
+    found = places_of(kind, vectors, codes)
+    assert (found.diff() > 0).all()
+    rows = found // len(codes)
+    nearest = torch.arange(len(vectors)) * len(codes) + brute_force(vectors, codes)
+    assert torch.isin(nearest[rows], found).all()
+    centre = codes.double().mean(dim=0)
+    furthest = (vectors.double() - centre).norm(dim=1) + (codes.double() - centre).norm(dim=1).max()
+    assert torch.isin((furthest < most).nonzero().squeeze(1), rows).all()
 
 
 @each_kind
@@ -68,7 +76,7 @@ def test_the_nearest_is_among_the_candidates_for_any_shape(kind, dtype, seed, n,
 def test_the_nearest_is_among_the_candidates_at_any_scale_and_offset(kind, dtype, seed, d, exponents, offset):
     vectors = (random_normal(seed, 19, d) + offset).to(dtype) * 10 ** exponents[0]
     codes = (random_normal(seed + 1, 90, d) + offset).to(dtype) * 10 ** exponents[1]
-    check(kind, vectors, codes)
+    check_but_for(kind, vectors, codes, 1e18)
 
 
 @each_kind
@@ -77,7 +85,7 @@ def test_the_nearest_is_among_the_candidates_at_any_scale_and_offset(kind, dtype
 def test_the_first_of_equal_codes_is_among_the_candidates(kind, dtype, seed, d, exponent, step):
     some = (random_normal(seed, 30, d, dtype=dtype) * step).round() * 10**exponent
     codes = some[torch.randint(30, (150,), generator=torch.Generator().manual_seed(seed))]
-    check(kind, torch.cat([some, random_normal(seed + 1, 10, d, dtype=dtype) * 10**exponent]), codes)
+    check_but_for(kind, torch.cat([some, random_normal(seed + 1, 10, d, dtype=dtype) * 10**exponent]), codes, 1e18)
 
 
 @each_kind
@@ -140,14 +148,15 @@ def test_one_code_far_from_all_others(kind, dtype):
 @pytest.mark.parametrize("side", ["vectors", "codes", "both"])
 def test_squares_and_products_that_overflow(kind, size, side):
     vectors, codes = random_normal(0, 30, 6).clamp(-1, 1), random_normal(1, 100, 6).clamp(-1, 1)
-    check(kind, vectors if side == "codes" else vectors * size, codes if side == "vectors" else codes * size)
+    of_vectors, of_codes = (1 if side == "codes" else size), (1 if side == "vectors" else size)
+    check_but_for(kind, vectors * of_vectors, codes * of_codes, 1e18)
 
 
 @each_float32_kind
 def test_large_and_small_vectors_side_by_side(kind):
     scales = 10.0 ** torch.arange(-38, 39, 4)[:, None]
-    check(kind, random_normal(0, len(scales), 6) * scales, random_normal(1, 100, 6))
-    check(kind, random_normal(0, 30, 6), random_normal(1, len(scales), 6) * scales)
+    check_but_for(kind, random_normal(0, len(scales), 6) * scales, random_normal(1, 100, 6), 1e18)
+    check_but_for(kind, random_normal(0, 30, 6), random_normal(1, len(scales), 6) * scales, 1e18)
 
 
 @each_float32_kind
@@ -168,21 +177,19 @@ def test_zeros(kind, dtype):
 
 @each_kind
 @pytest.mark.parametrize("odd", [torch.nan, torch.inf, -torch.inf])
-def test_a_vector_that_is_not_finite_keeps_every_code_and_disturbs_no_other(kind, dtype, odd):
+def test_a_vector_that_is_not_finite_has_no_candidates_and_disturbs_no_other(kind, dtype, odd):
     vectors, codes = random_normal(0, 9, 5, dtype=dtype), random_normal(1, 70, 5, dtype=dtype)
     before = places_of(kind, vectors, codes)
     vectors[4, 2] = odd
-    after = places_of(kind, vectors, codes)
-    assert torch.equal(after[after // 70 == 4], 4 * 70 + torch.arange(70))
-    assert torch.equal(after[after // 70 != 4], before[before // 70 != 4])
+    assert torch.equal(places_of(kind, vectors, codes), before[before // 70 != 4])
 
 
 @each_kind
 @pytest.mark.parametrize("odd", [torch.nan, torch.inf])
-def test_a_codebook_that_is_not_finite_keeps_every_code(kind, dtype, odd):
+def test_with_a_codebook_that_is_not_finite_nothing_has_candidates(kind, dtype, odd):
     vectors, codes = random_normal(0, 9, 5, dtype=dtype), random_normal(1, 70, 5, dtype=dtype)
     codes[3, 1] = odd
-    assert torch.equal(places_of(kind, vectors, codes), everything(vectors, codes))
+    assert len(places_of(kind, vectors, codes)) == 0
 
 
 # Codes about a mean of zero, of few bits: every score is exact, in whichever order and by whatever kernel.
@@ -256,7 +263,7 @@ def test_a_processor_says_whether_it_multiplies_bfloat16(monkeypatch, capabiliti
 @each_kind
 @pytest.mark.parametrize("case", ["equal codes", "nan", "too large", "too small"])
 def test_a_row_with_a_crowd_of_candidates_has_none_and_disturbs_no_other(kind, dtype, case):
-    vectors, codes = random_normal(0, 50, 4, dtype=dtype), random_normal(1, 2048, 4, dtype=dtype)
+    vectors, codes = random_normal(0, 50, 16, dtype=dtype), random_normal(1, 2048, 16, dtype=dtype)
     made = kind(codes)
     rows, found = made.candidates(vectors)
     crowded = torch.arange(50) % 3 == 0

@@ -22,8 +22,6 @@ _ROWS = 1 << 6
 _MOST = 1 << 24
 # Codes for which looking at one group more takes as long as bfloat16 saves on them.
 WORTH = 128
-# Codes of a group. The least score of each is found first, so that few are looked at one by one.
-_GROUP = 64
 
 
 class Scores(ABC):
@@ -33,10 +31,12 @@ class Scores(ABC):
         codebook: (K, D), in the type that is computed in.
 
     Attributes:
-        crowd: the most groups of codes looked at for a row; it bounds the candidates.
+        group: how many codes are a group. The least score of each is found first, so that few are looked at one by one.
+        crowd: the most groups looked at for a row, where rows have many; it bounds the candidates.
         coarse: whether other scores tell codes apart better.
     """
 
+    group = 64
     crowd = 16
     coarse = False
 
@@ -50,23 +50,22 @@ class Scores(ABC):
     def candidates(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and codes (P,) each, in the order of rows, then codes: for each of (N, D) whatever may be nearest.
 
-        A row for which codes in more than `crowd` groups may be has none.
+        A row has none where it or its scores may not be finite, or where codes in more than a crowd of groups may be
+        nearest and other rows have many, too.
         """
-        operand, errors = self._make_rows(vectors - self._centre)
+        operand, slack = self._make_rows(vectors)
         columns = self._columns.shape[1]
         count = max(1, _BLOCK // columns, min(_ROWS, _MOST // columns))
         buffer = operand.new_empty(min(count, len(operand)), columns)
-        near = [torch.empty(0, dtype=torch.int64, device=vectors.device)]
+        found = [torch.empty(0, dtype=torch.int64, device=vectors.device)]
         for start in range(0, len(operand), count):
-            block = operand[start : start + count]
-            scores = torch.mm(block, self._columns, out=buffer[: len(block)])
-            near.append(self._within(scores, errors[start : start + count]) + start * columns)
-        found = torch.cat(near)
-        rows, codes = found // columns, found % columns
-        if columns == len(self._codes):
-            return rows, codes
-        real = codes < len(self._codes)
-        return rows[real], codes[real]
+            scores = torch.mm(operand[start : start + count], self._columns, out=buffer[: len(operand) - start])
+            found.append(self._within(scores, slack[start : start + count]).add_(start * columns))
+        places = torch.cat(found)
+        rows = places // columns
+        codes = places - rows * columns
+        real = slack.isfinite().index_select(0, rows) & (codes < len(self._codes))
+        return (rows, codes) if real.all() else (rows[real], codes[real])
 
     @abstractmethod
     def _make_columns(self) -> Tensor:
@@ -74,32 +73,37 @@ class Scores(ABC):
 
     @abstractmethod
     def _make_rows(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows (N, D + m) of shifted vectors, and bounds (N,) on the errors of their scores."""
+        """Rows (N, D + m) of vectors, and (N,) the limits of their scores, less what these grow by with the best."""
 
     @abstractmethod
-    def _limits(self, best: Tensor, errors: Tensor) -> Tensor:
+    def _limits(self, best: Tensor, slack: Tensor) -> Tensor:
         """What scores are not above, of all that may be nearest, by the best (R,) as it was computed."""
 
     def _ordered(self, scores: Tensor) -> Tensor:
         """Scores as what is compared."""
         return scores
 
-    def _within(self, scores: Tensor, errors: Tensor) -> Tensor:
-        """The places, counted through `scores`, of those that may be nearest."""
-        groups = self._ordered(scores).view(len(scores), scores.shape[1] // _GROUP, _GROUP)
+    def _within(self, scores: Tensor, slack: Tensor) -> Tensor:
+        """The places (P,), counted through `scores`, of those that may be nearest."""
+        groups = self._ordered(scores).view(len(scores), -1, self.group)
         least = groups.amin(dim=2)
-        limits = self._limits(least.amin(dim=1), errors)
+        limits = self._limits(least.amin(dim=1), slack)
         near = self._uncrowded(_not_above(least, limits), len(least))
-        members = groups.view(-1, _GROUP).index_select(0, near)
+        members = groups.view(-1, self.group).index_select(0, near)
         hits = _not_above(members, limits.index_select(0, near // least.shape[1]))
-        return near.index_select(0, hits // _GROUP) * _GROUP + hits % _GROUP
+        which = hits // self.group
+        return (near.index_select(0, which) - which) * self.group + hits
 
     def _uncrowded(self, near: Tensor, rows: int) -> Tensor:
-        """Of the groups `near`, counted through all rows, those of rows that have no more than a crowd of them."""
-        if len(near) <= rows + self.crowd:
+        """Of the groups `near`, counted through so many rows: where these are many, those of rows without a crowd."""
+        if len(near) <= 3 * rows + self.crowd:
             return near
-        owners = near // (self._columns.shape[1] // _GROUP)
+        owners = near // self._per_row
         return near.index_select(0, places(owners.bincount(minlength=rows).index_select(0, owners) <= self.crowd))
+
+    @property
+    def _per_row(self) -> int:
+        return self._columns.shape[1] // self.group
 
     def _error(self, norms: Tensor) -> Tensor:
         """Bound (N,) on the rounding of a product, in the type of the codes, with vectors of these norms (N,).
@@ -116,10 +120,10 @@ class Scores(ABC):
 
     def _pad(self, columns: Tensor) -> Tensor:
         """(K, D + m) as (D + m, K up to a multiple of the group); what is added is never the least."""
-        padding = -len(columns) % _GROUP
+        padding = -len(columns) % self.group
         columns = F.pad(columns, (0, 0, 0, padding))
         columns[len(columns) - padding :, self._codes.shape[1]] = torch.inf
-        return columns.T
+        return columns.T.contiguous()
 
 
 class FullScores(Scores):
@@ -129,11 +133,14 @@ class FullScores(Scores):
         return torch.cat([self._codes, self._half_norms[:, None]], dim=1)
 
     def _make_rows(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        return F.pad(vectors.neg(), (0, 1), value=1.0), self._error(vectors.norm(dim=1))
+        shifted = self._centre - vectors
+        norms = shifted.norm(dim=1)
+        # No score is above this sum. Where it could overflow, any code may be nearest.
+        safe = (norms + self._largest).square().isfinite()
+        return F.pad(shifted, (0, 1), value=1.0), (2 * self._error(norms)).where(safe, torch.inf)
 
-    def _limits(self, best: Tensor, errors: Tensor) -> Tensor:
-        limits = best + 2 * errors
-        return limits.where(limits.isfinite(), torch.inf)
+    def _limits(self, best: Tensor, slack: Tensor) -> Tensor:
+        return best + slack
 
 
 class BfloatScores(Scores):
@@ -151,7 +158,9 @@ class BfloatScores(Scores):
     def _make_columns(self) -> Tensor:
         low = self._codes.bfloat16()
         self._lost = (self._codes - low.float()).norm(dim=1).max()
-        self.crowd = min(self.crowd, 8 + len(low) // WORTH)
+        # The least of a large group is sooner found, a small one sooner looked at.
+        self.group = 64 if len(low) < 4096 else 256
+        self.crowd = min(8, 4 + len(low) // (2 * WORTH))
         # A norm needs more than eight bits: a second column has what the first leaves over.
         first = self._half_norms.bfloat16()
         second = (self._half_norms - first.float()).bfloat16()
@@ -159,29 +168,28 @@ class BfloatScores(Scores):
         return torch.cat([low, torch.stack([first, second, torch.ones_like(first)], dim=1)], dim=1)
 
     def _make_rows(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        low = vectors.bfloat16()
-        norms = vectors.norm(dim=1)
-        lost = (vectors - low.float()).norm(dim=1)
+        shifted = self._centre - vectors
+        rows = shifted.new_ones(len(vectors), len(self._columns), dtype=torch.bfloat16)
+        low = rows[:, :-3].copy_(shifted)
+        norms = shifted.norm(dim=1)
+        lost = shifted.sub_(low).norm(dim=1)
         errors = 1.01 * (lost * self._largest + (norms + lost) * self._lost + self._norm_lost) + 2 * self._error(norms)
         info = torch.finfo(torch.bfloat16)
         # Neither of these can z·e - |e|²/2 exceed. The less the shift, the less is rounded off the scores.
         most = torch.minimum(norms.square() / 2, norms * self._largest)
-        shift = ((most + errors) * (1 + info.eps) + info.tiny).bfloat16()
+        rows[:, -1] = shift = (most + errors) * (1 + info.eps) + info.tiny
         # No score is above this sum. Where it could overflow, any code may be nearest.
-        safe = shift.float() + (norms + self._largest).square() + errors < info.max / 2
-        ones = torch.ones_like(shift)
-        rows = torch.cat([low.neg(), torch.stack([ones, ones, shift], dim=1)], dim=1)
-        return rows, errors.where(safe, torch.inf)
+        safe = 1.01 * shift + (norms + self._largest).square() + errors < info.max / 2
+        return rows, (2.2 * errors).where(safe, torch.inf)
 
     def _ordered(self, scores: Tensor) -> Tensor:
         return scores.view(torch.int16)
 
-    def _limits(self, best: Tensor, errors: Tensor) -> Tensor:
-        eps = torch.finfo(torch.bfloat16).eps
+    def _limits(self, best: Tensor, slack: Tensor) -> Tensor:
         # (1 + u) / (1 - u) of the best, for its rounding and that of the nearest, with eps = 2 u; then rounded up.
-        limits = (1 + 1.1 * eps) * best.view(torch.bfloat16).float() + 2.1 * errors
-        bits = (limits * (1 + eps)).bfloat16().view(torch.int16)
-        return bits.where(errors.isfinite(), torch.iinfo(torch.int16).max)
+        eps = torch.finfo(torch.bfloat16).eps
+        limits = torch.add(slack, best.view(torch.bfloat16), alpha=(1 + 1.1 * eps) * (1 + eps))
+        return limits.bfloat16().view(torch.int16)
 
 
 @lru_cache(maxsize=1)
@@ -199,7 +207,7 @@ def places(mask: Tensor) -> Tensor:
 
 
 def _not_above(values: Tensor, limits: Tensor) -> Tensor:
-    """The places, counted through (n, m), of values that are not above the limit (n,) of their row. NaN never is."""
+    """The places, counted through (n, m), of values that are not above the limit (n,) of their row."""
     if values.device.type == "cpu":  # NumPy compares several times as fast, too
-        return places(~torch.from_numpy(values.numpy() > limits.numpy()[:, None]))
-    return places(~(values > limits[:, None]))
+        return places(torch.from_numpy(values.numpy() <= limits.numpy()[:, None]))
+    return places(values <= limits[:, None])

@@ -9,7 +9,7 @@ from torch import Tensor
 from vqtool.quantizers.distinct import distinct_rows
 from vqtool.quantizers.precision import full_precision
 from vqtool.quantizers.scores import WORTH, BfloatScores, FullScores, Scores, multiplies_bfloat16, places
-from vqtool.threads import over_rows
+from vqtool.threads import alone, over_rows
 
 # Vectors whose candidates are settled together, and numbers of one block of exact differences: they bound the memory.
 _ROWS = 1 << 13
@@ -42,7 +42,7 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     vectors, codes = vectors.detach(), codebook.detach().to(dtype)
     with torch.no_grad(), full_precision(vectors.device):
         fast = dtype == torch.float32 and vectors.device.type == "cpu" and len(codes) > WORTH and multiplies_bfloat16()
-        scores = BfloatScores(codes) if fast else FullScores(codes)
+        scores = alone(lambda: BfloatScores(codes) if fast else FullScores(codes), vectors.device)
         parts = over_rows(
             lambda rows: _nearest(vectors[rows], codes, scores),
             len(vectors),
@@ -142,16 +142,18 @@ def _settle(vectors: Tensor, codebook: Tensor, rows: Tensor, codes: Tensor) -> T
 
 def _lost(vectors: Tensor, codebook: Tensor, rows: Tensor, codes: Tensor, dtype: torch.dtype, slack: float) -> Tensor:
     """Which candidates (P,) are further from their row than its nearest, by more than this share of the distance."""
-    pairs = max(1, _BLOCK // vectors.shape[1])
-    distances = torch.cat(
-        [
-            (vectors.index_select(0, row).to(dtype) - codebook.index_select(0, code).to(dtype)).square().sum(dim=1)
-            for row, code in zip(rows.split(pairs), codes.split(pairs), strict=True)
-        ]
-    )
+    most = max(1, _BLOCK // vectors.shape[1])
+    pairs = zip(rows.split(most), codes.split(most), strict=True)
+    distances = torch.cat([_distances(vectors, codebook, row, code, dtype) for row, code in pairs])
     smallest = distances.new_full((len(vectors),), torch.inf).scatter_reduce(0, rows, distances, "amin")
     least = torch.finfo(dtype).tiny * vectors.shape[1] if slack else 0.0
     return distances > (smallest * (1 + slack) + least).index_select(0, rows)
+
+
+def _distances(vectors: Tensor, codebook: Tensor, rows: Tensor, codes: Tensor, dtype: torch.dtype) -> Tensor:
+    """Squared, from rows of the vectors to codes, (P,) each."""
+    apart = vectors.index_select(0, rows).to(dtype).sub_(codebook.index_select(0, codes))
+    return apart.square_().sum(dim=1)
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:
