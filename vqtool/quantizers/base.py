@@ -166,9 +166,11 @@ class Quantizer(nn.Module, ABC):
         Some vectors without the error of quantizing help encoder and decoder to learn (Défossez et al. 2024, "Moshi",
         3.3, quantization rate). Batches are in random order already: which samples pass need not be drawn.
         """
+        pass_on = GRADIENTS[self.gradient]
         passed = share.first(round(self.bypass * share.total)) if self.training and vectors.ndim > 1 else 0
-        quantized = GRADIENTS[self.gradient](vectors[passed:], codes[passed:])
-        return torch.cat([vectors[:passed], quantized]) if passed else quantized
+        if not passed:  # a slice of everything would have its gradient copied
+            return pass_on(vectors, codes)
+        return torch.cat([vectors[:passed], pass_on(vectors[passed:], codes[passed:])])
 
     def _checked(self, vectors: Tensor) -> Tensor:
         """Vectors in the type that is computed in, float32 at least.

@@ -38,8 +38,11 @@ class _SumOfSquares(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, vectors: Tensor, codes: Tensor, indices: Tensor) -> Tensor:
         ctx.save_for_backward(vectors, codes, indices)
-        sums = [(block - codes[chosen]).square_().sum() for block, chosen in _blocks(vectors, indices)]
-        return torch.stack(sums).sum()
+        blocks = list(_blocks(vectors, indices))
+        sums = vectors.new_empty(len(blocks))  # made first: small tensors that stay, between large ones, break up memory
+        for place, (block, chosen) in enumerate(blocks):
+            sums[place] = (block - codes[chosen]).square_().sum()
+        return sums.sum()
 
     @staticmethod
     @once_differentiable
