@@ -39,7 +39,8 @@ class _SumOfSquares(torch.autograd.Function):
     def forward(ctx: Any, vectors: Tensor, codes: Tensor, indices: Tensor) -> Tensor:
         ctx.save_for_backward(vectors, codes, indices)
         blocks = list(_blocks(vectors, indices))
-        sums = vectors.new_empty(len(blocks))  # made first: small tensors that stay, between large ones, break up memory
+        # Made first: small tensors that stay between large ones break up the memory.
+        sums = vectors.new_empty(len(blocks))
         for place, (block, chosen) in enumerate(blocks):
             sums[place] = (block - codes[chosen]).square_().sum()
         return sums.sum()
