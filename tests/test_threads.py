@@ -39,12 +39,20 @@ def in_a_thread(work):
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_work_done_alone_has_one_thread_and_no_gradients(thread_count, threads):
+def test_what_several_threads_need_is_made_by_one_and_without_gradients(thread_count, threads):
     thread_count(threads)
     weight = torch.ones(2, requires_grad=True)
-    assert alone(lambda: (torch.get_num_threads(), (weight * 2).requires_grad), CPU) == (1, False)
+    made = alone(lambda: (torch.get_num_threads(), (weight * 2).requires_grad), 8, CPU)
+    assert made == (1, threads == 1)
     assert torch.get_num_threads() == threads
     assert torch.is_grad_enabled()
+
+
+def test_what_one_thread_needs_is_made_where_it_is_asked_for(thread_count):
+    thread_count(3)
+    here = threading.get_ident()
+    assert alone(threading.get_ident, 1, CPU) == here
+    assert alone(threading.get_ident, 2, CPU) != here
 
 
 def fail_behind_the_first(rows):

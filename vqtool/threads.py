@@ -23,10 +23,11 @@ def over_rows(work: Callable[[slice], T], rows: int, most: int, device: torch.de
 
     On a CPU there are as many slices as PyTorch has threads, `most` at the most, and none empty; anywhere else one.
     """
-    threads = torch.get_num_threads() if device.type == "cpu" else 1
-    parts = max(1, min(threads, most, rows))
+    parts = max(1, min(_threads(device), most, rows))
     slices = [slice(rows * part // parts, rows * (part + 1) // parts) for part in range(parts)]
-    return [work(slices[0])] if parts == 1 else list(_pool(threads).map(_without_gradients(work), slices))
+    if parts == 1:
+        return [work(slices[0])]
+    return list(_pool(torch.get_num_threads()).map(_without_gradients(work), slices))
 
 
 def over_items(work: Callable[[S], T], items: Iterable[S], device: torch.device) -> list[T]:
@@ -34,19 +35,23 @@ def over_items(work: Callable[[S], T], items: Iterable[S], device: torch.device)
 
     On a CPU each is done by one thread, so that what comes of it does not depend on how many there are.
     """
-    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    threads = _threads(device)
     return list(map(work, items) if threads == 1 else _pool(threads).map(work, items))
 
 
-def alone(work: Callable[[], T], device: torch.device) -> T:
-    """The result of `work`, done without gradients and by one thread.
+def alone(work: Callable[[], T], most: int, device: torch.device) -> T:
+    """The result of `work`, which makes ready what `over_rows` will need: by one thread, where that will use several.
 
-    What PyTorch's own threads have done together leaves them spinning for some milliseconds, on the cores that the
-    threads of `over_rows` will want.
+    What PyTorch's own threads have done together leaves them spinning for some milliseconds, on cores that are wanted.
     """
-    threads = torch.get_num_threads() if device.type == "cpu" else 1
-    quietly = _without_gradients(lambda _: work())
-    return quietly(None) if threads == 1 else _pool(threads).submit(quietly, None).result()
+    threads = _threads(device)
+    if min(threads, most) <= 1:
+        return work()
+    return _pool(threads).submit(_without_gradients(lambda _: work()), None).result()
+
+
+def _threads(device: torch.device) -> int:
+    return torch.get_num_threads() if device.type == "cpu" else 1
 
 
 def _without_gradients(work: Callable[[S], T]) -> Callable[[S], T]:

@@ -42,14 +42,11 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     vectors, codes = vectors.detach(), codebook.detach().to(dtype)
     with torch.no_grad(), full_precision(vectors.device):
         fast = dtype == torch.float32 and vectors.device.type == "cpu" and len(codes) > WORTH and multiplies_bfloat16()
-        scores = alone(lambda: BfloatScores(codes) if fast else FullScores(codes), vectors.device)
-        parts = over_rows(
-            lambda rows: _nearest(vectors[rows], codes, scores),
-            len(vectors),
-            most=vectors.numel() * len(codebook) // _THREAD,
-            device=vectors.device,
+        most = vectors.numel() * len(codes) // _THREAD
+        scores = alone(lambda: BfloatScores(codes) if fast else FullScores(codes), most, vectors.device)
+        return torch.cat(
+            over_rows(lambda rows: _nearest(vectors[rows], codes, scores), len(vectors), most, vectors.device)
         )
-        return torch.cat(parts)
 
 
 def _nearest(vectors: Tensor, codes: Tensor, scores: Scores) -> Tensor:
