@@ -71,6 +71,8 @@ def test_the_nearest_is_among_the_candidates_for_any_shape(kind, dtype, seed, n,
 @example(seed=0, d=5, exponents=(-30.0, -30.0), offset=0.0)
 @example(seed=0, d=5, exponents=(-19.0, -19.0), offset=0.0)
 @example(seed=0, d=5, exponents=(-12.0, -20.0), offset=0.0)
+@example(seed=0, d=1, exponents=(-10.0, -23.0), offset=0.0)
+@example(seed=0, d=1, exponents=(-23.0, -10.0), offset=0.0)
 @example(seed=0, d=5, exponents=(30.0, -30.0), offset=1e4)
 @example(seed=0, d=5, exponents=(-30.0, 30.0), offset=1e4)
 def test_the_nearest_is_among_the_candidates_at_any_scale_and_offset(kind, dtype, seed, d, exponents, offset):

@@ -44,7 +44,7 @@ class Scores(ABC):
         self._centre = codebook.mean(dim=0)
         self._codes = codebook - self._centre
         self._half_norms = self._codes.square().sum(dim=1) / 2
-        self._largest = (2 * self._half_norms.max()).sqrt()
+        self._largest = self._norms(self._codes).max()
         self._columns = self._pad(self._make_columns())
 
     def candidates(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,6 +105,10 @@ class Scores(ABC):
     def _per_row(self) -> int:
         return self._columns.shape[1] // self.group
 
+    def _norms(self, vectors: Tensor) -> Tensor:
+        """The norms (n,) of vectors (n, D), or more: squares may be too small for their type."""
+        return vectors.norm(dim=1) + (vectors.shape[1] * torch.finfo(vectors.dtype).tiny) ** 0.5
+
     def _error(self, norms: Tensor) -> Tensor:
         """Bound (N,) on the rounding of a product, in the type of the codes, with vectors of these norms (N,).
 
@@ -134,7 +138,7 @@ class FullScores(Scores):
 
     def _make_rows(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         shifted = self._centre - vectors
-        norms = shifted.norm(dim=1)
+        norms = self._norms(shifted)
         # No score is above this sum. Where it could overflow, any code may be nearest.
         safe = (norms + self._largest).square().isfinite()
         return F.pad(shifted, (0, 1), value=1.0), (2 * self._error(norms)).where(safe, torch.inf)
@@ -157,10 +161,11 @@ class BfloatScores(Scores):
 
     def _make_columns(self) -> Tensor:
         low = self._codes.bfloat16()
-        self._lost = (self._codes - low.float()).norm(dim=1).max()
+        self._lost = self._norms(self._codes - low.float()).max()
         # The least of a large group is sooner found, a small one sooner looked at.
         self.group = 64 if len(low) < 4096 else 256
-        self.crowd = min(8, 4 + len(low) // (2 * WORTH))
+        # Where more than half of all groups must be looked at, bfloat16 saves nothing.
+        self.crowd = min(self.crowd, max(1, len(low) // (2 * self.group)))
         # A norm needs more than eight bits: a second column has what the first leaves over.
         first = self._half_norms.bfloat16()
         second = (self._half_norms - first.float()).bfloat16()
@@ -171,8 +176,8 @@ class BfloatScores(Scores):
         shifted = self._centre - vectors
         rows = shifted.new_ones(len(vectors), len(self._columns), dtype=torch.bfloat16)
         low = rows[:, :-3].copy_(shifted)
-        norms = shifted.norm(dim=1)
-        lost = shifted.sub_(low).norm(dim=1)
+        norms = self._norms(shifted)
+        lost = self._norms(shifted.sub_(low))
         errors = 1.01 * (lost * self._largest + (norms + lost) * self._lost + self._norm_lost) + 2 * self._error(norms)
         info = torch.finfo(torch.bfloat16)
         # Neither of these can z·e - |e|²/2 exceed. The less the shift, the less is rounded off the scores.
