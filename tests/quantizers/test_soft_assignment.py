@@ -233,3 +233,20 @@ def test_no_matrix_of_vectors_by_codes_is_made(monkeypatch, confidence):
     for sizes in (forth, back):
         assert sizes.made.count(block) >= n * k // block
         assert max(sizes.made) <= max(2 * block, n * d)
+
+
+# Rounded by their own size, such logits are off by many powers of two; and yet each row is shared out whole.
+@pytest.mark.parametrize("temperature", [1e-6, 1e-9])
+def test_a_temperature_far_too_low_gives_nothing_that_is_not_finite(temperature):
+    vectors, codebook = random_normal(0, 40, 64) * 30, random_normal(1, 300, 64) * 30
+    assignment, entropy, *gradients = both_and_gradients(mine, vectors, codebook, temperature, random_normal(2, 301))
+    torch.testing.assert_close(assignment.sum(), torch.tensor(40.0))
+    assert entropy < 1e-3
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("tile", "k"), [(1, 7), (3, 7), (7, 7), (4, 9), (5, 21)])
+def test_tiles_change_nothing(monkeypatch, dtype, tile, k):
+    monkeypatch.setattr(soft_assignment, "_TILE", tile)
+    check(random_normal(0, 12, 5, dtype=dtype), random_normal(1, k, 5, dtype=dtype), 0.8)

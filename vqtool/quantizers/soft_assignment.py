@@ -54,10 +54,9 @@ class _SoftSums(torch.autograd.Function):
         ctx: Any, vectors: Tensor, codebook: Tensor, temperature: float | Tensor, entropy: bool
     ) -> tuple[Tensor, Tensor]:
         factors = _Factors.of(vectors, codebook, temperature)
-        norms = vectors.new_empty(len(vectors))
         with full_precision(vectors.device):
-            parts = over_rows(lambda rows: _sums(factors, rows, entropy, norms), *factors.work)
-        ctx.save_for_backward(*factors, norms)
+            parts = over_rows(lambda rows: _sums(factors, rows, entropy), *factors.work)
+        ctx.save_for_backward(*factors)
         ctx.entropy = entropy
         assignments, entropies = zip(*parts, strict=True)
         assignment = torch.stack(assignments).sum(dim=0).view(-1)[: len(codebook)]
@@ -66,12 +65,11 @@ class _SoftSums(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, assignment: Tensor, entropy: Tensor) -> tuple[Tensor | None, ...]:
-        *saved, norms = ctx.saved_tensors
-        factors = _Factors(*saved)
+        factors = _Factors(*ctx.saved_tensors)
         of_vectors = factors.vectors.new_empty(factors.vectors.shape)
         values, weight = factors.in_tiles(assignment), entropy if ctx.entropy else None
         with full_precision(assignment.device):
-            parts = over_rows(lambda rows: _gradients(factors, rows, norms, values, weight, of_vectors), *factors.work)
+            parts = over_rows(lambda rows: _gradients(factors, rows, values, weight, of_vectors), *factors.work)
         return of_vectors, factors.gradient_of_codes(reduce(Tensor.add_, parts))[: len(assignment)], None, None
 
 
@@ -85,7 +83,7 @@ class _Factors(NamedTuple):
     vectors: Tensor
     """(N, D)"""
     columns: Tensor
-    """(T, D + 2, C) tiles of C codes about their mean, a row of -|e|² / temperature in bits, and one of ones."""
+    """(T, D + 1, C) tiles of C codes about their mean, and a row of -|e|² / temperature in bits."""
     centre: Tensor
     """(D,) that mean."""
     scale: Tensor
@@ -97,11 +95,9 @@ class _Factors(NamedTuple):
         codes = codebook - centre
         scale = 2 / math.log(2) / torch.as_tensor(temperature, dtype=codes.dtype, device=codes.device)
         last = codes.square().sum(dim=1, keepdim=True) * (-scale / 2)
-        columns = torch.cat([codes, last, torch.ones_like(last)], dim=1)
         tiles = -(-len(codes) // _TILE)
-        padding = -len(codes) % tiles
-        columns = F.pad(columns, (0, 0, 0, padding))
-        columns[len(codes) :, -2] = -torch.finfo(codes.dtype).max  # which 2 to the power of is nothing
+        columns = F.pad(torch.cat([codes, last], dim=1), (0, 0, 0, -len(codes) % tiles))
+        columns[len(codes) :, -1] = -torch.finfo(codes.dtype).max  # which 2 to the power of is nothing
         return cls(vectors, columns.view(tiles, -1, columns.shape[1]).mT.contiguous(), centre, scale)
 
     @property
@@ -117,15 +113,24 @@ class _Factors(NamedTuple):
         """Values (K,) of codes as (T, C)."""
         return F.pad(values, (0, self._codes - len(values))).view(len(self.columns), -1)
 
-    def blocks(self, rows: slice) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Blocks of rows, as (R, D + 2) with two columns of ones; and room (T, R, C), which the next takes again."""
+    def blocks(self, rows: slice) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+        """Blocks of rows, as (R, D + 1) with a column of ones; their soft assignments but for a factor, and that.
+
+        The assignments (T, R, C) are 2 to the power of the logits less the greatest of the row, in memory that the next
+        block takes again; (R, 1) what those of each row add up to.
+        """
+        tiles, _, width = self.columns.shape
         count = max(1, min(_BLOCK // self._codes, rows.stop - rows.start))
-        room = self.vectors.new_empty(len(self.columns) * count * self.columns.shape[2])
+        room = self.vectors.new_empty(tiles * count * width)
         for start in range(rows.start, rows.stop, count):
             part = slice(start, min(start + count, rows.stop))
-            block = F.pad((self.vectors[part] - self.centre) * self.scale, (0, 2), value=1.0)
-            shape = len(self.columns), len(block), self.columns.shape[2]
-            yield part, block, room[: math.prod(shape)].view(shape)
+            block = F.pad((self.vectors[part] - self.centre) * self.scale, (0, 1), value=1.0)
+            powers = room[: tiles * len(block) * width].view(tiles, len(block), width)
+            for tile, columns in zip(powers, self.columns, strict=True):
+                torch.mm(block, columns, out=tile)
+            most = powers.amax(dim=(0, 2))[:, None]
+            sums = [tile.sub_(most).exp2_().sum(dim=1, keepdim=True) for tile in powers]
+            yield part, block, powers, torch.cat(sums, dim=1).sum(dim=1, keepdim=True)
 
     def gradient_of_codes(self, sums: Tensor) -> Tensor:
         """(K, D), of logit gradients summed with the blocks as weights (T, D + 1, C)."""
@@ -134,50 +139,38 @@ class _Factors(NamedTuple):
         return of_tiles.mT.reshape(-1, dim)
 
 
-def _sums(factors: _Factors, rows: slice, entropy: bool, norms: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums (T, C) of assignments and () of entropies; fill in the norms (N,), log2 of a row's sum of 2^logit."""
+def _sums(factors: _Factors, rows: slice, entropy: bool) -> tuple[Tensor, Tensor]:
+    """Sums (T, C) of the assignments, and () of the entropies where these are asked for."""
     assignment = factors.vectors.new_zeros(factors.columns.shape[::2], dtype=torch.float64)
     entropies = factors.vectors.new_zeros((), dtype=torch.float64)
-    for part, block, soft in factors.blocks(rows):
-        for tile, columns in zip(soft, factors.columns, strict=True):
-            torch.mm(block[:, :-1], columns[:-1], out=tile)
-        most = soft.amax(dim=(0, 2))
-        sums, products = torch.zeros_like(most), torch.zeros_like(most)
-        for tile in soft:
-            tile.sub_(most[:, None]).exp2_()
-            sums += tile.sum(dim=1)
-            if entropy:
-                products += torch.xlogy(tile, tile).sum(dim=1)
-        shares = 1 / sums
-        for total, tile in zip(assignment, soft, strict=True):
-            total += shares @ tile
-        norms[part] = most + sums.log2()
+    for _, _, powers, sums in factors.blocks(rows):
+        shares = (1 / sums).squeeze(1)
         if entropy:
-            entropies += (sums.log() - products * shares).sum()
+            entropies += sums.log().sum()
+        for total, tile in zip(assignment, powers, strict=True):
+            total += shares @ tile
+            if entropy:
+                entropies -= shares @ torch.xlogy(tile, tile).sum(dim=1)
     return assignment, entropies
 
 
 def _gradients(
-    factors: _Factors, rows: slice, norms: Tensor, assignment: Tensor, entropy: Tensor | None, of_vectors: Tensor
+    factors: _Factors, rows: slice, assignment: Tensor, entropy: Tensor | None, of_vectors: Tensor
 ) -> Tensor:
     """Fill in the gradients `of_vectors` (N, D); logit gradients summed with the blocks as weights (T, D + 1, C)."""
-    codes = factors.columns[:, : factors.vectors.shape[1]].mT * (factors.scale * math.log(2))
-    of_codes = torch.zeros_like(factors.columns[:, :-1])
-    # The softmax passes v on as s (v - sum s v). Of the sums v is their gradient; of the entropy -ln s.
-    for part, block, soft in factors.blocks(rows):
-        block[:, -1] = -norms[part]
-        sums, inner = block.new_zeros(2, len(block), 1)
-        for tile, columns, values in zip(soft, factors.columns, assignment[:, :, None], strict=True):
-            torch.mm(block, columns, out=tile).exp2_()
-            sums += tile.sum(dim=1, keepdim=True)
+    codes = factors.columns[:, :-1].mT * (factors.scale * math.log(2))
+    of_codes = torch.zeros_like(factors.columns)
+    for part, block, powers, sums in factors.blocks(rows):
+        # The softmax passes v on as s (v - sum s v). Of the sums v is their gradient; of the entropy -ln s.
+        inner = torch.zeros_like(sums)
+        for tile, values in zip(powers, assignment[:, :, None], strict=True):
             inner += tile @ values
             if entropy is not None:
                 inner -= entropy * torch.xlogy(tile, tile).sum(dim=1, keepdim=True)
-        # Logits are rounded by their own size, so that the assignments of a row may add up to a little more than 1.
-        centre = inner / sums
-        weights, mine, of_logits = (block[:, :-1] / sums).T, of_vectors[part].zero_(), torch.empty_like(soft[0])
-        for tile, columns, values, of_tile in zip(soft, codes, assignment, of_codes, strict=True):
-            torch.sub(values, centre, out=of_logits).mul_(tile)
+        inner /= sums
+        weights, mine, of_logits = (block / sums).T, of_vectors[part].zero_(), torch.empty_like(powers[0])
+        for tile, columns, values, of_tile in zip(powers, codes, assignment, of_codes, strict=True):
+            torch.sub(values, inner, out=of_logits).mul_(tile)
             if entropy is not None:
                 of_logits -= entropy * torch.xlogy(tile, tile)
             mine.addmm_(of_logits, columns)
