@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from vqtool.distributed import Share
 
 # Numbers of one block of differences.
-_BLOCK = 1 << 20
+_BLOCK = 1 << 18
 
 
 def commitment_loss(vectors: Tensor, codes: Tensor, indices: Tensor, share: Share | None = None) -> Tensor:

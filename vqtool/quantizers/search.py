@@ -12,7 +12,7 @@ from vqtool.quantizers.scores import WORTH, BfloatScores, FullScores, Scores, mu
 from vqtool.threads import alone, over_rows
 
 # Vectors whose candidates are settled together, and numbers of one block of exact differences: they bound the memory.
-_ROWS = 1 << 13
+_ROWS = 1 << 12
 _BLOCK = 1 << 20
 # Products of numbers that are worth another thread.
 _THREAD = 1 << 22
