@@ -18,7 +18,7 @@ each_float32_kind = pytest.mark.parametrize("kind", [BfloatScores, FullScores])
 def places_of(kind, vectors, codes):
     """Candidates counted through (N, K)."""
     made = kind(codes)
-    made.crowd = len(codes)
+    made.crowd = made.most = len(codes)
     rows, found = made.candidates(vectors)
     assert rows.dtype == found.dtype == torch.int64
     assert rows.shape == found.shape == (len(rows),)
@@ -284,3 +284,13 @@ def test_a_row_with_a_crowd_of_candidates_has_none_and_disturbs_no_other(kind, d
     stays = ~crowded[rows]
     assert torch.equal(kept, rows[stays])
     assert torch.equal(left, found[stays])
+
+
+# As of a codebook half of which is dead, or started from data that are repeated.
+@each_kind
+@pytest.mark.parametrize("size", [512, 2048, 8192])
+def test_where_very_many_codes_are_equal_candidates_are_bounded(kind, dtype, size):
+    codes = random_normal(1, size, 8, dtype=dtype)
+    codes[: size // 2] = 0
+    rows, _ = kind(codes).candidates(random_normal(0, 300, 8, dtype=dtype) / 4)
+    assert len(rows) <= 300 * kind.most

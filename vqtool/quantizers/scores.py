@@ -32,12 +32,14 @@ class Scores(ABC):
 
     Attributes:
         group: how many codes are a group. The least score of each is found first, so that few are looked at one by one.
-        crowd: the most groups looked at for a row, where rows have many; it bounds the candidates.
+        crowd: the most groups that are looked at for a row, where rows have many.
+        most: the most candidates of a row, where rows have many.
         coarse: whether other scores tell codes apart better.
     """
 
     group = 64
     crowd = 16
+    most = 64
     coarse = False
 
     def __init__(self, codebook: Tensor) -> None:
@@ -50,8 +52,8 @@ class Scores(ABC):
     def candidates(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and codes (P,) each, in the order of rows, then codes: for each of (N, D) whatever may be nearest.
 
-        A row has none where it or its scores may not be finite, or where codes in more than a crowd of groups may be
-        nearest and other rows have many, too.
+        A row has none where it or its scores may not be finite, or where more than `most` codes or those of a crowd of
+        groups may be nearest, and those of other rows are many, too.
         """
         operand, slack = self._make_rows(vectors)
         columns = self._columns.shape[1]
@@ -88,22 +90,11 @@ class Scores(ABC):
         groups = self._ordered(scores).view(len(scores), -1, self.group)
         least = groups.amin(dim=2)
         limits = self._limits(least.amin(dim=1), slack)
-        near = self._uncrowded(_not_above(least, limits), len(least))
+        near = _uncrowded(_not_above(least, limits), least, self.crowd)
         members = groups.view(-1, self.group).index_select(0, near)
         hits = _not_above(members, limits.index_select(0, near // least.shape[1]))
         which = hits // self.group
-        return (near.index_select(0, which) - which) * self.group + hits
-
-    def _uncrowded(self, near: Tensor, rows: int) -> Tensor:
-        """Of the groups `near`, counted through so many rows: where these are many, those of rows without a crowd."""
-        if len(near) <= 3 * rows + self.crowd:
-            return near
-        owners = near // self._per_row
-        return near.index_select(0, places(owners.bincount(minlength=rows).index_select(0, owners) <= self.crowd))
-
-    @property
-    def _per_row(self) -> int:
-        return self._columns.shape[1] // self.group
+        return _uncrowded((near.index_select(0, which) - which) * self.group + hits, scores, self.most)
 
     def _norms(self, vectors: Tensor) -> Tensor:
         """The norms (n,) of vectors (n, D), or more: squares may be too small for their type."""
@@ -191,10 +182,10 @@ class BfloatScores(Scores):
         return scores.view(torch.int16)
 
     def _limits(self, best: Tensor, slack: Tensor) -> Tensor:
-        # (1 + u) / (1 - u) of the best, for its rounding and that of the nearest, with eps = 2 u; then rounded up.
+        # (1 + u) / (1 - u) of the best, for its rounding and that of the nearest, with eps = 2 u. Rounded, the limit is
+        # below no score that it was not below.
         eps = torch.finfo(torch.bfloat16).eps
-        limits = torch.add(slack, best.view(torch.bfloat16), alpha=(1 + 1.1 * eps) * (1 + eps))
-        return limits.bfloat16().view(torch.int16)
+        return torch.add(slack, best.view(torch.bfloat16), alpha=1 + 1.1 * eps).bfloat16().view(torch.int16)
 
 
 @lru_cache(maxsize=1)
@@ -209,6 +200,16 @@ def places(mask: Tensor) -> Tensor:
     if mask.device.type == "cpu":  # where NumPy counts several times as fast
         return torch.from_numpy(np.flatnonzero(mask.numpy()))
     return mask.view(-1).nonzero().squeeze(1)
+
+
+def _uncrowded(found: Tensor, through: Tensor, crowd: int) -> Tensor:
+    """Of places `found`, counted `through` (n, m): where they are many, those of rows that have no crowd of them."""
+    rows, width = through.shape
+    if len(found) <= crowd * rows // 4:
+        return found
+    owners = found // width
+    few = owners.bincount(minlength=rows) <= crowd
+    return found.index_select(0, places(few.index_select(0, owners)))
 
 
 def _not_above(values: Tensor, limits: Tensor) -> Tensor:
