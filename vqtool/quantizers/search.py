@@ -11,8 +11,10 @@ from vqtool.quantizers.precision import full_precision
 from vqtool.quantizers.scores import WORTH, BfloatScores, FullScores, Scores, multiplies_bfloat16, places
 from vqtool.threads import alone, over_rows
 
-# Vectors whose candidates are settled together, and numbers of one block of exact differences: they bound the memory.
+# Vectors whose candidates are settled together, twice as many of few codes, and numbers of one block of exact
+# differences: they bound the memory.
 _ROWS = 1 << 12
+_FEW = 1 << 10
 _BLOCK = 1 << 20
 # Products of numbers that are worth another thread.
 _THREAD = 1 << 22
@@ -53,7 +55,7 @@ def _nearest(vectors: Tensor, codes: Tensor, scores: Scores) -> Tensor:
     """By scores that tell the codes around a vector apart: by finer ones where these do not, or by all distances."""
     found = [torch.empty(0, dtype=torch.int64, device=vectors.device)]
     finer, lost = None, False
-    for block in vectors.split(_ROWS):
+    for block in vectors.split(2 * _ROWS if len(codes) <= _FEW else _ROWS):
         block = block.to(codes.dtype)
         if finer and lost:
             found.append(finer.nearest(block))
