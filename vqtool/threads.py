@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from threading import Barrier, Lock
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 
+P = ParamSpec("P")
 S = TypeVar("S")
 T = TypeVar("T")
 _lock = Lock()
@@ -23,11 +24,10 @@ def over_rows(work: Callable[[slice], T], rows: int, most: int, device: torch.de
 
     On a CPU there are as many slices as PyTorch has threads, `most` at the most, and none empty; anywhere else one.
     """
-    parts = max(1, min(_threads(device), most, rows))
+    threads = _threads(device)
+    parts = max(1, min(threads, most, rows))
     slices = [slice(rows * part // parts, rows * (part + 1) // parts) for part in range(parts)]
-    if parts == 1:
-        return [work(slices[0])]
-    return list(_pool(torch.get_num_threads()).map(_without_gradients(work), slices))
+    return [work(slices[0])] if parts == 1 else list(_pool(threads).map(_without_gradients(work), slices))
 
 
 def over_items(work: Callable[[S], T], items: Iterable[S], device: torch.device) -> list[T]:
@@ -45,20 +45,18 @@ def alone(work: Callable[[], T], most: int, device: torch.device) -> T:
     What PyTorch's own threads have done together leaves them spinning for some milliseconds, on cores that are wanted.
     """
     threads = _threads(device)
-    if min(threads, most) <= 1:
-        return work()
-    return _pool(threads).submit(_without_gradients(lambda _: work()), None).result()
+    return work() if min(threads, most) <= 1 else _pool(threads).submit(_without_gradients(work)).result()
 
 
 def _threads(device: torch.device) -> int:
     return torch.get_num_threads() if device.type == "cpu" else 1
 
 
-def _without_gradients(work: Callable[[S], T]) -> Callable[[S], T]:
+def _without_gradients(work: Callable[P, T]) -> Callable[P, T]:
     # Whether gradients are recorded is each thread's own setting.
-    def run(part: S) -> T:
+    def run(*arguments: P.args, **options: P.kwargs) -> T:
         with torch.no_grad():
-            return work(part)
+            return work(*arguments, **options)
 
     return run
 

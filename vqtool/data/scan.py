@@ -21,7 +21,7 @@ from vqtool.errors import DataError, VqtoolError
 from vqtool.files import write_json
 from vqtool.progress import pass_bar
 
-# Bytes read at a time: what a cache holds, and what memory at hand has room for.
+# Bytes read at a time: what a cache holds.
 _CHUNK = 1 << 20
 # Part of every cache entry's name: raise it when a scan comes to mean something else.
 _VERSION = 2

@@ -20,8 +20,6 @@ from torch import Tensor
 _BLOCK = 1 << 21
 _ROWS = 1 << 6
 _MOST = 1 << 24
-# Codes for which looking at one group more takes as long as bfloat16 saves on them.
-WORTH = 128
 
 
 class Scores(ABC):
@@ -63,9 +61,9 @@ class Scores(ABC):
         for start in range(0, len(operand), count):
             scores = torch.mm(operand[start : start + count], self._columns, out=buffer[: len(operand) - start])
             found.append(self._within(scores, slack[start : start + count]).add_(start * columns))
-        places = torch.cat(found)
-        rows = places // columns
-        codes = places - rows * columns
+        hits = torch.cat(found)
+        rows = hits // columns
+        codes = hits - rows * columns
         real = slack.isfinite().index_select(0, rows) & (codes < len(self._codes))
         return (rows, codes) if real.all() else (rows[real], codes[real])
 
@@ -130,7 +128,7 @@ class FullScores(Scores):
     def _make_rows(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         shifted = self._centre - vectors
         norms = self._norms(shifted)
-        # No score is above this sum. Where it could overflow, any code may be nearest.
+        # No score is above this. Where it overflows, so may the row's scores.
         safe = (norms + self._largest).square().isfinite()
         return F.pad(shifted, (0, 1), value=1.0), (2 * self._error(norms)).where(safe, torch.inf)
 
@@ -150,13 +148,16 @@ class BfloatScores(Scores):
 
     coarse = True
 
+    def __init__(self, codebook: Tensor) -> None:
+        # The least of a large group is sooner found, a small one sooner looked at.
+        self.group = 64 if len(codebook) < 4096 else 256
+        # Where more than half of all groups must be looked at, bfloat16 saves nothing.
+        self.crowd = min(self.crowd, max(1, len(codebook) // (2 * self.group)))
+        super().__init__(codebook)
+
     def _make_columns(self) -> Tensor:
         low = self._codes.bfloat16()
         self._lost = self._norms(self._codes - low.float()).max()
-        # The least of a large group is sooner found, a small one sooner looked at.
-        self.group = 64 if len(low) < 4096 else 256
-        # Where more than half of all groups must be looked at, bfloat16 saves nothing.
-        self.crowd = min(self.crowd, max(1, len(low) // (2 * self.group)))
         # A norm needs more than eight bits: a second column has what the first leaves over.
         first = self._half_norms.bfloat16()
         second = (self._half_norms - first.float()).bfloat16()
@@ -174,7 +175,7 @@ class BfloatScores(Scores):
         # Neither of these can z·e - |e|²/2 exceed. The less the shift, the less is rounded off the scores.
         most = torch.minimum(norms.square() / 2, norms * self._largest)
         rows[:, -1] = shift = (most + errors) * (1 + info.eps) + info.tiny
-        # No score is above this sum. Where it could overflow, any code may be nearest.
+        # No score is above this sum, nor a shift that was rounded. Where it may overflow, so may the row's scores.
         safe = 1.01 * shift + (norms + self._largest).square() + errors < info.max / 2
         return rows, (2.2 * errors).where(safe, torch.inf)
 

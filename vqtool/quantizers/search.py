@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vqtool.quantizers.distinct import distinct_rows
 from vqtool.quantizers.precision import full_precision
-from vqtool.quantizers.scores import WORTH, BfloatScores, FullScores, Scores, multiplies_bfloat16, places
+from vqtool.quantizers.scores import BfloatScores, FullScores, Scores, multiplies_bfloat16, places
 from vqtool.threads import alone, over_rows
 
 # Vectors whose candidates are settled together, twice as many of few codes, and numbers of one block of exact
@@ -16,6 +16,8 @@ from vqtool.threads import alone, over_rows
 _ROWS = 1 << 12
 _FEW = 1 << 10
 _BLOCK = 1 << 20
+# Codes for which looking at one group more takes as long as bfloat16 saves on them.
+WORTH = 128
 # Products of numbers that are worth another thread.
 _THREAD = 1 << 22
 
