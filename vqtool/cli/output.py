@@ -47,9 +47,9 @@ def tell(line: str) -> None:
 
 def say(line: str) -> None:
     """A line on standard error, above any progress bar."""
-    from tqdm import tqdm
+    from vqtool.progress import Bar
 
-    tqdm.write(printable(line), file=sys.stderr)
+    Bar.write(printable(line), file=sys.stderr)
 
 
 def table(rows: list[tuple[str, ...]], header: tuple[str, ...] = ()) -> "RenderableType":

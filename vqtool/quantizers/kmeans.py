@@ -4,13 +4,11 @@ Shapes: S vectors, K codes, D dimensions.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from tqdm import tqdm
 
-from vqtool.progress import pass_bar
+from vqtool.progress import Bar, pass_bar
 from vqtool.quantizers.search import nearest_codes
 from vqtool.signals import heed
 
@@ -105,7 +103,7 @@ def centroids(vectors: Tensor, owners: Tensor, codes: Tensor) -> Tensor:
 
 
 def _exchanged(
-    vectors: Tensor, codes: Tensor, exchanges: int, iterations: int, generator: Generator, bar: "tqdm[Any]"
+    vectors: Tensor, codes: Tensor, exchanges: int, iterations: int, generator: Generator, bar: Bar
 ) -> Tensor:
     """Codes after as many exchanges as pay, at most `exchanges`."""
     error, moved, failures = _error(vectors, codes), max(1, len(codes) // 8), 0

@@ -1,14 +1,11 @@
 """The loop: step, log, validate, checkpoint, stop."""
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vqtool.config import BEST_METRICS
 from vqtool.data import BatchOrder
@@ -16,6 +13,7 @@ from vqtool.distributed import from_first, is_first, planned, voting, wait_for_a
 from vqtool.errors import CheckpointError, Stopped, TrainingError
 from vqtool.evaluation import Evaluation, evaluating
 from vqtool.model_file import read_model, write_model
+from vqtool.progress import Bar, step_bar
 from vqtool.run import Run
 from vqtool.signals import heed
 from vqtool.training.batches import Batches
@@ -77,7 +75,7 @@ class Trainer:
             voting(),
             planned(self._training.batch_size),
             self._logs() as logs,
-            self._bar() as bar,
+            step_bar(self._training.steps, self._step) as bar,
             self._batches() as batches,
         ):
             try:
@@ -146,7 +144,7 @@ class Trainer:
             samples = (self._step - self._since[0]) * self._training.batch_size
             metrics["throughput/samples_per_second"] = samples / (time.perf_counter() - self._since[1])
 
-    def _complete(self, logs: Logs | None, bar: "tqdm[Any]") -> None:
+    def _complete(self, logs: Logs | None, bar: Bar) -> None:
         """What comes after a step: codes start, validation, logs, checkpoint. Interrupted, it can be done again."""
         if self._pending is None:
             return
@@ -183,7 +181,7 @@ class Trainer:
         if not quantizer.waits:
             self._say(f"step {self._step}: codes start where the latents are; from here on they quantize")
 
-    def _show(self, bar: "tqdm[Any]", metrics: dict[str, float]) -> None:
+    def _show(self, bar: Bar, metrics: dict[str, float]) -> None:
         usage = f", usage {self._last.metrics['codebook/usage']:.0%}" if self._last.metrics else ""
         if "loss/total" in metrics:
             speed = metrics["throughput/samples_per_second"]
@@ -265,9 +263,3 @@ class Trainer:
     def _batches(self) -> Batches:
         settings = self._training
         return Batches(self._data.training, self._order, settings.steps, self._device, settings.loader_threads)
-
-    def _bar(self) -> "tqdm[Any]":
-        hidden = None if is_first() else True  # None: where there is no terminal
-        return tqdm(
-            total=self._training.steps, initial=self._step, desc="train", unit="step", disable=hidden, file=sys.stderr
-        )
