@@ -11,11 +11,11 @@ from vqtool.quantizers.precision import full_precision
 from vqtool.quantizers.scores import BfloatScores, FullScores, Scores, multiplies_bfloat16, places
 from vqtool.threads import alone, over_rows
 
-# Vectors whose candidates are settled together, twice as many of few codes, and numbers of one block of exact
+# Vectors whose candidates are settled together, twice as many of few codes, and half the numbers of one block of exact
 # differences: they bound the memory.
 _ROWS = 1 << 12
 _FEW = 1 << 10
-_BLOCK = 1 << 20
+_BLOCK = 1 << 19
 # Codes for which looking at one group more takes as long as bfloat16 saves on them.
 WORTH = 128
 # Products of numbers that are worth another thread.
@@ -143,8 +143,9 @@ def _settle(vectors: Tensor, codebook: Tensor, rows: Tensor, codes: Tensor) -> T
 
 def _lost(vectors: Tensor, codebook: Tensor, rows: Tensor, codes: Tensor, dtype: torch.dtype, slack: float) -> Tensor:
     """Which candidates (P,) are further from their row than its nearest, by more than this share of the distance."""
-    most = max(1, _BLOCK // vectors.shape[1])
-    pairs = zip(rows.split(most), codes.split(most), strict=True)
+    # No pair is alone: threads would share out its sum, and round otherwise than those of its equals.
+    parts = max(1, min(len(rows) * vectors.shape[1] // _BLOCK, len(rows) // 2))
+    pairs = zip(rows.tensor_split(parts), codes.tensor_split(parts), strict=True)
     distances = torch.cat([_distances(vectors, codebook, row, code, dtype) for row, code in pairs])
     smallest = distances.new_full((len(vectors),), torch.inf).scatter_reduce(0, rows, distances, "amin")
     least = torch.finfo(dtype).tiny * vectors.shape[1] if slack else 0.0
