@@ -40,11 +40,11 @@ def test_a_healthy_range_follows_the_tokens() -> None:
     [([1_000] * 10, "above that"), ([3_000] * 7 + [10] * 3, "within that"), ([9_000, 100, 0, 0, 0, 0], "below that")],
 )  # fmt: skip
 def test_a_codebook_is_placed(counts: list[int], place: str) -> None:
-    assert place in explain(usage(*counts))[1]
+    assert place in explain([usage(*counts)])[1]
 
 
 def test_sentences_tell_the_figures() -> None:
-    perplexity, normal, images, batch = explain(usage(4, 0, 2, 2), "images", batch_tokens=2)
+    perplexity, normal, images, batch = explain([usage(4, 0, 2, 2)], "images", batch_tokens=2)
     assert perplexity == (
         "Perplexity 2.8 means that the tokens say as much as 2.8 codes used evenly would, out of K = 4: "
         "1.50 bits a token."
@@ -52,24 +52,36 @@ def test_sentences_tell_the_figures() -> None:
     assert normal.startswith("8 tokens were counted: few for 4 codes, so count more data")
     assert "Plain areas" in images
     assert batch.startswith("Within a single batch of 2 tokens at most 2 codes can be used")
-    assert "of level 3 means" in explain(usage(1, 1), level=3)[0]
-    assert len(explain(usage(1, 1), None)) == 3
+    assert len(explain([usage(1, 1)], None)) == 3
+
+
+def test_the_first_of_several_levels_is_explained_and_the_others_are_judged_by_its_measure() -> None:
+    even, healthy, poor, single = usage(*[1_000] * 10), usage(*[3_000] * 7, *[10] * 3), usage(9_000, 9, 0, 0), usage(5)
+    perplexity, _, batch, others = explain([healthy, even, poor, even, single])
+    assert perplexity.startswith("Perplexity 7.1 of level 0 means")
+    assert batch.startswith("Within a single batch")
+    measure = "The others, each against 0.5 to 0.9 of what even use would show for it: "
+    assert others == f"{measure}levels 1 and 3 above that, close to even use; level 2 below that."
+    assert len(explain([healthy, single])) == 3
+    assert explain([single, healthy]) == [
+        "The codebook of level 0 has a single code, which every token is: 0 bits a token, and nothing to judge.",
+        f"{measure}level 1 within that.",
+    ]
 
 
 def test_a_single_code_and_a_single_token_are_nothing_to_judge() -> None:
     for counts in ((1,), (1000,)):
-        assert explain(usage(*counts), "images", 2) == [
+        assert explain([usage(*counts)], "images", 2) == [
             "The codebook has a single code, which every token is: 0 bits a token, and nothing to judge."
         ]
-    assert explain(usage(7), level=2)[0].startswith("The codebook of level 2 has a single code")
-    (sentence,) = explain(usage(0, 1, 0), "images")
+    (sentence,) = explain([usage(0, 1, 0)], "images")
     assert sentence.startswith("A single token was counted")
 
 
 @pytest.mark.parametrize("counts", [(2, 0), (1, 1), (1000, 0), (100, 100), (1, 1, 1), (2, *[0] * 511), (1, 2)])
 def test_small_numbers_make_whole_sentences(counts: tuple[int, ...]) -> None:
     """No `1 codes`, no range from a number to itself, and no perplexity below the 1 that one code has."""
-    text = " ".join(explain(usage(*counts), "vectors", batch_tokens=1))
+    text = " ".join(explain([usage(*counts)], "vectors", batch_tokens=1))
     assert not re.search(r"\b1 (codes|tokens)\b|\b(\d+) to \2 here|[ (]0 to", text)
     low, high = healthy_range(usage(*counts))
     assert 1 <= low <= high
@@ -78,4 +90,4 @@ def test_small_numbers_make_whole_sentences(counts: tuple[int, ...]) -> None:
 
 
 def test_nothing_counted_is_said() -> None:
-    assert explain(usage(0, 0)) == ["No token was counted, so there is nothing to say."]
+    assert explain([usage(0, 0)]) == ["No token was counted, so there is nothing to say."]

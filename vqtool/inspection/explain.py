@@ -4,10 +4,11 @@ Shapes: K codes.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from vqtool.inspection.words import counted, short
+from vqtool.inspection.words import counted, listed, short
 from vqtool.usage import Usage
 
 # Where trained codebooks that nobody complains of lie, in shares of what even use would show.
@@ -37,16 +38,19 @@ def expected_perplexity(codebook_size: int, tokens: int) -> float:
     return math.exp(min(max(nats, 0.0), math.log(min(tokens, codebook_size))))
 
 
-def explain(
-    usage: Usage, kind: str | None = None, batch_tokens: int | None = None, level: int | None = None
-) -> list[str]:
+def explain(levels: Sequence[Usage], kind: str | None = None, batch_tokens: int | None = None) -> list[str]:
     """Sentences on perplexity, on what is normal here, and on why a batch's own figure would mislead.
 
     Args:
+        levels: the first is explained, and the others are judged by its measure.
         kind: of the data: images, grids, sequences or vectors.
         batch_tokens: of a training batch.
-        level: whose usage it is, where there are several.
     """
+    first, *others = levels
+    return [*_explain(first, kind, batch_tokens, 0 if others else None), *_judged(others)]
+
+
+def _explain(usage: Usage, kind: str | None, batch_tokens: int | None, level: int | None) -> list[str]:
     if not usage.tokens:
         return ["No token was counted, so there is nothing to say."]
     if usage.codebook_size == 1:
@@ -82,20 +86,31 @@ def _perplexity(usage: Usage, level: int | None) -> str:
 def _normal(usage: Usage) -> str:
     size, (low, high) = usage.codebook_size, healthy_range(usage)
     reach = expected_perplexity(size, usage.tokens)
-    place = (
-        "below that"
-        if usage.used == 1 or usage.perplexity < low
-        else "above that, close to even use"
-        if usage.perplexity > high
-        else "within that"
-    )
     few = f": few for {size:,} codes, so count more data before you judge the dead ones"
     return (
         f"{counted(usage.tokens, 'token')} were counted{few if usage.tokens < 20 * size else ''}. With as many, even "
         f"use would show a perplexity of about {short(reach)} and {usage.expected_used:,.0f} codes used; trained "
         f"codebooks on natural data mostly reach 0.5 to 0.9 of it, {short(low)} to {short(high)} here, and this one is "
-        f"{place}."
+        f"{_place(usage)}."
     )
+
+
+def _place(usage: Usage) -> str:
+    """Where a perplexity lies, seen from the range that is mostly reached."""
+    low, high = healthy_range(usage)
+    if usage.used == 1 or usage.perplexity < low:
+        return "below that"
+    return "above that, close to even use" if usage.perplexity > high else "within that"
+
+
+def _judged(others: Sequence[Usage]) -> list[str]:
+    """A sentence on the levels behind the first."""
+    places: dict[str, list[int]] = {}
+    for level, usage in enumerate(others, 1):
+        if usage.codebook_size > 1 and usage.tokens > 1:
+            places.setdefault(_place(usage), []).append(level)
+    judged = "; ".join(f"{listed('level', levels)} {place}" for place, levels in places.items())
+    return [f"The others, each against 0.5 to 0.9 of what even use would show for it: {judged}."] if judged else []
 
 
 def _batch(usage: Usage, batch_tokens: int | None) -> str:

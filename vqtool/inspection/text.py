@@ -42,8 +42,7 @@ def render(inspection: Inspection) -> RenderableType:
     for number, usage in enumerate(inspection.levels):
         title = "codebook" if len(inspection.levels) == 1 else f"level {number}"
         parts += [Text(), _figures(title, usage), Text(), _histogram(usage)]
-    level = 0 if len(inspection.levels) > 1 else None  # of the others, only the numbers differ
-    sentences = explain(inspection.levels[0], inspection.kind, inspection.batch_tokens, level)
+    sentences = explain(inspection.levels, inspection.kind, inspection.batch_tokens)
     parts += [Text(), *(Text(sentence, style="dim") for sentence in sentences)]
     if inspection.young_until is not None:
         parts += [Text(), Text(too_young(inspection.young_until))]

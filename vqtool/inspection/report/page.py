@@ -78,7 +78,7 @@ def page_of_one(material: Material) -> str:
             figures=[figure for figure in figures if figure],
             tables=[_levels(levels)] if len(levels) > 1 else [],
             findings=inspection.findings,
-            explanations=explain(levels[0], inspection.kind, inspection.batch_tokens, 0 if len(levels) > 1 else None),
+            explanations=explain(levels, inspection.kind, inspection.batch_tokens),
             notes=_notes(material),
             config=material.config,
             tiles=_tiles(levels[0], inspection.distinct, len(levels) > 1),
