@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from tests.quantizers import Sizes, random_normal
 from vqtool.quantizers import soft_assignment
@@ -112,6 +113,37 @@ def test_far_from_the_origin_float32_keeps_its_digits():
     wanted = both_and_gradients(textbook, vectors, codebook, 1.0, weights, torch.float64)
     for each, expected in zip(found, wanted, strict=True):
         torch.testing.assert_close(each.double(), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("far", [1e3, 1e5, 1e7])
+@pytest.mark.parametrize("k", [2, 8, 300])
+def test_one_code_far_from_all_others_costs_no_digits(k, far):
+    vectors, codebook = random_normal(0, 200, 16), random_normal(1, k, 16)
+    codebook[-1, 0] = far
+    weights = random_normal(2, 1 + k)
+    found = both_and_gradients(mine, vectors, codebook, 1.0, weights)
+    wanted = both_and_gradients(textbook, vectors, codebook, 1.0, weights, torch.float64)
+    for each, expected in zip(found, wanted, strict=True):
+        assert (each - expected).norm() <= 2e-6 * expected.norm()
+
+
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)])
+def test_less_than_float32_is_computed_in_float32(dtypes):
+    vectors, codebook = random_normal(0, 30, 4, dtype=dtypes[0]), random_normal(1, 9, 4, dtype=dtypes[1])
+    sums, wanted = mine(vectors, codebook, 1.0), mine(vectors.float(), codebook.float(), 1.0)
+    assert sums.assignment.dtype == torch.float32
+    assert torch.equal(sums.assignment, wanted.assignment)
+    assert torch.equal(sums.entropy, wanted.entropy)
+
+
+def test_codes_that_are_not_learned_cost_no_product(monkeypatch):
+    vectors, codebook = random_normal(0, 30, 4).requires_grad_(), random_normal(1, 9, 4).requires_grad_()
+    (both, _) = torch.autograd.grad(entropy_loss(vectors, codebook, 1.0), (vectors, codebook))
+    products, multiply = [], Tensor.addmm_
+    monkeypatch.setattr(Tensor, "addmm_", lambda *given: (products.append(given[0].shape), multiply(*given))[1])
+    (alone,) = torch.autograd.grad(entropy_loss(vectors, codebook.detach(), 1.0), vectors)
+    assert products == [(30, 4)]
+    assert torch.equal(alone, both)
 
 
 def test_gradients_of_both_sums_together_agree_with_finite_differences():

@@ -40,12 +40,13 @@ def soft_sums(vectors: Tensor, codebook: Tensor, temperature: float | Tensor, en
     """Sums of the soft assignments of vectors to codes; gradients reach both.
 
     Args:
-        vectors: (N, D).
-        codebook: (K, D), of the same type.
+        vectors: (N, D), any floating type.
+        codebook: (K, D), likewise. What is less than float32 is computed, and returned, in that.
         temperature: in squared units of the vectors; no gradient reaches it.
         entropy: whether to sum the entropies of the rows, too.
     """
-    return SoftSums(*_SoftSums.apply(vectors, codebook, temperature, entropy))
+    dtype = torch.promote_types(torch.promote_types(vectors.dtype, codebook.dtype), torch.float32)
+    return SoftSums(*_SoftSums.apply(vectors.to(dtype), codebook.to(dtype), temperature, entropy))
 
 
 class _SoftSums(torch.autograd.Function):
@@ -68,32 +69,40 @@ class _SoftSums(torch.autograd.Function):
         factors = _Factors(*ctx.saved_tensors)
         of_vectors = factors.vectors.new_empty(factors.vectors.shape)
         values, weight = factors.in_tiles(assignment), entropy if ctx.entropy else None
+        learned = ctx.needs_input_grad[1]  # codes that are buffers are not
         with full_precision(assignment.device):
-            parts = over_rows(lambda rows: _gradients(factors, rows, values, weight, of_vectors), *factors.work)
-        return of_vectors, factors.gradient_of_codes(reduce(Tensor.add_, parts))[: len(assignment)], None, None
+            parts = over_rows(
+                lambda rows: _gradients(factors, rows, values, weight, of_vectors, learned), *factors.work
+            )
+        of_codes = factors.gradient_of_codes(reduce(Tensor.add_, parts))[: len(assignment)] if learned else None
+        return of_vectors, of_codes, None, None
 
 
 class _Factors(NamedTuple):
     """What logits are made of: those of a row need only be right but for what all codes of it share.
 
     |z|² is the same for all codes and falls out of the softmax, as does a shift of both sides. Without them nothing
-    cancels where vectors lie far from the origin. Logits are in bits, since 2^x is found faster than e^x.
+    cancels where vectors lie far from the origin, nor, about a code that is near them, where other codes lie far from
+    them. Logits are in bits, since 2^x is found faster than e^x.
     """
 
     vectors: Tensor
     """(N, D)"""
     columns: Tensor
-    """(T, D + 1, C) tiles of C codes about their mean, and a row of -|e|² / temperature in bits."""
+    """(T, D + 1, C) tiles of C codes about the centre, and a row of -|e|² / temperature in bits."""
     centre: Tensor
-    """(D,) that mean."""
+    """(D,) the code that is nearest to the mean vector."""
     scale: Tensor
     """() 2 / temperature, in bits."""
 
     @classmethod
     def of(cls, vectors: Tensor, codebook: Tensor, temperature: float | Tensor) -> "_Factors":
-        centre = codebook.mean(dim=0)
+        middle = (codebook - vectors.mean(dim=0)).square().sum(dim=1).argmin(dim=0, keepdim=True)
+        centre = codebook.index_select(0, middle).squeeze(0)
         codes = codebook - centre
-        scale = 2 / math.log(2) / torch.as_tensor(temperature, dtype=codes.dtype, device=codes.device)
+        # A new tensor of one number, unlike a copy, waits for no device.
+        given = temperature.to(codes) if isinstance(temperature, Tensor) else codes.new_full((), temperature)
+        scale = 2 / math.log(2) / given
         last = codes.square().sum(dim=1, keepdim=True) * (-scale / 2)
         tiles = -(-len(codes) // _TILE)
         columns = F.pad(torch.cat([codes, last], dim=1), (0, 0, 0, -len(codes) % tiles))
@@ -155,9 +164,11 @@ def _sums(factors: _Factors, rows: slice, entropy: bool) -> tuple[Tensor, Tensor
 
 
 def _gradients(
-    factors: _Factors, rows: slice, assignment: Tensor, entropy: Tensor | None, of_vectors: Tensor
+    factors: _Factors, rows: slice, assignment: Tensor, entropy: Tensor | None, of_vectors: Tensor, learned: bool
 ) -> Tensor:
-    """Fill in the gradients `of_vectors` (N, D); logit gradients summed with the blocks as weights (T, D + 1, C)."""
+    """Fill in the gradients `of_vectors` (N, D); logit gradients summed with the blocks as weights (T, D + 1, C), or
+    zeros where codes are not learned.
+    """
     codes = factors.columns[:, :-1].mT * (factors.scale * math.log(2))
     of_codes = torch.zeros_like(factors.columns)
     for part, block, powers, sums in factors.blocks(rows):
@@ -174,6 +185,7 @@ def _gradients(
             if entropy is not None:
                 of_logits -= entropy * torch.xlogy(tile, tile)
             mine.addmm_(of_logits, columns)
-            of_tile.addmm_(weights, of_logits)
+            if learned:
+                of_tile.addmm_(weights, of_logits)
         mine.div_(sums)
     return of_codes
