@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import vqtool.threads
 from tests.quantizers import brute_force, random_normal
 from vqtool.quantizers import nearest_codes, search
 from vqtool.threads import alone, lone_threads, over_rows
@@ -164,6 +165,41 @@ def test_threads_of_ones_own_are_as_many_as_asked_for_and_each_alone(two_threads
     assert len(dict(found)) == 3
     assert {threads for _, threads in found} == {1}
     assert torch.get_num_threads() == in_a_thread(torch.get_num_threads) == 2
+
+
+def test_where_there_can_be_no_more_threads_the_call_fails_and_leaves_none_behind(monkeypatch, two_threads):
+    start, before = threading.Thread.start, threading.active_count()
+    left = [1]
+
+    def scarce(thread):
+        if left[0] == 0:
+            raise RuntimeError("can't start new thread")
+        left[0] -= 1
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", scarce)
+    with pytest.raises(RuntimeError, match="can't start"):
+        lone_threads(2)
+    monkeypatch.undo()
+    assert threading.active_count() == before
+    assert torch.get_num_threads() == in_a_thread(torch.get_num_threads) == 2
+
+
+# From Python 3.12 on a fork beside threads warns: its child has none of them.
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
+def test_threads_start_in_a_child_process_that_was_forked_while_others_started():
+    def start() -> None:
+        lone_threads(1).shutdown()
+
+    with vqtool.threads._lock:
+        child = multiprocessing.get_context("fork").Process(target=start)
+        child.start()
+    child.join(PATIENCE)
+    if child.is_alive():
+        child.kill()
+        child.join()
+    assert child.exitcode == 0
 
 
 # From Python 3.12 on a fork beside threads warns: its child has none of them.

@@ -77,14 +77,28 @@ def _lone_threads(count: int) -> ThreadPoolExecutor:
         torch.set_num_threads(1)
         barrier.wait()
 
-    started = [pool.submit(alone) for _ in range(count)]
-    barrier.wait()
-    for each in started:
-        each.result()
-    torch.set_num_threads(threads)  # a thread's own number is that of threads yet to come, too
+    try:
+        started = [pool.submit(alone) for _ in range(count)]
+        barrier.wait()
+        for each in started:
+            each.result()
+    except BaseException:  # such as that there can be no more threads: those there are would wait for the others
+        barrier.abort()
+        pool.shutdown(cancel_futures=True)
+        raise
+    finally:
+        torch.set_num_threads(threads)  # a thread's own number is that of threads yet to come, too
     return pool
 
 
 _pool = lru_cache(maxsize=1)(lone_threads)
-# A child process has the pool's memory, but none of its threads.
-os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+def _forked() -> None:
+    """A child process has the pool's memory and the lock as it was, but none of the threads."""
+    global _lock
+    _lock = Lock()
+    _pool.cache_clear()
+
+
+os.register_at_fork(after_in_child=_forked)

@@ -1,7 +1,6 @@
 """The nearest-code search against brute force in float64."""
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -169,48 +168,6 @@ def test_autocast_changes_nothing():
         assert torch.is_autocast_enabled("cpu")
 
 
-BACKENDS = [torch.backends.mkldnn.matmul, torch.backends.cuda.matmul]
-
-
-@pytest.mark.parametrize("precision", ["medium", "high", "highest"])
-def test_products_are_taken_in_full_precision_and_the_setting_comes_back(monkeypatch, matmul_precision, precision):
-    during = []
-
-    def spy(*arguments):
-        during.extend(backend.fp32_precision for backend in BACKENDS)
-        return nearest(*arguments)
-
-    nearest = search._nearest
-    monkeypatch.setattr(search, "_nearest", spy)
-    matmul_precision(precision)
-    check(random_normal(0, 300, 32), random_normal(1, 200, 32))
-    assert not {"bf16", "tf32"} & set(during)
-    assert len(during) == 2
-    assert torch.get_float32_matmul_precision() == precision
-
-
-def test_the_setting_comes_back_after_an_error(monkeypatch, matmul_precision):
-    def fail(*arguments):
-        raise MemoryError
-
-    monkeypatch.setattr(search, "_nearest", fail)
-    matmul_precision("medium")
-    with pytest.raises(MemoryError):
-        nearest_codes(random_normal(0, 3, 2), random_normal(1, 3, 2))
-    assert torch.get_float32_matmul_precision() == "medium"
-
-
-@pytest.mark.parametrize("backend", BACKENDS, ids=["mkldnn", "cuda"])
-def test_a_precision_set_per_backend_changes_nothing_and_stays(backend):
-    before = backend.fp32_precision
-    backend.fp32_precision = "tf32"
-    try:
-        check(random_normal(0, 300, 32), random_normal(1, 200, 32))
-        assert backend.fp32_precision == "tf32"
-    finally:
-        backend.fp32_precision = before
-
-
 @pytest.mark.parametrize(
     ("vectors", "codes", "message"),
     [
@@ -342,15 +299,6 @@ def test_where_codes_cannot_be_told_apart_the_answer_is_exact_and_little_is_held
     expected[vectors.isnan().any(dim=1)] = 0
     assert torch.equal(found, expected)
     assert max(sizes.made) <= 1 << 14
-
-
-def test_the_users_precision_comes_back_where_threads_search_at_once(matmul_precision):
-    matmul_precision("medium")
-    before = [backend.fp32_precision for backend in BACKENDS]
-    vectors, codes = random_normal(0, 64, 8), random_normal(1, 200, 8)
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: nearest_codes(vectors, codes), range(100)))
-    assert [backend.fp32_precision for backend in BACKENDS] == before
 
 
 @pytest.fixture

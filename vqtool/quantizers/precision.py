@@ -1,5 +1,6 @@
 """Full float32, whatever the user has allowed elsewhere: the quantizer's promises are about that arithmetic."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
@@ -7,7 +8,11 @@ from typing import Any
 
 import torch
 
-_BACKENDS: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+# Each with what its setting comes from where it has none.
+_BACKENDS: tuple[tuple[Any, Any], ...] = (
+    (torch.backends.cuda.matmul, torch.backends.cudnn),
+    (torch.backends.mkldnn.matmul, torch.backends.mkldnn),  # type: ignore[attr-defined]
+)
 # The settings are the process's: of several threads within, the first notes them and the last puts them back.
 _lock = Lock()
 _within = 0
@@ -30,10 +35,15 @@ def _enter() -> None:
     with _lock:
         if not _within:
             # torch.get_float32_matmul_precision raises where one backend was set on its own, so each is asked itself.
-            _before[:] = [backend.fp32_precision for backend in _BACKENDS]
-            for backend in _BACKENDS:
+            _before[:] = [_own(backend.fp32_precision, parent.fp32_precision) for backend, parent in _BACKENDS]
+            for backend, _ in _BACKENDS:
                 backend.fp32_precision = "ieee"
         _within += 1
+
+
+def _own(precision: str, inherited: str) -> str:
+    """A backend's own setting: what it says may be another's, and would no longer follow that once set."""
+    return "none" if precision == inherited else precision
 
 
 def _leave() -> None:
@@ -41,5 +51,22 @@ def _leave() -> None:
     with _lock:
         _within -= 1
         if not _within:
-            for backend, precision in zip(_BACKENDS, _before, strict=True):
-                backend.fp32_precision = precision
+            _put_back()
+
+
+def _put_back() -> None:
+    for (backend, _), precision in zip(_BACKENDS, _before, strict=True):
+        if backend.fp32_precision == "ieee":  # else the user has set another meanwhile
+            backend.fp32_precision = precision
+
+
+def _forked() -> None:
+    """A child process has none of the threads that were within."""
+    global _lock, _within
+    _lock = Lock()
+    if _within:
+        _put_back()
+    _within = 0
+
+
+os.register_at_fork(after_in_child=_forked)
