@@ -13,6 +13,7 @@ from turns import Figure, faster, seconds
 
 from vqtool import VectorQuantizer
 from vqtool.quantizers import nearest_codes
+from vqtool.threads import over_rows
 
 # Codes, dimensions, and how many times as fast as FAISS search must be.
 SEARCHES = [
@@ -40,13 +41,12 @@ def _search(size: int, dim: int, least: float, turns: int) -> Iterator[Figure]:
     index.add(codes.numpy())
     other = peer.VectorQuantize(dim=dim, codebook_size=size).eval()
     other._codebook.embed.data.copy_(codes[None])
-    rows = (1 << 22) // size
-    product = torch.empty(rows, size)
+    columns = codes.T.contiguous()
     taken = seconds(
         {
             "ours": lambda: nearest_codes(vectors, codes),
             "faiss": lambda: index.search(vectors.numpy(), 1),
-            "product": lambda: [torch.mm(x, codes.T, out=product[: len(x)]) for x in vectors.split(rows)],
+            "product": lambda: _product(vectors, columns),
         },
         turns,
     )
@@ -60,6 +60,18 @@ def _search(size: int, dim: int, least: float, turns: int) -> Iterator[Figure]:
         yield faster(f"{name}: product alone", taken["ours"], taken["product"], 0.7)
     yield faster(f"{name}: vector-quantize-pytorch", slow["ours"], slow["peer"], 10)
     yield _agreement(name, vectors, codes, index)
+
+
+def _product(vectors: Tensor, columns: Tensor) -> None:
+    """The float32 products of vectors (N, D) and codes (D, K), by threads and in blocks as those of the search are."""
+    rows = max(64, (1 << 21) // columns.shape[1])
+
+    def walk(part: slice) -> None:
+        product = torch.empty(rows, columns.shape[1])
+        for block in vectors[part].split(rows):
+            torch.mm(block, columns, out=product[: len(block)])
+
+    over_rows(walk, len(vectors), torch.get_num_threads(), vectors.device)
 
 
 def _agreement(name: str, vectors: Tensor, codes: Tensor, index: faiss.IndexFlatL2) -> Figure:

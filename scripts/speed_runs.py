@@ -125,16 +125,19 @@ def _watched(command: list[object]) -> tuple[float, float]:
 def anonymous(pid: int) -> float:
     """MiB of a process that are in no file."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon:")), 0.0)
+        return _anonymous(Path(f"/proc/{pid}/status").read_text())
     except OSError:
         return 0.0
 
 
+def _anonymous(status: str) -> float:
+    return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("RssAnon:")), 0.0)
+
+
 def _anonymous_once_loaded() -> float:
     """MiB of a process that has imported what encode imports, and has done nothing yet."""
-    code = "import os, vqtool.transcode; from speed_runs import anonymous; print(anonymous(os.getpid()))"
-    return float(subprocess.check_output([executable, "-c", code], text=True, cwd=Path(__file__).parent))
+    code = "import vqtool.transcode; print(open('/proc/self/status').read())"
+    return _anonymous(subprocess.check_output([executable, "-c", code], text=True))
 
 
 def start(turns: int) -> Iterator[Figure]:

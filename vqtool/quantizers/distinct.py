@@ -45,4 +45,4 @@ def _bits(rows: Tensor) -> Tensor:
 
 def _factors(count: int) -> Tensor:
     """Odd numbers (count,) of 63 bits, the same ones each time."""
-    return torch.randint(1 << 62, (count,), generator=torch.Generator().manual_seed(0)) * 2 + 1
+    return torch.randint(1 << 62, (count,), generator=torch.Generator().manual_seed(0), device="cpu") * 2 + 1

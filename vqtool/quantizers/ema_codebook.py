@@ -48,7 +48,7 @@ class EmaCodebook(Codebook):
         if self._gathered is None:
             self._gathered = (torch.zeros_like(self.counts), torch.zeros_like(self.sums))
         counts, sums = self._gathered
-        counts += torch.bincount(indices, minlength=len(counts))
+        counts.index_add_(0, indices, counts.new_ones(len(indices)))  # bincount would wait for the device
         sums.index_add_(0, indices, vectors.to(sums.dtype))
 
     @torch.no_grad()

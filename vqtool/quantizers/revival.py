@@ -18,7 +18,7 @@ class Revival(nn.Module):
     """Counts hits over a window of steps; at its end, a code with too few takes the place of a current vector.
 
     The window ends once the average code has had a given number of hits, so that dead means the same for any batch size
-    and codebook size. Nothing here waits for the device, and nothing is drawn: the batch is in random order already.
+    and codebook size. The device is waited for at its end alone. Nothing is drawn: the batch is in random order already.
 
     Args:
         codebook_size: K.
@@ -52,7 +52,7 @@ class Revival(nn.Module):
         """Count a training batch in: `vectors` (N, D) and their `indices` (N,), a share of it."""
         if self._gathered is None:
             self._gathered = torch.zeros_like(self.hits)
-        self._gathered += torch.bincount(indices, minlength=len(self.hits))
+        self._gathered.index_add_(0, indices, torch.ones_like(indices))  # bincount would wait for the device
         self._batches.append((vectors, indices, share))
 
     @torch.no_grad()

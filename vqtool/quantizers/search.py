@@ -11,12 +11,12 @@ from vqtool.quantizers.precision import full_precision
 from vqtool.quantizers.scores import BfloatScores, FullScores, Scores, multiplies_bfloat16, places
 from vqtool.threads import alone, over_rows
 
-# Vectors whose candidates are settled together, twice as many of few codes, and half the numbers of one block of exact
-# differences: they bound the memory.
+# Vectors whose candidates are settled together, twice as many of few codes; and numbers of one block of exact
+# differences, of which there are less than twice as many: they bound the memory.
 _ROWS = 1 << 12
 _FEW = 1 << 10
 _BLOCK = 1 << 19
-# Codes for which looking at one group more takes as long as bfloat16 saves on them.
+# Of no more codes than these, what bfloat16 saves is lost again on the candidates that it adds.
 WORTH = 128
 # Products of numbers that are worth another thread.
 _THREAD = 1 << 22
@@ -115,7 +115,7 @@ class _Finer:
 def _exhaustive(vectors: Tensor, codebook: Tensor) -> Tensor:
     """The exact nearest (R,) by every distance in float64."""
     codes = codebook.cpu().double()
-    nearest = torch.zeros(len(vectors), dtype=torch.int64)
+    nearest = torch.zeros(len(vectors), dtype=torch.int64, device="cpu")
     for row, vector in enumerate(vectors.cpu().double()):
         distances = (vector - codes).square_().sum(dim=1)
         nearest[row] = (~(distances > distances.min())).nonzero()[0, 0]
