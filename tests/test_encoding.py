@@ -106,3 +106,13 @@ def test_running_out_of_memory_names_what_to_lower(trained: TrainedRun, tmp_path
         encoding(load(trained.folder), tmp_path / "tokens.npy", None, None),
     ):
         raise MemoryError
+
+
+def test_an_output_that_would_be_data_from_then_on_is_refused(trained: TrainedRun, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    save(shards, trained.array, "items")
+    with pytest.raises(DataError, match=r"tokens\.npy: would be read as data from then on"):
+        encode_file(load(trained.folder), tmp_path / "." / "shards" / "tokens.npy", str(shards))
+    encode_file(load(trained.folder), tmp_path / "tokens.npy", str(shards))
+    encode_file(load(trained.folder), shards / "tokens.npy", str(shards / "items.npy"))

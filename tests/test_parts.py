@@ -146,7 +146,7 @@ def test_ids_that_are_unique_need_all_rows(
         monkeypatch.setenv("WORLD_SIZE", "2")
     refused = vqtool("encode", trained.folder, "--out", tmp_path / "u.npy", "--unique", *options)
     assert refused.code == 2
-    assert "--unique needs all rows at once" in refused.err
+    assert "--unique counts over all rows at once: leave out --part" in refused.err
     assert not (tmp_path / "u.npy").exists()
 
 

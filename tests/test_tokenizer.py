@@ -549,7 +549,7 @@ def test_the_ids_of_the_best_validation_pass_are_kept(catalogue: TrainedRun) -> 
 
 
 def test_a_missing_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"nothing: not a run: it has no config.yaml"):
+    with pytest.raises(CheckpointError, match=r"nothing: not a run: there is no such folder"):
         load(tmp_path / "nothing")
 
 

@@ -34,7 +34,7 @@ def encoding(tokenizer: Tokenizer, out: Path, data: str | None, key: str | None)
         DataError: they are not like the run's, or are `out` itself; also from within, where memory runs out.
     """
     source, samples = tokenizer.open(data, key)
-    check_not_input(out, source.paths)
+    check_not_input(out, source.paths, source.name)
     thread = lone_threads(1)
     try:
         survey = thread.submit(tokenizer.survey, source)

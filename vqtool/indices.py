@@ -103,14 +103,19 @@ def check_indices_output(path: Path, overwrite: bool) -> None:
             raise DataError(f"{beside}: is there already; --overwrite replaces it") from error
 
 
-def check_not_input(path: Path, inputs: Sequence[Path]) -> None:
-    """Refuse an output that is one of the files it is made from.
+def check_not_input(path: Path, inputs: Sequence[Path], name: str = "") -> None:
+    """Refuse an output that is one of the files it is made from, or would be the next time.
+
+    Args:
+        name: of the inputs; where it is a folder, all files in it are.
 
     Raises:
         DataError: it is.
     """
     if os.path.realpath(path) in map(os.path.realpath, inputs):
         raise DataError(f"{path}: is what would be read; name another output")
+    if name and os.path.realpath(path.parent) == os.path.realpath(name):
+        raise DataError(f"{path}: would be read as data from then on, for {name} is a folder of them; write elsewhere")
 
 
 @contextmanager

@@ -95,7 +95,7 @@ def encode_part(
         DataError: as `encode_file`; also where parts of other data or of another model are in the way.
     """
     source, samples = tokenizer.open(data, key)
-    check_not_input(out, source.paths)
+    check_not_input(out, source.paths, source.name)
     work = _Work(tokenizer, source, samples, out, part.of)
     finished = None if overwrite else work.finished()
     if finished:

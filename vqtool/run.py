@@ -146,7 +146,8 @@ class Run:
             CheckpointError: there is no run here.
         """
         if not self.config.exists():
-            raise CheckpointError(f"{self.folder}: not a run: it has no {self.config.name}")
+            why = f"it has no {self.config.name}" if self.folder.exists() else "there is no such folder"
+            raise CheckpointError(f"{self.folder}: not a run: {why}")
         return load_config(self.config)
 
     def validations(self) -> list[dict[str, Any]]:

@@ -166,7 +166,7 @@ def test_a_folder_that_is_no_run_is_refused(
     arguments: list[str], vqtool: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert vqtool(*arguments) == Result(2, "", "vqtool: nowhere: not a run: it has no config.yaml\n")
+    assert vqtool(*arguments) == Result(2, "", "vqtool: nowhere: not a run: there is no such folder\n")
     (tmp_path / "nowhere").mkdir()
     assert vqtool(*arguments) == Result(2, "", "vqtool: nowhere: not a run: it has no config.yaml\n")
 

@@ -252,11 +252,15 @@ def test_a_class_beyond_the_given_number_is_named_with_its_row(tmp_path: Path) -
         _open(_save(tmp_path / "x.npy", grids), classes=3)
 
 
-def test_an_integer_too_large_for_a_class_is_named_with_its_row(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stray", [1 << 16, 100_000, 1 << 40])
+def test_an_integer_too_large_for_a_class_is_named_with_its_row(tmp_path: Path, stray: int) -> None:
     grids = GRIDS.copy()
-    grids[11, 0, 0] = 1 << 40
-    with pytest.raises(DataError, match=r"x\.npy: row 11 holds"):
-        _open(_save(tmp_path / "x.npy", grids))
+    grids[11, 0, 0] = stray
+    path = _save(tmp_path / "x.npy", grids)
+    with pytest.raises(DataError, match=r"x\.npy: row 11 holds .* if that is no mistake, set data\.classes$"):
+        _open(path)
+    if stray < 1 << 20:
+        assert _open(path, classes=stray + 1).spec.classes == stray + 1
 
 
 @pytest.mark.parametrize("name", ["vectors", "images"])

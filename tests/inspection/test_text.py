@@ -39,14 +39,14 @@ def test_the_figures_of_a_codebook() -> None:
 
 def test_collisions_are_told_where_ids_were_counted() -> None:
     shown = text([4, 0, 2, 2], distinct=Distinct(8_000, 7_998))
-    assert "7,998 distinct ids of 8,000 rows: a collision rate of 0.0250%" in shown
+    assert "7,998 distinct ids of 8,000 rows, by codes alone: a collision rate of 0.0250%" in shown
     assert "collision" not in text([4, 0, 2, 2])
 
 
 def test_one_is_not_told_as_many() -> None:
     shown = text([1, 0], distinct=Distinct(1, 1))
     assert "some data: 1 token\n" in shown
-    assert "1 distinct id of 1 row:" in shown
+    assert "1 distinct id of 1 row, by codes alone:" in shown
 
 
 def test_the_most_and_least_used_codes_are_named_with_their_hits() -> None:

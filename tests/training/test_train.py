@@ -3,6 +3,7 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from vqtool.config import RunSettings
 from vqtool.data import BatchOrder
 from vqtool.errors import CheckpointError, ConfigError, DataError, Stopped
 from vqtool.run import Run
-from vqtool.training import run_folder, train
+from vqtool.training import plan_run, run_folder, train
 
 CONV2D = {"kind": "conv2d", "width": 8, "halvings": 1, "blocks": 1}
 TRANSFORMER = {"kind": "transformer", "width": 8, "depth": 1, "positions": 3, "patch": 2, "heads": 2}
@@ -316,6 +317,19 @@ def test_overwriting_killed_anywhere_leaves_a_run_that_can_be_begun(tmp_path: Pa
     os.waitpid(child, 0)
     train(settings, tmp_path / "run", resume=True)
     assert Run(tmp_path / "run").model.read_bytes() == Run(tmp_path / "straight").model.read_bytes()
+
+
+@pytest.mark.parametrize("call", [train, plan_run])
+@pytest.mark.parametrize("key", ["path", "validation"])
+def test_the_folder_of_the_data_is_no_run_directory(tmp_path: Path, key: str, call: Callable[..., Any]) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    settings = tiny(tmp_path, data={key: str(shards)})
+    shutil.copy(tmp_path / "data.npy", shards)
+    with pytest.raises(ConfigError, match=r"shards: is the folder of the data; name another --run-dir"):
+        call(settings, tmp_path / "." / "shards")
+    assert [path.name for path in shards.iterdir()] == ["data.npy"]
+    call(settings, shards / "run")
 
 
 @pytest.mark.parametrize("steps", [4, 2])

@@ -49,7 +49,7 @@ def encode(
     if extend and not unique:
         raise typer.BadParameter("--extend goes with --unique")
     if unique and (part or place().size > 1):
-        raise typer.BadParameter("--unique needs all rows at once: one process, and no --part")
+        raise typer.BadParameter("--unique counts over all rows at once: leave out --part, and use one process")
     from vqtool.parts import Part, encode_part
     from vqtool.tokenizer import load
     from vqtool.transcode import encode_file, encode_unique_file

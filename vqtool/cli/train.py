@@ -1,6 +1,7 @@
 """`vqtool train`."""
 
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -60,7 +61,7 @@ def train(
     tell("")
     tell(f"The run is in {folder}, {summary['seconds']:,.0f} s of training. Next:")
     for following in ("vqtool encode {} --out tokens.npy", "vqtool inspect {}", "tensorboard --logdir {}"):
-        tell("  " + following.format(folder))
+        tell("  " + following.format(shlex.quote(str(folder))))
 
 
 def _summary_rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -71,11 +72,11 @@ def _summary_rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
         "validation/loss/entropy": "{:.4g}",
         "codebook/usage": "{:.1%}",
         "codebook/perplexity": "{:,.1f}",
-        "codebook/dead": "{:,.0f}",
+        "codebook/dead": "{:,.1f}",  # of several levels, the mean
         "codebook/collision_rate": "{:.2%}",
     }
     return [
-        (tag, form.format(summary["best"][tag]), form.format(summary["final"][tag]))
+        (tag, *(form.format(summary[when][tag]).removesuffix(".0") for when in ("best", "final")))
         for tag, form in formats.items()
         if tag in summary["final"]
     ]

@@ -3,7 +3,7 @@
 from vqtool.data.dataset import Dataset, Samples, open_dataset, open_source, spec_of
 from vqtool.data.layout import sample_shape
 from vqtool.data.order import BatchOrder
-from vqtool.data.settings import DataKind, DataSettings, SyntheticSettings
+from vqtool.data.settings import DataKind, DataSettings, SyntheticSettings, TensorsSettings
 from vqtool.data.sources import FileSource, Shard, Source, Survey
 from vqtool.data.spec import SampleSpec
 from vqtool.data.tensor_files import map_npy
@@ -20,6 +20,7 @@ __all__ = [
     "Source",
     "Survey",
     "SyntheticSettings",
+    "TensorsSettings",
     "map_npy",
     "open_dataset",
     "open_source",

@@ -16,7 +16,7 @@ from vqtool.data.layout import LAYOUTS, LayoutName, guess_layout, holds_classes,
 from vqtool.data.order import split
 from vqtool.data.rows import RowNumbers, Rows
 from vqtool.data.scan import Counted, Moments
-from vqtool.data.settings import MOST_CLASSES, DataKind, DataSettings, TensorsSettings
+from vqtool.data.settings import DataKind, DataSettings, TensorsSettings
 from vqtool.data.sources import FileSource, GeneratedSource, Source, Survey, combined_sha256
 from vqtool.data.spec import SampleSpec, dtype_name
 from vqtool.distributed import from_first, world_size
@@ -24,6 +24,8 @@ from vqtool.errors import ConfigError, DataError
 
 # A standard deviation below this, relative to the mean, leaves a float32 fewer than five bits for the value.
 _RESOLUTION = 2.0**-19
+# A class from this one on is taken for a stray number, unless data.classes is set.
+_MOST_FOUND = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -227,9 +229,10 @@ def _resolve_classes(settings: DataSettings, layout: LayoutName, surveys: list[t
             f"values; set data.layout to {layout} for classes, or give the array a channel axis for values"
         )
     found = 1 + max(survey.largest or 0 for _, survey in surveys)
-    classes = min(found, MOST_CLASSES) if settings.classes == "auto" else settings.classes
+    classes = min(found, _MOST_FOUND) if settings.classes == "auto" else settings.classes
+    advice = "; if that is no mistake, set data.classes" if settings.classes == "auto" else ""
     for part, survey in surveys:
-        part.check_classes(survey, classes)
+        part.check_classes(survey, classes, advice)
     return classes
 
 

@@ -21,6 +21,8 @@ from vqtool.data.tensor_files import READERS, open_file
 from vqtool.errors import DataError
 from vqtool.memory import check_fits_memory
 
+# For layouts of classes, those of values of the same rank.
+_OF_VALUES = {"T": "C", "HW": "CT or TC"}
 # Rows looked through at a time.
 _BLOCK = 4096
 # What making up one number may take at the worst: itself, and temporaries in float64.
@@ -100,7 +102,7 @@ class Source(ABC):
         if any(scan.smallest is not None and scan.smallest < 0 for _, scan in scanned):
             raise DataError(
                 f"{self.name}: row {self._first_outside(None)} holds a negative integer; in layout {layout} integers "
-                "are classes, counted from 0; if these are values, set a data.layout with channels, such as C"
+                f"are classes, counted from 0; if these are values, set data.layout to {_OF_VALUES[layout]}"
             )
         return Survey(
             shards=tuple(shard for shard, _ in scanned),
@@ -108,8 +110,8 @@ class Source(ABC):
             largest=max(largest, default=None),
         )
 
-    def check_classes(self, survey: Survey, classes: int) -> None:
-        """Refuse a class of `classes` or above.
+    def check_classes(self, survey: Survey, classes: int, advice: str = "") -> None:
+        """Refuse a class of `classes` or above; `advice` ends the message.
 
         Raises:
             DataError: there is one; names the first row.
@@ -117,7 +119,7 @@ class Source(ABC):
         if survey.largest is not None and survey.largest >= classes:
             raise DataError(
                 f"{self.name}: row {self._first_outside(classes)} holds a class of {classes} or above (the largest "
-                f"is {survey.largest}), but there are {classes} classes, counted from 0"
+                f"is {survey.largest}), but there are {classes} classes, counted from 0{advice}"
             )
 
     def check_unchanged(self) -> None:

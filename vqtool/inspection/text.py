@@ -35,7 +35,7 @@ def render(inspection: Inspection) -> RenderableType:
         found = inspection.distinct
         parts.append(
             Text(
-                f"{counted(found.ids, 'distinct id')} of {counted(found.rows, 'row')}: "
+                f"{counted(found.ids, 'distinct id')} of {counted(found.rows, 'row')}, by codes alone: "
                 f"a collision rate of {found.collision_rate:.4%}"
             )
         )

@@ -18,6 +18,7 @@ from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
 from vqtool.quantizers.product import ProductQuantizer, ProductQuantizerSettings
 from vqtool.quantizers.projected import ProjectedQuantizer
 from vqtool.quantizers.residual import ResidualQuantizer, ResidualQuantizerSettings
+from vqtool.quantizers.revival import RevivalSettings
 from vqtool.quantizers.search import nearest_codes
 from vqtool.quantizers.vector import VectorQuantizer, VectorQuantizerSettings
 
@@ -47,6 +48,7 @@ __all__ = [
     "QuantizerOutput",
     "QuantizerSettings",
     "ResidualQuantizer",
+    "RevivalSettings",
     "VectorQuantizer",
     "VectorQuantizerSettings",
     "kmeans",

@@ -18,7 +18,7 @@ class Revival(nn.Module):
     """Counts hits over a window of steps; at its end, a code with too few takes the place of a current vector.
 
     The window ends once the average code has had a given number of hits, so that dead means the same for any batch size
-    and codebook size. The device is waited for at its end alone. Nothing is drawn: the batch is in random order already.
+    and codebook size. The device is waited for at its end alone. Nothing is drawn: a batch is in random order already.
 
     Args:
         codebook_size: K.

@@ -15,7 +15,7 @@ from vqtool.model_file import SavedModel, serialised
 from vqtool.run import Run
 from vqtool.training.prepare import Prepared, begin_from, prepare
 from vqtool.training.step import Stepper
-from vqtool.training.train import ADVICE, run_folder
+from vqtool.training.train import ADVICE, check_apart, run_folder
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ def plan_run(settings: RunSettings, folder: Path | None = None) -> Plan:
         ConfigError, DataError: as `train`.
     """
     run = Run(folder or run_folder(settings))
+    check_apart(run, settings)
     if not run.exists:
         run.check_free()
     libraries = mapped_memory()

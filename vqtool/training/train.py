@@ -1,11 +1,13 @@
 """Training as one call: claim a run directory, prepare, train, sum up."""
 
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from vqtool.config import RunSettings
+from vqtool.data import TensorsSettings
 from vqtool.distributed import from_first, is_first, joined, world_size
 from vqtool.errors import CheckpointError, ConfigError, DataError
 from vqtool.memory import out_of_memory_told
@@ -53,6 +55,7 @@ def train(
     refuses = not (resume or overwrite)
     with joined(), noting_signals(), out_of_memory_told(ConfigError, ADVICE):
         say = say if is_first() else _unheard
+        check_apart(run, settings)
         from_first(lambda: _refuse(run, refuses))
         prepared = prepare(settings.model_copy(update={"name": settings.name or run.folder.name}))
         with ExitStack() as claim:
@@ -60,6 +63,18 @@ def train(
             from_first(lambda: _refuse(run, refuses))  # again: another run may have come first
             finished = from_first(lambda: _finished(run, prepared, say) if run.exists and resume else None)
             return finished or _train(run, prepared, resume, allow_data_change, say)
+
+
+def check_apart(run: Run, settings: RunSettings) -> None:
+    """Refuse a run directory that is the folder of the data: what a run writes would be read as data from then on.
+
+    Raises:
+        ConfigError: it is.
+    """
+    data = settings.data
+    for path in (data.path, data.validation) if isinstance(data, TensorsSettings) else ():
+        if isinstance(path, str) and os.path.realpath(path) == os.path.realpath(run.folder):
+            raise ConfigError(f"{run.folder}: is the folder of the data; name another --run-dir")
 
 
 def _train(
