@@ -30,6 +30,29 @@ def itself(rows):
     return rows
 
 
+def forks(test):
+    """Marks a test that forks."""
+    skipped = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
+    # From Python 3.12 on a fork beside threads warns: its child has none of them.
+    return skipped(pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")(test))
+
+
+def forked(work):
+    """A child process that has begun to do `work`."""
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    return child
+
+
+def ended_well(child):
+    """Whether a child process ends in time, and without an error; it has ended, either way."""
+    child.join(PATIENCE)
+    if child.is_alive():
+        child.kill()
+        child.join()
+    return child.exitcode == 0
+
+
 def in_a_thread(work):
     """The result of `work` in a thread that starts now."""
     found = []
@@ -185,26 +208,17 @@ def test_where_there_can_be_no_more_threads_the_call_fails_and_leaves_none_behin
     assert torch.get_num_threads() == in_a_thread(torch.get_num_threads) == 2
 
 
-# From Python 3.12 on a fork beside threads warns: its child has none of them.
-@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
+@forks
 def test_threads_start_in_a_child_process_that_was_forked_while_others_started():
     def start() -> None:
         lone_threads(1).shutdown()
 
     with vqtool.threads._lock:
-        child = multiprocessing.get_context("fork").Process(target=start)
-        child.start()
-    child.join(PATIENCE)
-    if child.is_alive():
-        child.kill()
-        child.join()
-    assert child.exitcode == 0
+        child = forked(start)
+    assert ended_well(child)
 
 
-# From Python 3.12 on a fork beside threads warns: its child has none of them.
-@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
+@forks
 def test_a_search_works_in_a_child_process_that_was_forked_after_one(two_threads, monkeypatch):
     monkeypatch.setattr(search, "_THREAD", 1)
     vectors, codes = random_normal(0, 40, 6), random_normal(1, 200, 6)
@@ -215,11 +229,5 @@ def test_a_search_works_in_a_child_process_that_was_forked_after_one(two_threads
         assert torch.get_num_threads() == 2
         assert torch.equal(nearest_codes(vectors, codes), expected)
 
-    child = multiprocessing.get_context("fork").Process(target=search_again)
-    child.start()
-    child.join(PATIENCE)
-    if child.is_alive():
-        child.kill()
-        child.join()
-    assert child.exitcode == 0
+    assert ended_well(forked(search_again))
     assert torch.equal(nearest_codes(vectors, codes), expected)

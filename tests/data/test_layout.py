@@ -14,6 +14,7 @@ from vqtool.data.layout import (
     rows_to_values,
     sample_shape,
     values_to_rows,
+    with_channels,
 )
 from vqtool.errors import DataError
 
@@ -103,3 +104,8 @@ def test_shapes_of_rows_and_samples_are_inverse(layout: LayoutName, row: tuple[i
 @pytest.mark.parametrize("layout", list(LAYOUTS))
 def test_classes_are_integers_without_channels(layout: LayoutName, dtype: torch.dtype) -> None:
     assert holds_classes(layout, dtype) == (layout in ("T", "HW") and not dtype.is_floating_point)
+
+
+def test_rows_of_as_many_axes_can_have_channels() -> None:
+    found = {layout: with_channels(layout) for layout in ("T", "HW", "HWC")}
+    assert found == {"T": ["C"], "HW": ["CT", "TC"], "HWC": ["CHW", "HWC"]}

@@ -39,6 +39,12 @@ def holds_classes(layout: LayoutName, dtype: torch.dtype) -> bool:
     return LAYOUTS[layout].channel is None and not dtype.is_floating_point
 
 
+def with_channels(layout: LayoutName) -> list[LayoutName]:
+    """The layouts with channels of rows that have as many axes."""
+    rank = LAYOUTS[layout].rank
+    return [name for name, other in LAYOUTS.items() if other.channel is not None and other.rank == rank]
+
+
 def rows_to_values(rows: Tensor, layout: LayoutName) -> Tensor:
     """(n, *row) to (n, C, *size) of the same type; a float row without channels gets one."""
     channel = LAYOUTS[layout].channel

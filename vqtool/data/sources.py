@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vqtool.data.layout import LayoutName
+from vqtool.data.layout import LayoutName, with_channels
 from vqtool.data.rows import NumpyRows, Rows, ShardedRows
 from vqtool.data.scan import Counted, Moments, Scan, scan_file, scan_rows, verify_file
 from vqtool.data.settings import SyntheticSettings
@@ -21,8 +21,6 @@ from vqtool.data.tensor_files import READERS, open_file
 from vqtool.errors import DataError
 from vqtool.memory import check_fits_memory
 
-# For layouts of classes, those of values of the same rank.
-_OF_VALUES = {"T": "C", "HW": "CT or TC"}
 # Rows looked through at a time.
 _BLOCK = 4096
 # What making up one number may take at the worst: itself, and temporaries in float64.
@@ -100,9 +98,10 @@ class Source(ABC):
         moments = [scan.moments for _, scan in scanned if scan.moments is not None]
         largest = [scan.largest for _, scan in scanned if scan.largest is not None]
         if any(scan.smallest is not None and scan.smallest < 0 for _, scan in scanned):
+            others = " or ".join(with_channels(layout))
             raise DataError(
                 f"{self.name}: row {self._first_outside(None)} holds a negative integer; in layout {layout} integers "
-                f"are classes, counted from 0; if these are values, set data.layout to {_OF_VALUES[layout]}"
+                f"are classes, counted from 0; if these are values, set data.layout to {others}"
             )
         return Survey(
             shards=tuple(shard for shard, _ in scanned),
