@@ -5,17 +5,14 @@ from vqtool.device import resolve_device
 from vqtool.errors import ConfigError
 
 
-def having(monkeypatch: pytest.MonkeyPatch, cuda: int = 0, mps: bool = False) -> None:
+def having(monkeypatch: pytest.MonkeyPatch, cuda: int) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
 
 
-@pytest.mark.parametrize(
-    ("cuda", "mps", "expected"), [(1, True, "cuda"), (1, False, "cuda"), (0, True, "mps"), (0, False, "cpu")]
-)
-def test_auto_takes_the_fastest_there_is(monkeypatch: pytest.MonkeyPatch, cuda: int, mps: bool, expected: str) -> None:
-    having(monkeypatch, cuda, mps)
+@pytest.mark.parametrize(("cuda", "expected"), [(1, "cuda"), (0, "cpu")])
+def test_auto_takes_the_fastest_there_is(monkeypatch: pytest.MonkeyPatch, cuda: int, expected: str) -> None:
+    having(monkeypatch, cuda)
     assert resolve_device("auto") == torch.device(expected)
 
 
@@ -35,7 +32,7 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "", "CPU0"])
 def test_what_is_no_device_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"device: '{name}' is no device; expected auto, cpu, mps, cuda or cuda:1"):
+    with pytest.raises(ConfigError, match=f"device: '{name}' is no device; expected auto, cpu, cuda or cuda:1"):
         resolve_device(name)
 
 
@@ -46,12 +43,3 @@ def test_each_process_of_a_job_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch
     assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda:2")
     assert resolve_device("cuda:1") == torch.device("cuda:1")
     assert resolve_device("cpu") == torch.device("cpu")
-
-
-def test_an_mps_serves_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    having(monkeypatch, mps=True)
-    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
-        monkeypatch.setenv(name, value)
-    assert resolve_device("auto") == torch.device("cpu")
-    with pytest.raises(ConfigError, match="mps is not available"):
-        resolve_device("mps")

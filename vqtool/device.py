@@ -7,21 +7,21 @@ from vqtool.launcher import place
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device called `name`; auto: cuda, else mps, else cpu. Of several GPUs each process of a job takes its own;
-    an mps serves one process alone.
+    """The device called `name`; auto: cuda, else cpu. Of several GPUs each process of a job takes its own.
+
+    There is no mps: it has no float64, in which codes that are about equally near are told apart.
 
     Raises:
         ConfigError: there is no such device on this machine.
     """
     name = _own(name)
-    mps = torch.backends.mps.is_available() and place().size == 1
-    available = {"cuda": torch.cuda.is_available(), "mps": mps, "cpu": True}
+    available = {"cuda": torch.cuda.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"device: {name!r} is no device; expected auto, cpu, mps, cuda or cuda:1") from error
+        raise ConfigError(f"device: {name!r} is no device; expected auto, cpu, cuda or cuda:1") from error
     if not available.get(device.type) or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
         here = ", ".join(kind for kind, there in available.items() if there)
         raise ConfigError(f"device: {name} is not available on this machine; it has {here}; choose with --device")

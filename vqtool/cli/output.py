@@ -20,7 +20,7 @@ DataArgument = Annotated[
     typer.Argument(metavar="DATA", help="A tensor file, a folder of them, or a glob.", show_default=False),
 ]
 KeyOption = Annotated[str | None, typer.Option(help="The name of the array in a file of several.")]
-DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps; left out, as the run says.")]
+DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1; left out, as the run says.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it is there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else.")]
 

@@ -84,7 +84,7 @@ class _Finer:
         self._places = distinct_rows(codebook)[0]
         self._codes = codebook.index_select(0, self._places)
         kinds = [codebook.dtype] if scores.coarse or len(self._codes) < len(codebook) else []
-        self._kinds = dict.fromkeys([*kinds, torch.float64] if codebook.device.type != "mps" else kinds)
+        self._kinds = dict.fromkeys([*kinds, torch.float64])
         self._scores: dict[torch.dtype, FullScores] = {}
 
     def nearest(self, vectors: Tensor) -> Tensor:
@@ -124,8 +124,6 @@ def _exhaustive(vectors: Tensor, codebook: Tensor) -> Tensor:
 
 def _settle(vectors: Tensor, codebook: Tensor, rows: Tensor, codes: Tensor) -> Tensor:
     """The exact nearest (R,) of the candidates, `rows` and `codes` (P,); -1 for a row without one."""
-    if vectors.device.type == "mps":  # which has no float64
-        return _settle(vectors.cpu(), codebook.cpu(), rows.cpu(), codes.cpu()).to(vectors.device)
     nearest = torch.full((len(vectors),), -1, device=vectors.device)
     nearest.scatter_(0, rows, codes)
     # Most contests are not close, and decided in the vectors' own type.
