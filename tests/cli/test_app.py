@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,6 +51,10 @@ def test_help_names_every_command(vqtool: Command) -> None:
     done = vqtool("--help")
     assert done.code == 0
     assert [line.split()[0] for line in done.out.partition("Commands:\n")[2].splitlines() if line] == COMMANDS
+
+
+def test_it_says_which_version_it_is(vqtool: Command) -> None:
+    assert vqtool("--version") == Result(0, f"vqtool {version('vqtool')}\n", "")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 import signal
 import sys
-from typing import Any
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -61,14 +62,30 @@ def _exit_code(error: VqtoolError) -> int:
     return 3 if isinstance(error, TrainingError) else 2
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        print(f"vqtool {version('vqtool')}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     cls=Commands,
-    help="Train, use and inspect vector-quantised autoencoders.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+@app.callback()
+def _vqtool(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None:
+    """Train, use and inspect vector-quantised autoencoders."""
+
+
 app.command()(init)
 app.command()(train)
 app.command()(encode)
