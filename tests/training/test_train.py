@@ -102,7 +102,9 @@ def test_interrupted_and_resumed_is_as_never_interrupted(
     settings = tiny(tmp_path, encoder=encoder, learning=learning, loss=loss)
     straight = train(settings, tmp_path / "straight")
     stop(settings, tmp_path / "resumed", monkeypatch, step)
-    resumed = train(settings, tmp_path / "resumed", resume=True)
+    lines: list[str] = []
+    resumed = train(settings, tmp_path / "resumed", resume=True, say=lines.append)
+    assert f"{tmp_path / 'resumed'}: going on from step {step}" in lines
     assert without_seconds(resumed) == without_seconds(straight)
     assert Run(tmp_path / "resumed").model.read_bytes() == Run(tmp_path / "straight").model.read_bytes()
     states = [checkpoint(tmp_path / name, 8) for name in ("resumed", "straight")]

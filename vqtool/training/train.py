@@ -103,6 +103,7 @@ def _begun(
         run.clear() if run.exists else run.check_free()
     else:
         _check_data(run, state, prepared, allow_data_change, say)
+        say(f"{run.folder}: going on from step {state.step}")
         _tell_extension(run, state, prepared, say)
     run.create(prepared.settings)
     run.summary.unlink(missing_ok=True)
