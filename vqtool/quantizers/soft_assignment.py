@@ -144,8 +144,8 @@ class _Factors(NamedTuple):
     def gradient_of_codes(self, sums: Tensor) -> Tensor:
         """(K, D), of logit gradients summed with the blocks as weights (T, D + 1, C)."""
         dim = self.vectors.shape[1]
-        of_tiles = sums[:, :dim] * math.log(2) - sums[:, dim:] * (self.scale * math.log(2)) * self.columns[:, :dim]
-        return of_tiles.mT.reshape(-1, dim)
+        of_tiles = torch.addcmul(sums[:, :dim], sums[:, dim:] * self.scale, self.columns[:, :dim], value=-1)
+        return of_tiles.mul_(math.log(2)).mT.reshape(-1, dim)
 
 
 def _sums(factors: _Factors, rows: slice, entropy: bool) -> tuple[Tensor, Tensor]:
