@@ -64,7 +64,7 @@ def _search(size: int, dim: int, least: float, turns: int) -> Iterator[Figure]:
 
 def _product(vectors: Tensor, columns: Tensor) -> None:
     """The float32 products of vectors (N, D) and codes (D, K), by threads and in blocks as those of the search are."""
-    rows = max(64, (1 << 21) // columns.shape[1])
+    rows = max(128, (1 << 21) // columns.shape[1])
 
     def walk(part: slice) -> None:
         product = torch.empty(rows, columns.shape[1])

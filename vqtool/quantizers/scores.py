@@ -18,7 +18,7 @@ from torch import Tensor
 # Scores of one block, which a cache holds; of more codes, as many rows as make it worth reading the codes, but no more
 # scores than that.
 _BLOCK = 1 << 21
-_ROWS = 1 << 8
+_ROWS = 1 << 7
 _MOST = 1 << 24
 
 
