@@ -114,6 +114,26 @@ def test_parts_of_another_model_or_of_other_data_are_refused(many: Path, tokeniz
             encode_part(tokenizer, out, Part(1, 2))
 
 
+def test_parts_before_and_after_the_data_changed_are_not_joined(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    data, out = tmp_path / "data.npy", tmp_path / "tokens.npy"
+    np.save(data, normal(300, 2, 256, seed=1))
+    encode_part(tokenizer, out, Part(1, 2), str(data))
+    np.save(data, normal(300, 2, 256, seed=2))
+    with pytest.raises(DataError, match="the part is of another model, or of other data; remove"):
+        encode_part(tokenizer, out, Part(2, 2), str(data))
+
+
+def test_indices_of_data_that_changed_are_not_taken_for_finished(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    data, out = tmp_path / "data.npy", tmp_path / "tokens.npy"
+    np.save(data, normal(300, 2, 256, seed=1))
+    finished = encode_part(tokenizer, out, Part(1, 1), str(data))
+    assert finished
+    assert encode_part(tokenizer, out, Part(1, 1), str(data)) == finished
+    np.save(data, normal(300, 2, 256, seed=2))
+    with pytest.raises(DataError, match="is there already; --overwrite replaces it"):
+        encode_part(tokenizer, out, Part(1, 1), str(data))
+
+
 def test_another_file_in_the_way_is_kept(tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "tokens.npy").write_text("mine")
     with pytest.raises(DataError, match="is there already; --overwrite replaces it"):

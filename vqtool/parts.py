@@ -143,7 +143,7 @@ class _Work:
     def mark(self, part: Part) -> dict[str, Any]:
         """What the marker of a part must say: of which model, data and rows it is."""
         rows = self.rows(part)
-        files = [[path.name, path.stat().st_size] for path in self.source.paths]
+        files = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in self.source.paths]
         return {
             "model_sha256": self.tokenizer.model_sha256,
             "data": hashlib.sha256(json.dumps([self.source.name, files]).encode()).hexdigest(),
@@ -157,13 +157,13 @@ class _Work:
         return [part for part in every if self.rows(part)]
 
     def finished(self) -> Manifest | None:
-        """The manifest of the output, where it is there already, by the same model from as many rows."""
+        """The manifest of the output, where it is there already, by the same model from the same data."""
         try:
             manifest = read_indices(self.out)[1]
         except DataError:
             return None
         alike = (manifest.model_sha256, manifest.shape) == (self.tokenizer.model_sha256, list(self.shape))
-        return manifest if alike else None
+        return manifest if alike and manifest.data_sha256 == self.tokenizer.survey(self.source).sha256 else None
 
     def done(self, part: Part) -> bool:
         """Whether a part is there.
