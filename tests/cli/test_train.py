@@ -240,7 +240,7 @@ def test_a_dry_run_finds_what_training_would(here: Path, vqtool: Command) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config", "nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: no such file; `vqtool init` lists recipes to start from"),
         (["--config", "tiny.yaml", "--set", "training.step=3"], "did you mean steps?"),
         (["--config", "tiny.yaml", "--set", "data.path=nowhere.npy"], "nowhere.npy: no such file"),
         (["--config", "tiny.yaml", "--set", "data.validation=gone.npy"], "gone.npy: no such file"),

@@ -74,7 +74,7 @@ def _read(path: Path) -> str:
             raise ConfigError(f"{path}: over {_LARGEST:,} bytes; not a config")
         return content.decode()
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file") from error
+        raise ConfigError(f"{path}: no such file; `vqtool init` lists recipes to start from") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
