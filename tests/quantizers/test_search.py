@@ -341,3 +341,23 @@ def test_vectors_of_a_crowd_that_are_equal_are_settled_once(monkeypatch, bfloat1
     vectors = torch.cat([random_normal(0, 2, 4) * 1e-30, torch.zeros(500, 4)])
     check(vectors, codes)
     assert exhausted == [(3, 2049)]
+
+
+# Dynamo warns of what it imports, and of more with every version.
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiler_takes_it_as_it_is():
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph
+
+    vectors, codebook = random_normal(0, 40, 8), random_normal(1, 300, 8).requires_grad_()
+    try:
+        found = torch.compile(lambda *both: nearest_codes(*both) + 1, backend=backend, fullgraph=True)
+        assert torch.equal(found(vectors, codebook), nearest_codes(vectors, codebook) + 1)
+    finally:
+        torch.compiler.reset()
+    called = [node.target for graph in graphs for node in graph.graph.nodes if node.op == "call_function"]
+    assert torch.ops.vqtool.nearest_codes in called
+    assert torch.mm not in called

@@ -29,8 +29,8 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     are several, their distances are computed again in float64 from the differences.
 
     Args:
-        vectors: (N, D), any floating type.
-        codebook: (K, D), on the same device.
+        vectors: (N, D), float64, float32, bfloat16 or float16.
+        codebook: (K, D), likewise, on the same device.
 
     Returns:
         (N,) int64.
@@ -42,8 +42,12 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
         raise ValueError(f"expected (N, D) vectors and (K, D) codes, got {_shape(vectors)} and {_shape(codebook)}")
     if 0 in codebook.shape:
         raise ValueError(f"the codebook is empty: {_shape(codebook)}")
+    return _operators.nearest_codes(vectors.detach(), codebook.detach())
+
+
+def _nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     dtype = torch.promote_types(torch.promote_types(vectors.dtype, codebook.dtype), torch.float32)
-    vectors, codes = vectors.detach(), codebook.detach().to(dtype)
+    codes = codebook.to(dtype)
     with torch.no_grad(), full_precision(vectors.device):
         fast = dtype == torch.float32 and vectors.device.type == "cpu" and len(codes) > WORTH and multiplies_bfloat16()
         most = vectors.numel() * len(codes) // _THREAD
@@ -51,6 +55,18 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
         return torch.cat(
             over_rows(lambda rows: _nearest(vectors[rows], codes, scores), len(vectors), most, vectors.device)
         )
+
+
+# An operator of its own, as a compiler is to take it: traced, the roundings that are accounted for may be left out.
+_library = torch.library.Library("vqtool", "DEF")
+_library.define("nearest_codes(Tensor vectors, Tensor codebook) -> Tensor")
+_library.impl("nearest_codes", _nearest_codes, "CompositeExplicitAutograd")
+_operators = torch.ops.vqtool
+torch.library.register_fake(
+    "vqtool::nearest_codes",
+    lambda vectors, codebook: vectors.new_empty(len(vectors), dtype=torch.int64),
+    lib=_library,
+)
 
 
 def _nearest(vectors: Tensor, codes: Tensor, scores: Scores) -> Tensor:
