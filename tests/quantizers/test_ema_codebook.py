@@ -126,6 +126,14 @@ def test_a_code_that_is_hit_no_more_does_not_drift():
     torch.testing.assert_close(codebook.weight, first, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_hits_are_counted_in_more_than_half_precision(dtype):
+    codebook = EmaCodebook(2, 4, 0.99).to(dtype)
+    codebook.gather(torch.full((3000, 4), 0.5, dtype=dtype), torch.zeros(3000, dtype=torch.int64))
+    codebook.update()
+    torch.testing.assert_close(codebook.weight[0].float(), torch.full((4,), 0.5), rtol=0.01, atol=0)
+
+
 def test_gathering_twice_is_gathering_both_at_once():
     one, other = EmaCodebook(8, 3, decay=0.99), EmaCodebook(8, 3, decay=0.99)
     other.load_state_dict(one.state_dict())

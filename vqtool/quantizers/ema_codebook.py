@@ -46,7 +46,9 @@ class EmaCodebook(Codebook):
     @torch.no_grad()
     def gather(self, vectors: Tensor, indices: Tensor) -> None:
         if self._gathered is None:
-            self._gathered = (torch.zeros_like(self.counts), torch.zeros_like(self.sums))
+            # In bfloat16 counting ends at 256.
+            dtype = torch.promote_types(self.counts.dtype, torch.float32)
+            self._gathered = (torch.zeros_like(self.counts, dtype=dtype), torch.zeros_like(self.sums, dtype=dtype))
         counts, sums = self._gathered
         counts.index_add_(0, indices, counts.new_ones(len(indices)))  # bincount would wait for the device
         sums.index_add_(0, indices, vectors.to(sums.dtype))
@@ -55,7 +57,7 @@ class EmaCodebook(Codebook):
     def update(self, good: Tensor | None = None) -> None:
         if self._gathered is None:
             return
-        counts, sums = map(add_up, self._gathered)
+        counts, sums = (add_up(each).to(self.counts.dtype) for each in self._gathered)
         self.discard()
         if good is not None:  # what moves towards itself stays
             counts, sums = torch.where(good, counts, self.counts), torch.where(good, sums, self.sums)
