@@ -27,7 +27,8 @@ def over_rows(work: Callable[[slice], T], rows: int, most: int, device: torch.de
     threads = _threads(device)
     parts = max(1, min(threads, most, rows))
     slices = [slice(rows * part // parts, rows * (part + 1) // parts) for part in range(parts)]
-    return [work(slices[0])] if parts == 1 else list(_pool(threads).map(_without_gradients(work), slices))
+    work = _without_gradients(work)
+    return [work(slices[0])] if parts == 1 else list(_pool(threads).map(work, slices))
 
 
 def over_items(work: Callable[[S], T], items: Iterable[S], device: torch.device) -> list[T]:
@@ -45,7 +46,8 @@ def alone(work: Callable[[], T], most: int, device: torch.device) -> T:
     What PyTorch's own threads have done together leaves them spinning for some milliseconds, on cores that are wanted.
     """
     threads = _threads(device)
-    return work() if min(threads, most) <= 1 else _pool(threads).submit(_without_gradients(work)).result()
+    work = _without_gradients(work)
+    return work() if min(threads, most) <= 1 else _pool(threads).submit(work).result()
 
 
 def _threads(device: torch.device) -> int:

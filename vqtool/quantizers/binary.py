@@ -50,7 +50,9 @@ class BinarySphericalQuantizer(LookupFreeQuantizer):
 
 class _BinarySettings(ScalarSettings):
     bits: int = Field(ge=1, le=24, description="dimensions, one bit each; the number of codes is 2 to this power")
-    temperature: float = Field(1.0, gt=0, description="of the soft assignment, in units of a dimension's square")
+    temperature: float = Field(
+        1.0, ge=1e-30, le=1e30, description="of the soft assignment, in units of a dimension's square"
+    )
     confidence: float = Field(1.0, ge=0, description="weight of the samples' own entropy in the entropy loss")
 
     def dim(self, width: int) -> int:

@@ -62,7 +62,7 @@ class FiniteScalarSettings(ScalarSettings):
     levels: Annotated[list[Annotated[int, Field(ge=2, le=1 << 16)]], Field(min_length=1)] = Field(
         description="values of each dimension; the number of codes is their product"
     )
-    temperature: float = Field(0.1, gt=0, description="of the soft assignment; values lie in [-1, 1]")
+    temperature: float = Field(0.1, ge=1e-30, le=1e30, description="of the soft assignment; values lie in [-1, 1]")
     confidence: float = Field(0.0, ge=0, description="weight of the samples' own entropy in the entropy loss")
 
     @field_validator("levels")

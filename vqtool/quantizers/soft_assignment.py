@@ -1,8 +1,8 @@
 """Soft assignments of vectors to codes, summed, and their gradient, without the N x K matrix of them.
 
 Blocks of rows are walked once forward, for the sums, and once backward, where the assignments are computed again with
-the gradients of the sums at hand. So memory is bounded by the block. (Recomputing instead of keeping is how
-FlashAttention does without its matrix: Dao et al. 2022, 3.1.)
+the gradients of the sums at hand. So memory is bounded by the block, and each thread's own sum for the codes'
+gradient. (Recomputing instead of keeping is how FlashAttention does without its matrix: Dao et al. 2022, 3.1.)
 
 Shapes: N vectors, R of a block, K codes, D dimensions.
 """
@@ -40,7 +40,7 @@ def soft_sums(vectors: Tensor, codebook: Tensor, temperature: float | Tensor, en
     """Sums of the soft assignments of vectors to codes; gradients reach both.
 
     Args:
-        vectors: (N, D), any floating type.
+        vectors: (N, D), float64, float32, bfloat16 or float16.
         codebook: (K, D), likewise. What is less than float32 is computed, and returned, in that.
         temperature: in squared units of the vectors; no gradient reaches it.
         entropy: whether to sum the entropies of the rows, too.
@@ -82,28 +82,29 @@ class _Factors(NamedTuple):
     """What logits are made of: those of a row need only be right but for what all codes of it share.
 
     |z|² is the same for all codes and falls out of the softmax, as does a shift of both sides. Without them nothing
-    cancels where vectors lie far from the origin, nor, about a code that is near them, where other codes lie far from
-    them. Logits are in bits, since 2^x is found faster than e^x.
+    cancels where all vectors lie far from the origin, nor, about a code that is near them, where other codes lie far
+    from them. Logits are in bits, since 2^x is found faster than e^x.
     """
 
     vectors: Tensor
     """(N, D)"""
     columns: Tensor
-    """(T, D + 1, C) tiles of C codes about the centre, and a row of -|e|² / temperature in bits."""
+    """(T, D + 1, C) tiles of C codes about the centre, scaled, and a row of -|e|² / 2 of what that gives."""
     centre: Tensor
     """(D,) the code that is nearest to the mean vector."""
     scale: Tensor
-    """() 2 / temperature, in bits."""
+    """() the square root of 2 / temperature, in bits. On both sides of a product, that is neither huge nor tiny."""
 
     @classmethod
     def of(cls, vectors: Tensor, codebook: Tensor, temperature: float | Tensor) -> "_Factors":
         middle = (codebook - vectors.mean(dim=0)).square().sum(dim=1).argmin(dim=0, keepdim=True)
         centre = codebook.index_select(0, middle).squeeze(0)
-        codes = codebook - centre
-        # A new tensor of one number, unlike a copy, waits for no device.
-        given = temperature.to(codes) if isinstance(temperature, Tensor) else codes.new_full((), temperature)
-        scale = 2 / math.log(2) / given
-        last = codes.square().sum(dim=1, keepdim=True) * (-scale / 2)
+        if isinstance(temperature, Tensor):
+            scale = (2 / math.log(2) / temperature.to(codebook)).sqrt()
+        else:  # a new tensor of one number, unlike a copy, waits for no device
+            scale = codebook.new_full((), math.sqrt(2 / math.log(2)) / math.sqrt(temperature))
+        codes = (codebook - centre) * scale
+        last = codes.square().sum(dim=1, keepdim=True) / -2
         tiles = -(-len(codes) // _TILE)
         columns = F.pad(torch.cat([codes, last], dim=1), (0, 0, 0, -len(codes) % tiles))
         columns[len(codes) :, -1] = -torch.finfo(codes.dtype).max  # which 2 to the power of is nothing
@@ -144,8 +145,8 @@ class _Factors(NamedTuple):
     def gradient_of_codes(self, sums: Tensor) -> Tensor:
         """(K, D), of logit gradients summed with the blocks as weights (T, D + 1, C)."""
         dim = self.vectors.shape[1]
-        of_tiles = torch.addcmul(sums[:, :dim], sums[:, dim:] * self.scale, self.columns[:, :dim], value=-1)
-        return of_tiles.mul_(math.log(2)).mT.reshape(-1, dim)
+        of_tiles = torch.addcmul(sums[:, :dim], sums[:, dim:], self.columns[:, :dim], value=-1)
+        return of_tiles.mul_(self.scale * math.log(2)).mT.reshape(-1, dim)
 
 
 def _sums(factors: _Factors, rows: slice, entropy: bool) -> tuple[Tensor, Tensor]:
@@ -169,7 +170,6 @@ def _gradients(
     """Fill in the gradients `of_vectors` (N, D); logit gradients summed with the blocks as weights (T, D + 1, C), or
     zeros where codes are not learned.
     """
-    codes = factors.columns[:, :-1].mT * (factors.scale * math.log(2))
     of_codes = torch.zeros_like(factors.columns)
     for part, block, powers, sums in factors.blocks(rows):
         # The softmax passes v on as s (v - sum s v). Of the sums v is their gradient; of the entropy -ln s.
@@ -180,12 +180,12 @@ def _gradients(
                 inner -= entropy * torch.xlogy(tile, tile).sum(dim=1, keepdim=True)
         inner /= sums
         weights, mine, of_logits = (block / sums).T, of_vectors[part].zero_(), torch.empty_like(powers[0])
-        for tile, columns, values, of_tile in zip(powers, codes, assignment, of_codes, strict=True):
+        for tile, columns, values, of_tile in zip(powers, factors.columns, assignment, of_codes, strict=True):
             torch.sub(values, inner, out=of_logits).mul_(tile)
             if entropy is not None:
                 of_logits -= entropy * torch.xlogy(tile, tile)
-            mine.addmm_(of_logits, columns)
+            mine.addmm_(of_logits, columns[:-1].T)
             if learned:
                 of_tile.addmm_(weights, of_logits)
-        mine.div_(sums)
+        mine.div_(sums).mul_(factors.scale * math.log(2))
     return of_codes

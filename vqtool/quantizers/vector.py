@@ -225,7 +225,7 @@ class VectorQuantizerSettings(Settings):
     balance: SinkhornSettings | None = Field(None, description="of codes over a training batch; null: nearest code")
     gradient: GradientName = Field("straight_through", description="how the gradient passes the choice of a code")
     bypass: float = Field(0.0, ge=0, le=1, description="share of training samples that pass unquantized")
-    temperature: float = Field(1.0, gt=0, description="of the soft assignment behind the entropy loss")
+    temperature: float = Field(1.0, ge=1e-30, le=1e30, description="of the soft assignment behind the entropy loss")
     temperature_unit: Literal["squared", "error"] = Field(
         "squared", description="squared: the latents' units, squared; error: the mean squared quantizing error"
     )
