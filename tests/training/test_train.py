@@ -480,6 +480,17 @@ def test_too_little_memory_is_told_before_any_is_taken(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_logits_of_more_classes_than_memory_has_room_for_are_refused(tmp_path: Path) -> None:
+    grids = np.zeros((20, 8, 8), dtype=np.int64)
+    settings = tiny(
+        tmp_path, grids, data={"classes": 1_000_000}, encoder={"kind": "conv2d", "width": 2}, batch_size=10_000
+    )
+    with pytest.raises(
+        DataError, match=r"a step of training\.batch_size 10,000, to be lowered: needs [\d,]{15,} bytes"
+    ):
+        plan_run(settings, tmp_path / "run")
+
+
 def test_running_out_of_memory_names_what_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def exhausted(*args: Any) -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")

@@ -15,7 +15,7 @@ from vqtool.data import Dataset, open_dataset
 from vqtool.device import resolve_device
 from vqtool.distributed import Share
 from vqtool.errors import ConfigError
-from vqtool.losses import resolve_reconstruction
+from vqtool.losses import reconstruction_loss, resolve_reconstruction
 from vqtool.memory import check_fits_memory
 from vqtool.model_file import read_model
 from vqtool.run import Run
@@ -102,7 +102,7 @@ def _check_learns(settings: RunSettings) -> None:
 
 
 def _check_memory(settings: RunSettings, dataset: Dataset) -> None:
-    """Refuse a step that would not fit: weights, gradients, AdamW's two moments, and what the networks keep of a batch.
+    """Refuse a step that would not fit: weights, gradients, AdamW's two moments, and what is kept of a batch.
 
     Nothing is allocated to know it.
     """
@@ -112,12 +112,14 @@ def _check_memory(settings: RunSettings, dataset: Dataset) -> None:
     standing = 4 * parameters + sum(buffer.nbytes for buffer in model.buffers())
     check_fits_memory(standing, "model: the widths of model.encoder and the codes of model.quantizer")
     size = settings.training.batch_size
-    step = standing + _kept(model, max(1, Share.own(size).samples))
+    step = standing + _kept(model, settings.loss.reconstruction, max(1, Share.own(size).samples))
     check_fits_memory(step, f"a step of training.batch_size {size:,}, to be lowered")
 
 
-def _kept(model: Autoencoder, batch_size: int) -> int:
-    """The bytes that encoder and decoder of a model without memory keep of a batch for their backward pass."""
+def _kept(model: Autoencoder, loss: str, batch_size: int) -> int:
+    """The bytes that encoder, decoder and loss keep of a batch for their backward pass, of a model without memory; and
+    those of its first gradient.
+    """
     kept: dict[int, int] = {}
     own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
 
@@ -132,8 +134,9 @@ def _kept(model: Autoencoder, batch_size: int) -> int:
     x = torch.empty(shape, device="meta", dtype=torch.int64 if spec.classes else torch.float32)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         latents = model.latents(x)
-        model.decoder(latents, spec.size)
-    return x.nbytes + sum(kept.values())
+        prediction = model.decoder(latents, spec.size)
+        reconstruction_loss(loss, prediction, x)
+    return x.nbytes + sum(kept.values()) + prediction.nbytes
 
 
 def begin_from(prepared: Prepared, say: Callable[[str], None]) -> None:
