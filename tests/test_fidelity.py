@@ -115,4 +115,6 @@ def test_data_that_vary_too_little_to_square_have_no_nmse():
 def test_accuracy_counts_cells_not_chunks():
     rows = torch.tensor([[0, 1, 2], [3, 4, 5], [6, 7, 8], [0, 0, 0]], dtype=torch.uint8)
     restored = torch.tensor([[0, 1, 2], [3, 4, 0], [0, 7, 0], [0, 0, 1]])
-    assert fidelity_of(rows, restored, [1, 3], ClassFidelity) == Fidelity(mse=None, nmse=None, accuracy=8 / 12)
+    assert fidelity_of(rows, restored, [1, 3], ClassFidelity) == Fidelity(
+        None, None, accuracy=8 / 12, baseline_accuracy=4 / 12
+    )

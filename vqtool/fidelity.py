@@ -18,11 +18,13 @@ class Fidelity:
         nmse: mse over the variance about the per-feature mean (1 - r2, variance-weighted); None for classes and for
             constant data.
         accuracy: the share of cells whose class is right; None for values.
+        baseline_accuracy: what the most common class, everywhere, would have; None for values.
     """
 
     mse: float | None
     nmse: float | None
     accuracy: float | None
+    baseline_accuracy: float | None = None
 
 
 class ValueFidelity:
@@ -60,14 +62,17 @@ class ClassFidelity:
     """The share of right cells."""
 
     def __init__(self) -> None:
-        self._cells = 0
+        self._cells = torch.zeros(0, dtype=torch.int64)
         self._right = 0
 
     def add(self, rows: Tensor, restored: Tensor) -> None:
         """Count in (n, *row) true classes and their reconstructions."""
-        self._cells += rows.numel()
+        cells = rows.long().flatten().bincount(minlength=len(self._cells))
+        cells[: len(self._cells)] += self._cells
+        self._cells = cells
         self._right += int((rows.long() == restored.long()).sum())
 
     def result(self) -> Fidelity:
         """Over all that was added, at least one row."""
-        return Fidelity(None, None, self._right / self._cells)
+        cells = int(self._cells.sum())
+        return Fidelity(None, None, self._right / cells, int(self._cells.max()) / cells)

@@ -18,7 +18,17 @@ from vqtool.training import train
 
 Command = Callable[..., Result]
 
-FIELDS = {"samples", "mse", "nmse", "accuracy", "bits_per_sample", "collision_rate", "losses", "levels"}
+FIELDS = {
+    "samples",
+    "mse",
+    "nmse",
+    "accuracy",
+    "baseline_accuracy",
+    "bits_per_sample",
+    "collision_rate",
+    "losses",
+    "levels",
+}
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from vqtool.tokenizer import Report
 
 
+# Of losses that are in other units than the data's.
+_UNITS = {"entropy": "in nats", "total": "all of them, weighted"}
+
+
 def evaluate(
     run: RunArgument,
     data: DataArgument = None,
@@ -61,13 +65,15 @@ def _rows(report: "Report") -> list[tuple[str, ...]]:
     fidelity, evaluation = report.fidelity, report.evaluation
     rows: list[tuple[str, ...]] = [("samples", f"{evaluation.samples:,}", "")]
     if fidelity.accuracy is not None:
-        rows.append(("accuracy", f"{fidelity.accuracy:.4%}", "cells whose class comes back"))
+        least = f"; the most common class everywhere would have {fidelity.baseline_accuracy:.4%}"
+        rows.append(("accuracy", f"{fidelity.accuracy:.4%}", f"cells whose class comes back{least}"))
     if fidelity.mse is not None:
         rows.append(("mse", f"{fidelity.mse:.6g}", "mean squared error, in the data's own units"))
         nmse = "none" if fidelity.nmse is None else f"{fidelity.nmse:.6g}"
         rows.append(("nmse", nmse, "mse over the data's variance about its mean: 0 is perfect, 1 says nothing"))
+    unit = "in normalised units" if fidelity.accuracy is None else "of cross-entropy, in nats"
     rows.append(("bits per sample", f"{report.bits_per_sample:,.1f}", "positions times log2 of the codes"))
-    rows += [(f"loss/{name}", f"{value:.4g}", "in normalised units") for name, value in evaluation.losses.items()]
+    rows += [(f"loss/{name}", f"{value:.4g}", _UNITS.get(name, unit)) for name, value in evaluation.losses.items()]
     if evaluation.distinct:
         ids = f"{evaluation.distinct.ids:,} distinct ids of {evaluation.distinct.rows:,} rows"
         rows.append(("collision rate", f"{evaluation.distinct.collision_rate:.4%}", ids))
