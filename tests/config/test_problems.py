@@ -42,11 +42,14 @@ def test_the_config_of_these_tests_is_good(tmp_path: Path) -> None:
     assert load_config(tmp_path / "c.yaml").training.steps == 10
 
 
+OTHER = "unknown key for this kind; it goes with"
 UNKNOWN = [
     ("seed: 0", "sed: 0", "1: sed: unknown key; did you mean seed?"),
     ("  steps: 10", "  step: 10", "16: training.step: unknown key; did you mean steps?"),
     ("{kind: textures}", "{kind: textures, hieght: 8}", "4: data.source.hieght: unknown key; did you mean height?"),
-    ("{kind: conv2d}", "{kind: conv2d, heads: 2}", "8: model.encoder.heads: unknown key; known are "),
+    ("{kind: conv2d}", "{kind: conv2d, zzz: 2}", "8: model.encoder.zzz: unknown key; known are "),
+    ("{kind: conv2d}", "{kind: conv2d, heads: 2}", f"8: model.encoder.heads: {OTHER} model.encoder.kind: transformer"),
+    ("  kind: synthetic", "  kind: synthetic\n  path: x.npy", f"4: data.path: {OTHER} data.kind: tensors"),
     ("{kind: ema}", "{kind: ema, decai: 1}", "12: model.quantizer.learning.decai: unknown key; did you mean decay?"),
     ("{kind: textures}", "{kind: texture}", "4: data.source.kind: unknown kind 'texture'; did you mean textures?"),
     ("{kind: conv2d}", "{kind: cnov2d}", "8: model.encoder.kind: unknown kind 'cnov2d'; did you mean conv2d?"),

@@ -69,7 +69,9 @@ def _value_at(values: Any, path: Path) -> Any:
 def _message(fault: Any, path: Path, tree: Tree, root: Block) -> str:
     match fault["type"]:
         case "extra_forbidden":
-            block = block_at(root, tree.values, path[:-1])
+            block, others = block_at(root, tree.values, path[:-1]), _kinds_with(path, root, tree)
+            if others:
+                return f"unknown key for this kind; it goes with {dotted((*path[:-1], 'kind'))}: {' or '.join(others)}"
             return "unknown key" + _nearest(str(path[-1]), block.model_fields if block else ())
         case "missing":
             return "missing"
@@ -91,6 +93,13 @@ def _message(fault: Any, path: Path, tree: Tree, root: Block) -> str:
 def _kinds(path: Path, root: Block, tree: Tree) -> str:
     block = block_at(root, tree.values, path[:-1])
     return ", ".join(blocks_under(block, str(path[-1]))) if block and path else ""
+
+
+def _kinds_with(path: Path, root: Block, tree: Tree) -> list[str]:
+    """The kinds of the block that a key is in which know it."""
+    above = block_at(root, tree.values, path[:-2])
+    members = blocks_under(above, str(path[-2])) if above and len(path) > 1 else {}
+    return [kind for kind, member in members.items() if kind and str(path[-1]) in member.model_fields]
 
 
 def _nearest(name: str, names: Iterable[str], only_close: bool = False) -> str:

@@ -230,7 +230,9 @@ def _resolve_classes(settings: DataSettings, layout: LayoutName, surveys: list[t
         )
     found = 1 + max(survey.largest or 0 for _, survey in surveys)
     classes = min(found, _MOST_FOUND) if settings.classes == "auto" else settings.classes
-    advice = "; if that is no mistake, set data.classes" if settings.classes == "auto" else ""
+    advice = (
+        "; values take a channel axis; if that is no mistake, set data.classes" if settings.classes == "auto" else ""
+    )
     for part, survey in surveys:
         part.check_classes(survey, classes, advice)
     return classes

@@ -84,7 +84,8 @@ def guess_layout(row: tuple[int, ...], dtype: torch.dtype) -> LayoutName:
             "(N, C, H, W), or integers (N, T) or (N, H, W)"
         )
     raise DataError(
-        f"rows of shape {row} can be read as {' or '.join(guesses)}; set data.layout to the one that is meant"
+        f"rows of shape {row} can be read as {' or '.join(guesses)}; set data.layout to the one that is meant "
+        "(C channels, T steps, H by W pixels)"
     )
 
 
