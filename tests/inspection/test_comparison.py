@@ -1,5 +1,6 @@
 """Runs side by side."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,14 @@ def test_a_run_does_not_differ_from_itself(trained: TrainedRun) -> None:
     twice = side_by_side(trained.folder, trained.folder)
     assert differences(twice) == {}
     assert same_data(twice)
+
+
+def test_what_is_set_to_nothing_is_told_from_what_has_no_such_key(runs: list[Path]) -> None:
+    one, other = side_by_side(*runs[:2])
+    assert one.settings
+    changed = one.settings.model_copy(update={"model": one.settings.model.model_copy(update={"decoder": None})})
+    found = differences([replace(one, settings=changed), other])
+    assert found["model.decoder"] == ["null", None]
 
 
 def test_values_are_told_with_their_runs() -> None:

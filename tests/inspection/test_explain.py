@@ -60,12 +60,12 @@ def test_the_first_of_several_levels_is_explained_and_the_others_are_judged_by_i
     perplexity, _, batch, others = explain([healthy, even, poor, even, single])
     assert perplexity.startswith("Perplexity 7.1 of level 0 means")
     assert batch.startswith("Within a single batch")
-    measure = "The others, each against 0.5 to 0.9 of what even use would show for it: "
-    assert others == f"{measure}levels 1 and 3 above that, close to even use; level 2 below that."
+    measure = "Of other levels 0.5 to 0.9 of what even use would show is the measure, too: "
+    assert others == f"{measure}levels 1 and 3 are above that, close to even use; level 2 is below that."
     assert len(explain([healthy, single])) == 3
     assert explain([single, healthy]) == [
         "The codebook of level 0 has a single code, which every token is: 0 bits a token, and nothing to judge.",
-        f"{measure}level 1 within that.",
+        f"{measure}level 1 is within that.",
     ]
 
 

@@ -80,7 +80,12 @@ def test_one_unfinished_run_does_not_hide_the_others(tmp_path: Path, trained: Tr
     for name in ("good", "new"):
         shutil.copytree(trained.folder, tmp_path / name)
     (tmp_path / "new" / "model.safetensors").unlink()
-    assert [Path(found.target).name for found in inspect([tmp_path])] == ["good"]
+    told: list[str] = []
+    found = inspect([tmp_path], left_out=lambda path, error: told.append(str(error)))
+    assert [Path(each.target).name for each in found] == ["good"]
+    assert told == [
+        f"{tmp_path / 'new'}: has no model.safetensors yet; the first validation (training.validate_every) writes it"
+    ]
 
 
 def test_a_damaged_run_of_a_folder_is_told_to_who_asks(tmp_path: Path, trained: TrainedRun) -> None:

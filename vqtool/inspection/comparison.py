@@ -101,6 +101,7 @@ MEANING = (
     "indices take, positions times log2 K. Reconstruction is the loss of the best validation pass, in normalised "
     "units, and step when that was."
 )
+UNLIKE = "These runs have different data: their losses do not compare."
 HEADER = ("", "target", "K", "tokens", "used", "perplexity", "bits/token", "bits/sample", "reconstruction", "step")
 
 
@@ -133,5 +134,5 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(item, dict):
             found |= _flat(item, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = item
+            found[f"{prefix}{key}"] = "null" if item is None else item  # unlike a key that is not there
     return found

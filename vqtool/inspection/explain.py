@@ -109,8 +109,10 @@ def _judged(others: Sequence[Usage]) -> list[str]:
     for level, usage in enumerate(others, 1):
         if usage.codebook_size > 1 and usage.tokens > 1:
             places.setdefault(_place(usage), []).append(level)
-    judged = "; ".join(f"{listed('level', levels)} {place}" for place, levels in places.items())
-    return [f"The others, each against 0.5 to 0.9 of what even use would show for it: {judged}."] if judged else []
+    judged = "; ".join(
+        f"{listed('level', levels)} {'is' if len(levels) == 1 else 'are'} {place}" for place, levels in places.items()
+    )
+    return [f"Of other levels 0.5 to 0.9 of what even use would show is the measure, too: {judged}."] if judged else []
 
 
 def _batch(usage: Usage, batch_tokens: int | None) -> str:

@@ -50,7 +50,7 @@ def of_each(targets: Sequence[Path], look: Callable[[Path], Found], left_out: Le
 def _expand(target: Path) -> list[Path]:
     if target.is_file() or Run(target).exists:
         return [target]
-    runs = sorted(path.parent for path in target.glob("*/config.yaml") if Run(path.parent).model.exists())
+    runs = sorted(path.parent for path in target.glob("*/config.yaml") if Run(path.parent).exists)
     if not runs:
         raise CheckpointError(
             f"{target}: not a run, a folder of runs, or an index file"

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from vqtool.inspection.comparison import HEADER, MEANING, compared, differences, grouped, table
+from vqtool.inspection.comparison import HEADER, MEANING, UNLIKE, compared, differences, grouped, same_data, table
 from vqtool.inspection.explain import explain, too_young
 from vqtool.inspection.figures import Inspection
 from vqtool.inspection.finding import Finding
@@ -72,7 +72,7 @@ def compare(inspections: Sequence[Inspection]) -> RenderableType:
     rows = _table("compared: a row a target", header=HEADER)
     for row in table(runs):
         rows.add_row(*(Text(printable(cell)) for cell in row))
-    differing, meaning = differences(runs), Text(MEANING, style="dim")
+    differing, meaning = differences(runs), Text(MEANING if same_data(runs) else f"{MEANING} {UNLIKE}", style="dim")
     if not differing:
         return Group(Text(), rows, meaning)
     settings = _table("settings that differ, and the runs that have them")
@@ -94,7 +94,7 @@ def _figures(title: str, usage: Usage) -> Table:
         ),
         ("dead", f"{usage.dead:,}", "codes without a hit"),
         ("perplexity", f"{usage.perplexity:,.1f}", "codes that, used evenly, would say as much"),
-        ("entropy", f"{usage.entropy_bits:.3f} bits", f"{usage.entropy:.1%} of what even use has"),
+        ("entropy", f"{usage.entropy_bits:.3f} bits", f"{usage.entropy:.1%} of log2 K"),
         ("most used", _named(used[:_NAMED], usage), "code: hits"),
         ("least used", _named(used[: -_NAMED - 1 : -1], usage), "code: hits, of those that have any"),
     ]

@@ -5,11 +5,13 @@ from collections.abc import Iterator
 import torch
 
 from vqtool.inspection.evidence import Evidence
+from vqtool.inspection.explain import expected_perplexity
 from vqtool.inspection.finding import Finding
 from vqtool.inspection.findings.advice import narrowing, reviving, spreading
+from vqtool.inspection.words import short
 from vqtool.usage import Usage, usage_of
 
-# Perplexity, as a part of what even use would reach, below which a codebook has collapsed; both counted from 1, the
+# Perplexity, as a part of what even use would show, below which a codebook has collapsed; both counted from 1, the
 # least that there can be, so that small codebooks can collapse, too.
 _COLLAPSED = 0.1
 # Codebooks below this size are too small to speak of collapse; and fewer tokens than these may well be one sample's.
@@ -28,14 +30,14 @@ def collapse(evidence: Evidence) -> Iterator[Finding]:
     """Few codes do all the work."""
     for number, usage in evidence.codebooks:
         if has_collapsed(usage):
-            whole = evidence.perhaps_shared
+            whole, even = evidence.perhaps_shared, expected_perplexity(usage.codebook_size, usage.tokens)
             healthy = whole is not None and not has_collapsed(whole)
             yield Finding(
                 "collapse",
                 "warning" if healthy else "severe",
                 f"the codebook{evidence.which(number)} has collapsed: perplexity {usage.perplexity:,.1f}, where even "
-                f"use would reach {usage.expected_used:,.0f}",
-                {"level": number, "perplexity": usage.perplexity, "expected_used": usage.expected_used},
+                f"use would show {short(even)}",
+                {"level": number, "perplexity": usage.perplexity, "expected_perplexity": even},
                 _cause(evidence)
                 + (f"; {IF_SHARED} would have a perplexity of {whole.perplexity:,.1f}" if whole and healthy else ""),
                 (*spreading(evidence), *reviving(evidence), *narrowing(evidence)),
@@ -68,7 +70,7 @@ def has_collapsed(usage: Usage) -> bool:
 
 def _evenness(usage: Usage) -> float:
     """0: one code has all tokens; 1: use is as even as so many tokens allow."""
-    return (usage.perplexity - 1) / max(1e-9, usage.expected_used - 1)
+    return (usage.perplexity - 1) / max(1e-9, expected_perplexity(usage.codebook_size, usage.tokens) - 1)
 
 
 def _others_are_even(usage: Usage, code: int) -> bool:

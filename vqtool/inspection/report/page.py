@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined, Template
 
-from vqtool.inspection.comparison import HEADER, MEANING, Compared, differences, same_data, table
+from vqtool.inspection.comparison import HEADER, MEANING, UNLIKE, Compared, differences, same_data, table
 from vqtool.inspection.explain import explain, too_young
 from vqtool.inspection.finding import Finding
 from vqtool.inspection.report.codebook_map import map_figure
@@ -96,7 +96,10 @@ def page_of_several(runs: Sequence[Compared], metrics: Sequence[Metrics], missin
     figures = [curves_overlaid(metrics), rate_distortion_figure(runs, alike)]
     differing = differences(runs)
     numbers = ["setting", *(str(number) for number in range(1, len(runs) + 1))]
-    settings = [(key, *("" if value is None else str(value) for value in values)) for key, values in differing.items()]
+    settings = [
+        (key, *("\N{EN DASH}" if value is None else str(value) for value in values))
+        for key, values in differing.items()
+    ]
     return _render(
         Page(
             title=f"{len(runs)} targets compared" if len(runs) > 1 else "1 target",
@@ -110,7 +113,7 @@ def page_of_several(runs: Sequence[Compared], metrics: Sequence[Metrics], missin
             ],
             notes=[
                 *map(printable, missing),
-                *([] if alike else ["These runs have different data: their losses do not compare."]),
+                *([] if alike else [UNLIKE]),
             ],
         )
     )
@@ -131,7 +134,7 @@ def _tiles(usage: Usage, distinct: Distinct | None, several: bool) -> list[tuple
         ("used", f"{usage.used:,}", f"{usage.usage:.1%}; even use would reach {usage.expected_used:,.0f}"),
         ("dead", f"{usage.dead:,}", "codes without a hit"),
         ("perplexity", f"{usage.perplexity:,.1f}", "codes that, used evenly, would say as much"),
-        ("bits a token", f"{usage.entropy_bits:.2f}", f"{usage.entropy:.1%} of what even use has"),
+        ("bits a token", f"{usage.entropy_bits:.2f}", f"{usage.entropy:.1%} of log2 K"),
     ]
     if distinct:
         tiles.append(("collisions", f"{distinct.collision_rate:.2%}", "rows whose id another has already"))
