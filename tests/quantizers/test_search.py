@@ -104,10 +104,35 @@ def test_one_side_far_from_the_other(where):
     check(*(vectors + 1e4, codes) if where == "vectors" else (vectors, codes + 1e4))
 
 
-def test_one_code_far_from_all_others():
-    codes = random_normal(1, 64, 16)
-    codes[7] = 1e6
-    check(random_normal(0, 100, 16), codes)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("far", [1e6, 1e7, 1e20, 3e38, float("inf")])
+def test_codes_far_from_all_others_cost_no_search_by_all_distances(dtype, far, exhausted):
+    codes = random_normal(1, 1000, 16, dtype=dtype)
+    codes[7], codes[500] = far, -far
+    codes[900, 3] = far
+    check(random_normal(0, 100, 16, dtype=dtype), codes)
+    assert not exhausted
+
+
+@pytest.mark.parametrize("far", [1e6, 1e20])
+def test_vectors_near_a_code_that_is_far_find_it(far):
+    codes = random_normal(1, 1000, 16)
+    codes[7], codes[500] = far, -far
+    steps = torch.linspace(-1.5, 1.5, 200)[:, None]
+    check(torch.cat([steps * codes[7], random_normal(0, 20, 16)]), codes)
+
+
+@pytest.mark.parametrize("tail", [1, 3, 5])
+def test_codes_of_very_different_norms(tail):
+    norms = [torch.exp(tail * random_normal(2 + side, size, 1)) for side, size in enumerate((1000, 200))]
+    check(random_normal(0, 200, 16) * norms[1], random_normal(1, 1000, 16) * norms[0])
+
+
+def test_a_code_that_is_no_number_leaves_the_first(exhausted):
+    codes = random_normal(1, 1000, 16)
+    codes[7, 3] = torch.nan
+    assert not nearest_codes(random_normal(0, 100, 16), codes).any()
+    assert not exhausted
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -337,10 +362,10 @@ def test_codes_too_close_for_float32_are_told_apart_in_float64(bfloat16, exhaust
 
 
 def test_vectors_of_a_crowd_that_are_equal_are_settled_once(monkeypatch, bfloat16, exhausted):
-    codes = torch.cat([random_normal(1, 2048, 4) * 1e-30, random_normal(2, 1, 4) * 1e30])
-    vectors = torch.cat([random_normal(0, 2, 4) * 1e-30, torch.zeros(500, 4)])
+    codes = torch.cartesian_prod(*[torch.tensor([1.0, -1.0])] * 11)  # all of one norm
+    vectors = torch.cat([random_normal(0, 2, 11) * 1e-30, torch.zeros(500, 11)])
     check(vectors, codes)
-    assert exhausted == [(3, 2049)]
+    assert exhausted == [(3, 2048)]
 
 
 # Dynamo warns of what it imports, and of more with every version.

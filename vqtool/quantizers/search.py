@@ -3,6 +3,8 @@
 Shapes: N vectors, R of a block, K codes, D dimensions, P candidates.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,8 @@ _FEW = 1 << 10
 _BLOCK = 1 << 19
 # Of no more codes than these, what bfloat16 saves is lost again on the candidates that it adds.
 WORTH = 128
+# Codes further from the middle than so many times what half of them are within are far.
+_FAR = 8.0
 # Products of numbers that are worth another thread.
 _THREAD = 1 << 22
 
@@ -81,7 +85,7 @@ def _nearest(vectors: Tensor, codes: Tensor, scores: Scores) -> Tensor:
         nearest = _settle(block, codes, *scores.candidates(block))
         left = places(nearest < 0)
         if len(left):
-            finer = finer or _Finer(codes, scores)
+            finer = finer or _Finer(codes, scores.coarse)
             nearest[left] = finer.nearest(block.index_select(0, left))
             lost = 2 * len(left) > len(block)  # most of this block's time
         found.append(nearest)
@@ -93,26 +97,29 @@ class _Finer:
 
     Args:
         codebook: (K, D), any of which may equal an earlier one.
-        scores: of the codebook, which did not tell the codes apart.
+        again: whether scores in the type of the codes can tell more apart than those that did not.
     """
 
-    def __init__(self, codebook: Tensor, scores: Scores) -> None:
+    def __init__(self, codebook: Tensor, again: bool) -> None:
         self._places = distinct_rows(codebook)[0]
         self._codes = codebook.index_select(0, self._places)
-        kinds = [codebook.dtype] if scores.coarse or len(self._codes) < len(codebook) else []
-        self._kinds = dict.fromkeys([*kinds, torch.float64])
+        again = again or len(self._codes) < len(codebook)
+        self._kinds = dict.fromkeys([codebook.dtype, torch.float64] if again else [torch.float64])
         self._scores: dict[torch.dtype, FullScores] = {}
+        self._without_far = _WithoutFar.of(self._codes)
 
     def nearest(self, vectors: Tensor) -> Tensor:
-        """The exact nearest (R,); the first code where a vector is not finite."""
+        """The exact nearest (R,); the first code where a vector or a code is not a number, or a vector not finite."""
         nearest = torch.zeros(len(vectors), dtype=torch.int64, device=vectors.device)
+        if self._codes.isnan().any():
+            return nearest
         rows = places(vectors.isfinite().all(dim=1))
         nearest[rows] = self._places.index_select(0, self._nearest(vectors.index_select(0, rows)))
         return nearest
 
     def _nearest(self, vectors: Tensor) -> Tensor:
         """Places among the codes that differ, of finite vectors."""
-        nearest = torch.full((len(vectors),), -1, device=vectors.device)
+        nearest = self._without_far.nearest(vectors) if self._without_far else _none(vectors)
         for kind in self._kinds:
             left = places(nearest < 0)
             if len(left):
@@ -128,6 +135,48 @@ class _Finer:
         return nearest
 
 
+class _WithoutFar(NamedTuple):
+    """Search among codes without some that are so far from them that the error of their scores hides all others.
+
+    By the triangle inequality the nearest code of a vector is not one of these, if it is nearer to the rest than that
+    half of the gap between the two.
+    """
+
+    finer: _Finer
+    """Among the codes that are left."""
+    places: Tensor
+    """Theirs, ascending."""
+    centre: Tensor
+    """(D,) in float64."""
+    reach: Tensor
+    """() how far from the centre vectors may be."""
+
+    @classmethod
+    def of(cls, codes: Tensor) -> "_WithoutFar | None":
+        """None where no code (K, D) is far from the others."""
+        centre = codes.double().nanmedian(dim=0).values
+        norms = (codes - centre).norm(dim=1)
+        far = ~(norms <= _FAR * norms.nanmedian())
+        left = places(~far)
+        if not len(left) or len(left) == len(codes):
+            return None
+        # Norms beyond this may have overflown, and are larger than they seem.
+        gap = norms[far].nan_to_num(torch.inf).min().clamp_max(1e150) - norms.index_select(0, left).max()
+        return cls(_Finer(codes.index_select(0, left), again=True), left, centre, 0.49 * gap)
+
+    def nearest(self, vectors: Tensor) -> Tensor:
+        """The exact nearest (R,); -1 where it may be one of those that are far."""
+        nearest = _none(vectors)
+        rows = places((vectors - self.centre).norm(dim=1) < self.reach)
+        nearest[rows] = self.places.index_select(0, self.finer.nearest(vectors.index_select(0, rows)))
+        return nearest
+
+
+def _none(vectors: Tensor) -> Tensor:
+    """(R,) -1 for each: no code yet."""
+    return torch.full((len(vectors),), -1, device=vectors.device)
+
+
 def _exhaustive(vectors: Tensor, codebook: Tensor) -> Tensor:
     """The exact nearest (R,) by every distance in float64."""
     codes = codebook.cpu().double()
@@ -140,8 +189,7 @@ def _exhaustive(vectors: Tensor, codebook: Tensor) -> Tensor:
 
 def _settle(vectors: Tensor, codebook: Tensor, rows: Tensor, codes: Tensor) -> Tensor:
     """The exact nearest (R,) of the candidates, `rows` and `codes` (P,); -1 for a row without one."""
-    nearest = torch.full((len(vectors),), -1, device=vectors.device)
-    nearest.scatter_(0, rows, codes)
+    nearest = _none(vectors).scatter_(0, rows, codes)
     # Most contests are not close, and decided in the vectors' own type.
     error = (vectors.shape[1] + 4) * torch.finfo(vectors.dtype).eps
     for dtype, slack in ((vectors.dtype, 2 * error), (torch.float64, 0.0)):
