@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.quantizers import Sizes, brute_force, random_normal
-from vqtool.quantizers import nearest_codes, scores, search
+from vqtool.quantizers import finer, nearest_codes, scores, search, settle
 
 FEW = settings(deadline=None, max_examples=60)
 
@@ -164,7 +164,7 @@ def test_blocks_change_nothing(monkeypatch, block, k):
         (random_normal(0, 23, 3).round(), random_normal(1, k, 3).round()),
         (1e4 + random_normal(0, 23, 3) / 100, 1e4 + random_normal(1, k, 3) / 100),
     ]
-    monkeypatch.setattr(search, "_BLOCK", block)
+    monkeypatch.setattr(settle, "_BLOCK", block)
     monkeypatch.setattr(search, "_ROWS", block)
     monkeypatch.setattr(scores, "_BLOCK", block)
     monkeypatch.setattr(scores, "_ROWS", 1)
@@ -244,6 +244,7 @@ def made(monkeypatch):
 
     for kind in (scores.BfloatScores, scores.FullScores):
         monkeypatch.setattr(search, kind.__name__, spied(kind))
+    monkeypatch.setattr(finer, "FullScores", spied(scores.FullScores))
     return names
 
 
@@ -335,8 +336,8 @@ def exhausted(monkeypatch):
         seen.append((len(vectors), len(codes)))
         return exhaustive(vectors, codes)
 
-    exhaustive = search._exhaustive
-    monkeypatch.setattr(search, "_exhaustive", spy)
+    exhaustive = finer._exhaustive
+    monkeypatch.setattr(finer, "_exhaustive", spy)
     return seen
 
 

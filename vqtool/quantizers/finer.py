@@ -1,0 +1,108 @@
+"""Search for vectors that have a crowd of candidates, where scores of few digits tell too few codes apart.
+
+Shapes: R vectors, K codes, D dimensions.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vqtool.quantizers.distinct import distinct_rows
+from vqtool.quantizers.scores import FullScores, places
+from vqtool.quantizers.settle import settle, unsettled
+
+# Codes further from the middle than so many times what half of them are within are far.
+_FAR = 8.0
+# Codes from which the middle is taken.
+_SOME = 1 << 10
+
+
+class Finer:
+    """Search for vectors that have a crowd of candidates: among codes that differ, by scores of more and more digits.
+
+    Args:
+        codebook: (K, D), any of which may equal an earlier one.
+        again: whether scores in the type of the codes can tell more apart than those that did not.
+    """
+
+    def __init__(self, codebook: Tensor, again: bool) -> None:
+        self._places = distinct_rows(codebook)[0]
+        self._codes = codebook.index_select(0, self._places)
+        again = again or len(self._codes) < len(codebook)
+        self._kinds = dict.fromkeys([codebook.dtype, torch.float64] if again else [torch.float64])
+        self._scores: dict[torch.dtype, FullScores] = {}
+        self._without_far = _WithoutFar.of(self._codes)
+
+    def nearest(self, vectors: Tensor) -> Tensor:
+        """The exact nearest (R,); the first code where a vector or a code is not a number, or a vector not finite."""
+        nearest = torch.zeros(len(vectors), dtype=torch.int64, device=vectors.device)
+        if self._codes.isnan().any():
+            return nearest
+        rows = places(vectors.isfinite().all(dim=1))
+        nearest[rows] = self._places.index_select(0, self._nearest(vectors.index_select(0, rows)))
+        return nearest
+
+    def _nearest(self, vectors: Tensor) -> Tensor:
+        """Places among the codes that differ, of finite vectors."""
+        nearest = self._without_far.nearest(vectors) if self._without_far else unsettled(vectors)
+        for kind in self._kinds:
+            left = places(nearest < 0)
+            if len(left):
+                part, codes = vectors.index_select(0, left).to(kind), self._codes.to(kind)
+                if kind not in self._scores:
+                    self._scores[kind] = FullScores(codes)
+                nearest[left] = settle(part, codes, *self._scores[kind].candidates(part))
+        left = places(nearest < 0)
+        if len(left):
+            part = vectors.index_select(0, left)
+            first, which = distinct_rows(part)  # what pads a chunk is one vector, many times
+            nearest[left] = _exhaustive(part.index_select(0, first), self._codes).index_select(0, which)
+        return nearest
+
+
+class _WithoutFar(NamedTuple):
+    """Search among codes without some that are so far from them that the error of their scores hides all others.
+
+    By the triangle inequality the nearest code of a vector is not one of these, if it is nearer to the rest than that
+    half of the gap between the two.
+    """
+
+    finer: Finer
+    """Among the codes that are left."""
+    places: Tensor
+    """Theirs, ascending."""
+    centre: Tensor
+    """(D,) in float64."""
+    reach: Tensor
+    """() how far from the centre vectors may be."""
+
+    @classmethod
+    def of(cls, codes: Tensor) -> "_WithoutFar | None":
+        """None where no code (K, D) is far from the others."""
+        centre = codes[:: 1 + len(codes) // _SOME].double().nanmedian(dim=0).values
+        norms = (codes - centre).norm(dim=1)
+        far = ~(norms <= _FAR * norms.nanmedian())
+        left = places(~far)
+        if not len(left) or len(left) == len(codes):
+            return None
+        # Norms beyond this may have overflown, and are larger than they seem.
+        gap = norms[far].nan_to_num(torch.inf).min().clamp_max(1e150) - norms.index_select(0, left).max()
+        return cls(Finer(codes.index_select(0, left), again=True), left, centre, 0.49 * gap)
+
+    def nearest(self, vectors: Tensor) -> Tensor:
+        """The exact nearest (R,); -1 where it may be one of those that are far."""
+        nearest = unsettled(vectors)
+        rows = places((vectors - self.centre).norm(dim=1) < self.reach)
+        nearest[rows] = self.places.index_select(0, self.finer.nearest(vectors.index_select(0, rows)))
+        return nearest
+
+
+def _exhaustive(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """The exact nearest (R,) by every distance in float64."""
+    codes = codebook.cpu().double()
+    nearest = torch.zeros(len(vectors), dtype=torch.int64, device="cpu")
+    for row, vector in enumerate(vectors.cpu().double()):
+        distances = (vector - codes).square_().sum(dim=1)
+        nearest[row] = (~(distances > distances.min())).nonzero()[0, 0]
+    return nearest.to(vectors.device)
