@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from vqtool.tokenizer import Report
 
 
-# Of losses that are in other units than the data's.
-_UNITS = {"entropy": "in nats", "total": "all of them, weighted"}
-
-
 def evaluate(
     run: RunArgument,
     data: DataArgument = None,
@@ -71,9 +67,14 @@ def _rows(report: "Report") -> list[tuple[str, ...]]:
         rows.append(("mse", f"{fidelity.mse:.6g}", "mean squared error, in the data's own units"))
         nmse = "none" if fidelity.nmse is None else f"{fidelity.nmse:.6g}"
         rows.append(("nmse", nmse, "mse over the data's variance about its mean: 0 is perfect, 1 says nothing"))
-    unit = "in normalised units" if fidelity.accuracy is None else "of cross-entropy, in nats"
+    units = {
+        "total": "all of them, weighted",
+        "reconstruction": "in normalised units" if fidelity.accuracy is None else "of classes, in nats",
+        "commitment": "squared, in the latents' units",
+        "entropy": "in nats",
+    }
     rows.append(("bits per sample", f"{report.bits_per_sample:,.1f}", "positions times log2 of the codes"))
-    rows += [(f"loss/{name}", f"{value:.4g}", _UNITS.get(name, unit)) for name, value in evaluation.losses.items()]
+    rows += [(f"loss/{name}", f"{value:.4g}", units[name]) for name, value in evaluation.losses.items()]
     if evaluation.distinct:
         ids = f"{evaluation.distinct.ids:,} distinct ids of {evaluation.distinct.rows:,} rows"
         rows.append(("collision rate", f"{evaluation.distinct.collision_rate:.4%}", ids))

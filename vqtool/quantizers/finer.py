@@ -35,7 +35,7 @@ class Finer:
         self._without_far = _WithoutFar.of(self._codes)
 
     def nearest(self, vectors: Tensor) -> Tensor:
-        """The exact nearest (R,); the first code where a vector or a code is not a number, or a vector not finite."""
+        """The exact nearest (R,); the first code where a vector is not finite, or any code not a number."""
         nearest = torch.zeros(len(vectors), dtype=torch.int64, device=vectors.device)
         if self._codes.isnan().any():
             return nearest
@@ -62,10 +62,10 @@ class Finer:
 
 
 class _WithoutFar(NamedTuple):
-    """Search among codes without some that are so far from them that the error of their scores hides all others.
+    """Search among codes without those so far from the others that the error of their scores hides all differences.
 
-    By the triangle inequality the nearest code of a vector is not one of these, if it is nearer to the rest than that
-    half of the gap between the two.
+    By the triangle inequality none of these is the nearest of a vector that is nearer to the centre than half of the
+    gap between their norms and those of the rest.
     """
 
     finer: Finer
