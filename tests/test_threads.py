@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import vqtool.threads
 from tests.quantizers import brute_force, random_normal
-from vqtool.quantizers import nearest_codes, search
+from vqtool.quantizers import nearest_codes
 from vqtool.threads import alone, lone_threads, over_rows
 
 CPU = torch.device("cpu")
@@ -226,7 +226,7 @@ def test_threads_start_in_a_child_process_that_was_forked_while_others_started()
 
 @forks
 def test_a_search_works_in_a_child_process_that_was_forked_after_one(two_threads, monkeypatch):
-    monkeypatch.setattr(search, "_THREAD", 1)
+    monkeypatch.setattr("vqtool.threads._THREAD", 1)
     vectors, codes = random_normal(0, 40, 6), random_normal(1, 200, 6)
     expected = brute_force(vectors, codes)
     assert torch.equal(nearest_codes(vectors, codes), expected)

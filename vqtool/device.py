@@ -15,15 +15,15 @@ def resolve_device(name: str) -> torch.device:
         ConfigError: there is no such device on this machine.
     """
     name = _own(name)
-    available = {"cuda": torch.cuda.is_available(), "cpu": True}
+    available = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
     if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
+        return torch.device(available[0])
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"device: {name!r} is no device; expected auto, cpu, cuda or cuda:1") from error
-    if not available.get(device.type) or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
-        here = ", ".join(kind for kind, there in available.items() if there)
+    if device.type not in available or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+        here = ", ".join(available)
         raise ConfigError(f"device: {name} is not available on this machine; it has {here}; choose with --device")
     return device
 

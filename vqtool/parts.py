@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -140,13 +141,19 @@ class _Work:
     def path(self, part: Part) -> Path:
         return self.folder / f"part-{part.number:06d}-of-{part.of:06d}.npy"
 
+    @cached_property
+    def data(self) -> str:
+        """What tells these data from others, and from what they were: the names, sizes and times of change of files."""
+        statuses = [(path.name, path.stat()) for path in self.source.paths]
+        files = [[name, status.st_size, status.st_mtime_ns] for name, status in statuses]
+        return hashlib.sha256(json.dumps([self.source.name, files]).encode()).hexdigest()
+
     def mark(self, part: Part) -> dict[str, Any]:
         """What the marker of a part must say: of which model, data and rows it is."""
         rows = self.rows(part)
-        files = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in self.source.paths]
         return {
             "model_sha256": self.tokenizer.model_sha256,
-            "data": hashlib.sha256(json.dumps([self.source.name, files]).encode()).hexdigest(),
+            "data": self.data,
             "rows": [rows.start, rows.stop],
             "shape": list(self.shape),
         }

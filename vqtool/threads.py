@@ -17,6 +17,13 @@ P = ParamSpec("P")
 S = TypeVar("S")
 T = TypeVar("T")
 _lock = Lock()
+# Products of numbers that are worth another thread.
+_THREAD = 1 << 22
+
+
+def worth_threads(products: int) -> int:
+    """The most threads that so many products of numbers are worth."""
+    return products // _THREAD
 
 
 def over_rows(work: Callable[[slice], T], rows: int, most: int, device: torch.device) -> list[T]:

@@ -257,7 +257,7 @@ def test_the_answer_is_exact_whether_or_not_the_processor_multiplies_bfloat16(mo
 
 @pytest.mark.parametrize("case", CASES)
 def test_threads_change_nothing(monkeypatch, two_threads, bfloat16, case):
-    monkeypatch.setattr(search, "_THREAD", 1)
+    monkeypatch.setattr("vqtool.threads._THREAD", 1)
     check(*CASES[case])
 
 
@@ -270,7 +270,7 @@ def test_rows_are_shared_out_among_threads(monkeypatch, two_threads):
 
     nearest = search._nearest
     monkeypatch.setattr(search, "_nearest", spy)
-    monkeypatch.setattr(search, "_THREAD", 1)
+    monkeypatch.setattr("vqtool.threads._THREAD", 1)
     check(*CASES["apart"])
     assert [rows for rows, _ in seen] == [150, 150]
     assert threading.get_ident() not in {thread for _, thread in seen}
@@ -316,7 +316,7 @@ def test_where_codes_cannot_be_told_apart_the_answer_is_exact_and_little_is_held
         vectors[1:] = torch.nan
     else:
         vectors, codes = vectors * float(kind), codes * (1.0 if kind == "1e25" else 1e-30)
-    monkeypatch.setattr(search, "_THREAD", 1 << 60)
+    monkeypatch.setattr("vqtool.threads._THREAD", 1 << 60)
     monkeypatch.setattr(scores, "_BLOCK", 1 << 14)
     monkeypatch.setattr(scores, "_ROWS", 1)
     with Sizes() as sizes:

@@ -69,14 +69,16 @@ def _value_at(values: Any, path: Path) -> Any:
 def _message(fault: Any, path: Path, tree: Tree, root: Block) -> str:
     match fault["type"]:
         case "extra_forbidden":
-            block, others = block_at(root, tree.values, path[:-1]), _kinds_with(path, root, tree)
+            block, key = block_at(root, tree.values, path[:-1]), str(path[-1])
+            members = _members(path[:-1], root, tree)
+            others = [kind for kind, member in members.items() if kind and key in member.model_fields]
             if others:
                 return f"unknown key for this kind; it goes with {dotted((*path[:-1], 'kind'))}: {' or '.join(others)}"
-            return "unknown key" + _nearest(str(path[-1]), block.model_fields if block else ())
+            return "unknown key" + _nearest(key, block.model_fields if block else ())
         case "missing":
             return "missing"
         case "union_tag_not_found":
-            return f"needs a kind, one of {fault['ctx'].get('expected_tags', _kinds(path, root, tree))}"
+            return f"needs a kind, one of {fault['ctx'].get('expected_tags', ', '.join(_members(path, root, tree)))}"
         case "union_tag_invalid":
             names = [name.strip("' ") for name in fault["ctx"]["expected_tags"].split(", ")]
             return f"unknown kind {fault['ctx']['tag']!r:.60}" + _nearest(fault["ctx"]["tag"], names)
@@ -90,16 +92,10 @@ def _message(fault: Any, path: Path, tree: Tree, root: Block) -> str:
     return message.replace("a valid integer", "an integer").replace("a valid", "a")
 
 
-def _kinds(path: Path, root: Block, tree: Tree) -> str:
-    block = block_at(root, tree.values, path[:-1])
-    return ", ".join(blocks_under(block, str(path[-1]))) if block and path else ""
-
-
-def _kinds_with(path: Path, root: Block, tree: Tree) -> list[str]:
-    """The kinds of the block that a key is in which know it."""
-    above = block_at(root, tree.values, path[:-2])
-    members = blocks_under(above, str(path[-2])) if above and len(path) > 1 else {}
-    return [kind for kind, member in members.items() if kind and str(path[-1]) in member.model_fields]
+def _members(path: Path, root: Block, tree: Tree) -> dict[str, Block]:
+    """The blocks that may stand at a path, by their kind."""
+    above = block_at(root, tree.values, path[:-1])
+    return blocks_under(above, str(path[-1])) if above and path else {}
 
 
 def _nearest(name: str, names: Iterable[str], only_close: bool = False) -> str:

@@ -10,15 +10,13 @@ from vqtool.quantizers.finer import Finer
 from vqtool.quantizers.precision import full_precision
 from vqtool.quantizers.scores import BfloatScores, FullScores, Scores, multiplies_bfloat16, places
 from vqtool.quantizers.settle import settle
-from vqtool.threads import alone, over_rows
+from vqtool.threads import alone, over_rows, worth_threads
 
 # Vectors whose candidates are settled together, twice as many of few codes: they bound the memory.
 _ROWS = 1 << 12
 _FEW = 1 << 10
 # Of no more codes than these, what bfloat16 saves is lost again on the candidates that it adds.
 WORTH = 128
-# Products of numbers that are worth another thread.
-_THREAD = 1 << 22
 
 
 def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
@@ -49,7 +47,7 @@ def _nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     codes = codebook.to(dtype)
     with torch.no_grad(), full_precision(vectors.device):
         fast = dtype == torch.float32 and vectors.device.type == "cpu" and len(codes) > WORTH and multiplies_bfloat16()
-        most = vectors.numel() * len(codes) // _THREAD
+        most = worth_threads(vectors.numel() * len(codes))
         scores = alone(lambda: BfloatScores(codes) if fast else FullScores(codes), most, vectors.device)
         return torch.cat(
             over_rows(lambda rows: _nearest(vectors[rows], codes, scores), len(vectors), most, vectors.device)

@@ -18,13 +18,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vqtool.quantizers.precision import full_precision
-from vqtool.threads import over_rows
+from vqtool.threads import over_rows, worth_threads
 
 # Assignments of one block, and codes of one tile of it: what the caches hold, and what bounds the memory.
 _BLOCK = 1 << 21
 _TILE = 1 << 11
-# Products of numbers that are worth another thread.
-_THREAD = 1 << 22
 
 
 class SoftSums(NamedTuple):
@@ -113,7 +111,7 @@ class _Factors(NamedTuple):
     @property
     def work(self) -> tuple[int, int, torch.device]:
         """For `over_rows`."""
-        return len(self.vectors), self.vectors.numel() * self._codes // _THREAD, self.vectors.device
+        return len(self.vectors), worth_threads(self.vectors.numel() * self._codes), self.vectors.device
 
     @property
     def _codes(self) -> int:
