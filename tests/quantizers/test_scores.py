@@ -231,10 +231,18 @@ def test_few_codes_are_candidates_wherever_the_data_lie(kind, dtype, offset):
 
 
 @each_kind
+@pytest.mark.parametrize("size", [256, 512, 1024, 2048])
+def test_of_normal_data_no_row_is_left_to_finer_scores(kind, dtype, size):
+    vectors = random_normal(0, 2000, 64, dtype=dtype)
+    rows, _ = kind(random_normal(1, size, 64, dtype=dtype)).candidates(vectors)
+    assert len(rows.unique()) == len(vectors)
+
+
+@each_kind
 def test_no_tensor_is_larger_than_a_block_of_scores(monkeypatch, kind, dtype):
-    monkeypatch.setattr(scores, "_BLOCK", 8 * 512)
-    monkeypatch.setattr(scores, "_ROWS", 1)
     vectors, made = random_normal(0, 500, 4, dtype=dtype), kind(random_normal(1, 512, 4, dtype=dtype))
+    monkeypatch.setattr(scores, "_BLOCK", 8 * 512 * made._columns.itemsize)
+    monkeypatch.setattr(scores, "_ROWS", 1)
     with Sizes() as sizes:
         made.candidates(vectors)
     assert 8 * 512 in sizes.made

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Scores of one block, which a cache holds; of more codes, as many rows as make it worth reading the codes, but no more
-# scores than that.
-_BLOCK = 1 << 21
+# Bytes of the scores of one block, which a cache holds; of more codes, as many rows as make it worth reading the codes,
+# but no more scores than that.
+_BLOCK = 1 << 23
 _ROWS = 1 << 7
 _MOST = 1 << 24
 
@@ -55,14 +55,14 @@ class Scores(ABC):
         """
         operand, slack = self._make_rows(vectors)
         columns = self._columns.shape[1]
-        count = max(1, _BLOCK // columns, min(_ROWS, _MOST // columns))
+        count = max(1, _BLOCK // (columns * operand.itemsize), min(_ROWS, _MOST // columns))
         buffer = operand.new_empty(min(count, len(operand)), columns)
         found = [torch.empty(0, dtype=torch.int64, device=vectors.device)]
         for start in range(0, len(operand), count):
             scores = torch.mm(operand[start : start + count], self._columns, out=buffer[: len(operand) - start])
             found.append(self._within(scores, slack[start : start + count]).add_(start * columns))
         hits = torch.cat(found)
-        rows = hits // columns
+        rows = _quotients(hits, columns)
         codes = hits - rows * columns
         real = slack.isfinite().index_select(0, rows) & (codes < len(self._codes))
         return (rows, codes) if real.all() else (rows[real], codes[real])
@@ -90,8 +90,8 @@ class Scores(ABC):
         limits = self._limits(least.amin(dim=1), slack)
         near = _uncrowded(_not_above(least, limits), least, self.crowd)
         members = groups.view(-1, self.group).index_select(0, near)
-        hits = _not_above(members, limits.index_select(0, near // least.shape[1]))
-        which = hits // self.group
+        hits = _not_above(members, limits.index_select(0, _quotients(near, least.shape[1])))
+        which = _quotients(hits, self.group)
         return _uncrowded((near.index_select(0, which) - which) * self.group + hits, scores, self.most)
 
     def _norms(self, vectors: Tensor) -> Tensor:
@@ -151,8 +151,6 @@ class BfloatScores(Scores):
     def __init__(self, codebook: Tensor) -> None:
         # The least of a large group is sooner found, a small one sooner looked at.
         self.group = 64 if len(codebook) < 4096 else 256
-        # Where more than half of all groups must be looked at, bfloat16 saves nothing.
-        self.crowd = min(self.crowd, max(1, len(codebook) // (2 * self.group)))
         super().__init__(codebook)
 
     def _make_columns(self) -> Tensor:
@@ -169,7 +167,7 @@ class BfloatScores(Scores):
         rows = shifted.new_ones(len(vectors), len(self._columns), dtype=torch.bfloat16)
         low = rows[:, :-3].copy_(shifted)
         norms = self._norms(shifted)
-        lost = self._norms(shifted.sub_(low))
+        lost = self._norms(shifted.sub_(low.float()))  # sooner than of two types
         errors = 1.01 * (lost * self._largest + (norms + lost) * self._lost + self._norm_lost) + 2 * self._error(norms)
         info = torch.finfo(torch.bfloat16)
         # Neither of these can z·e - |e|²/2 exceed. The less the shift, the less is rounded off the scores.
@@ -177,6 +175,8 @@ class BfloatScores(Scores):
         rows[:, -1] = shift = (most + errors) * (1 + info.eps) + info.tiny
         # No score is above this sum, nor a shift that was rounded. Where it may overflow, so may the row's scores.
         safe = 1.01 * shift + (norms + self._largest).square() + errors < info.max / 2
+        # On processors with AMX, oneDNN lets a row that is not finite spoil the products of the row before it.
+        rows.index_fill_(0, places(~safe), 0)
         return rows, (2.2 * errors).where(safe, torch.inf)
 
     def _ordered(self, scores: Tensor) -> Tensor:
@@ -208,9 +208,16 @@ def _uncrowded(found: Tensor, through: Tensor, crowd: int) -> Tensor:
     rows, width = through.shape
     if len(found) <= crowd * rows // 4:
         return found
-    owners = found // width
+    owners = _quotients(found, width)
     few = owners.bincount(minlength=rows) <= crowd
     return found.index_select(0, places(few.index_select(0, owners)))
+
+
+def _quotients(numbers: Tensor, divisor: int) -> Tensor:
+    """Numbers divided by another, rounded down."""
+    if numbers.device.type == "cpu":  # NumPy divides several times as fast, too
+        return torch.from_numpy(numbers.numpy() // divisor)
+    return numbers // divisor
 
 
 def _not_above(values: Tensor, limits: Tensor) -> Tensor:
