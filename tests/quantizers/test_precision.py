@@ -8,7 +8,7 @@ import torch
 
 from tests.quantizers import brute_force, random_normal
 from vqtool.quantizers import nearest_codes, search
-from vqtool.quantizers.precision import full_precision
+from vqtool.quantizers.precision import flushes_denormals, full_precision
 
 CPU = torch.device("cpu")
 BACKENDS = [torch.backends.mkldnn.matmul, torch.backends.cuda.matmul]
@@ -102,3 +102,32 @@ def test_the_users_precision_comes_back_where_threads_search_at_once(matmul_prec
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: nearest_codes(vectors, codes), range(100)))
     assert [backend.fp32_precision for backend in BACKENDS] == before
+
+
+@pytest.fixture
+def flushing():
+    """Sets whether this thread takes denormal numbers for 0, and puts back that it does not."""
+    yield torch.set_flush_denormal
+    torch.set_flush_denormal(False)
+
+
+def halved_least():
+    return float(torch.full((), torch.finfo(torch.float32).smallest_normal).div_(2))
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_denormals_are_nothing_within_and_the_setting_comes_back(flushing, before):
+    flushing(before)
+    assert flushes_denormals(lambda shift: halved_least() + shift)(1.0) == 1.0
+    assert flushes_denormals(halved_least)() == 0.0
+    assert (halved_least() == 0.0) is before
+
+
+def test_denormals_are_the_users_again_after_an_error(flushing):
+    def fails():
+        assert halved_least() == 0.0
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        flushes_denormals(fails)()
+    assert halved_least() > 0.0

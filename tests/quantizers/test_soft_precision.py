@@ -1,5 +1,7 @@
 """Soft assignments are summed in full precision, whatever the user has set or compiled."""
 
+import math
+
 import pytest
 import torch
 
@@ -118,3 +120,17 @@ def test_compiling_changes_nothing():
         assert_same(loss_and_gradients(inputs, 0.5, torch.compile(entropy_loss, backend="eager")), wanted)
     finally:
         torch.compiler.reset()
+
+
+def test_no_denormal_number_is_made():
+    # The second code's share is 2^-140, which is one, and takes some processors a hundred times as long.
+    distance = (140 * math.log(2)) ** 0.5
+    vectors = torch.zeros(3, 1, requires_grad=True)
+    codes = torch.tensor([[0.0], [distance]], requires_grad=True)
+    assignment = soft_assignment.soft_sums(vectors, codes, 1.0, entropy=False).assignment
+    assert assignment.tolist() == [3.0, 0.0]
+    (of_codes,) = torch.autograd.grad(assignment[1], codes)
+    assert of_codes.tolist() == [[0.0], [0.0]]
+    assert (
+        float(torch.full((), torch.finfo(torch.float32).smallest_normal) / 2) > 0
+    )  # the caller's setting is as it was

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vqtool.quantizers.precision import full_precision
+from vqtool.quantizers.precision import flushes_denormals, full_precision
 from vqtool.threads import over_rows, worth_threads
 
 # Assignments of one block, and codes of one tile of it: what the caches hold, and what bounds the memory.
@@ -92,6 +92,10 @@ class _Factors(NamedTuple):
     """(D,) the code that is nearest to the mean vector."""
     scale: Tensor
     """() the square root of 2 / temperature, in bits. On both sides of a product, that is neither huge nor tiny."""
+    most: Tensor
+    """(N, 1) the greatest logit of each row; found on the way there, and kept for the way back."""
+    sums: Tensor
+    """(N, 1) what 2 to the power of the logits less the greatest adds up to; likewise."""
 
     @classmethod
     def of(cls, vectors: Tensor, codebook: Tensor, temperature: float | Tensor) -> "_Factors":
@@ -106,7 +110,8 @@ class _Factors(NamedTuple):
         tiles = -(-len(codes) // _TILE)
         columns = F.pad(torch.cat([codes, last], dim=1), (0, 0, 0, -len(codes) % tiles))
         columns[len(codes) :, -1] = -torch.finfo(codes.dtype).max  # which 2 to the power of is nothing
-        return cls(vectors, columns.view(tiles, -1, columns.shape[1]).mT.contiguous(), centre, scale)
+        columns = columns.view(tiles, -1, columns.shape[1]).mT.contiguous()
+        return cls(vectors, columns, centre, scale, *vectors.new_empty(2, len(vectors), 1))
 
     @property
     def work(self) -> tuple[int, int, torch.device]:
@@ -121,11 +126,10 @@ class _Factors(NamedTuple):
         """Values (K,) of codes as (T, C)."""
         return F.pad(values, (0, self._codes - len(values))).view(len(self.columns), -1)
 
-    def blocks(self, rows: slice) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-        """Blocks of rows, as (R, D + 1) with a column of ones; their soft assignments but for a factor, and that.
+    def blocks(self, rows: slice) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Blocks of rows, as (R, D + 1) with a column of ones, and room (T, R, C) for what is made of them.
 
-        The assignments (T, R, C) are 2 to the power of the logits less the greatest of the row, in memory that the next
-        block takes again; (R, 1) what those of each row add up to.
+        The room of a block is taken again by the next.
         """
         tiles, _, width = self.columns.shape
         count = max(1, min(_BLOCK // self._codes, rows.stop - rows.start))
@@ -133,12 +137,7 @@ class _Factors(NamedTuple):
         for start in range(rows.start, rows.stop, count):
             part = slice(start, min(start + count, rows.stop))
             block = F.pad((self.vectors[part] - self.centre) * self.scale, (0, 1), value=1.0)
-            powers = room[: tiles * len(block) * width].view(tiles, len(block), width)
-            for tile, columns in zip(powers, self.columns, strict=True):
-                torch.mm(block, columns, out=tile)
-            most = powers.amax(dim=(0, 2))[:, None]
-            sums = [tile.sub_(most).exp2_().sum(dim=1, keepdim=True) for tile in powers]
-            yield part, block, powers, torch.cat(sums, dim=1).sum(dim=1, keepdim=True)
+            yield part, block, room[: tiles * len(block) * width].view(tiles, len(block), width)
 
     def gradient_of_codes(self, sums: Tensor) -> Tensor:
         """(K, D), of logit gradients summed with the blocks as weights (T, D + 1, C)."""
@@ -147,12 +146,21 @@ class _Factors(NamedTuple):
         return of_tiles.mul_(self.scale * math.log(2)).mT.reshape(-1, dim)
 
 
+@flushes_denormals
 def _sums(factors: _Factors, rows: slice, entropy: bool) -> tuple[Tensor, Tensor]:
-    """Sums (T, C) of the assignments, and () of the entropies where these are asked for."""
+    """Sums (T, C) of the assignments, and () of the entropies where these are asked for; note what scales each row."""
     assignment = factors.vectors.new_zeros(factors.columns.shape[::2], dtype=torch.float64)
     entropies = factors.vectors.new_zeros((), dtype=torch.float64)
-    for _, _, powers, sums in factors.blocks(rows):
-        shares = (1 / sums).squeeze(1)
+    for part, block, powers in factors.blocks(rows):
+        tops = [
+            torch.mm(block, columns, out=tile).amax(dim=1)
+            for tile, columns in zip(powers, factors.columns, strict=True)
+        ]
+        most = torch.stack(tops, dim=1).amax(dim=1, keepdim=True)
+        each = [tile.sub_(most).exp2_().sum(dim=1) for tile in powers]
+        sums = torch.stack(each, dim=1).sum(dim=1)
+        factors.most[part], factors.sums[part] = most, sums[:, None]
+        shares = 1 / sums
         if entropy:
             entropies += sums.log().sum()
         for total, tile in zip(assignment, powers, strict=True):
@@ -162,17 +170,25 @@ def _sums(factors: _Factors, rows: slice, entropy: bool) -> tuple[Tensor, Tensor
     return assignment, entropies
 
 
+@flushes_denormals
 def _gradients(
-    factors: _Factors, rows: slice, assignment: Tensor, entropy: Tensor | None, of_vectors: Tensor, learned: bool
+    factors: _Factors,
+    rows: slice,
+    assignment: Tensor,
+    entropy: Tensor | None,
+    of_vectors: Tensor,
+    learned: bool,
 ) -> Tensor:
     """Fill in the gradients `of_vectors` (N, D); logit gradients summed with the blocks as weights (T, D + 1, C), or
     zeros where codes are not learned.
     """
     of_codes = torch.zeros_like(factors.columns)
-    for part, block, powers, sums in factors.blocks(rows):
+    for part, block, powers in factors.blocks(rows):
+        most, sums = factors.most[part], factors.sums[part]
         # The softmax passes v on as s (v - sum s v). Of the sums v is their gradient; of the entropy -ln s.
         inner = torch.zeros_like(sums)
-        for tile, values in zip(powers, assignment[:, :, None], strict=True):
+        for tile, columns, values in zip(powers, factors.columns, assignment[:, :, None], strict=True):
+            torch.mm(block, columns, out=tile).sub_(most).exp2_()
             inner += tile @ values
             if entropy is not None:
                 inner -= entropy * torch.xlogy(tile, tile).sum(dim=1, keepdim=True)
