@@ -3,6 +3,7 @@
 import hashlib
 import json
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +69,28 @@ def from_random(settings: RunSettings) -> RunSettings:
 
 def stop_in_step(patch: pytest.MonkeyPatch, step: int, number: int = signal.SIGTERM) -> None:
     """Send this process a signal while a step, counted from 1, is under way."""
+    before_step(patch, step, lambda: signal.raise_signal(number))
+
+
+def die_in_step(patch: pytest.MonkeyPatch, step: int, death: type[BaseException]) -> None:
+    """End a run without another word, before a step, counted from 1."""
+
+    def die() -> None:
+        raise death
+
+    before_step(patch, step, die)
+
+
+def before_step(patch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> None:
+    """Do something before a step, counted from 1."""
     take = Batches.take
 
-    def stopping(batches: Batches, at: int) -> Tensor:
+    def acting(batches: Batches, at: int) -> Tensor:
         if at == step - 1:
-            signal.raise_signal(number)
+            act()
         return take(batches, at)
 
-    patch.setattr(Batches, "take", stopping)
+    patch.setattr(Batches, "take", acting)
 
 
 def logged(folder: Path) -> list[dict[str, Any]]:

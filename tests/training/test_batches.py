@@ -32,12 +32,22 @@ def rows(fails_at: int | None = None) -> Watched:
     return Watched(np.arange(30, dtype=np.float32).reshape(10, 3), fails_at)
 
 
+@pytest.fixture
+def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vqtool.training.batches._BYTES", 1)
+
+
+# A batch of 4 samples has 48 bytes.
+each_way = pytest.mark.parametrize("together", [1, 48, 100, 1000])
+
+
 def settled(batches: Batches) -> None:
     """Wait until what is read ahead is there."""
-    for _, future in batches._ahead:
+    for future in batches._ahead:
         future.exception()
 
 
+@pytest.mark.usefixtures("one_at_a_time")
 def test_batches_are_those_of_the_order() -> None:
     order, source = BatchOrder(10, 4, seed=3), rows()
     with Batches(Samples(source, SPEC), order, 6, CPU) as batches:
@@ -46,6 +56,7 @@ def test_batches_are_those_of_the_order() -> None:
     assert source.asked == [order.batch(step).tolist() for step in range(6)]
 
 
+@pytest.mark.usefixtures("one_at_a_time")
 def test_the_next_is_read_before_it_is_asked_for_but_none_beyond_the_last() -> None:
     order, source = BatchOrder(10, 4, seed=3), rows()
     with Batches(Samples(source, SPEC), order, 3, CPU) as batches:
@@ -56,13 +67,28 @@ def test_the_next_is_read_before_it_is_asked_for_but_none_beyond_the_last() -> N
     assert len(source.asked) == 2
 
 
-def test_a_run_can_begin_anywhere_and_jump() -> None:
+def test_small_batches_are_read_together() -> None:
+    order, source = BatchOrder(10, 4, seed=3), rows()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vqtool.training.batches._BYTES", 100)
+        batches = Batches(Samples(source, SPEC), order, 7, CPU)
+    with batches:
+        for step in range(7):
+            batches.take(step)
+    numbers = [order.batch(step).tolist() for step in range(7)]
+    assert source.asked == [numbers[0] + numbers[1], numbers[2] + numbers[3], numbers[4] + numbers[5], numbers[6]]
+
+
+@each_way
+def test_a_run_can_begin_anywhere_and_jump(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vqtool.training.batches._BYTES", together)
     order, source = BatchOrder(10, 4, seed=3), rows()
     with Batches(Samples(source, SPEC), order, 9, CPU) as batches:
-        for step in (5, 2, 3):
+        for step in (5, 2, 3, 4, 8, 0, 1):
             assert torch.equal(batches.take(step), source.read(0, 10)[torch.from_numpy(order.batch(step))])
 
 
+@pytest.mark.usefixtures("one_at_a_time")
 def test_what_cannot_be_read_is_told_when_its_step_comes() -> None:
     order = BatchOrder(10, 4, seed=3)
     source = rows(fails_at=int(order.batch(1)[0]))
@@ -73,6 +99,15 @@ def test_what_cannot_be_read_is_told_when_its_step_comes() -> None:
             batches.take(1)
 
 
+def test_what_cannot_be_read_is_told_when_one_that_is_read_together_with_it_comes() -> None:
+    order = BatchOrder(10, 4, seed=3)
+    with (
+        Batches(Samples(rows(fails_at=int(order.batch(1)[0])), SPEC), order, 9, CPU) as batches,
+        pytest.raises(DataError, match="cannot be read"),
+    ):
+        batches.take(0)
+
+
 def test_the_threads_of_pytorch_stay_as_many() -> None:
     before = torch.get_num_threads()
     with Batches(Samples(rows(), SPEC), BatchOrder(10, 4, seed=3), 2, CPU) as batches:
@@ -80,15 +115,21 @@ def test_the_threads_of_pytorch_stay_as_many() -> None:
     assert torch.get_num_threads() == before
 
 
+@each_way
 @pytest.mark.parametrize("threads", [0, 1, 3])
-def test_any_number_of_threads_gives_the_same_batches(threads: int) -> None:
+def test_any_number_of_threads_gives_the_same_batches(
+    threads: int, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vqtool.training.batches._BYTES", together)
     order, source = BatchOrder(10, 4, seed=3), rows()
     with Batches(Samples(source, SPEC), order, 6, CPU, threads) as batches:
         for step in range(6):
             assert torch.equal(batches.take(step), source.read(0, 10)[torch.from_numpy(order.batch(step))])
-    assert sorted(source.asked) == sorted(order.batch(step).tolist() for step in range(6))
+    asked = [number for numbers in source.asked for number in numbers]
+    assert sorted(asked) == sorted(number for step in range(6) for number in order.batch(step).tolist())
 
 
+@pytest.mark.usefixtures("one_at_a_time")
 @pytest.mark.parametrize("threads", [0, 1, 3])
 def test_as_many_are_read_ahead_as_there_are_threads(threads: int) -> None:
     source = rows()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training import IDENTITY, checkpoint, logged, tiny, without_speed
+from tests.training import IDENTITY, checkpoint, die_in_step, logged, tiny, without_speed
 from vqtool.config import RunSettings
 from vqtool.data import BatchOrder, order
 from vqtool.errors import DataError, Stopped
@@ -109,15 +109,8 @@ class Killed(BaseException):
 
 def kill_and_resume(settings: RunSettings, folder: Path, at: int, mutate: Mutate | None = None) -> None:
     """Train up to a step, die without saving, and go on from the last checkpoint."""
-    batch = BatchOrder.batch
-
-    def killed(self: BatchOrder, step: int) -> Any:
-        if step == at:
-            raise Killed
-        return batch(self, step)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BatchOrder, "batch", killed)
+        die_in_step(patch, at + 1, Killed)
         with pytest.raises(Killed):
             train(settings, folder)
     with pytest.MonkeyPatch.context() as patch:
@@ -155,7 +148,7 @@ def _forget_schedule(patch: pytest.MonkeyPatch) -> None:
 
 def _forget_position(patch: pytest.MonkeyPatch) -> None:
     batch = BatchOrder.batch
-    patch.setattr(BatchOrder, "batch", lambda self, step: batch(self, step - 3))
+    patch.setattr(BatchOrder, "batch", lambda self, step: batch(self, max(0, step - 3)))
 
 
 def _forget_generator(patch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from tests.training import (
     MLP,
     assert_same,
     checkpoint,
+    die_in_step,
     from_random,
     logged,
     model_of,
@@ -128,15 +129,8 @@ def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(
 ) -> None:
     settings = tiny(tmp_path)
     train(settings, tmp_path / "straight")
-    batch = BatchOrder.batch
-
-    def killed(order: BatchOrder, at: int) -> Any:
-        if at == 4:
-            raise KeyboardInterrupt
-        return batch(order, at)
-
     with monkeypatch.context() as patch:
-        patch.setattr(BatchOrder, "batch", killed)
+        die_in_step(patch, 5, KeyboardInterrupt)
         with pytest.raises(KeyboardInterrupt):
             train(settings, tmp_path / "run")
     assert [line["step"] for line in logged(tmp_path / "run")] == [1, 2, 3, 4]

@@ -35,7 +35,7 @@ class TrainingSettings(Settings):
         "float32", description="of the networks in training; quantizing, validating and encoding are float32 always"
     )
     device: str = Field("auto", description="auto: cuda where there is one, else cpu; also cuda:1")
-    loader_threads: int = Field(1, ge=0, le=64, description="each reads a batch ahead; 0: read when it is needed")
+    loader_threads: int = Field(1, ge=0, le=64, description="each reads batches ahead; 0: read when it is needed")
     init_from: str | None = Field(None, min_length=1, description="a run whose model to begin with; null: the seed's")
     log_every: int = Field(50, ge=1, description="losses of the training batch")
     validate_every: int = Field(500, ge=1, description="a pass over the validation part; the last step has one too")

@@ -37,10 +37,9 @@ class HitTimes(nn.Module):
     def note(self, indices: Tensor, step: int, good: Tensor) -> None:
         """Note the indices (..., Q), or (...) of one level, of a step; nothing where `good` () bool is false."""
         codes = (indices.reshape(-1, len(self._sizes)) + self._starts).flatten()
-        before, last = self.first[codes], self.last[codes]
-        now = torch.full_like(last, step)
-        self.first[codes] = torch.where(good & (before == 0), now, before)
-        self.last[codes] = torch.where(good, now, last)
+        hit = torch.zeros_like(self.last, dtype=torch.bool).index_fill_(0, codes, True).logical_and_(good)
+        self.last.masked_fill_(hit, step)
+        self.first.masked_fill_(hit.logical_and_(self.first == 0), step)
 
     @torch.no_grad()
     def agree(self) -> None:

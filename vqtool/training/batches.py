@@ -1,19 +1,25 @@
 """Batches, made ready while the steps before them are computed."""
 
 from collections import deque
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vqtool.data import BatchOrder, Samples
+from vqtool.data.rows import RowNumbers
 from vqtool.distributed import Share
 from vqtool.threads import lone_threads
 
+# Bytes that are read at a time: small batches together, as waking a thread for one takes longer than reading it.
+_BYTES = 1 << 20
+
 
 class Batches:
-    """This process' share of the batches (B, ...) of consecutive steps; each thread reads one ahead of its use.
+    """This process' share of the batches (B, ...) of consecutive steps; each thread reads some ahead of their use.
 
     Args:
         order: which samples make up each step's batch.
@@ -28,8 +34,12 @@ class Batches:
         self._pinned = device.type == "cuda"
         self._device = device
         self._threads = threads
+        self._together = max(1, _BYTES // max(1, samples.read(0, 1).nbytes * len(self._own(0))))
+        # Batches from step `_next` on that were read, then those that will be, up to but not with step `_end`.
+        self._ready: deque[Tensor] = deque()
+        self._ahead: deque[Future[list[Tensor]]] = deque()
+        self._next = self._end = 0
         self._reader: ThreadPoolExecutor | None = lone_threads(threads) if threads else None
-        self._ahead: deque[tuple[int, Future[Tensor]]] = deque()
 
     def __enter__(self) -> "Batches":
         return self
@@ -41,21 +51,36 @@ class Batches:
             self._reader.shutdown(cancel_futures=True)
 
     def take(self, step: int) -> Tensor:
-        """The batch of a step, counted from 0, on the device."""
-        return self._next(step).to(self._device, non_blocking=True)
+        """The batch of a step, counted from 0, on the device.
 
-    def _next(self, step: int) -> Tensor:
-        if not self._reader:
-            return self._read(step)
-        if self._ahead and self._ahead[0][0] != step:
+        Raises:
+            DataError: it, or one of those that are read together with it, cannot be read.
+        """
+        batch = self._read_ahead(self._reader, step) if self._reader else self._read([step])[0]
+        return batch.to(self._device, non_blocking=True)
+
+    def _read_ahead(self, reader: ThreadPoolExecutor, step: int) -> Tensor:
+        if step != self._next:
+            self._ready.clear()
             self._ahead.clear()
-        first = self._ahead[-1][0] + 1 if self._ahead else step
-        for later in range(first, min(step + self._threads + 1, self._steps)):
-            self._ahead.append((later, self._reader.submit(self._read, later)))
-        return self._ahead.popleft()[1].result()
+            self._end = step
+        wanted = self._threads if self._ready else 1 + self._threads
+        while len(self._ahead) < wanted and self._end < self._steps:
+            together = range(self._end, min(self._end + self._together, self._steps))
+            self._ahead.append(reader.submit(self._read, together))
+            self._end = together.stop
+        if not self._ready:
+            self._ready.extend(self._ahead.popleft().result())
+        self._next = step + 1
+        return self._ready.popleft()
 
-    def _read(self, step: int) -> Tensor:
+    def _read(self, steps: Iterable[int]) -> list[Tensor]:
+        numbers = [self._own(step) for step in steps]
+        batches = self._samples.take(np.concatenate(numbers)).split([len(each) for each in numbers])
+        return [batch.pin_memory() if self._pinned else batch for batch in batches]
+
+    def _own(self, step: int) -> RowNumbers:
+        """The samples of this process' share of a step's batch."""
         numbers = self._order.batch(step)
         share = Share.own(len(numbers))
-        batch = self._samples.take(numbers[share.start :][: share.samples])
-        return batch.pin_memory() if self._pinned else batch
+        return numbers[share.start :][: share.samples]
