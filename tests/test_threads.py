@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import vqtool.threads
 from tests.quantizers import brute_force, random_normal
 from vqtool.quantizers import nearest_codes
-from vqtool.threads import alone, lone_threads, over_rows
+from vqtool.threads import alone, lone_threads, over_rows, worth_threads
 
 CPU = torch.device("cpu")
 # Long enough for any machine; a test that waits so long has failed.
@@ -63,9 +63,9 @@ def in_a_thread(work):
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_what_several_threads_need_is_made_by_one(thread_count, threads):
+def test_what_is_done_alone_is_done_by_one_thread(thread_count, threads):
     thread_count(threads)
-    assert alone(torch.get_num_threads, 8, CPU) == 1
+    assert alone(torch.get_num_threads, CPU) == 1
     assert torch.get_num_threads() == threads
 
 
@@ -73,16 +73,35 @@ def test_what_several_threads_need_is_made_by_one(thread_count, threads):
 def test_no_gradient_is_recorded_however_many_threads_there_are(thread_count, threads):
     thread_count(threads)
     weight = torch.ones(8, requires_grad=True)
-    assert not alone(lambda: weight * 2, 8, CPU).requires_grad
+    assert not alone(lambda: weight * 2, CPU).requires_grad
     assert not any(part.requires_grad for part in over_rows(lambda rows: weight[rows] * 2, 8, 8, CPU))
     assert torch.is_grad_enabled()
 
 
-def test_what_one_thread_needs_is_made_where_it_is_asked_for(thread_count):
-    thread_count(3)
+def test_only_where_pytorch_has_one_thread_is_that_of_the_caller_alone(thread_count):
     here = threading.get_ident()
-    assert alone(threading.get_ident, 1, CPU) == here
-    assert alone(threading.get_ident, 2, CPU) != here
+    thread_count(3)
+    assert alone(threading.get_ident, CPU) != here
+    assert alone(threading.get_ident, torch.device("meta")) == here
+    thread_count(1)
+    assert alone(threading.get_ident, CPU) == here
+
+
+@pytest.mark.parametrize(
+    ("scores", "dim", "threads"),
+    [
+        (2**20 - 1, 64, 0),
+        (2**20, 64, 1),
+        (2**24 - 1, 64, 1),
+        (2**24, 64, 2),
+        (2**24, 63, 1),
+        (2**24, 192, 4),
+        (2**24, 1, 1),
+        (2**26, 64, 8),
+    ],
+)
+def test_more_scores_and_dimensions_are_worth_more_threads(scores, dim, threads):
+    assert worth_threads(scores, dim) == threads
 
 
 def fail_behind_the_first(rows):
@@ -107,10 +126,14 @@ def test_slices_cover_the_rows_once_and_in_order(thread_count, threads):
     covered()
 
 
-@pytest.mark.parametrize(("device", "most"), [("meta", 9), ("cpu", 0), ("cpu", 1)])
-def test_one_slice_in_the_callers_own_thread(two_threads, device, most):
-    found = over_rows(lambda rows: (rows, threading.get_ident()), 10, most, torch.device(device))
+def test_another_device_has_one_slice_in_the_callers_own_thread(two_threads):
+    found = over_rows(lambda rows: (rows, threading.get_ident()), 10, 9, torch.device("meta"))
     assert found == [(slice(0, 10), threading.get_ident())]
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_one_slice_is_worked_on_by_a_thread_alone(two_threads, most):
+    assert over_rows(lambda rows: (rows, torch.get_num_threads()), 10, most, CPU) == [(slice(0, 10), 1)]
 
 
 def test_slices_are_worked_on_at_the_same_time(two_threads):

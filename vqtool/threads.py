@@ -17,13 +17,17 @@ P = ParamSpec("P")
 S = TypeVar("S")
 T = TypeVar("T")
 _lock = Lock()
-# Products of numbers that are worth another thread.
-_THREAD = 1 << 22
+# Scores of vectors and codes of 64 dimensions that are worth a thread of their own instead of the caller's, and those
+# that are worth another: some milliseconds' work. With less to do, threads that hand Python's lock to each other take
+# longer than one.
+_WAKE = 1 << 20
+_THREAD = 1 << 23
 
 
-def worth_threads(products: int) -> int:
-    """The most threads that so many products of numbers are worth."""
-    return products // _THREAD
+def worth_threads(scores: int, dim: int) -> int:
+    """How many threads so many scores of vectors and codes of `dim` dimensions are worth; 0: none is worth waking."""
+    scores = scores * (64 + dim) // 128
+    return max(scores // _THREAD, int(scores >= _WAKE))
 
 
 def over_rows(work: Callable[[slice], T], rows: int, most: int, device: torch.device) -> list[T]:
@@ -34,8 +38,7 @@ def over_rows(work: Callable[[slice], T], rows: int, most: int, device: torch.de
     threads = _threads(device)
     parts = max(1, min(threads, most, rows))
     slices = [slice(rows * part // parts, rows * (part + 1) // parts) for part in range(parts)]
-    work = _without_gradients(work)
-    return [work(slices[0])] if parts == 1 else list(_pool(threads).map(work, slices))
+    return over_items(_without_gradients(work), slices, device)
 
 
 def over_items(work: Callable[[S], T], items: Iterable[S], device: torch.device) -> list[T]:
@@ -47,14 +50,15 @@ def over_items(work: Callable[[S], T], items: Iterable[S], device: torch.device)
     return list(map(work, items) if threads == 1 else _pool(threads).map(work, items))
 
 
-def alone(work: Callable[[], T], most: int, device: torch.device) -> T:
-    """The result of `work`, which makes ready what `over_rows` will need: by one thread, where that will use several.
+def alone(work: Callable[[], T], device: torch.device) -> T:
+    """The result of `work`, done by one thread on a CPU, too.
 
-    What PyTorch's own threads have done together leaves them spinning for some milliseconds, on cores that are wanted.
+    What PyTorch's own threads do together takes tens of times as long where another process has a core, and leaves them
+    spinning for some milliseconds on cores that are wanted.
     """
     threads = _threads(device)
     work = _without_gradients(work)
-    return work() if min(threads, most) <= 1 else _pool(threads).submit(work).result()
+    return work() if threads == 1 else _pool(threads).submit(work).result()
 
 
 def _threads(device: torch.device) -> int:

@@ -223,9 +223,17 @@ CASES = {
 }
 
 
+def however_few(patch):
+    """Take the processor to multiply bfloat16, and let it do so for any number of codes and vectors."""
+    patch.setattr(search, "multiplies_bfloat16", lambda: True)
+    patch.setattr(search, "_CODES", 1)
+    patch.setattr(search, "_PRODUCTS", 0)
+
+
 @pytest.fixture(params=[True, False], ids=["bfloat16", "none"])
 def bfloat16(request, monkeypatch):
-    """Whether the processor is taken to multiply bfloat16."""
+    """Whether the processor multiplies bfloat16."""
+    however_few(monkeypatch)
     monkeypatch.setattr(search, "multiplies_bfloat16", lambda: request.param)
     return request.param
 
@@ -249,8 +257,7 @@ def made(monkeypatch):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_answer_is_exact_whether_or_not_the_processor_multiplies_bfloat16(monkeypatch, made, bfloat16, case):
-    monkeypatch.setattr(search, "WORTH", 1)
+def test_the_answer_is_exact_whether_or_not_the_processor_multiplies_bfloat16(made, bfloat16, case):
     check(*CASES[case])
     assert made[0] == ("BfloatScores" if bfloat16 else "FullScores")
 
@@ -276,6 +283,21 @@ def test_rows_are_shared_out_among_threads(monkeypatch, two_threads):
     assert threading.get_ident() not in {thread for _, thread in seen}
 
 
+@pytest.mark.parametrize(("wake", "own"), [(76125, True), (76126, False)])
+def test_a_search_that_takes_some_time_has_a_thread_of_its_own(monkeypatch, two_threads, wake, own):
+    seen = []
+
+    def spy(*arguments):
+        seen.append((threading.get_ident() != here, torch.get_num_threads()))
+        return nearest(*arguments)
+
+    here, nearest = threading.get_ident(), search._nearest
+    monkeypatch.setattr(search, "_nearest", spy)
+    monkeypatch.setattr("vqtool.threads._WAKE", wake)
+    check(random_normal(0, 200, 16), random_normal(1, 97, 16))
+    assert seen == [(own, 1 if own else 2)]
+
+
 @FEW
 @given(
     seed=st.integers(0, 1 << 30),
@@ -285,24 +307,32 @@ def test_rows_are_shared_out_among_threads(monkeypatch, two_threads):
 )
 def test_bfloat16_first_finds_the_nearest_at_any_scale(seed, k, d, exponents):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "multiplies_bfloat16", lambda: True)
-        patch.setattr(search, "WORTH", 0)
+        however_few(patch)
         check(random_normal(seed, 19, d) * 10 ** exponents[0], random_normal(seed + 1, k, d) * 10 ** exponents[1])
 
 
 def test_codes_that_bfloat16_does_not_tell_apart_are_told_apart_in_float32(monkeypatch, made):
-    monkeypatch.setattr(search, "multiplies_bfloat16", lambda: True)
+    however_few(monkeypatch)
     monkeypatch.setattr(search, "_ROWS", 200)
     square = torch.rand(4696, 2, generator=torch.Generator().manual_seed(0))
     check(square[:600], square[600:])
     assert made == ["BfloatScores", "FullScores"]
 
 
-@pytest.mark.parametrize(("k", "dtype"), [(128, torch.float32), (200, torch.float64)])
-def test_bfloat16_is_left_out_for_few_codes_and_for_float64(monkeypatch, made, k, dtype):
+@pytest.mark.parametrize(
+    ("k", "products", "dtype", "kind"),
+    [
+        (256, 30 * 256 * 16, torch.float32, "BfloatScores"),
+        (255, 0, torch.float32, "FullScores"),
+        (256, 30 * 256 * 16 + 1, torch.float32, "FullScores"),
+        (256, 0, torch.float64, "FullScores"),
+    ],
+)
+def test_bfloat16_is_left_out_for_few_codes_or_vectors_and_for_float64(monkeypatch, made, k, products, dtype, kind):
     monkeypatch.setattr(search, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(search, "_PRODUCTS", products)
     check(random_normal(0, 30, 16), random_normal(1, k, 16, dtype=dtype))
-    assert made == ["FullScores"]
+    assert made == [kind]
 
 
 @pytest.mark.parametrize("kind", ["constructor's codes", "equal codes", "nan", "1e25", "1e-30"])

@@ -232,6 +232,7 @@ def test_blocks_and_threads_change_nothing(monkeypatch, two_threads, threads, bl
     wanted = both_and_gradients(mine, vectors, codebook, 0.7, weights)
     torch.set_num_threads(threads)
     monkeypatch.setattr(soft_assignment, "_BLOCK", block)
+    monkeypatch.setattr(soft_assignment, "_ROWS", 1)
     monkeypatch.setattr("vqtool.threads._THREAD", 1)
     found = both_and_gradients(mine, vectors, codebook, 0.7, weights)
     for each, expected in zip(found, wanted, strict=True):
@@ -261,6 +262,7 @@ def test_rows_are_shared_out_both_ways(monkeypatch, two_threads):
 def test_no_matrix_of_vectors_by_codes_is_made(monkeypatch, confidence):
     n, k, d, block = 1000, 300, 2, 4 * 300
     monkeypatch.setattr(soft_assignment, "_BLOCK", block)
+    monkeypatch.setattr(soft_assignment, "_ROWS", 1)
     monkeypatch.setattr("vqtool.threads._THREAD", 1 << 60)  # a dispatch mode sees its own thread alone
     vectors, codebook = random_normal(0, n, d).requires_grad_(), random_normal(1, k, d).requires_grad_()
     with Sizes() as forth:

@@ -15,8 +15,10 @@ from vqtool.threads import alone, over_rows, worth_threads
 # Vectors whose candidates are settled together, twice as many of few codes: they bound the memory.
 _ROWS = 1 << 12
 _FEW = 1 << 10
-# Of no more codes than these, what bfloat16 saves is lost again on the candidates that it adds.
-WORTH = 128
+# With fewer codes, or fewer products of numbers, what bfloat16 saves is lost again on the candidates that it adds.
+_CODES, _PRODUCTS = 1 << 8, 1 << 26
+# Codes that are scored in the time that a vector takes beside its scores.
+_BESIDE = 1 << 9
 
 
 def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
@@ -44,14 +46,22 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
 
 def _nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     dtype = torch.promote_types(torch.promote_types(vectors.dtype, codebook.dtype), torch.float32)
-    codes = codebook.to(dtype)
-    with torch.no_grad(), full_precision(vectors.device):
-        fast = dtype == torch.float32 and vectors.device.type == "cpu" and len(codes) > WORTH and multiplies_bfloat16()
-        most = worth_threads(vectors.numel() * len(codes))
-        scores = alone(lambda: BfloatScores(codes) if fast else FullScores(codes), most, vectors.device)
-        return torch.cat(
-            over_rows(lambda rows: _nearest(vectors[rows], codes, scores), len(vectors), most, vectors.device)
-        )
+    codes, device = codebook.to(dtype), vectors.device
+    kind = BfloatScores if _worth_bfloat16(vectors, codes) else FullScores
+    most = worth_threads(len(vectors) * (len(codes) + _BESIDE), codes.shape[1])
+    with torch.no_grad(), full_precision(device):
+        if not most:
+            return _nearest(vectors, codes, kind(codes))
+        if most == 1:
+            return alone(lambda: _nearest(vectors, codes, kind(codes)), device)
+        scores = alone(lambda: kind(codes), device)
+        return torch.cat(over_rows(lambda rows: _nearest(vectors[rows], codes, scores), len(vectors), most, device))
+
+
+def _worth_bfloat16(vectors: Tensor, codes: Tensor) -> bool:
+    if codes.dtype != torch.float32 or codes.device.type != "cpu":
+        return False
+    return len(codes) >= _CODES and vectors.numel() * len(codes) >= _PRODUCTS and multiplies_bfloat16()
 
 
 # An operator of its own, as a compiler is to take it: traced, the roundings that are accounted for may be left out.

@@ -20,8 +20,11 @@ from torch.autograd.function import once_differentiable
 from vqtool.quantizers.precision import flushes_denormals, full_precision
 from vqtool.threads import over_rows, worth_threads
 
-# Assignments of one block, and codes of one tile of it: what the caches hold, and what bounds the memory.
-_BLOCK = 1 << 21
+# Assignments of one block, which a cache holds; of more codes, as many rows as make a block worth its calls, but no
+# more assignments than that. Codes of one tile of it.
+_BLOCK = 1 << 19
+_ROWS = 1 << 8
+_MOST = 1 << 21
 _TILE = 1 << 11
 
 
@@ -115,8 +118,12 @@ class _Factors(NamedTuple):
 
     @property
     def work(self) -> tuple[int, int, torch.device]:
-        """For `over_rows`."""
-        return len(self.vectors), worth_threads(self.vectors.numel() * self._codes), self.vectors.device
+        """For `over_rows`. A soft assignment takes as long as four scores.
+
+        However few they are, a thread of ours makes them: PyTorch's own do not flush denormals.
+        """
+        rows, dim = self.vectors.shape
+        return rows, worth_threads(4 * rows * self._codes, dim), self.vectors.device
 
     @property
     def _codes(self) -> int:
@@ -126,14 +133,14 @@ class _Factors(NamedTuple):
         """Values (K,) of codes as (T, C)."""
         return F.pad(values, (0, self._codes - len(values))).view(len(self.columns), -1)
 
-    def blocks(self, rows: slice) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Blocks of rows, as (R, D + 1) with a column of ones, and room (T, R, C) for what is made of them.
+    def blocks(self, rows: slice, tiles: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Blocks of rows, as (R, D + 1) with a column of ones, and room (tiles, R, C) for what is made of them.
 
         The room of a block is taken again by the next.
         """
-        tiles, _, width = self.columns.shape
-        count = max(1, min(_BLOCK // self._codes, rows.stop - rows.start))
-        room = self.vectors.new_empty(tiles * count * width)
+        width = self.columns.shape[2]
+        count = max(1, _BLOCK // self._codes, min(_ROWS, _MOST // self._codes))
+        room = self.vectors.new_empty(tiles * min(count, rows.stop - rows.start) * width)
         for start in range(rows.start, rows.stop, count):
             part = slice(start, min(start + count, rows.stop))
             block = F.pad((self.vectors[part] - self.centre) * self.scale, (0, 1), value=1.0)
@@ -151,7 +158,7 @@ def _sums(factors: _Factors, rows: slice, entropy: bool) -> tuple[Tensor, Tensor
     """Sums (T, C) of the assignments, and () of the entropies where these are asked for; note what scales each row."""
     assignment = factors.vectors.new_zeros(factors.columns.shape[::2], dtype=torch.float64)
     entropies = factors.vectors.new_zeros((), dtype=torch.float64)
-    for part, block, powers in factors.blocks(rows):
+    for part, block, powers in factors.blocks(rows, len(factors.columns)):
         tops = [
             torch.mm(block, columns, out=tile).amax(dim=1)
             for tile, columns in zip(powers, factors.columns, strict=True)
@@ -183,7 +190,8 @@ def _gradients(
     zeros where codes are not learned.
     """
     of_codes = torch.zeros_like(factors.columns)
-    for part, block, powers in factors.blocks(rows):
+    for part, block, room in factors.blocks(rows, len(factors.columns) + 1):
+        powers, of_logits = room[:-1], room[-1]
         most, sums = factors.most[part], factors.sums[part]
         # The softmax passes v on as s (v - sum s v). Of the sums v is their gradient; of the entropy -ln s.
         inner = torch.zeros_like(sums)
@@ -193,7 +201,7 @@ def _gradients(
             if entropy is not None:
                 inner -= entropy * torch.xlogy(tile, tile).sum(dim=1, keepdim=True)
         inner /= sums
-        weights, mine, of_logits = (block / sums).T, of_vectors[part].zero_(), torch.empty_like(powers[0])
+        weights, mine = (block / sums).T, of_vectors[part].zero_()
         for tile, columns, values, of_tile in zip(powers, factors.columns, assignment, of_codes, strict=True):
             torch.sub(values, inner, out=of_logits).mul_(tile)
             if entropy is not None:
