@@ -1,5 +1,6 @@
 """Search and training step beside the textbook, FAISS and vector-quantize-pytorch."""
 
+import json
 from collections.abc import Callable, Iterator
 from statistics import median
 from subprocess import check_output
@@ -137,11 +138,19 @@ STEPS = {"textbook": _textbook_step, "ours": _our_step, "peer": _peer_step}
 
 
 def training_step(turns: int) -> Iterator[Figure]:
-    """Forward and backward with the entropy loss, all normal."""
-    taken = seconds({name: make(*STEP) for name, make in STEPS.items()}, turns)
+    """Forward and backward with the entropy loss, all normal; as everyone starts, and without denormal numbers."""
     name = "step, N = {}, K = {}, D = {}".format(*STEP)
-    yield faster(f"{name}: textbook", taken["ours"], taken["textbook"], 5)
-    yield faster(f"{name}: vector-quantize-pytorch, diversity loss", taken["ours"], taken["peer"], 12)
+    for flush, how in ((False, ""), (True, ", denormals flushed for all")):
+        taken = json.loads(_printed(f"print(json.dumps(step_seconds({turns}, {flush})))"))
+        yield faster(f"{name}{how}: textbook", taken["ours"], taken["textbook"], 5)
+        yield faster(f"{name}{how}: vector-quantize-pytorch, diversity loss", taken["ours"], taken["peer"], 12)
+
+
+def step_seconds(turns: int, flush: bool) -> dict[str, list[float]]:
+    """For `training_step`, in a process whose threads, all yet to come, flush denormals or not."""
+    torch.set_flush_denormal(flush)
+    torch.manual_seed(0)
+    return seconds({name: make(*STEP) for name, make in STEPS.items()}, turns)
 
 
 def memory(turns: int) -> Iterator[Figure]:
@@ -167,8 +176,13 @@ def memory(turns: int) -> Iterator[Figure]:
 
 def _grown(name: str, rows: int) -> float:
     """MiB at the peak of a step, above what stands before it and what it gives: two (N, D), one (N,) and one (K, D)."""
-    code = f"from speed_kernels import measure; print(measure({name!r}, {rows}))"
-    return float(check_output([executable, "-W", "ignore", "-c", code], cwd=__file__.rpartition("/")[0], text=True))
+    return float(_printed(f"print(measure({name!r}, {rows}))"))
+
+
+def _printed(code: str) -> str:
+    """What a process of its own prints, that has all of this module."""
+    code = f"from speed_kernels import *; {code}"
+    return check_output([executable, "-W", "ignore", "-c", code], cwd=__file__.rpartition("/")[0], text=True)
 
 
 def measure(name: str, rows: int) -> float:
