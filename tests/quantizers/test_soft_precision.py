@@ -123,7 +123,7 @@ def test_compiling_changes_nothing():
 
 
 def test_no_denormal_number_is_made():
-    # The second code's share is 2^-140, which is one, and takes some processors a hundred times as long.
+    # The second code's share is 2^-140, which is one, and takes some processors many times as long.
     distance = (140 * math.log(2)) ** 0.5
     vectors = torch.zeros(3, 1, requires_grad=True)
     codes = torch.tensor([[0.0], [distance]], requires_grad=True)

@@ -36,7 +36,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
 def flushes_denormals(work: Callable[P, T]) -> Callable[P, T]:
     """Work in which this thread takes for 0 what is nearer to 0 than the least normal number.
 
-    Some processors take a hundred times as long for such numbers, and a softmax makes many.
+    Some processors take many times as long for such numbers, and a softmax makes many.
     """
 
     @wraps(work)
