@@ -8,7 +8,7 @@ import torch
 
 from tests.quantizers import brute_force, random_normal
 from vqtool.quantizers import nearest_codes, search
-from vqtool.quantizers.precision import flushes_denormals, full_precision
+from vqtool.quantizers.precision import flushing_denormals, full_precision
 
 CPU = torch.device("cpu")
 BACKENDS = [torch.backends.mkldnn.matmul, torch.backends.cuda.matmul]
@@ -116,18 +116,20 @@ def halved_least():
 
 
 @pytest.mark.parametrize("before", [False, True])
-def test_denormals_are_nothing_within_and_the_setting_comes_back(flushing, before):
+@pytest.mark.parametrize("within", [False, True])
+def test_denormals_are_nothing_within_and_the_setting_comes_back(flushing, before, within):
     flushing(before)
-    assert flushes_denormals(lambda shift: halved_least() + shift)(1.0) == 1.0
-    assert flushes_denormals(halved_least)() == 0.0
+    with flushing_denormals(within):
+        assert (halved_least() == 0.0) is within
     assert (halved_least() == 0.0) is before
 
 
 def test_denormals_are_the_users_again_after_an_error(flushing):
-    def fails():
-        assert halved_least() == 0.0
-        raise KeyError
+    def fail():
+        with flushing_denormals(True):
+            assert halved_least() == 0.0
+            raise KeyError
 
     with pytest.raises(KeyError):
-        flushes_denormals(fails)()
+        fail()
     assert halved_least() > 0.0

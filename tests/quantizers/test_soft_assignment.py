@@ -81,7 +81,7 @@ def test_any_scale_and_temperature(dtype, seed, exponents, offset, zero_dim):
     check(vectors, codebook, torch.tensor(temperature, dtype=dtype) if zero_dim else temperature, seed)
 
 
-@pytest.mark.parametrize("scale", [1e-22, 1e-18, 1e18, 1e20])
+@pytest.mark.parametrize("scale", [1e-36, 1e-22, 1e-18, 1e18, 1e20])
 def test_units_in_which_squares_are_hardly_numbers(scale):
     check(random_normal(0, 40, 8) * scale, random_normal(1, 23, 8) * scale, 8 * scale**2)
 

@@ -21,6 +21,9 @@ class Watched(NumpyRows):
         self.asked: list[list[int]] = []
         self._fails_at = fails_at
 
+    def mend(self) -> None:
+        self._fails_at = None
+
     def take(self, numbers: RowNumbers) -> torch.Tensor:
         self.asked.append(numbers.tolist())
         if self._fails_at in self.asked[-1]:
@@ -108,6 +111,19 @@ def test_what_cannot_be_read_is_told_when_one_that_is_read_together_with_it_come
         batches.take(0)
 
 
+@each_way
+def test_after_an_error_a_step_can_be_asked_for_again(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vqtool.training.batches._BYTES", together)
+    order = BatchOrder(10, 4, seed=3)
+    source = rows(fails_at=int(order.batch(0)[0]))
+    with Batches(Samples(source, SPEC), order, 9, CPU) as batches:
+        for _ in range(2):
+            with pytest.raises(DataError, match="cannot be read"):
+                batches.take(0)
+        source.mend()
+        assert torch.equal(batches.take(0), source.read(0, 10)[torch.from_numpy(order.batch(0))])
+
+
 def test_the_threads_of_pytorch_stay_as_many() -> None:
     before = torch.get_num_threads()
     with Batches(Samples(rows(), SPEC), BatchOrder(10, 4, seed=3), 2, CPU) as batches:
@@ -137,6 +153,21 @@ def test_as_many_are_read_ahead_as_there_are_threads(threads: int) -> None:
         batches.take(0)
         settled(batches)
         assert len(source.asked) == 1 + threads
+
+
+@pytest.mark.parametrize("size", [2, 3, 7])
+@pytest.mark.parametrize("together", [1, 1000])
+def test_processes_have_together_what_one_has(size: int, together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vqtool.training.batches._BYTES", together)
+    monkeypatch.setattr("vqtool.distributed.share.world_size", lambda: size)
+    order, source = BatchOrder(10, 5, seed=3), rows()
+    taken = []
+    for rank in range(size):
+        monkeypatch.setattr("vqtool.distributed.share.rank", lambda rank=rank: rank)
+        with Batches(Samples(source, SPEC), order, 4, CPU) as batches:
+            taken.append([batches.take(step) for step in range(4)])
+    for step, parts in enumerate(zip(*taken, strict=True)):
+        assert torch.equal(torch.cat(parts), source.read(0, 10)[torch.from_numpy(order.batch(step))])
 
 
 @pytest.mark.parametrize("size", [2, 3, 7])

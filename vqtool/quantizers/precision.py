@@ -1,16 +1,13 @@
 """Full float32, whatever the user has allowed elsewhere: the quantizer's promises are about that arithmetic."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import wraps
 from threading import Lock
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 
-P = ParamSpec("P")
-T = TypeVar("T")
 # Each with what its setting comes from where it has none.
 _BACKENDS: tuple[tuple[Any, Any], ...] = (
     (torch.backends.cuda.matmul, torch.backends.cudnn),
@@ -33,22 +30,18 @@ def full_precision(device: torch.device) -> Iterator[None]:
             _leave()
 
 
-def flushes_denormals(work: Callable[P, T]) -> Callable[P, T]:
-    """Work in which this thread takes for 0 what is nearer to 0 than the least normal number.
+@contextmanager
+def flushing_denormals(flush: bool) -> Iterator[None]:
+    """Within, whether this thread takes for 0 what is nearer to 0 than the least normal number.
 
     Some processors take many times as long for such numbers, and a softmax makes many.
     """
-
-    @wraps(work)
-    def run(*arguments: P.args, **options: P.kwargs) -> T:
-        before = _flushes()
-        torch.set_flush_denormal(True)
-        try:
-            return work(*arguments, **options)
-        finally:
-            torch.set_flush_denormal(before)
-
-    return run
+    before = _flushes()
+    torch.set_flush_denormal(flush)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
 
 
 def _flushes() -> bool:

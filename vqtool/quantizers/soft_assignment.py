@@ -1,8 +1,9 @@
 """Soft assignments of vectors to codes, summed, and their gradient, without the N x K matrix of them.
 
 Blocks of rows are walked once forward, for the sums, and once backward, where the assignments are computed again with
-the gradients of the sums at hand. So memory is bounded by the block, and each thread's own sum for the codes'
-gradient. (Recomputing instead of keeping is how FlashAttention does without its matrix: Dao et al. 2022, 3.1.)
+the gradients of the sums at hand, and with what scales each row. So memory is bounded by the block, two numbers a row,
+and each thread's own sum for the codes' gradient. (Recomputing instead of keeping is how FlashAttention does without
+its matrix: Dao et al. 2022, 3.1.)
 
 Shapes: N vectors, R of a block, K codes, D dimensions.
 """
@@ -17,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vqtool.quantizers.precision import flushes_denormals, full_precision
-from vqtool.threads import over_rows, worth_threads
+from vqtool.quantizers.precision import flushing_denormals, full_precision
+from vqtool.threads import alone, over_rows, worth_threads
 
 # Assignments of one block, which a cache holds; of more codes, as many rows as make a block worth its calls, but no
 # more assignments than that. Codes of one tile of it.
@@ -55,8 +56,8 @@ class _SoftSums(torch.autograd.Function):
     def forward(
         ctx: Any, vectors: Tensor, codebook: Tensor, temperature: float | Tensor, entropy: bool
     ) -> tuple[Tensor, Tensor]:
-        factors = _Factors.of(vectors, codebook, temperature)
         with full_precision(vectors.device):
+            factors = alone(lambda: _Factors.of(vectors, codebook, temperature), vectors.device)
             parts = over_rows(lambda rows: _sums(factors, rows, entropy), *factors.work)
         ctx.save_for_backward(*factors)
         ctx.entropy = entropy
@@ -75,8 +76,10 @@ class _SoftSums(torch.autograd.Function):
             parts = over_rows(
                 lambda rows: _gradients(factors, rows, values, weight, of_vectors, learned), *factors.work
             )
-        of_codes = factors.gradient_of_codes(reduce(Tensor.add_, parts))[: len(assignment)] if learned else None
-        return of_vectors, of_codes, None, None
+        if not learned:
+            return of_vectors, None, None, None
+        of_codes = alone(lambda: factors.gradient_of_codes(reduce(Tensor.add_, parts)), assignment.device)
+        return of_vectors, of_codes[: len(assignment)], None, None
 
 
 class _Factors(NamedTuple):
@@ -102,6 +105,7 @@ class _Factors(NamedTuple):
 
     @classmethod
     def of(cls, vectors: Tensor, codebook: Tensor, temperature: float | Tensor) -> "_Factors":
+        """All but `most` and `sums`, for which there is room."""
         middle = (codebook - vectors.mean(dim=0)).square().sum(dim=1).argmin(dim=0, keepdim=True)
         centre = codebook.index_select(0, middle).squeeze(0)
         if isinstance(temperature, Tensor):
@@ -143,7 +147,8 @@ class _Factors(NamedTuple):
         room = self.vectors.new_empty(tiles * min(count, rows.stop - rows.start) * width)
         for start in range(rows.start, rows.stop, count):
             part = slice(start, min(start + count, rows.stop))
-            block = F.pad((self.vectors[part] - self.centre) * self.scale, (0, 1), value=1.0)
+            with flushing_denormals(False):  # of tiny vectors the differences may be, which are scaled up
+                block = F.pad((self.vectors[part] - self.centre) * self.scale, (0, 1), value=1.0)
             yield part, block, room[: tiles * len(block) * width].view(tiles, len(block), width)
 
     def gradient_of_codes(self, sums: Tensor) -> Tensor:
@@ -153,7 +158,7 @@ class _Factors(NamedTuple):
         return of_tiles.mul_(self.scale * math.log(2)).mT.reshape(-1, dim)
 
 
-@flushes_denormals
+@flushing_denormals(True)
 def _sums(factors: _Factors, rows: slice, entropy: bool) -> tuple[Tensor, Tensor]:
     """Sums (T, C) of the assignments, and () of the entropies where these are asked for; note what scales each row."""
     assignment = factors.vectors.new_zeros(factors.columns.shape[::2], dtype=torch.float64)
@@ -177,7 +182,7 @@ def _sums(factors: _Factors, rows: slice, entropy: bool) -> tuple[Tensor, Tensor
     return assignment, entropies
 
 
-@flushes_denormals
+@flushing_denormals(True)
 def _gradients(
     factors: _Factors,
     rows: slice,

@@ -70,6 +70,7 @@ class Batches:
             self._ahead.append(reader.submit(self._read, together))
             self._end = together.stop
         if not self._ready:
+            self._next = -1  # all is read again, should this fail
             self._ready.extend(self._ahead.popleft().result())
         self._next = step + 1
         return self._ready.popleft()
