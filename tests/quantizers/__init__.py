@@ -37,3 +37,8 @@ class Sizes(TorchDispatchMode):
         all_made = made if isinstance(made, list | tuple) else [made]
         self.made += [each.numel() for each in all_made if isinstance(each, torch.Tensor)]
         return made
+
+
+def halved_least() -> float:
+    """Half of the least normal float32: a denormal number, or 0 where these are flushed."""
+    return float(torch.full((), torch.finfo(torch.float32).smallest_normal).div_(2))

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from tests.quantizers import brute_force, random_normal
+from tests.quantizers import brute_force, halved_least, random_normal
 from vqtool.quantizers import nearest_codes, search
 from vqtool.quantizers.precision import flushing_denormals, full_precision
 
@@ -109,10 +109,6 @@ def flushing():
     """Sets whether this thread takes denormal numbers for 0, and puts back that it does not."""
     yield torch.set_flush_denormal
     torch.set_flush_denormal(False)
-
-
-def halved_least():
-    return float(torch.full((), torch.finfo(torch.float32).smallest_normal).div_(2))
 
 
 @pytest.mark.parametrize("before", [False, True])

@@ -70,12 +70,10 @@ def test_the_next_is_read_before_it_is_asked_for_but_none_beyond_the_last() -> N
     assert len(source.asked) == 2
 
 
-def test_small_batches_are_read_together() -> None:
+def test_small_batches_are_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vqtool.training.batches._BYTES", 100)
     order, source = BatchOrder(10, 4, seed=3), rows()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vqtool.training.batches._BYTES", 100)
-        batches = Batches(Samples(source, SPEC), order, 7, CPU)
-    with batches:
+    with Batches(Samples(source, SPEC), order, 7, CPU) as batches:
         for step in range(7):
             batches.take(step)
     numbers = [order.batch(step).tolist() for step in range(7)]

@@ -148,7 +148,7 @@ def _forget_schedule(patch: pytest.MonkeyPatch) -> None:
 
 def _forget_position(patch: pytest.MonkeyPatch) -> None:
     batch = BatchOrder.batch
-    patch.setattr(BatchOrder, "batch", lambda self, step: batch(self, max(0, step - 3)))
+    patch.setattr(BatchOrder, "batch", lambda self, step: batch(self, step - 3))
 
 
 def _forget_generator(patch: pytest.MonkeyPatch) -> None:

@@ -25,16 +25,19 @@ class BatchOrder:
     Args:
         samples: number of training samples.
         batch_size: B; a batch may reach over the end of an epoch.
+
+    Attributes:
+        batch_size: B.
     """
 
     def __init__(self, samples: int, batch_size: int, seed: int) -> None:
         self._samples = samples
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._seed = seed
 
     def batch(self, step: int) -> RowNumbers:
         """The sample numbers (B,) of a step, counted from 0."""
-        first, last = step * self._batch_size, (step + 1) * self._batch_size - 1
+        first, last = step * self.batch_size, (step + 1) * self.batch_size - 1
         pieces = []
         for epoch in range(first // self._samples, last // self._samples + 1):
             start = epoch * self._samples

@@ -34,7 +34,8 @@ class Batches:
         self._pinned = device.type == "cuda"
         self._device = device
         self._threads = threads
-        self._together = max(1, _BYTES // max(1, samples.read(0, 1).nbytes * len(self._own(0))))
+        size = samples.read(0, 1).nbytes * Share.own(order.batch_size).samples
+        self._together = max(1, _BYTES // max(1, size))
         # Batches from step `_next` on that were read, then those that will be, up to but not with step `_end`.
         self._ready: deque[Tensor] = deque()
         self._ahead: deque[Future[list[Tensor]]] = deque()
