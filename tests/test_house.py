@@ -35,6 +35,7 @@ FLOORS = [
         "device",
     ),
     *(
+        "compiled",
         "memory",
         "files",
         "progress",

@@ -92,12 +92,12 @@ def test_only_where_pytorch_has_one_thread_is_that_of_the_caller_alone(thread_co
     [
         (2**20 - 1, 64, 0),
         (2**20, 64, 1),
-        (2**24 - 1, 64, 1),
-        (2**24, 64, 2),
-        (2**24, 63, 1),
-        (2**24, 192, 4),
-        (2**24, 1, 1),
-        (2**26, 64, 8),
+        (2**23 - 1, 64, 1),
+        (2**23, 64, 2),
+        (2**23, 63, 1),
+        (2**23, 192, 4),
+        (2**23, 1, 1),
+        (2**25, 64, 8),
     ],
 )
 def test_more_scores_and_dimensions_are_worth_more_threads(scores, dim, threads):

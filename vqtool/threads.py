@@ -21,7 +21,7 @@ _lock = Lock()
 # that are worth another: some milliseconds' work. With less to do, threads that hand Python's lock to each other take
 # longer than one.
 _WAKE = 1 << 20
-_THREAD = 1 << 23
+_THREAD = 1 << 22
 
 
 def worth_threads(scores: int, dim: int) -> int:

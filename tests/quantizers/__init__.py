@@ -1,5 +1,6 @@
 """What the tests of the quantizers share."""
 
+import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,10 +20,9 @@ def random_normal(seed, *shape, dtype=torch.float32):
 
 
 def brute_force(vectors, codebook):
-    """argmin over k of the sum over d of (z - e)², all in float64; NumPy takes the first of equals."""
-    z, e = vectors.detach().double(), codebook.detach().double()
-    distances = (z[:, None, :] - e[None, :, :]).square().sum(dim=2)
-    return torch.from_numpy(distances.numpy().argmin(axis=1))
+    """argmin over k of the sum over d of (z - e)², all in float64, by NumPy, which takes the first of equals."""
+    z, e = (each.detach().double().contiguous().numpy() for each in (vectors, codebook))
+    return torch.from_numpy(np.square(z[:, None, :] - e[None, :, :]).sum(axis=2).argmin(axis=1))
 
 
 class Sizes(TorchDispatchMode):

@@ -8,7 +8,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.quantizers import Sizes, brute_force, random_normal
-from vqtool.quantizers import finer, nearest_codes, scores, search, settle
+from vqtool.quantizers import finer, nearest_codes, scores, search
+from vqtool.quantizers.bfloat16 import BfloatScores
+from vqtool.quantizers.scores import FullScores
+from vqtool.quantizers.short import ShortScores
 
 FEW = settings(deadline=None, max_examples=60)
 
@@ -164,7 +167,6 @@ def test_blocks_change_nothing(monkeypatch, block, k):
         (random_normal(0, 23, 3).round(), random_normal(1, k, 3).round()),
         (1e4 + random_normal(0, 23, 3) / 100, 1e4 + random_normal(1, k, 3) / 100),
     ]
-    monkeypatch.setattr(settle, "_BLOCK", block)
     monkeypatch.setattr(search, "_ROWS", block)
     monkeypatch.setattr(scores, "_BLOCK", block)
     monkeypatch.setattr(scores, "_ROWS", 1)
@@ -224,9 +226,9 @@ CASES = {
 
 
 def however_few(patch):
-    """Take the processor to multiply bfloat16, and let it do so for any number of codes and vectors."""
+    """Take the processor to multiply bfloat16, and let it do so for any number of codes, vectors and dimensions."""
     patch.setattr(search, "multiplies_bfloat16", lambda: True)
-    patch.setattr(search, "_CODES", 1)
+    patch.setattr(search, "SHORT", 0)
     patch.setattr(search, "_PRODUCTS", 0)
 
 
@@ -250,9 +252,9 @@ def made(monkeypatch):
 
         return make
 
-    for kind in (scores.BfloatScores, scores.FullScores):
+    for kind in (BfloatScores, FullScores, ShortScores):
         monkeypatch.setattr(search, kind.__name__, spied(kind))
-    monkeypatch.setattr(finer, "FullScores", spied(scores.FullScores))
+    monkeypatch.setattr(finer, "FullScores", spied(FullScores))
     return names
 
 
@@ -320,18 +322,22 @@ def test_codes_that_bfloat16_does_not_tell_apart_are_told_apart_in_float32(monke
 
 
 @pytest.mark.parametrize(
-    ("k", "products", "dtype", "kind"),
+    ("dim", "products", "dtype", "kind"),
     [
-        (256, 30 * 256 * 16, torch.float32, "BfloatScores"),
-        (255, 0, torch.float32, "FullScores"),
-        (256, 30 * 256 * 16 + 1, torch.float32, "FullScores"),
-        (256, 0, torch.float64, "FullScores"),
+        (16, 30 * 256 * 16, torch.float32, "BfloatScores"),
+        (16, 30 * 256 * 16 + 1, torch.float32, "FullScores"),
+        (16, 0, torch.float64, "FullScores"),
+        (9, 0, torch.float32, "BfloatScores"),
+        (8, 0, torch.float32, "ShortScores"),
+        (8, 1 << 60, torch.float32, "ShortScores"),
+        (8, 0, torch.float64, "FullScores"),
+        (1, 0, torch.float32, "ShortScores"),
     ],
 )
-def test_bfloat16_is_left_out_for_few_codes_or_vectors_and_for_float64(monkeypatch, made, k, products, dtype, kind):
+def test_scores_are_of_the_kind_that_is_soonest_made(monkeypatch, made, dim, products, dtype, kind):
     monkeypatch.setattr(search, "multiplies_bfloat16", lambda: True)
     monkeypatch.setattr(search, "_PRODUCTS", products)
-    check(random_normal(0, 30, 16), random_normal(1, k, 16, dtype=dtype))
+    check(random_normal(0, 30, dim), random_normal(1, 256, dim, dtype=dtype))
     assert made == [kind]
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vqtool.quantizers.distinct import distinct_rows
-from vqtool.quantizers.scores import FullScores, places
-from vqtool.quantizers.settle import settle, unsettled
+from vqtool.quantizers.kernels import exhaustive
+from vqtool.quantizers.scores import FullScores
 
 # Codes further from the middle than so many times what half of them are within are far.
 _FAR = 8.0
@@ -39,21 +39,20 @@ class Finer:
         nearest = torch.zeros(len(vectors), dtype=torch.int64, device=vectors.device)
         if self._codes.isnan().any():
             return nearest
-        rows = places(vectors.isfinite().all(dim=1))
+        rows = _where(vectors.isfinite().all(dim=1))
         nearest[rows] = self._places.index_select(0, self._nearest(vectors.index_select(0, rows)))
         return nearest
 
     def _nearest(self, vectors: Tensor) -> Tensor:
         """Places among the codes that differ, of finite vectors."""
-        nearest = self._without_far.nearest(vectors) if self._without_far else unsettled(vectors)
+        nearest = self._without_far.nearest(vectors) if self._without_far else _unsettled(vectors)
         for kind in self._kinds:
-            left = places(nearest < 0)
+            left = _where(nearest < 0)
             if len(left):
-                part, codes = vectors.index_select(0, left).to(kind), self._codes.to(kind)
                 if kind not in self._scores:
-                    self._scores[kind] = FullScores(codes)
-                nearest[left] = settle(part, codes, *self._scores[kind].candidates(part))
-        left = places(nearest < 0)
+                    self._scores[kind] = FullScores(self._codes.to(kind))
+                nearest[left] = self._scores[kind].nearest(vectors.index_select(0, left).to(kind))
+        left = _where(nearest < 0)
         if len(left):
             part = vectors.index_select(0, left)
             first, which = distinct_rows(part)  # what pads a chunk is one vector, many times
@@ -83,7 +82,7 @@ class _WithoutFar(NamedTuple):
         centre = codes[:: 1 + len(codes) // _SOME].double().nanmedian(dim=0).values
         norms = (codes - centre).norm(dim=1)
         far = ~(norms <= _FAR * norms.nanmedian())
-        left = places(~far)
+        left = _where(~far)
         if not len(left) or len(left) == len(codes):
             return None
         # Norms beyond this may have overflown, and are larger than they seem.
@@ -92,17 +91,24 @@ class _WithoutFar(NamedTuple):
 
     def nearest(self, vectors: Tensor) -> Tensor:
         """The exact nearest (R,); -1 where it may be one of those that are far."""
-        nearest = unsettled(vectors)
-        rows = places((vectors - self.centre).norm(dim=1) < self.reach)
+        nearest = _unsettled(vectors)
+        rows = _where((vectors - self.centre).norm(dim=1) < self.reach)
         nearest[rows] = self.places.index_select(0, self.finer.nearest(vectors.index_select(0, rows)))
         return nearest
 
 
 def _exhaustive(vectors: Tensor, codebook: Tensor) -> Tensor:
     """The exact nearest (R,) by every distance in float64."""
-    codes = codebook.cpu().double()
-    nearest = torch.zeros(len(vectors), dtype=torch.int64, device="cpu")
-    for row, vector in enumerate(vectors.cpu().double()):
-        distances = (vector - codes).square_().sum(dim=1)
-        nearest[row] = (~(distances > distances.min())).nonzero()[0, 0]
+    nearest = torch.empty(len(vectors), dtype=torch.int64, device="cpu")
+    exhaustive(vectors.cpu().numpy(), codebook.cpu().numpy(), nearest.numpy())
     return nearest.to(vectors.device)
+
+
+def _unsettled(vectors: Tensor) -> Tensor:
+    """(R,) -1 for each: no code yet."""
+    return torch.full((len(vectors),), -1, device=vectors.device)
+
+
+def _where(mask: Tensor) -> Tensor:
+    """The places where a mask (n,) is true."""
+    return mask.nonzero().squeeze(1)

@@ -6,17 +6,19 @@ Shapes: N vectors, K codes, D dimensions.
 import torch
 from torch import Tensor
 
+from vqtool.quantizers.bfloat16 import BfloatScores, multiplies_bfloat16
 from vqtool.quantizers.finer import Finer
+from vqtool.quantizers.kernels import SHORT
 from vqtool.quantizers.precision import full_precision
-from vqtool.quantizers.scores import BfloatScores, FullScores, Scores, multiplies_bfloat16, places
-from vqtool.quantizers.settle import settle
+from vqtool.quantizers.scores import FullScores, Scores
+from vqtool.quantizers.short import ShortScores
 from vqtool.threads import alone, over_rows, worth_threads
 
 # Vectors whose candidates are settled together, twice as many of few codes: they bound the memory.
 _ROWS = 1 << 12
 _FEW = 1 << 10
-# With fewer codes, or fewer products of numbers, what bfloat16 saves is lost again on the candidates that it adds.
-_CODES, _PRODUCTS = 1 << 8, 1 << 26
+# With fewer products of numbers, what bfloat16 saves is lost again on making it ready.
+_PRODUCTS = 1 << 21
 # Codes that are scored in the time that a vector takes beside its scores.
 _BESIDE = 1 << 9
 
@@ -47,7 +49,7 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
 def _nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     dtype = torch.promote_types(torch.promote_types(vectors.dtype, codebook.dtype), torch.float32)
     codes, device = codebook.to(dtype), vectors.device
-    kind = BfloatScores if _worth_bfloat16(vectors, codes) else FullScores
+    kind = _kind(vectors, codes)
     most = worth_threads(len(vectors) * (len(codes) + _BESIDE), codes.shape[1])
     with torch.no_grad(), full_precision(device):
         if not most:
@@ -58,10 +60,14 @@ def _nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
         return torch.cat(over_rows(lambda rows: _nearest(vectors[rows], codes, scores), len(vectors), most, device))
 
 
-def _worth_bfloat16(vectors: Tensor, codes: Tensor) -> bool:
+def _kind(vectors: Tensor, codes: Tensor) -> type[Scores]:
+    """The scores that are soonest made of so many vectors and codes."""
     if codes.dtype != torch.float32 or codes.device.type != "cpu":
-        return False
-    return len(codes) >= _CODES and vectors.numel() * len(codes) >= _PRODUCTS and multiplies_bfloat16()
+        return FullScores
+    if codes.shape[1] <= SHORT:
+        return ShortScores
+    worth = vectors.numel() * len(codes) >= _PRODUCTS
+    return BfloatScores if worth and multiplies_bfloat16() else FullScores
 
 
 # An operator of its own, as a compiler is to take it: traced, the roundings that are accounted for may be left out.
@@ -81,12 +87,12 @@ def _nearest(vectors: Tensor, codes: Tensor, scores: Scores) -> Tensor:
     found = [torch.empty(0, dtype=torch.int64, device=vectors.device)]
     finer, lost = None, False
     for block in vectors.split(2 * _ROWS if len(codes) <= _FEW else _ROWS):
-        block = block.to(codes.dtype)
+        block = block.to(codes.dtype).contiguous()
         if finer and lost:
             found.append(finer.nearest(block))
             continue
-        nearest = settle(block, codes, *scores.candidates(block))
-        left = places(nearest < 0)
+        nearest = scores.nearest(block)
+        left = (nearest < 0).nonzero().squeeze(1)
         if len(left):
             finer = finer or Finer(codes, scores.coarse)
             nearest[left] = finer.nearest(block.index_select(0, left))

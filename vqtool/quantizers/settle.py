@@ -1,50 +1,40 @@
-"""Which of a vector's candidates is the nearest: the contest is settled in float64, from the differences.
+"""Which of a vector's candidates is the nearest, by PyTorch's own operations, for any device; for a CPU see `kernels`.
 
-Shapes: R vectors, K codes, D dimensions, P candidates.
+Shapes: R vectors, K codes, D dimensions, C codes with padding, P candidates.
 """
 
 import torch
 from torch import Tensor
 
-from vqtool.quantizers.scores import places
+from vqtool.quantizers.kernels import CROWD
 
 # Numbers of one block of differences, of which there are less than twice as many: they bound the memory.
 _BLOCK = 1 << 19
 
 
-def settle(vectors: Tensor, codebook: Tensor, rows: Tensor, codes: Tensor) -> Tensor:
-    """The exact nearest (R,) of the candidates, `rows` and `codes` (P,); -1 for a row without one."""
-    nearest = unsettled(vectors).scatter_(0, rows, codes)
-    # Most contests are not close, and decided in the vectors' own type.
-    error = (vectors.shape[1] + 4) * torch.finfo(vectors.dtype).eps
-    for dtype, slack in ((vectors.dtype, 2 * error), (torch.float64, 0.0)):
-        contested = places(rows.bincount(minlength=len(vectors)).index_select(0, rows) > 1)
-        rows, codes = rows.index_select(0, contested), codes.index_select(0, contested)
-        if len(rows):
-            stays = places(~_lost(vectors, codebook, rows, codes, dtype, slack))
-            rows, codes = rows.index_select(0, stays), codes.index_select(0, stays)
-            # Among equals the lowest. Where distances are NaN none has lost, and the first wins.
-            nearest.scatter_reduce_(0, rows, codes, "amin", include_self=False)
-    return nearest
+def settle(scores: Tensor, slack: Tensor, vectors: Tensor, codebook: Tensor) -> Tensor:
+    """The exact nearest codes (R,), by all that may be nearest; -1 for a row with more than `CROWD` of these.
+
+    Args:
+        scores: (R, C); those of no code are infinite.
+        slack: (R,) how far above the best of a row the nearest's score may be; where it is infinite, the row is left.
+        vectors: (R, D).
+        codebook: (K, D).
+    """
+    limits = scores.amin(dim=1) + slack
+    near = scores <= limits.where(limits.isfinite(), torch.nan)[:, None]
+    rows, codes = (near & (near.sum(dim=1) <= CROWD)[:, None]).nonzero().unbind(dim=1)
+    distances = _distances(vectors, codebook, rows, codes)
+    smallest = distances.new_full((len(vectors),), torch.inf).scatter_reduce(0, rows, distances, "amin")
+    stays = distances <= smallest.index_select(0, rows)
+    # Among equals the lowest.
+    nearest = torch.full((len(vectors),), -1, device=vectors.device)
+    return nearest.scatter_reduce(0, rows[stays], codes[stays], "amin", include_self=False)
 
 
-def _lost(vectors: Tensor, codebook: Tensor, rows: Tensor, codes: Tensor, dtype: torch.dtype, slack: float) -> Tensor:
-    """Which candidates (P,) are further from their row than its nearest, by more than this share of the distance."""
-    # No pair is alone: threads would share out its sum, and round otherwise than those of its equals.
+def _distances(vectors: Tensor, codebook: Tensor, rows: Tensor, codes: Tensor) -> Tensor:
+    """Squared, from rows of the vectors to codes, (P,) each, in float64."""
+    # No pair is alone: its sum might be shared out, and rounded otherwise than those of its equals.
     parts = max(1, min(len(rows) * vectors.shape[1] // _BLOCK, len(rows) // 2))
     pairs = zip(rows.tensor_split(parts), codes.tensor_split(parts), strict=True)
-    distances = torch.cat([_distances(vectors, codebook, row, code, dtype) for row, code in pairs])
-    smallest = distances.new_full((len(vectors),), torch.inf).scatter_reduce(0, rows, distances, "amin")
-    least = torch.finfo(dtype).tiny * vectors.shape[1] if slack else 0.0
-    return distances > (smallest * (1 + slack) + least).index_select(0, rows)
-
-
-def _distances(vectors: Tensor, codebook: Tensor, rows: Tensor, codes: Tensor, dtype: torch.dtype) -> Tensor:
-    """Squared, from rows of the vectors to codes, (P,) each."""
-    apart = vectors.index_select(0, rows).to(dtype).sub_(codebook.index_select(0, codes))
-    return apart.square_().sum(dim=1)
-
-
-def unsettled(vectors: Tensor) -> Tensor:
-    """(R,) -1 for each: no code yet."""
-    return torch.full((len(vectors),), -1, device=vectors.device)
+    return torch.cat([(vectors[row].double() - codebook[code]).square_().sum(dim=1) for row, code in pairs])

@@ -122,12 +122,12 @@ class _Factors(NamedTuple):
 
     @property
     def work(self) -> tuple[int, int, torch.device]:
-        """For `over_rows`. A soft assignment takes as long as four scores.
+        """For `over_rows`. From half as many soft assignments on as scores, another thread is worth it.
 
         However few they are, a thread of ours makes them: PyTorch's own do not flush denormals.
         """
         rows, dim = self.vectors.shape
-        return rows, worth_threads(4 * rows * self._codes, dim), self.vectors.device
+        return rows, worth_threads(2 * rows * self._codes, dim), self.vectors.device
 
     @property
     def _codes(self) -> int:
