@@ -71,9 +71,10 @@ def test_a_step_is_that_of_a_bare_loop(tmp_path: Path) -> None:
         for group in adamw.param_groups:
             group["lr"] = learning_rate(settings.training, step)
         adamw.step()
-        model.hit_times.note(output.quantizer.indices, step + 1, torch.tensor(True))
+        model.hit_times.note(output.quantizer.indices, step + 1)
         model.quantizer.update()
         assert logged(tmp_path / "run")[step]["loss/total"] == pytest.approx(float(loss.detach()), rel=1e-5)
+    model.hit_times.agree()
     for name, tensor in checkpoint(tmp_path / "run", 8)["model"].items():
         torch.testing.assert_close(tensor, model.state_dict()[name], rtol=1e-4, atol=1e-6)
 
@@ -315,6 +316,7 @@ def test_between_looks_nothing_changes_after_a_bad_step(
     forward = step_module.Stepper.forward
     monkeypatch.setattr(step_module.Stepper, "forward", lambda self, x: (taken.append(1), forward(self, x))[1])
     poison(monkeypatch, "commitment", 3)
+    monkeypatch.setattr(step_module, "_known_at_once", lambda device: False)
     loop, model = trainer_in(tmp_path / "run", settings)
     with pytest.raises(TrainingError, match="step 3: not finite: commitment; the step was not applied"):
         loop.train()

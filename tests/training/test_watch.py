@@ -16,9 +16,9 @@ def terms(**values: float) -> dict[str, torch.Tensor]:
 
 def test_finite_steps_are_good_and_nothing_is_found() -> None:
     watch = Watch(CPU)
-    assert watch.first() is None
+    assert watch.first() == (-1, [])
     assert all(bool(watch.note(step, terms(a=1.0, b=-1e30))) for step in range(5))
-    assert watch.first() is None
+    assert watch.first() == (4, [])
 
 
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])

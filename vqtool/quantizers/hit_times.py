@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from vqtool.distributed import largest, smallest
 
+# Indices that are kept until they are looked at: of a few steps together that takes little more than of one.
+_KEPT = 1 << 16
+
 
 class HitTimes(nn.Module):
     """Remembers steps of training, counted from 1, of the codes of all levels.
@@ -18,7 +21,8 @@ class HitTimes(nn.Module):
         codebook_sizes: K of each level.
 
     Attributes:
-        first, last: (sum of K,) int32, the steps; 0 where there was none.
+        first, last: (sum of K,) int32, the steps; 0 where there was none. As of the last look, which `agree`, `levels`
+            and `state_dict` take.
     """
 
     first: Tensor
@@ -32,18 +36,41 @@ class HitTimes(nn.Module):
         starts = torch.tensor([0, *self._sizes[:-1]]).cumsum(0)
         self.register_buffer("_starts", starts, persistent=False)
         self._starts: Tensor
+        self._kept: list[tuple[Tensor, int, Tensor | None]] = []
+        self.register_state_dict_pre_hook(lambda times, *_: times._look())
+
+    def note(self, indices: Tensor, step: int, good: Tensor | None = None) -> None:
+        """Note the indices (..., Q), or (...) of one level, of a step; nothing where `good` () bool is false."""
+        self._kept.append((indices.detach(), step, good))
+        if len(self._kept) * indices.numel() >= _KEPT:
+            self._look()
 
     @torch.no_grad()
-    def note(self, indices: Tensor, step: int, good: Tensor) -> None:
-        """Note the indices (..., Q), or (...) of one level, of a step; nothing where `good` () bool is false."""
-        codes = (indices.reshape(-1, len(self._sizes)) + self._starts).flatten()
-        hit = torch.zeros_like(self.last, dtype=torch.bool).index_fill_(0, codes, True).logical_and_(good)
-        self.last.masked_fill_(hit, step)
-        self.first.masked_fill_(hit.logical_and_(self.first == 0), step)
+    def _look(self) -> None:
+        """At what was kept."""
+        if not self._kept:
+            return
+        codes = torch.cat([self._codes(indices) for indices, _, _ in self._kept])
+        steps = torch.cat([self._steps(*kept) for kept in self._kept])
+        self._kept.clear()
+        never = torch.iinfo(self.first.dtype).max
+        self.last.scatter_reduce_(0, codes, steps, "amax")
+        first = torch.full_like(self.first, never).scatter_reduce_(0, codes, steps.where(steps > 0, never), "amin")
+        self.first.copy_(torch.where((self.first == 0) & (first < never), first, self.first))
+
+    def _codes(self, indices: Tensor) -> Tensor:
+        """Places among those of all levels (n,)."""
+        return (indices.reshape(-1, len(self._sizes)) + self._starts).flatten()
+
+    def _steps(self, indices: Tensor, step: int, good: Tensor | None) -> Tensor:
+        """The step of each, or 0 (n,)."""
+        steps = torch.full_like(indices, step, dtype=self.last.dtype).flatten()
+        return steps if good is None else steps * good
 
     @torch.no_grad()
     def agree(self) -> None:
         """Take over what other processes noted of their shares."""
+        self._look()
         never = torch.iinfo(self.first.dtype).max
         first = smallest(torch.where(self.first == 0, never, self.first))
         self.first.copy_(torch.where(first == never, 0, first))
@@ -51,4 +78,5 @@ class HitTimes(nn.Module):
 
     def levels(self) -> list[tuple[Tensor, Tensor]]:
         """First and last (K,) of each level."""
+        self._look()
         return list(zip(self.first.split(self._sizes), self.last.split(self._sizes), strict=True))

@@ -3,6 +3,7 @@
 Shapes: B batch, L positions per sample, D code dimension.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -86,17 +87,19 @@ class Stepper:
         """Update weights and codes; after a step that was not finite, nothing any more.
 
         Raises:
-            TrainingError: as `check`, at once while codes wait for their start.
+            TrainingError: as `check`, at once on a CPU, and while codes wait for their start.
         """
         terms = {"reconstruction": output.reconstruction, "commitment": output.quantizer.commitment_loss}
         if self._settings.loss.entropy:
             terms["entropy"] = output.quantizer.entropy_loss
         terms["gradient"] = self.optimizer.gradients(output.total)
-        good = self._watch.note(step, terms)
-        self.optimizer.step(step, good)
-        if self._model.quantizer.waits:
-            self.check()
+        good, waits = None, self._model.quantizer.waits
+        if waits or _known_at_once(self._device):
+            self._refuse(step, [name for name, term in terms.items() if not math.isfinite(term.item())])
         else:
+            good = self._watch.note(step, terms)
+        self.optimizer.step(step, good)
+        if not waits:
             self._model.hit_times.note(output.quantizer.indices, step + 1, good)
         self._model.quantizer.learn(good)
 
@@ -106,10 +109,12 @@ class Stepper:
         Raises:
             TrainingError: names the step, what was not finite, and the rows.
         """
-        found = self._watch.first()
-        if found is None:
+        self._refuse(*self._watch.first())
+
+    def _refuse(self, step: int, bad: list[str]) -> None:
+        """Go no further where terms of a step were `bad`."""
+        if not bad:
             return
-        step, bad = found
         self._model.quantizer.discard()
         # A gradient is bad wherever a loss is.
         terms = [name for name in bad if name != "gradient"] or bad
@@ -129,3 +134,8 @@ class Stepper:
         samples = self._order.batch(step)
         rows = samples if self._numbers is None else self._numbers[samples]
         return ", ".join(map(str, rows[:_NAMED])) + (", ..." if len(rows) > _NAMED else "")
+
+
+def _known_at_once(device: torch.device) -> bool:
+    """Whether a number is on the host as soon as it is computed."""
+    return device.type == "cpu"

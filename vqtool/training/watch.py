@@ -14,10 +14,13 @@ class Watch:
     """
 
     def __init__(self, device: torch.device) -> None:
+        self._good = torch.ones((), dtype=torch.bool, device=device)
+        # Of the last step, or of the first that was not finite.
         self._step = torch.full((), -1, device=device)
-        self._bad = torch.zeros((), dtype=torch.bool, device=device)
+        self._terms = torch.zeros((), device=device)
         self._names: list[str] = []
 
+    @torch.no_grad()
     def note(self, step: int, terms: Mapping[str, Tensor]) -> Tensor:
         """Note the terms () of a step; the same names at every step.
 
@@ -25,15 +28,13 @@ class Watch:
             () bool: whether this step and all before it were finite. Once one was not, no further step may be applied.
         """
         self._names = list(terms)
-        bad = ~torch.stack([term.detach().isfinite() for term in terms.values()])
-        first = bad.any() & (self._step < 0)
-        self._step = torch.where(first, step, self._step)
-        self._bad = torch.where(first, bad, self._bad)
-        return self._step < 0
+        now = torch.stack(list(terms.values()))
+        self._step = torch.where(self._good, step, self._step)
+        self._terms = torch.where(self._good, now, self._terms)
+        self._good = self._good & now.isfinite().all()
+        return self._good
 
-    def first(self) -> tuple[int, list[str]] | None:
-        """The first step that was not finite, and the names of what was not; waits for the device."""
-        step = int(self._step)
-        if step < 0:
-            return None
-        return step, [name for name, bad in zip(self._names, self._bad.tolist(), strict=True) if bad]
+    def first(self) -> tuple[int, list[str]]:
+        """The first step that was not finite, and what was not; else the last one, and none. Waits for the device."""
+        finite = self._terms.isfinite().tolist() if self._names else []
+        return int(self._step), [name for name, fine in zip(self._names, finite, strict=True) if not fine]
