@@ -25,7 +25,7 @@ for command in ([], ["init"], ["train"], ["encode"], ["decode"], ["eval"], ["ins
         app([*command, "--help"], prog_name="vqtool")
     except SystemExit as exit:
         assert exit.code == 0, exit.code
-heavy = {"torch", "numpy", "yaml", "rich", "safetensors", "matplotlib", "tensorboard", "vqtool.config"}
+heavy = {"torch", "numba", "numpy", "yaml", "rich", "safetensors", "matplotlib", "tensorboard", "vqtool.config"}
 print("imported:", sorted(heavy & set(sys.modules)))
 """
 
