@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqtool.compiled import entry, loop
+from vqtool.compiled import entry, exact_loop, loop
 from vqtool.quantizers.kernels import ROUNDED, Array, Scalar, settle_bfloat16
 from vqtool.quantizers.scores import ProductScores
 
@@ -63,6 +63,12 @@ def multiplies_bfloat16() -> bool:
     return any(able.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
 
+@exact_loop
+def _minus(one: Scalar, other: Scalar) -> Scalar:
+    """Which may be NaN."""
+    return one - other
+
+
 @loop
 def _to_bfloat16(bits: Scalar) -> Scalar:
     """A float32's bits, rounded to the upper half, a tie to even."""
@@ -109,7 +115,7 @@ def _round_rows(vectors: Array, centre: Array, bounds: Array, rounded: Array, sl
     for row in range(len(vectors)):
         greatest = np.uint32(0)
         for dim in range(dims):
-            whole[dim] = centre[dim] - vectors[row, dim]
+            whole[dim] = _minus(centre[dim], vectors[row, dim])
         for dim in range(dims):
             above = _to_bfloat16(bits[dim])
             rounded[row, dim] = above

@@ -127,14 +127,16 @@ def _closest(candidates: Array, count: int, distances: Array, vector: Array, cod
 
 @loop
 def _within(scores: Array, least: Array, limit: Scalar, candidates: Array) -> int:
-    """How many codes have a score that is not above the limit, and which, up to a crowd."""
+    """How many codes have a score that is not above the limit, a crowd at the most, and which they are."""
     count = 0
     for which in range(least.size):
         if least[which] <= limit:
             for code in range(which, scores.size, least.size):
                 if scores[code] <= limit:
-                    candidates[min(count, CROWD)] = code
+                    candidates[count] = code
                     count += 1
+                    if count > CROWD:
+                        return count
     return count
 
 
@@ -227,16 +229,16 @@ def _take(numbers: Array, limit: Scalar) -> Scalar:
 def _short_within(
     row: Array, classes: Array, heights: Array, least: Array, limit: Scalar, scores: Array, candidates: Array
 ) -> int:
-    """How many codes have a score that is not above the limit, and which, up to a crowd; `scores` (G,) is scratch."""
+    """As `_within`; `scores` (G,) is scratch."""
     numbers, count = _eight(row), 0
     which = _take(least, limit)
-    while which >= 0:
+    while which >= 0 and count <= CROWD:
         some, high = classes[which], heights[which]
         for member in range(scores.size):
             scores[member] = _score(numbers, some, high, member)
         member = _take(scores, limit)
-        while member >= 0:
-            candidates[min(count, CROWD)] = least.size * member + which
+        while member >= 0 and count <= CROWD:
+            candidates[count] = least.size * member + which
             count += 1
             member = _take(scores, limit)
         which = _take(least, limit)
@@ -275,7 +277,7 @@ def settle_short(
             _short_least(rows, row, columns, heights, least)
         nearest[row] = -1
         its = least[row % 4]
-        limit = _smallest(its) + slack[row]
+        limit = _smallest(its) + slack[row] if slack[row] < np.inf else slack[row]
         if limit < np.inf:
             count = _short_within(rows[row], classes, heights_of_classes, its, limit, scores, candidates)
             nearest[row] = _closest(candidates, count, distances, vectors[row], codes)
