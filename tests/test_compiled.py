@@ -11,6 +11,11 @@ from vqtool import compiled
 from vqtool.compiled import entry, exact_loop, loop
 
 
+@pytest.fixture(autouse=True)
+def _kept_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+
+
 def total(numbers):
     """The sum of all."""
     found = 0.0
@@ -45,43 +50,57 @@ def test_without_a_place_to_keep_it_a_loop_is_compiled_all_the_same(monkeypatch)
     assert entry(total)(np.arange(10.0)) == 45
 
 
-def test_a_disk_that_is_full_stops_no_loop(monkeypatch):
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), EOFError("Ran out of input")], ids=repr)
+def test_what_cannot_be_kept_or_read_again_stops_no_loop(monkeypatch, error):
     calls = []
 
-    def full(*arguments, **options):
+    def njit(cache=False, **options):
         def decorate(function):
-            def first_time(*values):
-                calls.append(values)
-                if len(calls) == 1:
-                    raise OSError(28, "No space left on device")
+            def call(*values):
+                calls.append(cache)
+                if cache:
+                    raise error
                 return function(*values)
 
-            return first_time
+            return call
 
         return decorate
 
-    monkeypatch.setattr(compiled.numba, "njit", full)
+    monkeypatch.setattr(compiled.numba, "njit", njit)
+    summed = entry(total)
+    assert summed(np.arange(10.0)) == summed(np.arange(10.0)) == 45
+    assert calls == [True, False, False]
+
+
+def test_a_damaged_cache_stops_no_loop(tmp_path):
     assert entry(total)(np.arange(10.0)) == 45
-    assert len(calls) == 2
+    (index,) = tmp_path.rglob("*.nbi")
+    index.write_bytes(b"")
+    assert entry(total)(np.arange(10.0)) == 45
 
 
-def spin(flag):
-    count = 0
-    while flag[0] == 0 and count < 1 << 33:
-        count += 1
-    return count
+def test_errors_of_a_loop_itself_are_raised():
+    with pytest.raises(numba.TypingError):
+        entry(total)("no numbers")
+
+
+def roots(numbers, times):
+    found = 0.0
+    for _ in range(times):
+        for place in range(numbers.size):
+            found += np.sqrt(numbers[place] + found)
+    return found
 
 
 def test_other_threads_go_on_meanwhile():
-    waits, flag = entry(spin), np.zeros(1, np.int64)
-    flag[0] = 1
-    assert waits(flag) == 0  # compiled
-    flag[0] = 0
-    thread = threading.Thread(target=waits, args=(flag,))
+    long, numbers = entry(roots), np.ones(1000)
+    long(numbers, 1)  # compiled
+    thread, turns = threading.Thread(target=long, args=(numbers, 50_000)), 0  # half a second, or more
     thread.start()
-    time.sleep(0.01)
-    flag[0] = 1
-    thread.join()
+    while thread.is_alive():
+        time.sleep(0.001)
+        turns += 1
+    assert turns > 10
 
 
 @pytest.mark.parametrize("decorate", [loop, exact_loop, entry])

@@ -29,19 +29,23 @@ def exact_loop(function: Callable[P, T]) -> Callable[P, T]:
 def entry(function: Callable[P, T]) -> Callable[P, T]:
     """A loop that Python calls, compiled by Numba at its first call; while it runs, other threads of Python go on.
 
-    What is compiled is kept on disk for the next process, beside the module or in the user's cache. Numba sees changes
-    of the module alone: the loops that are called stand in it, too.
+    What is compiled is kept on disk for the next process, beside the module or in the user's cache, like Python's own
+    bytecode and no less trusted. Numba sees changes of the module alone: what is used, loops and constants, stands in
+    it, too, and who changes the flags above changes the modules.
     """
+    unkept = numba.njit(nogil=True, fastmath=_FAST)(function)
     try:
-        compiled = numba.njit(cache=True, nogil=True, fastmath=_FAST)(function)
+        chosen = numba.njit(cache=True, nogil=True, fastmath=_FAST)(function)
     except RuntimeError:  # there is no place to keep it
-        compiled = numba.njit(nogil=True, fastmath=_FAST)(function)
+        chosen = unkept
 
     @wraps(function)
     def call(*arguments: P.args, **keywords: P.kwargs) -> T:
+        nonlocal chosen
         try:
-            return compiled(*arguments, **keywords)
-        except OSError:  # what was compiled could not be kept, as where the disk is full, but it is there
-            return compiled(*arguments, **keywords)
+            return chosen(*arguments, **keywords)
+        except Exception:  # what is kept cannot be written, or is damaged; any other reason comes again
+            chosen = unkept
+            return unkept(*arguments, **keywords)
 
     return call

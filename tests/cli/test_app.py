@@ -42,6 +42,18 @@ def test_the_module_runs_as_the_command_does() -> None:
     assert "No such command 'bogus'" in done.stderr
 
 
+@pytest.mark.parametrize("closed", ["", ">&-", "2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize(("words", "code"), [("--version", 0), ("inspect nowhere", 2)])
+def test_a_process_ends_with_the_code_of_its_command(words: str, code: int, closed: str) -> None:
+    line = f"{sys.executable} -m vqtool {words} {closed}"
+    assert subprocess.run(line, shell=True, capture_output=True, check=False).returncode == code
+
+
+def test_all_that_is_said_comes_through_a_pipe(vqtool: Command) -> None:
+    done = subprocess.run([sys.executable, "-m", "vqtool", "init"], capture_output=True, text=True, check=True)
+    assert done.stdout == vqtool("init").out
+
+
 def test_the_installed_command_is_main() -> None:
     (script,) = entry_points(group="console_scripts", name="vqtool")
     assert script.load() is main

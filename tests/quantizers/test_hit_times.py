@@ -1,5 +1,7 @@
 """When codes were hit first, and last."""
 
+import pickle
+
 import torch
 
 from vqtool.quantizers.hit_times import HitTimes
@@ -45,11 +47,26 @@ def test_what_is_kept_is_bounded_and_looked_at_in_any_portions(monkeypatch) -> N
     found = []
     for kept in (1, 15, 31, 1 << 16):
         monkeypatch.setattr("vqtool.quantizers.hit_times._KEPT", kept)
+        monkeypatch.setattr("vqtool.quantizers.hit_times._STEPS", 7)
         times = HitTimes([50])
         for step, indices in enumerate(steps):
             times.note(indices, step + 1)
             assert len(times._kept) * 15 < kept
+            assert len(times._kept) < 7
         found.append([column.tolist() for column in times.levels()[0]])
     hits = [[step + 1 for step, indices in enumerate(steps) if code in indices] for code in range(50)]
     expected = [[min(each, default=0) for each in hits], [max(each, default=0) for each in hits]]
     assert found == [expected] * 4
+
+
+def test_what_is_kept_is_forgotten_where_other_times_are_loaded() -> None:
+    times = HitTimes([3])
+    times.note(torch.tensor([1]), 9)
+    times.load_state_dict(HitTimes([3]).state_dict())
+    assert not any(column.any() for column in times.levels()[0])
+
+
+def test_times_can_be_pickled() -> None:
+    times = HitTimes([3])
+    times.note(torch.tensor([1]), 9)
+    assert [column.tolist() for column in pickle.loads(pickle.dumps(times)).levels()[0]] == [[0, 9, 0]] * 2

@@ -94,7 +94,7 @@ def test_bfloat16_scores_lead_where_the_same_numbers_do_in_float32(seed, k, scal
     padded = torch.nn.functional.pad(scores, (0, -k % 64), value=torch.inf).view(torch.int16)
     settle_bfloat16(padded.numpy(), 16, slack.numpy(), vectors.numpy(), codes.numpy(), found.numpy())
     best = scores.float().amin(dim=1)
-    wider = (best * np.float32(kernels.ROUNDED) + slack - best).numpy()
+    wider = (best * np.float32(kernels._ROUNDED) + slack - best).numpy()
     assert found.tolist() == settled(scores.float().numpy(), wider, vectors.numpy(), codes.numpy()).tolist()
 
 

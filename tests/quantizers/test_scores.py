@@ -29,11 +29,12 @@ KINDS = {
     "short": (ShortScores, torch.float32),
     "elsewhere": (ElsewhereScores, torch.float32),
 }
+PRODUCTS = ("bfloat16", "float32", "float64", "elsewhere")
 each_kind = pytest.mark.parametrize(("kind", "dtype"), KINDS.values(), ids=KINDS)
 each_product = pytest.mark.parametrize(
     ("kind", "dtype"),
-    [KINDS[name] for name in ("bfloat16", "float32", "float64")],
-    ids=["bfloat16", "float32", "float64"],
+    [KINDS[name] for name in PRODUCTS],
+    ids=PRODUCTS,
 )
 each_float32_kind = pytest.mark.parametrize("kind", [BfloatScores, FullScores, ShortScores, ElsewhereScores])
 
@@ -64,7 +65,7 @@ def check_but_for(kind, vectors, codes, most):
     known = nearest >= 0
     vectors, codes = cut(kind, vectors, codes)
     assert torch.equal(nearest[known], truth(kind, vectors, codes)[known])
-    if len(codes) <= CROWD:
+    if len(codes) <= CROWD:  # else a crowd may be left
         centre = codes.double().mean(dim=0)
         furthest = (vectors.double() - centre).norm(dim=1) + (codes.double() - centre).norm(dim=1).max()
         assert known[furthest < most].all()
@@ -225,7 +226,7 @@ def test_with_a_codebook_that_is_not_finite_every_row_is_left(kind, dtype, odd):
 def test_blocks_of_any_size(monkeypatch, kind, dtype, block):
     monkeypatch.setattr(scores, "_BLOCK", block)
     monkeypatch.setattr(scores, "_ROWS", 1)
-    check(kind, random_normal(0, 37, 6, dtype=dtype), random_normal(1, 150, 6, dtype=dtype))
+    check(kind, random_normal(0, 37, 6, dtype=dtype), random_normal(1, CROWD, 6, dtype=dtype))
 
 
 @each_kind
@@ -302,3 +303,10 @@ def test_rows_near_very_many_equal_codes_are_left_alone(kind, dtype, size):
     assert (nearest[expected == 0] == -1).all()
     assert torch.equal(nearest[nearest >= 0], expected[nearest >= 0])
     assert (nearest[expected > 0] >= 0).double().mean() > (0.5 if kind is BfloatScores else 0.99)
+
+
+def test_elsewhere_the_distances_of_equal_codes_are_equal_in_any_blocks(monkeypatch):
+    codes = random_normal(0, 1, 401).expand(3, -1).contiguous()
+    for block in (1, 401, 802, 1 << 19):
+        monkeypatch.setattr("vqtool.quantizers.settle._BLOCK", block)
+        assert not found(ElsewhereScores, random_normal(1, 9, 401), codes).any()

@@ -68,8 +68,6 @@ def test_ties_go_to_the_lowest_index(seed, d, power, offset):
 
 
 def test_equal_codes_are_a_tie_however_long_they_are(two_threads):
-    # PyTorch shares one long sum out among its threads, and then it rounds otherwise than one of several: 27 are to be
-    # made here, of which 26 or 13 fill a block.
     for seed in range(10):
         codes = random_normal(seed, 1, 40_001).expand(3, -1)
         assert not nearest_codes(random_normal(seed + 10, 9, 40_001), codes).any()
@@ -161,11 +159,12 @@ def test_one_vector_or_one_code_or_none():
 
 @pytest.mark.parametrize("block", [1, 5, 64, 161])
 @pytest.mark.parametrize("k", [1, 7])
-def test_blocks_change_nothing(monkeypatch, block, k):
+@pytest.mark.parametrize("d", [3, 12])
+def test_blocks_change_nothing(monkeypatch, block, k, d):
     cases = [
-        (random_normal(0, 23, 3), random_normal(1, k, 3)),
-        (random_normal(0, 23, 3).round(), random_normal(1, k, 3).round()),
-        (1e4 + random_normal(0, 23, 3) / 100, 1e4 + random_normal(1, k, 3) / 100),
+        (random_normal(0, 23, d), random_normal(1, k, d)),
+        (random_normal(0, 23, d).round(), random_normal(1, k, d).round()),
+        (1e4 + random_normal(0, 23, d) / 100, 1e4 + random_normal(1, k, d) / 100),
     ]
     monkeypatch.setattr(search, "_ROWS", block)
     monkeypatch.setattr(scores, "_BLOCK", block)

@@ -324,6 +324,17 @@ def test_between_looks_nothing_changes_after_a_bad_step(
     assert_same(dict(model.state_dict()), dict(checkpoint(tmp_path / "clean", 2)["model"]))
 
 
+def test_a_cpu_is_looked_at_after_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    forward = step_module.Stepper.forward
+    monkeypatch.setattr(step_module.Stepper, "forward", lambda self, x: (taken.append(1), forward(self, x))[1])
+    poison(monkeypatch, "commitment", 3)
+    settings = from_random(tiny(tmp_path, log_every=7, checkpoint_every=7, validate_every=7))
+    with pytest.raises(TrainingError, match="step 3: not finite: commitment"):
+        train(settings, tmp_path / "run")
+    assert len(taken) == 3
+
+
 def test_without_parameters_it_is_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, "commitment", 2)
     loop, model = trainer_in(

@@ -1,5 +1,6 @@
 """The command line, a thin skin: one file a command."""
 
+import atexit
 import os
 import signal
 import sys
@@ -13,6 +14,9 @@ def main() -> None:
     """The entry point of `vqtool`."""
     for number in _STOPS:  # before anything else is imported, which can take seconds
         signal.signal(number, _leave)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed from the start, as of a daemon
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     try:
         from vqtool.cli.app import app
 
@@ -29,6 +33,7 @@ def _end(end: SystemExit) -> None:
     _heed_no_stop()
     code = 0 if end.code is None else end.code
     if isinstance(code, int):
+        atexit._run_exitfuncs()  # what libraries remove, or write, at the end
         with suppress(OSError, ValueError):  # Python itself says what there is to say of a pipe that is closed
             sys.stdout.flush()
             sys.stderr.flush()

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from vqtool.compiled import entry, exact_loop, loop
-from vqtool.quantizers.kernels import ROUNDED, Array, Scalar, settle_bfloat16
+from vqtool.quantizers.kernels import Array, Scalar, settle_bfloat16
 from vqtool.quantizers.scores import ProductScores
 
 # The least that is not denormal, and the largest.
 _LEAST, _LARGEST = np.float32(2**-126), np.float32(3.38e38)
-# More than 1 and 2, for the roundings of bounds themselves.
+# By what a number may grow when it is rounded to bfloat16.
+_GROWN = np.float32(1 + 2**-7)
+# More than 1, for the roundings of bounds themselves; and than 2, for those and u of the nearest's own score.
 _ROOM, _SLACK = np.float32(1.01), np.float32(2.2)
 # Bits: of 1 as a bfloat16; of a float32 without its sign; and of the infinite one.
 _ONE, _MAGNITUDE, _INFINITE = np.uint16(0x3F80), np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
@@ -40,6 +42,7 @@ class BfloatScores(ProductScores):
         first = self._half_norms.bfloat16()
         second = (self._half_norms - first.float()).bfloat16()
         norm_lost = (self._half_norms - first.float() - second.float()).abs().max()
+        # As `_shift_and_slack` takes them apart; the last three are those of `_error`.
         bounds = torch.stack([self._least, self._largest, lost, norm_lost, *self._rounding])
         self._bounds = bounds.nan_to_num(torch.inf, torch.inf)
         return torch.cat([low, torch.stack([first, second, torch.ones_like(first)], dim=1)], dim=1)
@@ -90,7 +93,7 @@ def _shift_and_slack(norm: Scalar, lost: Scalar, bounds: Array) -> tuple[Scalar,
         errors = _ROOM * (lost * largest + (norm + lost) * code_lost + norm_lost) + 2 * error
         # Neither of these can z·e - |e|²/2 exceed. The less the shift, the less is rounded off the scores.
         most = min(norm * norm / 2, norm * largest)
-        shift = (most + errors) * ROUNDED + _LEAST
+        shift = (most + errors) * _GROWN + _LEAST
         # No score is above this sum, nor a shift that was rounded.
         if _ROOM * shift + furthest * furthest + errors < _LARGEST / 2:
             slack = _SLACK * errors

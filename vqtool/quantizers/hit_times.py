@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from vqtool.distributed import largest, smallest
 
-# Indices that are kept until they are looked at: of a few steps together that takes little more than of one.
-_KEPT = 1 << 16
+# Indices, and steps, that are kept until they are looked at: of many steps that takes little more than of one.
+_KEPT, _STEPS = 1 << 16, 1 << 10
 
 
 class HitTimes(nn.Module):
@@ -37,12 +37,15 @@ class HitTimes(nn.Module):
         self.register_buffer("_starts", starts, persistent=False)
         self._starts: Tensor
         self._kept: list[tuple[Tensor, int, Tensor | None]] = []
-        self.register_state_dict_pre_hook(lambda times, *_: times._look())
+        self._numbers = 0
+        self.register_state_dict_pre_hook(_look)
+        self.register_load_state_dict_post_hook(_forget)
 
     def note(self, indices: Tensor, step: int, good: Tensor | None = None) -> None:
         """Note the indices (..., Q), or (...) of one level, of a step; nothing where `good` () bool is false."""
         self._kept.append((indices.detach(), step, good))
-        if len(self._kept) * indices.numel() >= _KEPT:
+        self._numbers += indices.numel()
+        if self._numbers >= _KEPT or len(self._kept) >= _STEPS:
             self._look()
 
     @torch.no_grad()
@@ -52,11 +55,15 @@ class HitTimes(nn.Module):
             return
         codes = torch.cat([self._codes(indices) for indices, _, _ in self._kept])
         steps = torch.cat([self._steps(*kept) for kept in self._kept])
-        self._kept.clear()
+        self._forget()
         never = torch.iinfo(self.first.dtype).max
         self.last.scatter_reduce_(0, codes, steps, "amax")
         first = torch.full_like(self.first, never).scatter_reduce_(0, codes, steps.where(steps > 0, never), "amin")
         self.first.copy_(torch.where((self.first == 0) & (first < never), first, self.first))
+
+    def _forget(self) -> None:
+        self._kept.clear()
+        self._numbers = 0
 
     def _codes(self, indices: Tensor) -> Tensor:
         """Places among those of all levels (n,)."""
@@ -80,3 +87,11 @@ class HitTimes(nn.Module):
         """First and last (K,) of each level."""
         self._look()
         return list(zip(self.first.split(self._sizes), self.last.split(self._sizes), strict=True))
+
+
+def _look(times: HitTimes, *_: object) -> None:
+    times._look()
+
+
+def _forget(times: HitTimes, *_: object) -> None:
+    times._forget()

@@ -1,7 +1,8 @@
-"""The search's loops over scores, for a CPU: each row is read while a cache holds it, and no pass writes it again.
+"""The search's loops for a CPU: from scores, or vectors of few dimensions, to the nearest codes.
 
-Codes are taken in classes, of every so many-th code: the least scores of all classes are found by steps that do as many
-at once as the processor can, and only classes whose least may be the nearest's are looked through.
+Each row of scores is read while a cache holds it, and no pass writes it again. Codes are taken in classes, of every so
+many-th code: the least scores of all classes are found by steps that do as many at once as the processor can, and only
+classes whose least may be the nearest's are looked through.
 
 Shapes: R vectors, K codes, D dimensions, C codes with padding, G of them a class, W classes.
 """
@@ -19,8 +20,8 @@ SHORT = 8
 CROWD = 64
 # More than what a sum in another order is off by, for each of its terms.
 _EPS, _TINY = 2.0**-50, 2.0**-1020
-# A bfloat16's (1 + u) / (1 - u), and more: one score may be rounded up by u of it, another down.
-ROUNDED = np.float32(1 + 1.1 * 2**-7)
+# A bfloat16's (1 + u) / (1 - u), and more: the best may be rounded down by u of it, the nearest up.
+_ROUNDED = np.float32(1 + 1.1 * 2**-7)
 
 Array = NDArray[Any]
 Scalar = Any
@@ -107,7 +108,7 @@ def _least_of_classes(scores: Array, least: Array) -> Scalar:
 
 @loop
 def _closest(candidates: Array, count: int, distances: Array, vector: Array, codes: Array) -> int:
-    """The exact nearest of so many candidates; -1 where they are none or a crowd; `distances` is scratch."""
+    """The exact nearest of so many candidates; -1 of none, or of a crowd. Both tables are scratch afterwards."""
     if count == 1:
         return candidates[0]
     if count == 0 or count > CROWD:
@@ -174,7 +175,7 @@ def settle_bfloat16(scores: Array, classes: int, slack: Array, vectors: Array, c
         nearest[row] = -1
         if slack[row] < np.inf:
             bits[0] = np.int32(_least_of_classes(scores[row], least)) << 16
-            number[0] = number[0] * ROUNDED + slack[row]
+            number[0] = number[0] * _ROUNDED + slack[row]
             if number[0] < np.inf:
                 count = _within(scores[row], least, np.int16(bits[0] >> 16), candidates)
                 nearest[row] = _closest(candidates, count, distances, vectors[row], codes)
@@ -229,7 +230,7 @@ def _take(numbers: Array, limit: Scalar) -> Scalar:
 def _short_within(
     row: Array, classes: Array, heights: Array, least: Array, limit: Scalar, scores: Array, candidates: Array
 ) -> int:
-    """As `_within`; `scores` (G,) is scratch."""
+    """As `_within`; `scores` (G,) and `least` (W,) are scratch afterwards."""
     numbers, count = _eight(row), 0
     which = _take(least, limit)
     while which >= 0 and count <= CROWD:

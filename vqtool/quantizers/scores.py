@@ -1,8 +1,7 @@
 """Scores that order codes as their distances do, with a bound on how far they are off.
 
 A score is |z - e|²/2 less something that all codes of a row share. Distances are unchanged when both sides are shifted;
-about the mean code the terms are small, and so are the errors. The norms of the codes are columns of a matrix product,
-which saves a pass over the scores.
+about the mean code the terms are small, and so are the errors.
 
 Shapes: N vectors, R of a block, K codes, D dimensions, C codes with padding.
 """
@@ -21,8 +20,8 @@ from vqtool.quantizers.settle import settle
 _BLOCK = 1 << 23
 _ROWS = 1 << 7
 _MOST = 1 << 24
-# Classes of codes, of few or more codes than so many.
-_FEW, _SMALL, _CLASSES = 128, 16, 64
+# Classes of up to so many codes, and of more.
+_FEW, _NARROW, _WIDE = 128, 16, 64
 
 
 class Scores(ABC):
@@ -71,7 +70,7 @@ class Scores(ABC):
         return (2 * self._error(norms)).where(safe, torch.inf)
 
     def _error(self, norms: Tensor) -> Tensor:
-        """Bound (n,) on the rounding of a product, in the type of the codes, with vectors of these norms (n,).
+        """Bound (n,) on the rounding of a score, in the type of the codes, of vectors of these norms (n,).
 
         |fl(x·y) - x·y| <= D u |x||y| / (1 - D u) (Higham, Accuracy and Stability of Numerical Algorithms, 2002, eq.
         3.5), with room for the shift and the other roundings.
@@ -82,11 +81,11 @@ class Scores(ABC):
 
 
 class ProductScores(Scores):
-    """Scores from a matrix product, in blocks."""
+    """Scores from a matrix product, in blocks. The norms of the codes are a column of it, which saves a pass."""
 
     def __init__(self, codebook: Tensor) -> None:
         super().__init__(codebook)
-        self._classes = _SMALL if len(codebook) <= _FEW else _CLASSES
+        self._classes = _NARROW if len(codebook) <= _FEW else _WIDE
         self._columns = self._pad(self._make_columns())
 
     def nearest(self, vectors: Tensor) -> Tensor:

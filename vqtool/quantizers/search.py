@@ -26,8 +26,8 @@ _BESIDE = 1 << 9
 def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     """The code with the smallest squared distance, summed in float64; among equals the lowest index.
 
-    A matrix product finds, for each vector, the codes that lie within its own rounding error of the best; where these
-    are several, their distances are computed again in float64 from the differences.
+    Scores find, for each vector, the codes that lie within their own rounding error of the best; where these are
+    several, their distances are computed again in float64 from the differences.
 
     Args:
         vectors: (N, D), float64, float32, bfloat16 or float16.

@@ -122,7 +122,7 @@ class _Factors(NamedTuple):
 
     @property
     def work(self) -> tuple[int, int, torch.device]:
-        """For `over_rows`. From half as many soft assignments on as scores, another thread is worth it.
+        """For `over_rows`. A soft assignment is as much worth another thread as two scores.
 
         However few they are, a thread of ours makes them: PyTorch's own do not flush denormals.
         """

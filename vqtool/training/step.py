@@ -104,7 +104,7 @@ class Stepper:
         self._model.quantizer.learn(good)
 
     def check(self) -> None:
-        """Wait for the device, and refuse to go on after a step that was not finite.
+        """Wait for the device, and refuse to go on after a step that was not finite, if `apply` has not done so.
 
         Raises:
             TrainingError: names the step, what was not finite, and the rows.
