@@ -19,10 +19,15 @@ def random_normal(seed, *shape, dtype=torch.float32):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
+def distances(vectors, codebook):
+    """(N, K) sums over d of (z - e)² of NumPy arrays, in float64."""
+    return np.square(vectors.astype(np.float64)[:, None] - codebook.astype(np.float64)).sum(axis=2)
+
+
 def brute_force(vectors, codebook):
-    """argmin over k of the sum over d of (z - e)², all in float64, by NumPy, which takes the first of equals."""
+    """argmin over k of the distances; NumPy takes the first of equals."""
     z, e = (each.detach().double().contiguous().numpy() for each in (vectors, codebook))
-    return torch.from_numpy(np.square(z[:, None, :] - e[None, :, :]).sum(axis=2).argmin(axis=1))
+    return torch.from_numpy(distances(z, e).argmin(axis=1))
 
 
 class Sizes(TorchDispatchMode):

@@ -6,15 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.quantizers import brute_force, random_normal
+from tests.quantizers import brute_force, distances, random_normal
 from vqtool.quantizers import kernels
 from vqtool.quantizers.kernels import CROWD, exhaustive, settle_bfloat16, settle_full
 
 FEW = settings(deadline=None, max_examples=60)
-
-
-def distances(vectors, codes):
-    return np.square(vectors.astype(np.float64)[:, None] - codes.astype(np.float64)).sum(axis=2)
 
 
 def settled(scores, slack, vectors, codes, classes=16):

@@ -296,6 +296,14 @@ def test_a_loss_that_is_not_finite_is_refused(
     assert_same(checkpoint(tmp_path / "run", 8)["model"], checkpoint(tmp_path / "clean", 8)["model"])
 
 
+def counted_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one with each step that begins."""
+    taken: list[int] = []
+    forward = step_module.Stepper.forward
+    monkeypatch.setattr(step_module.Stepper, "forward", lambda self, x: (taken.append(1), forward(self, x))[1])
+    return taken
+
+
 @pytest.mark.parametrize("learning", [{"kind": "ema"}, CODEBOOK_LOSS], ids=["ema", "codebook_loss"])
 def test_between_looks_nothing_changes_after_a_bad_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, learning: dict[str, Any]
@@ -312,9 +320,7 @@ def test_between_looks_nothing_changes_after_a_bad_step(
         )
     )
     train(settings, tmp_path / "clean")
-    taken: list[int] = []
-    forward = step_module.Stepper.forward
-    monkeypatch.setattr(step_module.Stepper, "forward", lambda self, x: (taken.append(1), forward(self, x))[1])
+    taken = counted_steps(monkeypatch)
     poison(monkeypatch, "commitment", 3)
     monkeypatch.setattr(step_module, "_known_at_once", lambda device: False)
     loop, model = trainer_in(tmp_path / "run", settings)
@@ -325,9 +331,7 @@ def test_between_looks_nothing_changes_after_a_bad_step(
 
 
 def test_a_cpu_is_looked_at_after_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[int] = []
-    forward = step_module.Stepper.forward
-    monkeypatch.setattr(step_module.Stepper, "forward", lambda self, x: (taken.append(1), forward(self, x))[1])
+    taken = counted_steps(monkeypatch)
     poison(monkeypatch, "commitment", 3)
     settings = from_random(tiny(tmp_path, log_every=7, checkpoint_every=7, validate_every=7))
     with pytest.raises(TrainingError, match="step 3: not finite: commitment"):
