@@ -18,8 +18,10 @@ from vqtool.model_file import read_model
 from vqtool.run import Run
 
 _STEPS = 200
-# How long all processes may take to end.
-_PATIENCE = 30
+# How long all processes may take to end. Most are gone within a second; but gloo wakes nobody who waits for what was
+# being sent to a process as it died (`Pair::signalException` passes over unbound buffers in `tx_`), and such a one
+# stays until torchrun, half a minute after its SIGTERM, kills it.
+_PATIENCE = 60
 
 
 def death(folder: Path, share: float) -> Iterator[Row]:
