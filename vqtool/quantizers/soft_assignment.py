@@ -1,9 +1,8 @@
 """Soft assignments of vectors to codes, summed, and their gradient, without the N x K matrix of them.
 
 Blocks of rows are walked once forward, for the sums, and once backward, where the assignments are computed again with
-the gradients of the sums at hand, and with what scales each row. So memory is bounded by the block, two numbers a row,
-and each thread's own sum for the codes' gradient. (Recomputing instead of keeping is how FlashAttention does without
-its matrix: Dao et al. 2022, 3.1.)
+the gradients of the sums at hand. So memory is bounded by the block and each thread's own sum for the codes' gradient.
+(Recomputing instead of keeping is how FlashAttention does without its matrix: Dao et al. 2022, 3.1.)
 
 Shapes: N vectors, R of a block, K codes, D dimensions.
 """
@@ -21,12 +20,11 @@ from torch.autograd.function import once_differentiable
 from vqtool.quantizers.precision import flushing_denormals, full_precision
 from vqtool.threads import alone, over_rows, worth_threads
 
-# Assignments of one block, which a cache holds; of more codes, as many rows as make a block worth its calls, but no
-# more assignments than that. Codes of one tile of it.
-_BLOCK = 1 << 19
-_ROWS = 1 << 8
+# Assignments of one block; of more codes, as many rows as make a block worth its calls, but no more assignments than
+# that.
+_BLOCK = 1 << 20
+_ROWS = 1 << 6
 _MOST = 1 << 21
-_TILE = 1 << 11
 
 
 class SoftSums(NamedTuple):
@@ -61,25 +59,23 @@ class _SoftSums(torch.autograd.Function):
             parts = over_rows(lambda rows: _sums(factors, rows, entropy), *factors.work)
         ctx.save_for_backward(*factors)
         ctx.entropy = entropy
-        assignments, entropies = zip(*parts, strict=True)
-        assignment = torch.stack(assignments).sum(dim=0).view(-1)[: len(codebook)]
-        return assignment.to(vectors.dtype), torch.stack(entropies).sum().to(vectors.dtype)
+        assignment, entropies = (torch.stack(each).sum(dim=0).to(vectors.dtype) for each in zip(*parts, strict=True))
+        return assignment, entropies
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, assignment: Tensor, entropy: Tensor) -> tuple[Tensor | None, ...]:
         factors = _Factors(*ctx.saved_tensors)
-        of_vectors = factors.vectors.new_empty(factors.vectors.shape)
-        values, weight = factors.in_tiles(assignment), entropy if ctx.entropy else None
+        of_vectors, weight = factors.vectors.new_empty(factors.vectors.shape), entropy if ctx.entropy else None
         learned = ctx.needs_input_grad[1]  # codes that are buffers are not
         with full_precision(assignment.device):
             parts = over_rows(
-                lambda rows: _gradients(factors, rows, values, weight, of_vectors, learned), *factors.work
+                lambda rows: _gradients(factors, rows, assignment, weight, of_vectors, learned), *factors.work
             )
         if not learned:
             return of_vectors, None, None, None
         of_codes = alone(lambda: factors.gradient_of_codes(reduce(Tensor.add_, parts)), assignment.device)
-        return of_vectors, of_codes[: len(assignment)], None, None
+        return of_vectors, of_codes, None, None
 
 
 class _Factors(NamedTuple):
@@ -87,38 +83,31 @@ class _Factors(NamedTuple):
 
     |z|² is the same for all codes and falls out of the softmax, as does a shift of both sides. Without them nothing
     cancels where all vectors lie far from the origin, nor, about a code that is near them, where other codes lie far
-    from them. Logits are in bits, since 2^x is found faster than e^x.
+    from them.
     """
 
     vectors: Tensor
     """(N, D)"""
+    codes: Tensor
+    """(K, D) about the centre, scaled."""
     columns: Tensor
-    """(T, D + 1, C) tiles of C codes about the centre, scaled, and a row of -|e|² / 2 of what that gives."""
+    """(D + 1, K) the same, and a row of -|e|² / 2."""
     centre: Tensor
     """(D,) the code that is nearest to the mean vector."""
     scale: Tensor
-    """() the square root of 2 / temperature, in bits. On both sides of a product, that is neither huge nor tiny."""
-    most: Tensor
-    """(N, 1) the greatest logit of each row; found on the way there, and kept for the way back."""
-    sums: Tensor
-    """(N, 1) what 2 to the power of the logits less the greatest adds up to; likewise."""
+    """() the square root of 2 / temperature. On both sides of a product, that is neither huge nor tiny."""
 
     @classmethod
     def of(cls, vectors: Tensor, codebook: Tensor, temperature: float | Tensor) -> "_Factors":
-        """All but `most` and `sums`, for which there is room."""
         middle = (codebook - vectors.mean(dim=0)).square().sum(dim=1).argmin(dim=0, keepdim=True)
         centre = codebook.index_select(0, middle).squeeze(0)
         if isinstance(temperature, Tensor):
-            scale = (2 / math.log(2) / temperature.to(codebook)).sqrt()
+            scale = (2 / temperature.to(codebook)).sqrt()
         else:  # a new tensor of one number, unlike a copy, waits for no device
-            scale = codebook.new_full((), math.sqrt(2 / math.log(2)) / math.sqrt(temperature))
-        codes = (codebook - centre) * scale
-        last = codes.square().sum(dim=1, keepdim=True) / -2
-        tiles = -(-len(codes) // _TILE)
-        columns = F.pad(torch.cat([codes, last], dim=1), (0, 0, 0, -len(codes) % tiles))
-        columns[len(codes) :, -1] = -torch.finfo(codes.dtype).max  # which 2 to the power of is nothing
-        columns = columns.view(tiles, -1, columns.shape[1]).mT.contiguous()
-        return cls(vectors, columns, centre, scale, *vectors.new_empty(2, len(vectors), 1))
+            scale = codebook.new_full((), math.sqrt(2) / math.sqrt(temperature))
+        codes = ((codebook - centre) * scale).contiguous()
+        columns = torch.cat([codes, codes.square().sum(dim=1, keepdim=True) / -2], dim=1).T.contiguous()
+        return cls(vectors, codes, columns, centre, scale)
 
     @property
     def work(self) -> tuple[int, int, torch.device]:
@@ -127,92 +116,60 @@ class _Factors(NamedTuple):
         However few they are, a thread of ours makes them: PyTorch's own do not flush denormals.
         """
         rows, dim = self.vectors.shape
-        return rows, worth_threads(2 * rows * self._codes, dim), self.vectors.device
+        return rows, worth_threads(2 * rows * len(self.codes), dim), self.vectors.device
 
-    @property
-    def _codes(self) -> int:
-        return self.columns.shape[0] * self.columns.shape[2]
+    def blocks(self, rows: slice) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+        """Blocks of rows, as (R, D + 1) with a column of ones, their soft assignments (R, K), and as much room again.
 
-    def in_tiles(self, values: Tensor) -> Tensor:
-        """Values (K,) of codes as (T, C)."""
-        return F.pad(values, (0, self._codes - len(values))).view(len(self.columns), -1)
-
-    def blocks(self, rows: slice, tiles: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Blocks of rows, as (R, D + 1) with a column of ones, and room (tiles, R, C) for what is made of them.
-
-        The room of a block is taken again by the next.
+        Both (R, K) are taken again by the next block.
         """
-        width = self.columns.shape[2]
-        count = max(1, _BLOCK // self._codes, min(_ROWS, _MOST // self._codes))
-        room = self.vectors.new_empty(tiles * min(count, rows.stop - rows.start) * width)
+        size = len(self.codes)
+        count = max(1, _BLOCK // size, min(_ROWS, _MOST // size))
+        rooms = self.vectors.new_empty(2, min(count, rows.stop - rows.start), size)
         for start in range(rows.start, rows.stop, count):
             part = slice(start, min(start + count, rows.stop))
             with flushing_denormals(False):  # of tiny vectors the differences may be, which are scaled up
                 block = F.pad((self.vectors[part] - self.centre) * self.scale, (0, 1), value=1.0)
-            yield part, block, room[: tiles * len(block) * width].view(tiles, len(block), width)
+            soft, room = rooms[:, : len(block)]
+            torch.softmax(torch.mm(block, self.columns, out=room), dim=1, out=soft)
+            yield part, block, soft, room
 
     def gradient_of_codes(self, sums: Tensor) -> Tensor:
-        """(K, D), of logit gradients summed with the blocks as weights (T, D + 1, C)."""
-        dim = self.vectors.shape[1]
-        of_tiles = torch.addcmul(sums[:, :dim], sums[:, dim:], self.columns[:, :dim], value=-1)
-        return of_tiles.mul_(self.scale * math.log(2)).mT.reshape(-1, dim)
+        """(K, D), of logit gradients summed with the blocks as weights (D + 1, K)."""
+        return torch.addcmul(sums[:-1], sums[-1:], self.columns[:-1], value=-1).mul_(self.scale).T
 
 
 @flushing_denormals(True)
 def _sums(factors: _Factors, rows: slice, entropy: bool) -> tuple[Tensor, Tensor]:
-    """Sums (T, C) of the assignments, and () of the entropies where these are asked for; note what scales each row."""
-    assignment = factors.vectors.new_zeros(factors.columns.shape[::2], dtype=torch.float64)
+    """Sums (K,) of the assignments, and () of the entropies where these are asked for."""
+    assignment = factors.vectors.new_zeros(len(factors.codes), dtype=torch.float64)
     entropies = factors.vectors.new_zeros((), dtype=torch.float64)
-    for part, block, powers in factors.blocks(rows, len(factors.columns)):
-        tops = [
-            torch.mm(block, columns, out=tile).amax(dim=1)
-            for tile, columns in zip(powers, factors.columns, strict=True)
-        ]
-        most = torch.stack(tops, dim=1).amax(dim=1, keepdim=True)
-        each = [tile.sub_(most).exp2_().sum(dim=1) for tile in powers]
-        sums = torch.stack(each, dim=1).sum(dim=1)
-        factors.most[part], factors.sums[part] = most, sums[:, None]
-        shares = 1 / sums
+    for _, _, soft, room in factors.blocks(rows):
+        assignment += soft.sum(dim=0)
         if entropy:
-            entropies += sums.log().sum()
-        for total, tile in zip(assignment, powers, strict=True):
-            total += shares @ tile
-            if entropy:
-                entropies -= shares @ torch.xlogy(tile, tile).sum(dim=1)
+            entropies -= torch.xlogy(soft, soft, out=room).sum()
     return assignment, entropies
 
 
 @flushing_denormals(True)
 def _gradients(
-    factors: _Factors,
-    rows: slice,
-    assignment: Tensor,
-    entropy: Tensor | None,
-    of_vectors: Tensor,
-    learned: bool,
+    factors: _Factors, rows: slice, assignment: Tensor, entropy: Tensor | None, of_vectors: Tensor, learned: bool
 ) -> Tensor:
-    """Fill in the gradients `of_vectors` (N, D); logit gradients summed with the blocks as weights (T, D + 1, C), or
+    """Fill in the gradients `of_vectors` (N, D); logit gradients summed with the blocks as weights (D + 1, K), or
     zeros where codes are not learned.
     """
     of_codes = torch.zeros_like(factors.columns)
-    for part, block, room in factors.blocks(rows, len(factors.columns) + 1):
-        powers, of_logits = room[:-1], room[-1]
-        most, sums = factors.most[part], factors.sums[part]
-        # The softmax passes v on as s (v - sum s v). Of the sums v is their gradient; of the entropy -ln s.
-        inner = torch.zeros_like(sums)
-        for tile, columns, values in zip(powers, factors.columns, assignment[:, :, None], strict=True):
-            torch.mm(block, columns, out=tile).sub_(most).exp2_()
-            inner += tile @ values
-            if entropy is not None:
-                inner -= entropy * torch.xlogy(tile, tile).sum(dim=1, keepdim=True)
-        inner /= sums
-        weights, mine = (block / sums).T, of_vectors[part].zero_()
-        for tile, columns, values, of_tile in zip(powers, factors.columns, assignment, of_codes, strict=True):
-            torch.sub(values, inner, out=of_logits).mul_(tile)
-            if entropy is not None:
-                of_logits -= entropy * torch.xlogy(tile, tile)
-            mine.addmm_(of_logits, columns[:-1].T)
-            if learned:
-                of_tile.addmm_(weights, of_logits)
-        mine.div_(sums).mul_(factors.scale * math.log(2))
+    for part, block, soft, room in factors.blocks(rows):
+        # The softmax s passes v on as s (v - sum s v). Of the sums v is their gradient; of the entropy -ln s.
+        inner = torch.mv(soft, assignment)
+        if entropy is None:
+            of_logits = torch.sub(assignment, inner[:, None], out=room).mul_(soft)
+        else:
+            of_entropy = torch.xlogy(soft, soft, out=room).mul_(entropy)
+            inner -= of_entropy.sum(dim=1)
+            rest = of_entropy.addcmul_(soft, inner[:, None])  # made of `soft` as it still is
+            of_logits = soft.mul_(assignment).sub_(rest)
+        torch.mm(of_logits, factors.codes, out=of_vectors[part]).mul_(factors.scale)
+        if learned:
+            of_codes.addmm_(block.T, of_logits)
     return of_codes
