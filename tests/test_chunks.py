@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vqtool.autoencoder import Autoencoder, ModelSettings, resolve_model
-from vqtool.chunks import chunk_rows, chunks
+from vqtool.chunks import batch_rows, chunk_rows, chunks
 from vqtool.data import SampleSpec
 
 
@@ -74,6 +74,14 @@ def test_rows_are_the_largest_power_of_two_within_both_limits(positions, channel
     numbers = channels * math.prod(size)
     fits = [r for r in (1 << i for i in range(13)) if r * positions <= 1 << 12 and r * numbers <= 1 << 18]
     assert rows == max(fits, default=1)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "expected"),
+    [(1, 64), (64, 64), (65, 128), (256, 256), (4096, 256)],  # 64 rows make a chunk
+)
+def test_whole_chunks_are_read_together_but_few(batch_size, expected):
+    assert batch_rows(stub(64, 3), (32, 32), batch_size) == expected
 
 
 def test_rows_of_a_model_follow_its_grid():

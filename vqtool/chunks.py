@@ -15,6 +15,8 @@ from vqtool.nets import Size
 # The most positions, and the most input numbers, in one chunk.
 _POSITIONS = 1 << 12
 _NUMBERS = 1 << 18
+# The most chunks that are read together: with more, large samples fill memory, and threads end far apart.
+_TOGETHER = 4
 
 
 def chunk_rows(model: Autoencoder, size: Size) -> int:
@@ -25,9 +27,9 @@ def chunk_rows(model: Autoencoder, size: Size) -> int:
 
 
 def batch_rows(model: Autoencoder, size: Size, batch_size: int) -> int:
-    """Rows to read at a time: `batch_size`, rounded up to whole chunks."""
+    """Rows to read at a time: `batch_size` at the most, rounded up to whole chunks."""
     chunk = chunk_rows(model, size)
-    return -(-batch_size // chunk) * chunk
+    return chunk * min(-(-batch_size // chunk), _TOGETHER)
 
 
 def chunks(x: Tensor, rows: int) -> Iterator[tuple[Tensor, int]]:
