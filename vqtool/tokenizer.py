@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqtool.autoencoder import Autoencoder, resolve_model
-from vqtool.chunks import chunk_rows, chunks
+from vqtool.chunks import batch_rows, chunk_rows, chunks
 from vqtool.config import RunSettings
 from vqtool.data import FileSource, Samples, SampleSpec, Source, Survey, open_dataset, open_source, spec_of
 from vqtool.data.layout import holds_classes, sample_shape
@@ -161,7 +161,7 @@ class Tokenizer:
         """The hits of each code, and the distinct ids, over data."""
         samples = self.open_checked(data, key)
         tally = Tally(self.model.quantizer.codebook_sizes, ids=not self.spec.size)
-        step = chunk_rows(self.model, samples.size)
+        step = batch_rows(self.model, samples.size, len(samples))
         with pass_bar("inspect", len(samples)) as bar:
             for start in range(0, len(samples), step):
                 indices = self.encode_samples(samples.read(start, min(start + step, len(samples))))
