@@ -92,10 +92,15 @@ def test_unit_vectors_at_the_extremes_of_temperature(dtype, temperature):
     check(random_normal(0, 40, 8, dtype=dtype), random_normal(1, 23, 8, dtype=dtype), temperature)
 
 
-@pytest.mark.parametrize("zero_dim", [torch.float32, torch.float64])
-def test_a_temperature_in_a_tensor_is_as_good_as_a_number(zero_dim):
-    inputs = random_normal(0, 9, 4), random_normal(1, 7, 4)
-    assert all(map(torch.equal, mine(*inputs, torch.tensor(0.5, dtype=zero_dim)), mine(*inputs, 0.5)))
+@pytest.mark.parametrize(
+    ("zero_dim", "scale"), [(torch.float32, 1.0), (torch.float32, 1e-20), (torch.float64, 1.0), (torch.float64, 1e-30)]
+)
+def test_a_temperature_in_a_tensor_is_as_good_as_a_number(zero_dim, scale):
+    temperature = torch.tensor(0.5 * scale**2, dtype=zero_dim)
+    inputs = random_normal(0, 9, 4) * scale, random_normal(1, 7, 4) * scale
+    sums = mine(*inputs, temperature)
+    assert sums.entropy > 0
+    assert all(map(torch.equal, sums, mine(*inputs, float(temperature))))
 
 
 @FEW
@@ -130,6 +135,67 @@ def test_one_code_far_from_all_others_costs_no_digits(k, far):
     wanted = both_and_gradients(textbook, vectors, codebook, 1.0, weights, torch.float64)
     for each, expected in zip(found, wanted, strict=True):
         assert (each - expected).norm() <= 2e-6 * expected.norm()
+
+
+def relative_errors(sums, vectors, codebook, temperature):
+    """Of a number that `sums` makes of them, and of both its gradients: the norm of what they are off by."""
+    found, wanted = [], []
+    for each, dtype in ((found, torch.float32), (wanted, torch.float64)):
+        inputs = [tensor.detach().to(dtype).requires_grad_() for tensor in (vectors, codebook)]
+        value = sums[dtype](*inputs, temperature)
+        each += [value.detach(), *torch.autograd.grad(value, inputs)]
+    return [float((mine - right).norm() / right.norm()) for mine, right in zip(found, wanted, strict=True)]
+
+
+# As a codebook is at first, within 1/K about 0: all assignments are about even, and the gradient is of what is not.
+def test_about_even_use_float32_keeps_the_digits_of_gradients():
+    def right(*inputs):
+        assignment, _ = textbook(*inputs)
+        return torch.xlogy(assignment / 300, assignment / 300).sum()
+
+    vectors, codebook = random_normal(0, 300, 32), (2 * torch.rand(4096, 32) - 1) / 4096
+    value, of_vectors, of_codes = relative_errors(
+        {torch.float32: entropy_loss, torch.float64: right}, vectors, codebook, 1.0
+    )
+    assert value < 1e-6
+    assert of_vectors < 2e-3
+    assert of_codes < 2e-2
+
+
+@pytest.mark.parametrize("temperature", [1.0, 30.0, 500.0])
+def test_of_flat_rows_float32_keeps_the_digits_of_the_entropy(temperature):
+    entropies = {torch.float32: lambda *given: mine(*given).entropy, torch.float64: lambda *given: textbook(*given)[1]}
+    vectors, codebook = random_normal(0, 20, 16), random_normal(1, 4097, 16)
+    assert max(relative_errors(entropies, vectors, codebook, 16 * temperature)) < 5e-6
+
+
+@pytest.mark.parametrize("scale", [1e-36, 1e-37, 2e-38])
+def test_differences_that_are_denormal_keep_their_digits(scale):
+    vectors, codebook = random_normal(0, 40, 8), random_normal(1, 23, 8)
+    tiny = [(tensor * scale).float() for tensor in (vectors, codebook)]
+    rounded = textbook(*(tensor.double() / scale for tensor in tiny), 8.0)
+    for found, expected in zip(mine(*tiny, 8 * scale**2), rounded, strict=True):
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0.0)
+
+
+def test_many_blocks_are_summed_in_float64(monkeypatch):
+    monkeypatch.setattr(soft_assignment, "_BLOCK", 1)
+    monkeypatch.setattr(soft_assignment, "_ROWS", 1)
+    vectors, codebook = random_normal(0, 5000, 2), random_normal(1, 3, 2)
+    wanted = textbook(vectors.double(), codebook.double(), 1.0)
+    for found, expected in zip(mine(vectors, codebook, 1.0), wanted, strict=True):
+        torch.testing.assert_close(found.double(), expected, rtol=2e-7, atol=0.0)
+
+
+def test_a_code_whose_square_overflows_has_no_share_and_spoils_nothing():
+    vectors, codebook, weights = random_normal(0, 40, 8), random_normal(1, 23, 8), random_normal(2, 24)
+    far, heavier = torch.cat([codebook, torch.full((1, 8), 1e25)]), torch.cat([weights, torch.ones(1)])
+    assignment, entropy, of_vectors, of_codes = both_and_gradients(mine, vectors, far, 1.0, heavier)
+    assert assignment[-1] == 0
+    assert not of_codes[-1].any()
+    wanted = both_and_gradients(mine, vectors, codebook, 1.0, weights)
+    for each, expected in zip((assignment[:-1], entropy, of_vectors, of_codes[:-1]), wanted, strict=True):
+        torch.testing.assert_close(each, expected)
 
 
 @pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)])
@@ -260,10 +326,15 @@ def test_rows_are_shared_out_both_ways(monkeypatch, two_threads):
 
 
 @pytest.mark.parametrize("confidence", [0.0, 0.5])
-def test_no_matrix_of_vectors_by_codes_is_made(monkeypatch, confidence):
-    n, k, d, block = 1000, 300, 2, 4 * 300
-    monkeypatch.setattr(soft_assignment, "_BLOCK", block)
-    monkeypatch.setattr(soft_assignment, "_ROWS", 1)
+@pytest.mark.parametrize(
+    ("block", "rows", "most", "expected"),
+    [(4 * 300, 1, 1, 4), (300, 6, 10 * 300, 6), (300, 6, 2 * 300, 2), (1, 1, 1, 1)],
+)
+def test_no_matrix_of_vectors_by_codes_is_made(monkeypatch, confidence, block, rows, most, expected):
+    n, k, d = 1000, 300, 2
+    for name, number in (("_BLOCK", block), ("_ROWS", rows), ("_MOST", most)):
+        monkeypatch.setattr(soft_assignment, name, number)
+    block = expected * k
     monkeypatch.setattr("vqtool.threads._THREAD", 1 << 60)  # a dispatch mode sees its own thread alone
     vectors, codebook = random_normal(0, n, d).requires_grad_(), random_normal(1, k, d).requires_grad_()
     with Sizes() as forth:

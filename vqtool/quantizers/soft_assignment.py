@@ -1,8 +1,9 @@
 """Soft assignments of vectors to codes, summed, and their gradient, without the N x K matrix of them.
 
 Blocks of rows are walked once forward, for the sums, and once backward, where the assignments are computed again with
-the gradients of the sums at hand. So memory is bounded by the block and each thread's own sum for the codes' gradient.
-(Recomputing instead of keeping is how FlashAttention does without its matrix: Dao et al. 2022, 3.1.)
+the gradients of the sums at hand, and with what scales each row. So memory is bounded by the block, two numbers a row,
+and each thread's own sum for the codes' gradient. (Recomputing instead of keeping is how FlashAttention does without
+its matrix: Dao et al. 2022, 3.1.)
 
 Shapes: N vectors, R of a block, K codes, D dimensions.
 """
@@ -20,8 +21,8 @@ from torch.autograd.function import once_differentiable
 from vqtool.quantizers.precision import flushing_denormals, full_precision
 from vqtool.threads import alone, over_rows, worth_threads
 
-# Assignments of one block; of more codes, as many rows as make a block worth its calls, but no more assignments than
-# that.
+# Assignments of one block, for which each thread has room twice; of more codes, as many rows as make a block worth its
+# calls, but no more assignments than that.
 _BLOCK = 1 << 20
 _ROWS = 1 << 6
 _MOST = 1 << 21
@@ -57,20 +58,23 @@ class _SoftSums(torch.autograd.Function):
         with full_precision(vectors.device):
             factors = alone(lambda: _Factors.of(vectors, codebook, temperature), vectors.device)
             parts = over_rows(lambda rows: _sums(factors, rows, entropy), *factors.work)
-        ctx.save_for_backward(*factors)
-        ctx.entropy = entropy
         assignment, entropies = (torch.stack(each).sum(dim=0).to(vectors.dtype) for each in zip(*parts, strict=True))
+        ctx.save_for_backward(assignment, *factors)
+        ctx.entropy = entropy
         return assignment, entropies
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, assignment: Tensor, entropy: Tensor) -> tuple[Tensor | None, ...]:
-        factors = _Factors(*ctx.saved_tensors)
-        of_vectors, weight = factors.vectors.new_empty(factors.vectors.shape), entropy if ctx.entropy else None
+    def backward(ctx: Any, of_assignment: Tensor, of_entropy: Tensor) -> tuple[Tensor | None, ...]:
+        assignment, *others = ctx.saved_tensors
+        factors = _Factors(*others)
+        of_vectors, weight = factors.vectors.new_empty(factors.vectors.shape), of_entropy if ctx.entropy else None
         learned = ctx.needs_input_grad[1]  # codes that are buffers are not
         with full_precision(assignment.device):
+            # What all values share is nothing to the softmax, and to float32 too much to cancel in each row.
+            values = of_assignment - assignment @ of_assignment / len(factors.vectors)
             parts = over_rows(
-                lambda rows: _gradients(factors, rows, assignment, weight, of_vectors, learned), *factors.work
+                lambda rows: _gradients(factors, rows, values, weight, of_vectors, learned), *factors.work
             )
         if not learned:
             return of_vectors, None, None, None
@@ -83,7 +87,7 @@ class _Factors(NamedTuple):
 
     |z|² is the same for all codes and falls out of the softmax, as does a shift of both sides. Without them nothing
     cancels where all vectors lie far from the origin, nor, about a code that is near them, where other codes lie far
-    from them.
+    from them. Logits are in bits, since 2^x is found faster than e^x.
     """
 
     vectors: Tensor
@@ -91,23 +95,27 @@ class _Factors(NamedTuple):
     codes: Tensor
     """(K, D) about the centre, scaled."""
     columns: Tensor
-    """(D + 1, K) the same, and a row of -|e|² / 2."""
+    """(D + 1, K) the same once more, as a product with a transposed view takes half as long again; and -|e|² / 2."""
     centre: Tensor
     """(D,) the code that is nearest to the mean vector."""
     scale: Tensor
-    """() the square root of 2 / temperature. On both sides of a product, that is neither huge nor tiny."""
+    """() the square root of 2 / temperature, in bits. On both sides of a product, that is neither huge nor tiny."""
+    most: Tensor
+    """(N, 1) the greatest logit of each row; found on the way there, and kept for the way back."""
+    sums: Tensor
+    """(N, 1) what the powers, 2 to the logits less the greatest, add up to; likewise."""
 
     @classmethod
     def of(cls, vectors: Tensor, codebook: Tensor, temperature: float | Tensor) -> "_Factors":
+        """All but `most` and `sums`, for which there is room."""
         middle = (codebook - vectors.mean(dim=0)).square().sum(dim=1).argmin(dim=0, keepdim=True)
         centre = codebook.index_select(0, middle).squeeze(0)
-        if isinstance(temperature, Tensor):
-            scale = (2 / temperature.to(codebook)).sqrt()
-        else:  # a new tensor of one number, unlike a copy, waits for no device
-            scale = codebook.new_full((), math.sqrt(2) / math.sqrt(temperature))
+        if not isinstance(temperature, Tensor):  # a new tensor of one number, unlike a copy, waits for no device
+            temperature = codebook.new_full((), temperature, dtype=torch.float64)
+        scale = (math.sqrt(2 / math.log(2)) / temperature.double().sqrt()).to(codebook)
         codes = ((codebook - centre) * scale).contiguous()
         columns = torch.cat([codes, codes.square().sum(dim=1, keepdim=True) / -2], dim=1).T.contiguous()
-        return cls(vectors, codes, columns, centre, scale)
+        return cls(vectors, codes, columns, centre, scale, *vectors.new_empty(2, len(vectors), 1))
 
     @property
     def work(self) -> tuple[int, int, torch.device]:
@@ -119,7 +127,7 @@ class _Factors(NamedTuple):
         return rows, worth_threads(2 * rows * len(self.codes), dim), self.vectors.device
 
     def blocks(self, rows: slice) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-        """Blocks of rows, as (R, D + 1) with a column of ones, their soft assignments (R, K), and as much room again.
+        """Blocks of rows, as (R, D + 1) with a column of ones, their logits (R, K), and as much room again.
 
         Both (R, K) are taken again by the next block.
         """
@@ -130,46 +138,57 @@ class _Factors(NamedTuple):
             part = slice(start, min(start + count, rows.stop))
             with flushing_denormals(False):  # of tiny vectors the differences may be, which are scaled up
                 block = F.pad((self.vectors[part] - self.centre) * self.scale, (0, 1), value=1.0)
-            soft, room = rooms[:, : len(block)]
-            torch.softmax(torch.mm(block, self.columns, out=room), dim=1, out=soft)
-            yield part, block, soft, room
+            logits, room = rooms[:, : len(block)]
+            yield part, block, torch.mm(block, self.columns, out=logits), room
 
     def gradient_of_codes(self, sums: Tensor) -> Tensor:
         """(K, D), of logit gradients summed with the blocks as weights (D + 1, K)."""
-        return torch.addcmul(sums[:-1], sums[-1:], self.columns[:-1], value=-1).mul_(self.scale).T
+        return torch.addcmul(sums[:-1], sums[-1:], self.columns[:-1], value=-1).mul_(self.scale * math.log(2)).T
 
 
 @flushing_denormals(True)
 def _sums(factors: _Factors, rows: slice, entropy: bool) -> tuple[Tensor, Tensor]:
-    """Sums (K,) of the assignments, and () of the entropies where these are asked for."""
+    """Sums (K,) of the assignments, and () of the entropies where these are asked for; note what scales each row."""
     assignment = factors.vectors.new_zeros(len(factors.codes), dtype=torch.float64)
     entropies = factors.vectors.new_zeros((), dtype=torch.float64)
-    for _, _, soft, room in factors.blocks(rows):
-        assignment += soft.sum(dim=0)
+    for part, _, logits, room in factors.blocks(rows):
+        most = torch.amax(logits, dim=1, keepdim=True, out=factors.most[part])
+        powers = torch.exp2(logits.sub_(most), out=room)
+        sums = torch.sum(powers, dim=1, keepdim=True, out=factors.sums[part])
+        shares = 1 / sums.squeeze(1)
+        assignment += shares @ powers
         if entropy:
-            entropies -= torch.xlogy(soft, soft, out=room).sum()
+            entropies += sums.log().sum() + shares @ torch.linalg.vecdot(powers, _surprise(logits))
     return assignment, entropies
 
 
 @flushing_denormals(True)
 def _gradients(
-    factors: _Factors, rows: slice, assignment: Tensor, entropy: Tensor | None, of_vectors: Tensor, learned: bool
+    factors: _Factors, rows: slice, values: Tensor, entropy: Tensor | None, of_vectors: Tensor, learned: bool
 ) -> Tensor:
     """Fill in the gradients `of_vectors` (N, D); logit gradients summed with the blocks as weights (D + 1, K), or
     zeros where codes are not learned.
     """
     of_codes = torch.zeros_like(factors.columns)
-    for part, block, soft, room in factors.blocks(rows):
+    for part, block, logits, room in factors.blocks(rows):
+        sums = factors.sums[part]
+        powers = torch.exp2(logits.sub_(factors.most[part]), out=room)
         # The softmax s passes v on as s (v - sum s v). Of the sums v is their gradient; of the entropy -ln s.
-        inner = torch.mv(soft, assignment)
         if entropy is None:
-            of_logits = torch.sub(assignment, inner[:, None], out=room).mul_(soft)
+            inner = torch.mv(powers, values)[:, None] / sums
+            of_logits = torch.sub(values, inner, out=logits).mul_(powers)
         else:
-            of_entropy = torch.xlogy(soft, soft, out=room).mul_(entropy)
-            inner -= of_entropy.sum(dim=1)
-            rest = of_entropy.addcmul_(soft, inner[:, None])  # made of `soft` as it still is
-            of_logits = soft.mul_(assignment).sub_(rest)
-        torch.mm(of_logits, factors.codes, out=of_vectors[part]).mul_(factors.scale)
+            of_row = _surprise(logits).mul_(entropy).add_(values)
+            inner = torch.linalg.vecdot(powers, of_row)[:, None] / sums
+            of_logits = of_row.sub_(inner).mul_(powers)
+        torch.mm(of_logits, factors.codes, out=of_vectors[part]).mul_(factors.scale * math.log(2) / sums)
         if learned:
-            of_codes.addmm_(block.T, of_logits)
+            of_codes.addmm_((block / sums).T, of_logits)
     return of_codes
+
+
+def _surprise(logits: Tensor) -> Tensor:
+    """-ln s but for what all codes share, in place of logits less the greatest; that of codes infinitely far, too, is a
+    number, whose product with a power that is 0 is 0.
+    """
+    return logits.clamp_(min=math.log2(torch.finfo(logits.dtype).tiny)).mul_(-math.log(2))
