@@ -5,7 +5,8 @@
     python scripts/bench_speed.py search start     some of them
 
 Contestants take turns; each line shows the median, the least and the greatest, and the ratio of the medians. One timing
-on a shared machine says little, so a run on a busy one is no measurement. The encode part writes a file of 4 GiB.
+on a shared machine says little, so a run on a busy one is no measurement. The encode part writes files of 4 GiB and
+1 GiB.
 """
 
 import os
