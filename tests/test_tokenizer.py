@@ -282,7 +282,9 @@ def test_the_usage_of_the_best_validation_pass_is_kept(trained: TrainedRun) -> N
     assert sum(counts[0]) == 6 * 16
 
 
-def test_usage_counts_what_encode_writes(trained: TrainedRun) -> None:
+@pytest.mark.parametrize("positions", [1 << 12, 1 << 6])  # in one chunk, or many
+def test_usage_counts_what_encode_writes(trained: TrainedRun, monkeypatch: pytest.MonkeyPatch, positions: int) -> None:
+    monkeypatch.setattr("vqtool.chunks._POSITIONS", positions)
     tokenizer = load(trained.folder)
     expected = torch.bincount(tokenizer.encode(trained.array).flatten(), minlength=16)
     tally = tokenizer.count(str(trained.data))

@@ -27,7 +27,7 @@ def chunk_rows(model: Autoencoder, size: Size) -> int:
 
 
 def batch_rows(model: Autoencoder, size: Size, batch_size: int) -> int:
-    """Rows to read at a time: `batch_size` at the most, rounded up to whole chunks."""
+    """Rows to read at a time: `batch_size`, rounded up to whole chunks, of which there are few at the most."""
     chunk = chunk_rows(model, size)
     return chunk * min(-(-batch_size // chunk), _TOGETHER)
 

@@ -49,7 +49,7 @@ def encoding(tokenizer: Tokenizer, out: Path, data: str | None, key: str | None)
 def encoded(
     tokenizer: Tokenizer, samples: Samples, rows: range, batch_size: int, progress: str
 ) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Row numbers and the indices of the rows from there on, about `batch_size` of them or fewer.
+    """Row numbers and the indices of the rows from there on, as many as `batch_rows` makes of `batch_size`.
 
     Each thread reads rows and encodes them by itself: threads that waited for each other would wait for whatever else
     is done meanwhile.
@@ -103,7 +103,7 @@ class Encoding:
         return index_dtype(self.tokenizer.model.quantizer.codebook_sizes).name
 
     def encoded(self, batch_size: int) -> Iterator[tuple[int, NDArray[Any]]]:
-        """Row numbers and the indices of the rows from there on, about `batch_size` of them or fewer.
+        """Row numbers and the indices of the rows from there on, as many as `batch_rows` makes of `batch_size`.
 
         Raises:
             DataError: a value is not finite.

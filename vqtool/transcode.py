@@ -41,7 +41,7 @@ def encode_file(
     batch_size: int = 4096,
     overwrite: bool = False,
 ) -> Manifest:
-    """Encode data into an index file and its manifest, reading about `batch_size` rows at a time, or fewer.
+    """Encode data into an index file and its manifest, as many rows at a time as `batch_rows` makes of `batch_size`.
 
     Args:
         data: what `data.path` may be; None: the run's own, whole and in its order.

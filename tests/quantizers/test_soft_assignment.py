@@ -187,6 +187,13 @@ def test_many_blocks_are_summed_in_float64(monkeypatch):
         torch.testing.assert_close(found.double(), expected, rtol=2e-7, atol=0.0)
 
 
+def test_gradients_near_the_largest_number_do_not_overflow():
+    inputs = [random_normal(seed, rows, 8).requires_grad_() for seed, rows in enumerate((50, 20))]
+    weights = 1e37 * (1 + random_normal(2, 20))
+    found = torch.autograd.grad((mine(*inputs, 1.0).assignment * weights).sum(), inputs)
+    assert all(gradient.isfinite().all() and gradient.any() for gradient in found)
+
+
 def test_a_code_whose_square_overflows_has_no_share_and_spoils_nothing():
     vectors, codebook, weights = random_normal(0, 40, 8), random_normal(1, 23, 8), random_normal(2, 24)
     far, heavier = torch.cat([codebook, torch.full((1, 8), 1e25)]), torch.cat([weights, torch.ones(1)])
@@ -323,6 +330,17 @@ def test_rows_are_shared_out_both_ways(monkeypatch, two_threads):
     for slices in seen.values():
         assert sorted(rows.start for rows, _ in slices) == [0, 25]
         assert threading.get_ident() not in {thread for _, thread in slices}
+
+
+def test_blocks_of_few_codes_are_bounded_by_the_dimensions(monkeypatch):
+    monkeypatch.setattr(soft_assignment, "_BLOCK", 400)
+    monkeypatch.setattr(soft_assignment, "_ROWS", 1)
+    monkeypatch.setattr("vqtool.threads._THREAD", 1 << 60)
+    inputs = random_normal(0, 300, 39), random_normal(1, 2, 39)
+    with Sizes() as sizes:
+        mine(*inputs, 1.0)
+    assert sizes.made.count(400) >= 30  # 10 rows of 39 dimensions and one more
+    assert max(sizes.made) <= 2 * 300  # two numbers a row
 
 
 @pytest.mark.parametrize("confidence", [0.0, 0.5])

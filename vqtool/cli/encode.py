@@ -27,7 +27,10 @@ def encode(
     out: Annotated[Path, typer.Option(metavar="FILE.npy", help="The index file.", show_default=False)],
     data: DataArgument = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="The most rows read at a time: bounds memory, changes no index.")
+        int,
+        typer.Option(
+            min=1, help="Rows read at a time, in whole chunks and four of them at the most; changes no index."
+        ),
     ] = 4096,
     key: KeyOption = None,
     device: DeviceOption = None,

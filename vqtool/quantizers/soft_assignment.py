@@ -72,7 +72,7 @@ class _SoftSums(torch.autograd.Function):
         learned = ctx.needs_input_grad[1]  # codes that are buffers are not
         with full_precision(assignment.device):
             # What all values share is nothing to the softmax, and to float32 too much to cancel in each row.
-            values = of_assignment - assignment @ of_assignment / len(factors.vectors)
+            values = of_assignment - (assignment / len(factors.vectors)) @ of_assignment
             parts = over_rows(
                 lambda rows: _gradients(factors, rows, values, weight, of_vectors, learned), *factors.work
             )
@@ -131,9 +131,9 @@ class _Factors(NamedTuple):
 
         Both (R, K) are taken again by the next block.
         """
-        size = len(self.codes)
-        count = max(1, _BLOCK // size, min(_ROWS, _MOST // size))
-        rooms = self.vectors.new_empty(2, min(count, rows.stop - rows.start), size)
+        widest = max(self.columns.shape)  # of few codes, a row of the block itself
+        count = max(1, _BLOCK // widest, min(_ROWS, _MOST // widest))
+        rooms = self.vectors.new_empty(2, min(count, rows.stop - rows.start), len(self.codes))
         for start in range(rows.start, rows.stop, count):
             part = slice(start, min(start + count, rows.stop))
             with flushing_denormals(False):  # of tiny vectors the differences may be, which are scaled up
