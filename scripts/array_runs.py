@@ -1,4 +1,4 @@
-"""Runs over arrays without a network: the codebook lies over the data themselves."""
+"""Runs that quantize arrays directly (identity encoder)."""
 
 import tempfile
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def trained(
     batch_size: int = 8192,
     entropy: float = 0.0,
 ) -> Iterator[Tokenizer]:
-    """Within, the tokenizer of a run over arrays, with vqtool's defaults but for what is given."""
+    """Train on arrays with vqtool's defaults except for the arguments, and yield the tokenizer."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         np.save(folder / "train.npy", training)
@@ -47,12 +47,12 @@ def trained(
 
 
 def mixture_samples(seed: int) -> tuple[Array, Array]:
-    """60,000 samples of a mixture of 256 Gaussians, eight standard deviations apart at least, and its centres."""
+    """Return 60,000 samples of a mixture of 256 Gaussians at least eight standard deviations apart, and the centres."""
     source = MixtureSettings(components=256, dim=16, separation=8.0)
     return source.generate(60_000, np.random.default_rng(seed)), source.centres(np.random.default_rng(seed))
 
 
 def centres_found(centres: Array, codes: Array) -> int:
-    """Centres with a code nearer than half the way to the next centre."""
+    """Count the centres that have a code within half the distance to the next centre."""
     distances = torch.cdist(torch.from_numpy(centres), torch.from_numpy(np.asarray(codes, dtype=np.float32)))
     return int((distances.min(dim=1).values < 4.0).sum())

@@ -1,12 +1,12 @@
-"""How fast vqtool is, beside FAISS, vector-quantize-pytorch, the textbook and a bare loop.
+"""Measure the speed of vqtool beside FAISS, vector-quantize-pytorch, a textbook implementation and a bare loop.
 
     pip install -e '.[bench]'
     python scripts/bench_speed.py                  all parts
-    python scripts/bench_speed.py search start     some of them
+    python scripts/bench_speed.py search start     selected parts
 
-Contestants take turns; each line shows the median, the least and the greatest, and the ratio of the medians. One timing
-on a shared machine says little, so a run on a busy one is no measurement. The encode part writes files of 4 GiB and
-1 GiB.
+vqtool and its peers alternate. Each row shows the median [minimum, maximum] and the ratio of the medians, peer /
+vqtool: 2 means that vqtool takes half the time. Run it on an idle machine. The encode part writes temporary files of
+4 GiB and 1 GiB.
 """
 
 import os
@@ -32,9 +32,9 @@ PARTS = {
 
 
 def main() -> None:
-    """Print the tables."""
+    """Print one table per part."""
     parser = parser_of(__doc__, PARTS)
-    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--turns", type=int, default=7, help="measurements per row; default: 7")
     options = parser.parse_args()
     torch.manual_seed(0)
     faiss.omp_set_num_threads(torch.get_num_threads())
@@ -42,11 +42,10 @@ def main() -> None:
         f"{torch.cpu.get_capabilities()['cpu_name']}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.2f}"
     )
     for name in options.parts:
-        table = Table("what", "vqtool", "other", "ratio", "wanted", "reached", title=name, title_justify="left")
+        table = Table("case", "vqtool", "peer", "peer's result", "peer / vqtool", title=name, title_justify="left")
         for figure in PARTS[name](options.turns):
-            ratio = f"{figure.ratio:.2f}" if figure.ratio == figure.ratio else ""
-            reached = "yes" if figure.reached else "no"
-            table.add_row(figure.what, figure.ours, figure.other, ratio, figure.wanted, reached)
+            ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
+            table.add_row(figure.case, figure.vqtool, figure.peer, figure.peer_result, ratio)
             keep(options.json, name, figure._asdict())
         Console(width=170).print(table)
 

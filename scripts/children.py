@@ -1,4 +1,4 @@
-"""Many checks in forked processes: one that crashes, hangs or grows is noticed, named, and does not end the rest."""
+"""Run checks in forked processes, so that a crash, a hang or excessive memory of one check is reported."""
 
 import argparse
 import json
@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-# What a check may take: seconds, and bytes of memory beyond those that the parent has.
+# Limits of a check: seconds, and bytes of memory beyond those of the parent process.
 SECONDS = 30
 MEMORY = 6 << 30
 
 
 class Outcome(NamedTuple):
-    """What became of a mutant: "run", "refused" or "broken", the promise that is; and what there is to say of it."""
+    """Outcome of a mutant: "run", "refused" or "broken" (the guarantee does not hold), with details."""
 
     kind: str
     detail: str = ""
@@ -34,11 +34,11 @@ Check = Callable[[int], Outcome]
 
 
 class Hang(BaseException):
-    """A check took too long. No Exception, so that nothing takes it for a damaged file's."""
+    """A check exceeded its time limit; a BaseException, so that no handler of errors catches it."""
 
 
 def outcomes(numbers: Sequence[int], check: Check) -> Iterator[tuple[int, Outcome]]:
-    """The outcome of `check` for each number, in order; after a crash or a hang the next process goes on."""
+    """Yield the outcome of `check` for each number in order; a new process continues after a crash or a hang."""
     done = 0
     while done < len(numbers):
         child, pipe = _fork(numbers[done:], check)
@@ -48,7 +48,7 @@ def outcomes(numbers: Sequence[int], check: Check) -> Iterator[tuple[int, Outcom
         os.kill(child, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if done < len(numbers):
-            how = "hung" if status == -signal.SIGKILL else f"the process ended with {status}"
+            how = "hung" if status == -signal.SIGKILL else f"process exited with status {status}"
             yield numbers[done], Outcome("broken", how)
             done += 1
 
@@ -68,7 +68,7 @@ def _fork(numbers: Sequence[int], check: Check) -> tuple[int, int]:
 
 
 def _lines(pipe: int) -> Iterator[bytes]:
-    """Lines until the other end is closed, or nothing comes for longer than a check may take."""
+    """Yield lines until the pipe is closed, or until no line arrives within the time limit of a check."""
     with os.fdopen(pipe, "rb", buffering=0) as file:
         rest = b""
         while select.select([file], [], [], SECONDS + 10)[0] and (found := file.read(1 << 16)):
@@ -89,7 +89,7 @@ def _hang(number: int, frame: Any) -> None:
 
 
 def _guarded(check: Check, number: int) -> Outcome:
-    """The outcome of a check; what escapes it breaks the promise."""
+    """Return the outcome of a check; an exception counts as broken."""
     signal.alarm(SECONDS)
     try:
         return check(number)
@@ -101,18 +101,18 @@ def _guarded(check: Check, number: int) -> Outcome:
 
 
 def parser_of(doc: str | None, mutants: int) -> argparse.ArgumentParser:
-    """Takes how many mutants, which seed, and one number alone."""
+    """Return a parser for the number of mutants, the seed, and the number of a single mutant."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mutants", type=int, default=mutants)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, help="the number of one mutant, to look at it again")
+    parser.add_argument("--mutants", type=int, default=mutants, help=f"number of mutants; default: {mutants}")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the mutants; default: 0")
+    parser.add_argument("--only", type=int, metavar="NUMBER", help="check only this mutant, and print it")
     return parser
 
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A temporary folder to work in, with the cache of scans in it."""
-    torch.set_num_threads(1)  # other threads would not be there after a fork
+    """Change to a temporary folder, which also holds the scan cache."""
+    torch.set_num_threads(1)  # threads do not survive a fork
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder
         before = Path.cwd()
@@ -124,7 +124,7 @@ def scratch() -> Iterator[Path]:
 
 
 def run(arguments: argparse.Namespace, check: Check, show: Callable[[int], str]) -> Counter[str]:
-    """Check all mutants, print those that break the promise, and count the outcomes."""
+    """Check all mutants, print the broken ones, and count the outcomes."""
     numbers = range(arguments.mutants) if arguments.only is None else [arguments.only]
     counts: Counter[str] = Counter()
     for number, outcome in tqdm(outcomes(numbers, check), total=len(numbers), disable=None):

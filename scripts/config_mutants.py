@@ -1,6 +1,6 @@
-"""Configs that somebody might write by mistake, or out of malice: shipped ones, changed at random.
+"""Mutants of the shipped recipes, with random mistakes in their keys, values and text.
 
-Every mutant is a function of a seed and a number, so that one that breaks something can be made again.
+A mutant is a function of a seed and a number, so each one can be reproduced.
 """
 
 import copy
@@ -25,7 +25,7 @@ Place = tuple[dict[Any, Any] | list[Any], Any]
 
 
 def mutant(seed: int, number: int) -> bytes:
-    """The text of a mutant: one to four changes to its tree, to its text, or to both."""
+    """Return the text of a mutant: a recipe with up to three changes to its tree and up to two to its text."""
     random = Random(f"{seed}/{number}")
     trees = shipped()
     tree = copy.deepcopy(random.choice(list(trees.values())))
@@ -39,7 +39,7 @@ def mutant(seed: int, number: int) -> bytes:
 
 
 def shipped() -> dict[str, Tree]:
-    """The shipped configs by name, made small."""
+    """Return the shipped recipes by name, with small sizes."""
     return {path.stem: _small(yaml.safe_load(path.read_text())) for path in sorted(CONFIGS.glob("*.yaml"))}
 
 
@@ -50,7 +50,7 @@ def _small(value: Any) -> Any:
 
 
 def _places(value: Any) -> list[Place]:
-    """Every container of a tree, with every key of it."""
+    """Return every container of a tree with each of its keys."""
     pairs = (
         list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
     )
@@ -98,7 +98,7 @@ def _move(tree: Tree, others: list[Tree], random: Random) -> None:
 
 
 def _graft(tree: Tree, others: list[Tree], random: Random) -> None:
-    """A block of another config, or one of none, under a key where such a block stands."""
+    """Replace a block by one of another recipe, or by one of `GRAFTS`."""
     name, block = random.choice(
         GRAFTS + [(str(k), c[k]) for o in others for c, k in _places(o) if isinstance(c[k], dict)]
     )
@@ -109,7 +109,7 @@ def _graft(tree: Tree, others: list[Tree], random: Random) -> None:
 
 
 def _kind(tree: Tree, others: list[Tree], random: Random) -> None:
-    """Another kind, so that the keys beside it are the old one's."""
+    """Change a `kind`, keeping the keys of the old kind."""
     kinds = [(container, key) for container, key in _places(tree) if key == "kind"]
     if kinds:
         container, key = random.choice(kinds)
@@ -117,7 +117,7 @@ def _kind(tree: Tree, others: list[Tree], random: Random) -> None:
 
 
 def _field(tree: Tree, others: list[Tree], random: Random) -> None:
-    """A key that a block knows, whether it is written there or not, at a value that it may have, or just not."""
+    """Set a known key of a block to a value at or near its limits."""
     block = random.choice([container for container, _ in _places(tree) if isinstance(container, dict)] or [tree])
     fields = _FIELDS.get(str(block.get("kind")), _FIELDS["training"] if "steps" in block else _FIELDS["loss"])
     name, values = random.choice(fields)
@@ -125,7 +125,7 @@ def _field(tree: Tree, others: list[Tree], random: Random) -> None:
 
 
 def _likely(annotation: Any) -> list[Any]:
-    """Values of an annotation's types: those of a Literal, and small, large and extreme numbers."""
+    """Return values of an annotation's types: those of a Literal, and small, large and extreme numbers."""
     if get_origin(annotation) is Literal:
         return list(get_args(annotation))
     if isinstance(annotation, type):
@@ -134,7 +134,7 @@ def _likely(annotation: Any) -> list[Any]:
 
 
 def _blocks(block: type[Settings]) -> Iterator[type[Settings]]:
-    """A settings class and those below it."""
+    """Yield a settings class and all settings classes below it."""
     yield block
     for name in block.model_fields:
         for inner in blocks_under(block, name).values():

@@ -1,8 +1,9 @@
-"""Start from the bare form, which collapses, and do what the findings advise, one change a run, until none is left.
+"""Start from settings that collapse and apply the advice of the findings, one change per run, until none is left.
 
     python scripts/follow_advice.py [FOLDER] [--steps 300] [--rounds 12]
 
-The images are patches of photographs (scripts/make_tensors.py). It prints a table in Markdown.
+The first run uses `update: entropy_only`, `init: random` and no dead-code reset on patches of photographs
+(scripts/make_tensors.py). Prints a Markdown table.
 """
 
 import argparse
@@ -24,49 +25,49 @@ BARE = {
     "kind": "vector",
     "codebook_size": 256,
     "codebook_dim": "auto",
-    "start": {"kind": "random"},
-    "learning": {"kind": "entropy"},
-    "revival": None,
+    "init": {"kind": "random"},
+    "update": {"kind": "entropy_only"},
+    "dead_code_reset": None,
     "temperature": 1.0,
 }
 
 
 def bare(data: Path, steps: int) -> dict[str, Any]:
-    """The config of the first round."""
+    """Return the config of the first round."""
     return {
         "data": {"kind": "tensors", "path": str(data)},
-        "model": {"encoder": {"kind": "conv2d", "width": 32, "halvings": 2, "blocks": 1}, "quantizer": BARE},
+        "model": {"encoder": {"kind": "conv2d", "width": 32, "downsamples": 2, "res_blocks": 1}, "quantizer": BARE},
         "loss": {"entropy": 0.1},
         "training": {"steps": steps, "batch_size": 32, "learning_rate": 0.002, "validate_every": max(1, steps // 6)},
     }
 
 
 def train_and_inspect(config: Path, changes: list[Change], folder: Path) -> Inspection:
-    """A run with these changes, each as it would be given to --set."""
+    """Train with these changes, each as an argument of --set, and inspect the run."""
     train(load_config(config, [f"{change.key}={change.value}" for change in changes]), folder)
     (found,) = inspect([folder])
     return found
 
 
 def next_change(found: Inspection, made: list[Change]) -> Change | None:
-    """The first advice, of the worst finding that has some left, that was not followed yet."""
+    """Return the first change that was not made yet, of the most severe finding that advises one."""
     known = {(change.key, change.value) for change in made}
     advised = [change for finding in found.findings for change in finding.changes]
     return next((change for change in advised if (change.key, change.value) not in known), None)
 
 
 def row(number: int, changes: list[Change], found: Inspection) -> str:
-    """A line of the table."""
+    """Return a row of the table."""
     (level,) = found.levels
     loss = Run(Path(found.target)).read_summary()
     reconstruction = loss["best"]["validation/loss/reconstruction"] if loss else float("nan")
-    change = f"`{changes[-1].key}={changes[-1].value}`" if changes else "the bare form"
+    change = f"`{changes[-1].key}={changes[-1].value}`" if changes else "none"
     names = ", ".join(finding.name for finding in found.findings) or "none"
     return f"| {number} | {change} | {level.usage:.0%} | {level.perplexity:.1f} | {reconstruction:.4f} | {names} |"
 
 
 def follow(folder: Path, steps: int, rounds: int) -> None:
-    """Train, inspect, change, until nothing is found or nothing more is advised."""
+    """Train, inspect and change settings until nothing more is advised."""
     np.save(folder / "patches.npy", patches())
     config = folder / "bare.yaml"
     config.write_text(yaml.safe_dump(bare(folder / "patches.npy", steps)))
@@ -82,11 +83,11 @@ def follow(folder: Path, steps: int, rounds: int) -> None:
 
 
 def main() -> None:
-    """Read the options and begin."""
+    """Parse the options and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", help="where runs go; left out, a temporary one")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("folder", type=Path, nargs="?", help="folder for the runs; default: a temporary folder")
+    parser.add_argument("--steps", type=int, default=300, help="training steps per round; default: 300")
+    parser.add_argument("--rounds", type=int, default=12, help="maximum number of rounds; default: 12")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)

@@ -1,10 +1,10 @@
-"""Shipped configs, changed at random: each runs, or is refused by a message that names the key.
+"""Fuzz the config loader: each randomly changed recipe must run, or be refused with a message that names the key.
 
     python scripts/fuzz_configs.py [--mutants 10000] [--seed 0] [--only NUMBER]
 
-"Runs" is what --dry-run does, and for some of them a training of two steps. Exits 1 if there was anything else: another
-exception, a message without a key, a crash, or nothing for half a minute. Large sizes are made small once they are
-validated, unless they are so large that they have to be refused.
+"Run" means the checks of --dry-run, and for one mutant in ten two training steps. The exit status is 1 after anything
+else: another exception, a message without a key, a crash, or a hang of 30 seconds. Large sizes are reduced after
+validation, unless they are so large that they must be refused.
 """
 
 import math
@@ -24,14 +24,14 @@ from vqtool.errors import ConfigError, DataError, TrainingError
 from vqtool.training import plan_run, train
 
 CONFIG = Path("mutant.yaml")
-# Every so many of those that run are trained, too.
+# One in this many runnable mutants is also trained.
 TRAINED = 10
-# Bytes between which a run would only take long, and is made small.
+# Sizes in bytes between these limits are valid but slow, and are reduced.
 CHEAP, REFUSED = 1 << 22, 1 << 36
 
 
 def check(seed: int, number: int) -> Outcome:
-    """Load, plan and perhaps train a mutant."""
+    """Load and dry-run a mutant, and train some of them."""
     CONFIG.write_bytes(mutant(seed, number))
     settings = None
     try:
@@ -41,7 +41,7 @@ def check(seed: int, number: int) -> Outcome:
             _train(settings)
     except (ConfigError, DataError) as error:
         return _refused(str(error), settings)
-    except TrainingError as error:  # a learning rate of 1e30 may be tried
+    except TrainingError as error:  # for example a learning rate of 1e30
         return Outcome("run", str(error))
     return Outcome("run")
 
@@ -55,12 +55,12 @@ def _train(settings: RunSettings) -> None:
 
 
 def _refused(message: str, settings: RunSettings | None) -> Outcome:
-    """Refused, if the message names a key or the data, and can be shown in a terminal."""
+    """Return "refused" if the message names a key or the data and is safe to print, otherwise "broken"."""
     if not all(line.isprintable() for line in message.split("\n")):
-        return Outcome("broken", f"not fit for a terminal: {message!r}")
+        return Outcome("broken", f"unprintable message: {message!r}")
     if len(message) > 20_000:
-        return Outcome("broken", f"a message of {len(message):,} characters: {message[:200]}")
-    if settings is None:  # nothing but the file was looked at
+        return Outcome("broken", f"message of {len(message):,} characters: {message[:200]}")
+    if settings is None:  # the config itself is invalid
         return Outcome("refused" if message.startswith(str(CONFIG)) else "broken", message)
     paths = [path for path in (getattr(settings.data, "path", ""), settings.data.validation) if isinstance(path, str)]
     named = _KEY.search(message) or any(path and path in message for path in paths)
@@ -71,7 +71,7 @@ _KEY = re.compile(r"^(name|seed|data|model|device): |\b(data|model|loss|training
 
 
 def affordable(settings: RunSettings) -> RunSettings:
-    """The same settings, with sizes that would only take long made small."""
+    """Return the settings with slow sizes reduced."""
     values = settings.model_dump()
     data, training, model = values["data"], values["training"], values["model"]
     sizes = [size for size in data.get("source", {}).values() if type(size) is int]
@@ -88,7 +88,7 @@ def affordable(settings: RunSettings) -> RunSettings:
 
 def _layers(values: dict[str, Any]) -> int:
     inner = [_layers(value) for value in values.values() if isinstance(value, dict)]
-    return max([*inner, *(values.get(key) or 0 for key in ("blocks", "layers", "depth", "groups"))])
+    return max([*inner, *(values.get(key) or 0 for key in ("res_blocks", "layers", "depth", "groups"))])
 
 
 def _shrink(values: dict[str, Any], limit: int) -> None:
@@ -108,7 +108,7 @@ def _write_arrays() -> None:
 
 
 def main() -> None:
-    """Check them all."""
+    """Check all mutants."""
     arguments = parser_of(__doc__, mutants=10_000).parse_args()
     with scratch():
         _write_arrays()
@@ -117,8 +117,10 @@ def main() -> None:
             lambda number: check(arguments.seed, number),
             lambda number: mutant(arguments.seed, number)[:4000].decode(errors="backslashreplace"),
         )
-    by_key = "all of them by key" if not counts["broken"] else f"{counts['broken']:,} broke the promise"
-    print(f"{counts.total():,} configs: {counts['run']:,} run, {counts['refused']:,} refused, {by_key}")
+    print(
+        f"{counts.total():,} configs: {counts['run']:,} run, {counts['refused']:,} refused by key, "
+        f"{counts['broken']:,} broken"
+    )
     sys.exit(1 if counts["broken"] else 0)
 
 

@@ -1,10 +1,10 @@
-"""Tensor files, changed at random: each works, or is refused by a message that names the file.
+"""Fuzz the tensor readers: each randomly changed file must be read, or be refused with a message that names it.
 
     python scripts/fuzz_tensors.py [--mutants 2000] [--seed 0] [--only NUMBER]
 
-"Works" is to be opened, scanned, split, read whole and picked from, and for some of them to be trained on for two steps
-and encoded. Exits 1 if there was anything else: another exception, a crash of the interpreter, memory beyond bounds,
-or nothing for half a minute.
+"Run" means open, scan, split and read the file, and for one in five that open also two training steps and encode. The
+exit status is 1 after anything else: another exception, a crash of the interpreter, more than 6 GiB of memory, or a
+hang of 30 seconds.
 """
 
 import shutil
@@ -22,14 +22,14 @@ from vqtool.errors import ConfigError, DataError, TrainingError
 from vqtool.training import train
 from vqtool.transcode import encode_file
 
-# Every so many of those that open are trained on and encoded, too.
+# Four in this many mutants are also used for training and encoding.
 TRAINED = 20
-# A file of less than this many bytes is not to become more rows than this.
+# The largest number of rows that a mutant may have.
 MOST_ROWS = 1 << 24
 
 
 def check(seed: int, number: int) -> Outcome:
-    """Open, scan and read a mutant, and perhaps train on it."""
+    """Open, scan and read a mutant, and train on some of them."""
     suffix, content = mutant(seed, number)
     path = Path(f"mutant-{number}{suffix}")
     path.write_bytes(content)
@@ -76,7 +76,7 @@ def _train(settings: RunSettings, path: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     try:
         train(settings, folder)
-    except TrainingError:  # values near the end of float32 may well be too much for a loss
+    except TrainingError:  # values near the limit of float32 may overflow the loss
         return
     key = settings.data.model_dump()["key"]
     encode_file(load(folder), Path("tokens.npy"), str(path), key, overwrite=True)
@@ -94,7 +94,7 @@ def _settings(path: Path, key: str | None) -> RunSettings:
 
 
 def main() -> None:
-    """Check them all."""
+    """Check all mutants."""
     arguments = parser_of(__doc__, mutants=2_000).parse_args()
     with scratch():
         counts = run(
@@ -102,8 +102,10 @@ def main() -> None:
             lambda number: check(arguments.seed, number),
             lambda number: repr(mutant(arguments.seed, number)[1][:1000]),
         )
-    by_name = "all of them by name" if not counts["broken"] else f"{counts['broken']:,} broke the promise"
-    print(f"{counts.total():,} tensor files: {counts['run']:,} run, {counts['refused']:,} refused, {by_name}")
+    print(
+        f"{counts.total():,} tensor files: {counts['run']:,} run, {counts['refused']:,} refused by name, "
+        f"{counts['broken']:,} broken"
+    )
     sys.exit(1 if counts["broken"] else 0)
 
 

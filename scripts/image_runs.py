@@ -1,4 +1,4 @@
-"""One training run over digits or photo patches, with vqtool's quantizer or a peer's: all else is the same."""
+"""Training runs on digits or photo patches that differ only in the quantizer."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,15 +19,15 @@ from vqtool.data.order import split
 from vqtool.quantizers import ProjectedQuantizer, VectorQuantizerSettings, kmeans, nearest_codes
 from vqtool.training.optimizer import Optimizer
 
-# Width of the latents that the network makes.
+# Width of the latents.
 _DIM = 32
-# The recommended quantizer and weights are those of the recipe for images.
+# The recommended quantizer and loss weights are those of the images recipe.
 _RECIPE = yaml.safe_load((Path(__file__).parent.parent / "configs" / "images.yaml").read_text())
 RECOMMENDED: dict[str, Any] = _RECIPE["model"]["quantizer"]
 
 
 class Result(NamedTuple):
-    """What a run comes to."""
+    """Result of a run."""
 
     error: float
     """mean squared error of validation images, in normalised units"""
@@ -35,8 +35,7 @@ class Result(NamedTuple):
     tokens: int
     """of the validation images"""
     ratio: float | None
-    """of vqtool's codes: the mean squared error of quantizing validation latents, over that of k-means as large on the
-    training latents"""
+    """vqtool only: quantization error of validation latents, over that of k-means codes of the training latents"""
 
 
 class ImageRun(NamedTuple):
@@ -54,7 +53,7 @@ class ImageRun(NamedTuple):
     """weight of vqtool's entropy loss"""
 
     def result(self) -> Result:
-        """Train, and judge on the validation images."""
+        """Train, and evaluate on the validation images."""
         torch.set_num_threads(1)
         training, validation = images(self.data)
         torch.manual_seed(self.seed)
@@ -65,7 +64,7 @@ class ImageRun(NamedTuple):
             x = training[torch.from_numpy(order.batch(step))]
             output = model(x)
             loss = F.mse_loss(output.prediction, output.target)
-            # The peer's loss has its weight in it.
+            # The commitment weight is part of the peer's loss.
             loss = loss + (1.0 if self.peer else _RECIPE["loss"]["commitment"]) * output.quantizer.commitment_loss
             loss = loss + self.entropy * output.quantizer.entropy_loss
             optimizer.gradients(loss)
@@ -74,11 +73,11 @@ class ImageRun(NamedTuple):
         return self._judge(model.eval(), training, validation)
 
     def error(self) -> float:
-        """Of `result`."""
+        """Return the error of `result`."""
         return self.result().error
 
     def _model(self, training: Tensor) -> tuple[Autoencoder, RunSettings]:
-        encoder = {"kind": "conv2d", "width": _DIM, "halvings": 1, "blocks": 1}
+        encoder = {"kind": "conv2d", "width": _DIM, "downsamples": 1, "res_blocks": 1}
         settings = RunSettings.model_validate(
             {
                 "data": {"kind": "tensors", "path": self.data},
@@ -128,7 +127,7 @@ def _ratio(model: Autoencoder, training: Tensor, validation: Tensor) -> float:
 
 
 def images(name: str) -> tuple[Tensor, Tensor]:
-    """Training and validation images (N, C, 8, 8) of mean 0 and variance 1."""
+    """Return training and validation images (N, C, 8, 8) with mean 0 and variance 1."""
     found = digits() if name == "digits" else patches(8, 8).transpose(0, 3, 1, 2).astype(np.float32)
     training, validation = split(len(found), 0.2, 0)
     scaled = torch.from_numpy((found - found[training].mean()) / found[training].std())
@@ -136,6 +135,6 @@ def images(name: str) -> tuple[Tensor, Tensor]:
 
 
 def finalists(runs: Sequence[ImageRun], errors: Sequence[float], number: int) -> list[PeerSettings]:
-    """The settings of the runs with the least errors."""
+    """Return the peer settings of the `number` runs with the smallest errors."""
     order = sorted(range(len(runs)), key=errors.__getitem__)
     return [peer for run in order[:number] if (peer := runs[run].peer)]

@@ -1,9 +1,9 @@
-"""Write real arrays to try vqtool on, from data that ships inside scikit-learn: digits, and patches of photographs.
+"""Write example arrays from data that ship with scikit-learn: handwritten digits and patches of photographs.
 
     python scripts/make_tensors.py FOLDER
 
-writes digits.npy (1797, 1, 8, 8) float32, the same as digits-vectors.npy (1797, 64), and patches.npy, (N, 32, 32, 3)
-bytes.
+Writes digits.npy (1797, 1, 8, 8) float32, digits-vectors.npy (1797, 64) with the same values, and patches.npy
+(N, 32, 32, 3) uint8.
 """
 
 import argparse
@@ -16,13 +16,13 @@ from sklearn.datasets import load_digits, load_sample_images
 
 
 def digits() -> NDArray[np.float32]:
-    """(1797, 1, 8, 8) handwritten digits, grey levels from 0 to 16."""
+    """Return (1797, 1, 8, 8) handwritten digits with grey levels from 0 to 16."""
     images: NDArray[np.float64] = load_digits().images
     return images[:, None].astype(np.float32)
 
 
 def patches(side: int = 32, stride: int = 16) -> NDArray[np.uint8]:
-    """(N, side, side, 3) overlapping squares of two photographs."""
+    """Return (N, side, side, 3) overlapping squares of two photographs."""
     cut = [
         image[top : top + side, left : left + side]
         for image in load_sample_images().images
@@ -33,9 +33,9 @@ def patches(side: int = 32, stride: int = 16) -> NDArray[np.uint8]:
 
 
 def main() -> None:
-    """Write all of them."""
+    """Write all arrays."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder to write to; created if missing")
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     images = digits()

@@ -1,14 +1,14 @@
-"""What is put into mutants of configs: values, blocks and fragments of text that a config seldom has."""
+"""Values, blocks and text fragments for mutants of configs."""
 
 from typing import Any
 
-# What makes the shipped configs cheap to plan, so that thousands can be.
+# Sizes that make a dry run of a recipe cheap.
 SMALL: dict[str, int] = {
     "samples": 48,
     "steps": 2,
     "batch_size": 4,
     "width": 8,
-    "blocks": 1,
+    "res_blocks": 1,
     "depth": 1,
     "heads": 2,
     "levels": 2,
@@ -20,14 +20,14 @@ SMALL: dict[str, int] = {
     "dim": 8,
     "codebook_size": 8,
     "codebook_dim": 4,
-    "beam": 2,
+    "beam_size": 2,
     "warmup_steps": 1,
     "validate_every": 2,
     "checkpoint_every": 2,
-    "positions": 4,
+    "num_tokens": 4,
 }
 
-# Values of every type, and the ends of every range.
+# Values of every type, and the limits of ranges.
 VALUES: list[Any] = [
     *(None, True, False, 0, 1, 2, 3, 5, 8, -1, -(2**63), 2**31, 2**32, 2**63, 2**64, 10**30, 0.0, 0.5, 1.0, -0.5),
     *(1e-308, 1e308, -1e308, 1e-45, 1e38, 1e39, float("nan"), float("inf"), float("-inf"), 5e-324, 0.999999999999),
@@ -41,28 +41,28 @@ VALUES: list[Any] = [
     *({"kind": "nothing"}, {"kind": None}, {"kind": 3}, {"kind": ["a"]}, {"kind": {}}, {"a": 1}),
 ]  # fmt: skip
 
-# Blocks that the shipped configs do not have, by the key they belong under.
+# Blocks that no recipe has, by key.
 GRAFTS: list[tuple[str, dict[str, Any]]] = [
     ("quantizer", {"kind": "fsq", "levels": [4, 4]}),
     ("quantizer", {"kind": "lfq", "bits": 4}),
-    ("quantizer", {"kind": "bsq", "bits": 3, "confidence": 0.5}),
+    ("quantizer", {"kind": "bsq", "bits": 3, "sample_entropy_weight": 0.5}),
     ("quantizer", {"kind": "product", "groups": 2, "quantizer": {"kind": "vector", "codebook_size": 4}}),
     (
         "quantizer",
         {"kind": "product", "groups": 2, "quantizer": {"kind": "residual", "levels": 2}},
     ),
-    ("quantizer", {"kind": "residual", "levels": 2, "shared": True, "dropout": 0.5}),
+    ("quantizer", {"kind": "residual", "levels": 2, "shared": True, "level_dropout": 0.5}),
     ("quantizer", {"kind": "residual", "levels": 2, "quantizer": {"kind": "fsq", "levels": [3, 3]}}),
-    ("quantizer", {"kind": "vector", "codebook_size": 4, "balance": {"kind": "sinkhorn", "iterations": 3}}),
-    ("quantizer", {"kind": "vector", "codebook_size": 4, "metric": "cosine", "gradient": "rotation"}),
-    ("quantizer", {"kind": "vector", "codebook_size": 4, "start": {"kind": "random"}, "revival": None}),
-    ("learning", {"kind": "codebook_loss", "weight": 0.5}),
-    ("learning", {"kind": "entropy"}),
-    ("learning", {"kind": "linear"}),
+    ("quantizer", {"kind": "vector", "codebook_size": 4, "assignment": {"kind": "sinkhorn", "iterations": 3}}),
+    ("quantizer", {"kind": "vector", "codebook_size": 4, "metric": "cosine", "gradient_estimator": "rotation"}),
+    ("quantizer", {"kind": "vector", "codebook_size": 4, "init": {"kind": "random"}, "dead_code_reset": None}),
+    ("update", {"kind": "codebook_loss", "weight": 0.5}),
+    ("update", {"kind": "entropy_only"}),
+    ("update", {"kind": "simvq"}),
     ("encoder", {"kind": "identity"}),
-    ("encoder", {"kind": "mlp", "width": 8, "layers": 1, "positions": 2}),
-    ("encoder", {"kind": "transformer", "positions": 4, "patch": 2, "width": 8, "depth": 1, "heads": 2}),
-    ("decoder", {"kind": "conv1d", "width": 8, "halvings": 1, "blocks": 0}),
+    ("encoder", {"kind": "mlp", "width": 8, "layers": 1, "num_tokens": 2}),
+    ("encoder", {"kind": "transformer", "num_tokens": 4, "patch_size": 2, "width": 8, "depth": 1, "heads": 2}),
+    ("decoder", {"kind": "conv1d", "width": 8, "downsamples": 1, "res_blocks": 0}),
     ("decoder", {"kind": "mlp", "width": 8}),
     ("data", {"kind": "tensors", "path": "values.npy"}),
     ("data", {"kind": "tensors", "path": "classes.npy", "layout": "HW"}),
@@ -99,7 +99,7 @@ NUMBERS: dict[type, list[Any]] = {
 }
 
 
-# Of YAML, and of what is none.
+# Fragments of YAML, and of invalid YAML.
 FRAGMENTS = [
     *(b"*a", b"&a ", b"!!python/object/apply:os.system [ls]", b"!!binary x", b"[" * 3000, b"{a: " * 3000, b"- " * 3000),
     *(b"\x00", b"\xff\xfe", b"\x1b[2J", b"\t", b"'", b'"', b"|", b">", b"---\n", b"...\n", b"? ", b": ", b"# "),

@@ -1,4 +1,4 @@
-"""What the benchmarks share: parts to choose from, and lines to keep."""
+"""Command line and JSON output shared by the benchmark and soak scripts."""
 
 import argparse
 import json
@@ -8,22 +8,23 @@ from typing import Any
 
 
 def parser_of(doc: str | None, parts: Iterable[str]) -> argparse.ArgumentParser:
-    """Takes the names of some of the parts, all where none is named, and --json FILE."""
+    """Return a parser for part names (default: all parts) and --json FILE."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = list(parts)
 
-    def part(text: str) -> str:  # choices would be held against the default, too
+    def part(text: str) -> str:  # `choices` would also be checked against the default
         if text not in names:
-            raise argparse.ArgumentTypeError(f"no part is called {text!r}; expected some of {', '.join(names)}")
+            raise argparse.ArgumentTypeError(f"unknown part {text}; expected one or more of {', '.join(names)}")
         return text
 
-    parser.add_argument("parts", nargs="*", type=part, default=names, metavar="PART")
-    parser.add_argument("--json", type=Path, help="also write the lines here")
+    described = f"parts to run: {', '.join(names)}; default: all"
+    parser.add_argument("parts", nargs="*", type=part, default=names, metavar="PART", help=described)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="append each row to FILE as one JSON object per line")
     return parser
 
 
 def keep(path: Path | None, part: str, line: dict[str, Any]) -> None:
-    """Add a line of a part to the file, if there is one."""
+    """Append a row of a part to the file, if a path is given."""
     if path:
         with path.open("a") as file:
             file.write(json.dumps({"part": part, **line}) + "\n")

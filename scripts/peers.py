@@ -1,4 +1,4 @@
-"""The quantizers of vector-quantize-pytorch in the place of vqtool's, for scripts that set them side by side."""
+"""The quantizers of vector-quantize-pytorch behind the interface of vqtool's, for comparisons."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from vqtool.quantizers import QuantizerOutput
 
 @dataclass(frozen=True)
 class PeerSettings:
-    """One of the settings that vector-quantize-pytorch is tried with; what is not named is its own default."""
+    """One setting of vector-quantize-pytorch; everything else is its default."""
 
     kind: str
     commitment: float
     rotation: bool
 
     def build(self, codebook_size: int, dim: int) -> "PeerQuantizer":
-        """The quantizer."""
+        """Return the quantizer."""
         if self.kind == "simvq":
             return PeerQuantizer(
                 peer.SimVQ(
@@ -47,7 +47,7 @@ class PeerSettings:
 
 
 class PeerQuantizer(nn.Module):
-    """Gives vqtool's output; its loss is weighted already."""
+    """Return vqtool's output type; the commitment weight is already part of its loss."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -59,11 +59,11 @@ class PeerQuantizer(nn.Module):
         return QuantizerOutput(quantized, indices, loss.sum(), torch.zeros(()))
 
     def update(self) -> None:
-        """It has updated itself in forward."""
+        """Do nothing: its forward updates the codebook."""
 
 
 def settings() -> Iterator[PeerSettings]:
-    """EMA with k-means and revival, cosine, cosine with 8 dimensions, SimVQ; each weight, each gradient."""
+    """Yield EMA with k-means and dead-code reset, cosine, cosine in 8 dimensions, SimVQ; each weight and estimator."""
     for kind in ("ema", "cosine", "cosine, 8 dimensions", "simvq"):
         for commitment in (0.25, 1.0, 4.0):
             for rotation in (False, True):

@@ -1,4 +1,4 @@
-"""What scripts/processes.py trains by one process and by several: configs, and what is kept of a run of each.
+"""Train the configs of scripts/processes.py and save their results; started by that script.
 
 torchrun --nproc-per-node 3 scripts/process_cases.py CASE... --to FOLDER [--double] [--steps 20]
 """
@@ -26,12 +26,12 @@ Block = dict[str, Any]
 MIXTURE = {"kind": "synthetic", "samples": 400, "source": {"kind": "mixture"}}
 TEXTURES = {"kind": "synthetic", "samples": 200, "source": {"kind": "textures", "height": 8, "width": 8}}
 TILES = {"kind": "synthetic", "samples": 200, "source": {"kind": "tiles", "height": 8, "width": 8}}
-CONV2D = {"kind": "conv2d", "width": 8, "halvings": 1}
-TRANSFORMER = {"kind": "transformer", "positions": 4, "patch": 4, "width": 8, "depth": 1, "heads": 2}
+CONV2D = {"kind": "conv2d", "width": 8, "downsamples": 1}
+TRANSFORMER = {"kind": "transformer", "num_tokens": 4, "patch_size": 4, "width": 8, "depth": 1, "heads": 2}
 MLP = {"kind": "mlp", "width": 16, "layers": 1}
-# Codes start, and die and are revived, within a few steps.
-SOON = {"start": {"kind": "kmeans", "vectors": 6}, "revival": {"window": 2, "least": 2}}
-BARE = {"start": {"kind": "random"}, "revival": None}
+# Codes are initialised, and dead codes reset, within a few steps.
+SOON = {"init": {"kind": "kmeans", "latents_per_code": 6}, "dead_code_reset": {"window_hits": 2, "min_hits": 2}}
+BARE = {"init": {"kind": "random"}, "dead_code_reset": None}
 
 
 def _vector(**block: Any) -> Block:
@@ -47,22 +47,26 @@ def _case(quantizer: Block, batch_size: int = 33, data: Block = MIXTURE, encoder
     }
 
 
-_RESIDUAL = {"kind": "residual", "levels": 3, "quantizer": _vector(), "dropout": 0.5}
+_RESIDUAL = {"kind": "residual", "levels": 3, "quantizer": _vector(), "level_dropout": 0.5}
 CASES: dict[str, Block] = {
-    "ema": _case(_vector(bypass=0.25)),
-    "residual, long": _case({**_RESIDUAL, "dropout": 0}, 27, {**MIXTURE, "samples": 12_000, "validation": 0.8}),
-    "ema, bare start": _case(_vector(start={"kind": "random"})),
+    "ema": _case(_vector(unquantized_fraction=0.25)),
+    "residual, long": _case({**_RESIDUAL, "level_dropout": 0}, 27, {**MIXTURE, "samples": 12_000, "validation": 0.8}),
+    "ema, random init": _case(_vector(init={"kind": "random"})),
     "ema, 2 samples": _case(_vector(), batch_size=2),
-    "entropy, bare": _case({**_vector(learning={"kind": "entropy"}), **BARE}, batch_size=17),
-    "codebook loss": _case(_vector(learning={"kind": "codebook_loss"}, bypass=0.1, gradient="rotation"), 31),
-    "linear": _case(_vector(learning={"kind": "linear"}, confidence=0.2), 31),
-    "unit of error": _case(_vector(temperature=2.0, temperature_unit="error", confidence=0.1), 25),
-    "cosine": _case(_vector(metric="cosine", learning={"kind": "codebook_loss"}), 29),
-    "sinkhorn": _case(_vector(balance={"kind": "sinkhorn"}), 35),
-    "residual, ema": _case({**_RESIDUAL, "quantizer": _vector(bypass=0.2)}),
-    "residual, codebook loss": _case({**_RESIDUAL, "quantizer": _vector(learning={"kind": "codebook_loss"})}, 35),
+    "entropy only": _case({**_vector(update={"kind": "entropy_only"}), **BARE}, batch_size=17),
+    "codebook loss": _case(
+        _vector(update={"kind": "codebook_loss"}, unquantized_fraction=0.1, gradient_estimator="rotation"), 31
+    ),
+    "simvq": _case(_vector(update={"kind": "simvq"}, sample_entropy_weight=0.2), 31),
+    "quantization error unit": _case(
+        _vector(temperature=2.0, temperature_unit="quantization_error", sample_entropy_weight=0.1), 25
+    ),
+    "cosine": _case(_vector(metric="cosine", update={"kind": "codebook_loss"}), 29),
+    "sinkhorn": _case(_vector(assignment={"kind": "sinkhorn"}), 35),
+    "residual, ema": _case({**_RESIDUAL, "quantizer": _vector(unquantized_fraction=0.2)}),
+    "residual, codebook loss": _case({**_RESIDUAL, "quantizer": _vector(update={"kind": "codebook_loss"})}, 35),
     "residual, shared": _case({**_RESIDUAL, "shared": True}, 31),
-    "residual, beam": _case({**_RESIDUAL, "beam": 3}, 25),
+    "residual, beam": _case({**_RESIDUAL, "beam_size": 3}, 25),
     "product": _case({"kind": "product", "groups": 2, "quantizer": _vector()}),
     "fsq": _case({"kind": "fsq", "levels": [5, 4, 3]}),
     "lfq": _case({"kind": "lfq", "bits": 6}, 31),
@@ -74,24 +78,24 @@ CASES: dict[str, Block] = {
 }
 
 
-# Where a sum over processes stands, and a case in which it matters.
+# Each sum over processes, and a config in which it matters.
 MUTANTS = {
     "vqtool.distributed.share.Share.sum": "codebook loss",
     "vqtool.distributed.share.reduced": "codebook loss",
     "vqtool.quantizers.ema_codebook.add_up": "ema",
-    "vqtool.quantizers.revival.add_up": "ema, bare start",
+    "vqtool.quantizers.revival.add_up": "ema, random init",
     "vqtool.quantizers.start.gather_rows": "ema",
     "vqtool.quantizers.balance.largest": "sinkhorn",
     "vqtool.quantizers.hit_times.smallest": "ema",
     "vqtool.evaluation.over_processes": "residual, long",
     "vqtool.semantic_ids.gather_rows": "residual, long",
 }
-# The case of a quantizer by itself, and the rows of each process in it, by how many there are.
+# The case of a quantizer without a trainer, and the rows of each process by number of processes.
 UNEVEN, ROWS = "uneven rows", {1: (53,), 2: (0, 53), 3: (40, 0, 13)}
 
 
 def kept(case: str, double: bool, steps: int) -> dict[str, Tensor]:
-    """Losses and gradients of each step, the state after the last, usage and indices of the whole validation part."""
+    """Return losses and gradients of each step, the final state, and usage and indices of the validation split."""
     prepared = prepare(RunSettings.model_validate(CASES[case]))
     model, settings = prepared.model, prepared.settings.training
     kind = torch.float64 if double else torch.float32
@@ -129,14 +133,14 @@ def _validated(prepared: Prepared, kind: torch.dtype) -> dict[str, Tensor]:
 
 
 def uneven(double: bool) -> dict[str, Tensor]:
-    """A quantizer by itself, whose codes start and are revived; each process has another number of rows, one none."""
+    """Train a quantizer without a trainer; the processes have different numbers of rows, one of them none."""
     torch.manual_seed(0)
-    quantizer = VectorQuantizerSettings.model_validate(_vector(bypass=0.3)).build()
+    quantizer = VectorQuantizerSettings.model_validate(_vector(unquantized_fraction=0.3)).build()
     quantizer.to(torch.float64 if double else torch.float32)
     generator = torch.Generator().manual_seed(0)
     found: dict[str, Tensor] = {}
     for step in range(12):
-        # Far apart from step to step: codes are left behind, and revived.
+        # The data move from step to step, so that codes die and are reset.
         rows = torch.randn(53, 6, generator=generator, dtype=torch.float64) + step
         vectors = rows.split(ROWS[world_size()])[rank()].to(quantizer.codes.dtype).requires_grad_()
         output = quantizer(vectors)
@@ -146,14 +150,14 @@ def uneven(double: bool) -> dict[str, Tensor]:
         quantizer.update()
         found[f"codes, step {step + 1}"] = quantizer.codes.clone()
     everywhere = gather_rows(quantizer.codes[None])
-    assert all(torch.equal(codes, everywhere[0]) for codes in everywhere), "processes have other codes"
+    assert all(torch.equal(codes, everywhere[0]) for codes in everywhere), "codes differ between processes"
     return found | {f"state {name}": tensor.clone() for name, tensor in quantizer.state_dict().items()}
 
 
 def bytes_of_a_step(codes: int, dim: int) -> int:
-    """What this process hands to torch.distributed in a step, beside what DistributedDataParallel does by itself."""
-    quantizer = {"kind": "vector", "codebook_size": codes, "codebook_dim": dim, "start": {"kind": "random"}}
-    prepared = prepare(RunSettings.model_validate(_case({**quantizer, "confidence": 0.1}, 32)))
+    """Return the bytes that this process passes to all_reduce in a step, without the gradients of DDP."""
+    quantizer = {"kind": "vector", "codebook_size": codes, "codebook_dim": dim, "init": {"kind": "random"}}
+    prepared = prepare(RunSettings.model_validate(_case({**quantizer, "sample_entropy_weight": 0.1}, 32)))
     order = BatchOrder(len(prepared.dataset.training), 32, 0)
     stepper = Stepper(prepared, order)
     batches = Batches(prepared.dataset.training, order, 2, prepared.device, 0)
@@ -173,19 +177,19 @@ def bytes_of_a_step(codes: int, dim: int) -> int:
 
 
 def _without(name: str) -> AbstractContextManager[Any]:
-    """Within, a sum over processes is left out: `module.name` returns what it is given."""
+    """Skip a sum over processes: `module.name` returns its argument."""
     return patch(name, lambda *args: next(each for each in args if isinstance(each, Tensor | list)))
 
 
 def main() -> None:
-    """Train the cases, and keep each one in a file."""
+    """Train the cases and save one file each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", choices=[*CASES, UNEVEN, []], metavar="CASE")
-    parser.add_argument("--to", type=Path, required=True)
-    parser.add_argument("--double", action="store_true")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--without", choices=MUTANTS, help="a sum over processes to be left out")
-    parser.add_argument("--traffic", type=int, nargs=2, metavar=("K", "D"), help="count bytes instead")
+    parser.add_argument("cases", nargs="*", choices=[*CASES, UNEVEN, []], metavar="CASE", help="names of configs")
+    parser.add_argument("--to", type=Path, required=True, help="folder for the results; with --traffic, a file")
+    parser.add_argument("--double", action="store_true", help="train in float64")
+    parser.add_argument("--steps", type=int, default=20, help="training steps; default: 20")
+    parser.add_argument("--without", choices=MUTANTS, metavar="NAME", help="sum over processes to skip")
+    parser.add_argument("--traffic", type=int, nargs=2, metavar=("K", "D"), help="count the bytes of a step instead")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with joined(), deterministic(), _without(options.without) if options.without else nullcontext():

@@ -1,4 +1,4 @@
-"""Jobs that end before their time: a process killed, a process asked to stop."""
+"""Checks of jobs in which a process is killed or receives a signal."""
 
 import os
 import signal
@@ -18,47 +18,48 @@ from vqtool.model_file import read_model
 from vqtool.run import Run
 
 _STEPS = 200
-# How long all processes may take to end.
+# Limit of the seconds until all processes have exited.
 _PATIENCE = 25
 
 
 def death(folder: Path, share: float) -> Iterator[Row]:
-    """SIGKILL to one of three: the others end, and one process alone goes on.
+    """Kill one of three processes: the others must exit, and one process must be able to resume.
 
-    Gloo wakes nobody who waits for what was being sent to a process as it died (`Pair::signalException` passes over
-    unbound buffers in `tx_`). That is rare, and such a one stays until torchrun, half a minute after its SIGTERM, kills
-    it: where it happens, the kill is tried once more.
+    Rarely, gloo does not wake a process that waits for a send to the killed one (`Pair::signalException` skips unbound
+    buffers in `tx_`). Torchrun then kills it 30 seconds after its SIGTERM. If that happens, the check is repeated once.
     """
     for victim in part_of((2, 0), share):
         ended = _ended(folder / f"killed-{victim}", victim, signal.SIGKILL)
         if ended.seconds > _PATIENCE:
             ended = _ended(folder / f"killed-{victim}-again", victim, signal.SIGKILL)
-        yield Row(f"rank {victim} of 3 killed: others end", ended.told, ended.seconds <= _PATIENCE and ended.said)
-        yield _gone_on(ended, f"rank {victim} of 3 killed: --resume on 1 process")
+        held = ended.seconds <= _PATIENCE and ended.said
+        yield Row(f"rank {victim} of 3 killed: the others exit", ended.told, held)
+        yield _resumed(ended, f"rank {victim} of 3 killed: --resume with 1 process")
 
 
 def signals(folder: Path, share: float) -> Iterator[Row]:
-    """SIGTERM to one of three, or to all and their launcher: they stop after one step, saved; one alone goes on."""
+    """Send SIGTERM to one of three processes, or to all and torchrun: all must save the same step and exit."""
     for victim in part_of((1, None, 0), share):
         ended = _ended(folder / f"stopped-{victim}", victim, signal.SIGTERM)
-        whom = "all and torchrun" if victim is None else f"rank {victim}"
+        target = "3 ranks and torchrun" if victim is None else f"rank {victim} of 3"
         saved = ended.run.checkpoint_files()
-        figure = f"{ended.told}, {max(saved).stem if saved else 'nothing'} saved"
-        yield Row(f"SIGTERM to {whom} of 3: all stop", figure, ended.seconds <= _PATIENCE and ended.said)
-        yield _gone_on(ended, f"SIGTERM to {whom} of 3: --resume on 1 process")
+        result = f"{ended.told}, {max(saved).stem if saved else 'nothing'} saved"
+        yield Row(f"SIGTERM to {target}: all exit", result, ended.seconds <= _PATIENCE and ended.said)
+        yield _resumed(ended, f"SIGTERM to {target}: --resume with 1 process")
 
 
 def init_from(folder: Path, share: float) -> Iterator[Row]:
-    """A run that begins with another's model, which was saved amid a window of revival, by one process and by two."""
+    """Compare one and two processes that start from another run's model, saved within a dead-code window."""
     config = folder / "config.yaml"
-    config.write_text(yaml.safe_dump(CASES["ema, bare start"]))
+    config.write_text(yaml.safe_dump(CASES["ema, random init"]))
     runs = {size: Run(folder / f"run-{size}") for size in (0, 1, 2)}
     for size, change in ((0, "steps=7"), (1, f"init_from={runs[0].folder}"), (2, f"init_from={runs[0].folder}")):
         command = [*job(max(1, size)), "-m", "vqtool", *_train(config, runs[size]), "--set", f"training.{change}"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     one, two = (read_model(runs[size].model)[0].state for size in (1, 2))
     apart = max(float((one[name].double() - two[name].double()).abs().max()) for name in one)
-    yield Row("begun with another run's model, by 1 and 2 processes, float32", f"differs by {apart:.1e}", apart <= 1e-4)
+    result = f"largest difference {apart:.1e} (limit 1e-4)"
+    yield Row("training.init_from with 1 and 2 processes, float32", result, apart <= 1e-4)
 
 
 class Ended(NamedTuple):
@@ -67,18 +68,18 @@ class Ended(NamedTuple):
     run: Run
     config: Path
     seconds: float
-    """From the signal until the last process was gone."""
+    """From the signal to the exit of the last process."""
     said: bool
-    """Whether it was said why."""
+    """Whether the reason was reported."""
 
     @property
     def told(self) -> str:
-        """In words."""
-        return f"after {self.seconds:.1f} s{'' if self.said else ', without a word'}"
+        """The result as text."""
+        return f"after {self.seconds:.1f} s (limit {_PATIENCE} s){'' if self.said else ', without a message'}"
 
 
 def _ended(folder: Path, victim: int | None, number: signal.Signals) -> Ended:
-    """A job of three, once a rank got the signal; None: all of them, and then torchrun, which passes it on again."""
+    """Run a job of three processes and send a signal to a rank; None: to all ranks and then to torchrun."""
     folder.mkdir()
     config, run = folder / "config.yaml", Run(folder / "run")
     config.write_text(yaml.safe_dump(_long(CASES["ema"])))
@@ -101,12 +102,14 @@ def _ended(folder: Path, victim: int | None, number: signal.Signals) -> Ended:
     return Ended(run, config, time.monotonic() - begun, expected in words)
 
 
-def _gone_on(ended: Ended, what: str) -> Row:
+def _resumed(ended: Ended, check: str) -> Row:
     command = [sys.executable, "-m", "vqtool", *_train(ended.config, ended.run), "--resume"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     steps = [fields["step"] for fields in ended.run.logged()]
     held = done.returncode == 0 and steps == list(range(10, _STEPS + 1, 10))
-    return Row(what, f"exit {done.returncode}, {len(steps)} of {_STEPS // 10} steps logged, each once", held)
+    distinct = len(set(steps))
+    result = f"exit code {done.returncode}, {distinct} of {_STEPS // 10} steps logged, {len(steps) - distinct} repeated"
+    return Row(check, result, held)
 
 
 def _train(config: Path, run: Run) -> list[str]:
@@ -119,7 +122,7 @@ def _long(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _workers(launcher: int) -> list[int]:
-    """The processes of a job by rank."""
+    """Return the process ids of a job, by rank."""
     children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
     ranks = {}
     for child in children:

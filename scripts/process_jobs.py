@@ -1,4 +1,4 @@
-"""Jobs of several processes, as torchrun starts them."""
+"""Commands for jobs of several processes."""
 
 import sys
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ T = TypeVar("T")
 
 
 def job(size: int) -> list[str]:
-    """The start of a command that so many processes run, each with one thread; alone, without torchrun."""
+    """Return the start of a command that runs in `size` processes by torchrun; for one process, without torchrun."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
     return [sys.executable, *(torchrun if size > 1 else [])]
 
 
 def part_of(items: Sequence[T], share: float) -> Sequence[T]:
-    """The first of them, at least one."""
+    """Return the first `share` of the items, at least one."""
     return items[: max(1, round(share * len(items)))]

@@ -1,4 +1,4 @@
-"""What processes say to each other in a step, in bytes; and how much faster two are than one."""
+"""Communication volume of a training step, and throughput of two processes."""
 
 import json
 import os
@@ -16,32 +16,31 @@ SCRIPT = str(Path(__file__).with_name("process_cases.py"))
 
 
 def formula(codes: int, dim: int) -> int:
-    """The bytes of a step beyond DDP's own gradients: one level of K codes in D dimensions, by EMA with revival.
+    """Return the bytes per step beyond DDP's gradients, for one EMA level of K codes in D dimensions with reset.
 
-    Numbers are float32, but for hits, which are int64. The counts (K) and sums (K, D) of EMA; the hits (K) of revival;
-    and, each there and back, as the backward pass sums their gradients: the soft assignments (K) and entropies of the
-    samples, the sum of squares of commitment, and the sum of the reconstruction loss.
+    Values are float32, hits int64. EMA: counts (K) and sums (K, D). Dead-code reset: hits (K). Forward and backward:
+    soft assignments (K) and sample entropies, the sum of squares of the commitment loss, and the sum of the
+    reconstruction loss.
     """
     return 4 * codes * (dim + 1) + 8 * codes + 2 * 4 * (codes + 1) + 2 * 4 + 2 * 4
 
 
 def traffic(folder: Path, share: float) -> Iterator[Row]:
-    """Bytes of a step, counted where torch.distributed is called."""
+    """Count the bytes of a step in the calls of torch.distributed, and compare them with the formula."""
     for codes, dim in part_of(((64, 8), (1024, 16), (4096, 64)), share):
         out = folder / "bytes.json"
         command = [*job(2), SCRIPT, "--traffic", str(codes), str(dim), "--to", str(out)]
         subprocess.run(command, check=True)
         counted, expected = json.loads(out.read_text()), formula(codes, dim)
-        yield Row(
-            f"K = {codes}, D = {dim}: bytes of a step", f"{counted:,}; by formula {expected:,}", counted == expected
-        )
+        result = f"{counted:,} counted, {expected:,} by formula"
+        yield Row(f"bytes per step, K = {codes}, D = {dim}", result, counted == expected)
 
 
 _IMAGES: dict[str, Any] = {
     "data": {"kind": "synthetic", "samples": 2000, "source": {"kind": "textures"}},
     "model": {
-        "encoder": {"kind": "conv2d", "width": 64, "halvings": 2},
-        "quantizer": {"kind": "vector", "codebook_size": 512, "codebook_dim": 16, "start": {"kind": "random"}},
+        "encoder": {"kind": "conv2d", "width": 64, "downsamples": 2},
+        "quantizer": {"kind": "vector", "codebook_size": 512, "codebook_dim": 16, "init": {"kind": "random"}},
     },
     "loss": {"entropy": 0.1},
     "training": {"steps": 60, "batch_size": 64, "log_every": 10, "validate_every": 60, "device": "cpu"},
@@ -49,7 +48,7 @@ _IMAGES: dict[str, Any] = {
 
 
 def scaling(folder: Path, share: float) -> Iterator[Row]:
-    """Samples a second, two processes of one thread beside one of two threads, three turns: reported, not judged."""
+    """Measure the throughput of two processes with one thread each and of one with two threads; no limit."""
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(_IMAGES))
     speeds: dict[int, list[float]] = {1: [], 2: []}
@@ -62,5 +61,5 @@ def scaling(folder: Path, share: float) -> Iterator[Row]:
             lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
             speeds[size].append(median(line["throughput/samples_per_second"] for line in lines[2:]))
     one, two = median(speeds[1]), median(speeds[2])
-    figure = f"{two:,.0f} and {one:,.0f} samples/s: {two / one:.2f} times"
-    yield Row("two processes on two cores, one process of two threads", figure, True)
+    result = f"{two:,.0f} and {one:,.0f} samples/s, ratio {two / one:.2f} (no limit)"
+    yield Row("throughput of 2 processes with 1 thread, and of 1 process with 2 threads", result, True)

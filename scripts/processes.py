@@ -1,10 +1,10 @@
-"""One process and several give the same answer: what vqtool promises of that, put to the test.
+"""Check that training in several processes gives the results of one process, and that all processes stop together.
 
     python scripts/processes.py                     all parts
-    python scripts/processes.py double death        some of them
-    python scripts/processes.py --share 0.1         each with a tenth of its configs, or of its victims
+    python scripts/processes.py double death        selected parts
+    python scripts/processes.py --share 0.1         a tenth of the configs of each part
 
-Each part prints what was done, what came of it, and whether the promise held; the exit status is 1 where one did not.
+Prints one row per check with its result and whether the guarantee held. The exit status is 1 if one did not hold.
 """
 
 import subprocess
@@ -23,36 +23,40 @@ SCRIPT = str(Path(__file__).with_name("process_cases.py"))
 
 
 def double(folder: Path, share: float) -> Iterator[Row]:
-    """In float64, all that 20 steps leave behind is equal."""
+    """Compare losses, gradients, state, usage and indices after 20 steps in float64."""
     cases, sizes = part_of([*CASES], share), part_of((3, 2), share)
     _run(folder, [*cases, UNEVEN], "--double", sizes=(1, *sizes))
     for size in sizes:
         found = {case: _difference(folder, case, size) for case in [*cases, UNEVEN]}
         worst = max(found, key=found.__getitem__)
-        what = f"{size} processes, float64, {len(found)} configs: all after 20 steps"
-        yield Row(what, f"differs by {found[worst]:.1e} at most ({worst})", found[worst] <= 1e-12)
+        check = f"{size} processes, float64, {len(found)} configs: all results of 20 steps"
+        result = f"largest difference {found[worst]:.1e} ({worst}; limit 1e-12)"
+        yield Row(check, result, found[worst] <= 1e-12)
 
 
 def single(folder: Path, share: float) -> Iterator[Row]:
-    """In float32, a first step's gradients, the loss after 20 steps, and the indices."""
+    """Compare the gradients of the first step, the loss after 20 steps and the indices in float32."""
     cases, sizes = part_of([*CASES], share), part_of((3, 2), share)
     _run(folder, cases, sizes=(1, *sizes))
     for size in sizes:
         gradients, tensors, losses, indices = zip(*(_float32(folder, case, size) for case in cases), strict=True)
-        figure = f"{max(gradients):.1e}, and {max(tensors):.1e} of any single tensor's"
-        yield Row(f"{size} processes, float32: gradient of a step", figure, max(gradients) <= 1e-5)
-        yield Row(f"{size} processes, float32: loss after 20 steps", f"{max(losses):.1e}", max(losses) <= 1e-3)
-        yield Row(f"{size} processes, float32: indices equal", f"{min(indices):.2%}", min(indices) >= 0.999)
+        result = f"relative difference {max(gradients):.1e} (limit 1e-5), of a single tensor {max(tensors):.1e}"
+        yield Row(f"{size} processes, float32: gradient of the first step", result, max(gradients) <= 1e-5)
+        result = f"relative difference {max(losses):.1e} (limit 1e-3)"
+        yield Row(f"{size} processes, float32: loss after 20 steps", result, max(losses) <= 1e-3)
+        result = f"{min(indices):.2%} equal (limit 99.9%)"
+        yield Row(f"{size} processes, float32: indices", result, min(indices) >= 0.999)
 
 
 def mutants(folder: Path, share: float) -> Iterator[Row]:
-    """Where one sum over processes is left out, the difference shows."""
+    """Skip one sum over processes at a time; each must change the results."""
     mutants = part_of([*MUTANTS.items()], share)
     _run(folder, sorted({case for _, case in mutants}), "--double", sizes=(1,))
     for name, case in mutants:
         _run(folder, [case], "--double", "--without", name, sizes=(2,))
         difference = _difference(folder, case, 2)
-        yield Row(f"without {name.removeprefix('vqtool.')}", f"differs by {difference:.1e}", not difference <= 1e-12)
+        result = f"difference {difference:.1e} (must exceed 1e-12)"
+        yield Row(f"without {name.removeprefix('vqtool.')}", result, not difference <= 1e-12)
 
 
 PARTS = {
@@ -61,7 +65,7 @@ PARTS = {
     "mutants": mutants,
     "death": process_ends.death,
     "signal": process_ends.signals,
-    "begun": process_ends.init_from,
+    "init-from": process_ends.init_from,
     "traffic": process_traffic.traffic,
     "scaling": process_traffic.scaling,
 }
@@ -86,7 +90,7 @@ def _difference(folder: Path, case: str, size: int) -> float:
 
 
 def _apart(one: Tensor, other: Tensor) -> float:
-    """How far apart two tensors are, for numbers beyond 1 relative to them."""
+    """Return the largest difference of two tensors, relative for values above 1."""
     if one.shape != other.shape:
         return float("inf")
     one, other = one.double(), other.double()
@@ -94,9 +98,9 @@ def _apart(one: Tensor, other: Tensor) -> float:
 
 
 def _float32(folder: Path, case: str, size: int) -> tuple[float, float, float, float]:
-    """Of a case: differences of the gradient, of that of any one tensor, and of the loss; the share of equal indices.
+    """Return the relative differences of gradient, worst single tensor and loss, and the fraction of equal indices.
 
-    The gradient of codes that learn from the entropy alone is all but 0 at the start, and the rest is rounding.
+    With `update: entropy_only`, the first gradient of the codes is close to 0, so its difference is mostly rounding.
     """
     one, several = _found(folder, case, size)
     first = [name for name in one if name.startswith("gradient") and name.endswith("step 1")]
@@ -107,7 +111,7 @@ def _float32(folder: Path, case: str, size: int) -> tuple[float, float, float, f
 
 
 def _relative(one: Tensor, other: Tensor) -> float:
-    """The norm of a difference, relative to that of the whole."""
+    """Return the norm of the difference, relative to the norm of `one`."""
     return float((one.double() - other.double()).norm() / one.double().norm().clamp_min(1e-30))
 
 

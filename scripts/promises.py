@@ -1,4 +1,4 @@
-"""Promises put to the test: each a row of a table, and the exit status is 1 where one did not hold."""
+"""Checks of guarantees: one table row per check; the exit status is 1 if a check fails."""
 
 import sys
 import tempfile
@@ -12,24 +12,24 @@ from rich.table import Table
 
 
 class Row(NamedTuple):
-    """One promise: what was done, what came of it, and whether it held."""
+    """One check: its name, the measured result, and whether the guarantee held."""
 
-    what: str
-    figure: str
+    check: str
+    result: str
     held: bool
 
 
 def put_to_the_test(doc: str | None, parts: Mapping[str, Callable[[Path, float], Iterable[Row]]]) -> None:
-    """Run the parts that the command line names, each in a folder of its own and at the share that it says."""
+    """Run the parts named on the command line, each in its own temporary folder, scaled by --share."""
     parser = parser_of(doc, parts)
-    parser.add_argument("--share", type=float, default=1.0)
+    parser.add_argument("--share", type=float, default=1.0, help="fraction of the full counts to run; default: 1")
     options = parser.parse_args()
-    table = Table("part", "what", "came to", "held")
+    table = Table("part", "check", "result", "held")
     held = True
     for name in options.parts:
         with tempfile.TemporaryDirectory() as folder:
             for row in parts[name](Path(folder), options.share):
-                table.add_row(name, row.what, row.figure, "yes" if row.held else "NO")
+                table.add_row(name, row.check, row.result, "yes" if row.held else "no")
                 held &= row.held
                 keep(options.json, name, row._asdict())
     Console(width=170).print(table)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a fresh clone to a trained tokenizer: installs, trains configs/quickstart.yaml, encodes, inspects.
+# Install vqtool into .venv, train configs/quickstart.yaml, encode its data and inspect the run.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh" ""
 
@@ -10,8 +10,8 @@ vqtool inspect "$run"
 
 cat <<END
 
-What to open now:
-  .venv/bin/tensorboard --logdir $run       losses, codebook usage and reconstructions, at http://localhost:6006
-  $run/tokens.npy                 the indices, and $run/tokens.json, what they are
-  configs/                                  recipes for vectors, sequences, images and tile maps; README.md says more
+Next steps:
+  .venv/bin/tensorboard --logdir $run   losses, codebook usage and reconstructions at http://localhost:6006
+  $run/tokens.npy                       token indices; manifest: $run/tokens.json
+  configs/                                         recipes for vectors, sequences, images and tile maps; see configs/README.md
 END

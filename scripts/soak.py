@@ -1,10 +1,10 @@
-"""What vqtool promises of runs in trouble, put to the test at length.
+"""Check the guarantees of vqtool for interrupted runs, full disks and limited memory, at full length.
 
     python scripts/soak.py                  all parts
-    python scripts/soak.py saving disk      some of them
-    python scripts/soak.py --share 0.05     each a twentieth as often
+    python scripts/soak.py saving disk      selected parts
+    python scripts/soak.py --share 0.05     5% of the repetitions of each part
 
-Each part prints what was done, what came of it, and whether the promise held; the exit status is 1 where one did not.
+Prints one row per check with its result and whether the guarantee held. The exit status is 1 if one did not hold.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,7 +17,7 @@ import torch
 from promises import Row, put_to_the_test
 
 Part = Callable[[Path, int], Iterable[Row]]
-# Each part, and how often it does what it does.
+# Each part and its number of repetitions.
 PARTS: dict[str, tuple[Part, int]] = {
     "saving": (soak_kills.saving, 200),
     "exact": (soak_kills.exact, 50),
@@ -36,5 +36,5 @@ def _counted(part: Part, times: int) -> Callable[[Path, float], Iterable[Row]]:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # a forked process has none of the threads
+    torch.set_num_threads(1)  # threads do not survive a fork
     put_to_the_test(__doc__, {name: _counted(part, times) for name, (part, times) in PARTS.items()})

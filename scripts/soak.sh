@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that is promised of runs in trouble and of files from strangers, at full count; prints what came of it.
+# Check the guarantees for interrupted runs and damaged files at full length. The exit status is 1 if a check fails.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh" "[dev]"
 

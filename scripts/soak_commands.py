@@ -1,4 +1,4 @@
-"""Whole commands in trouble: signals, full disks, too little memory, a second process in the same place."""
+"""Checks of whole commands: signals, full disks, the memory estimate, repeated and concurrent runs."""
 
 import json
 import os
@@ -23,14 +23,15 @@ from vqtool.training.checkpoint import load_checkpoint
 
 _CONFIGS = Path(__file__).parent.parent / "configs"
 _ENDED = {signal.SIGTERM: 143, signal.SIGINT: 130}
-# What the estimate may be off by.
+# Limit of the relative error of the memory estimate.
 _TOLERANCE = 0.25
-# Seconds in which a signal must have ended a run.
+# Limit of the seconds from a signal to the end of the command.
 _PROMPTLY = 10
+_DONE = "had already finished"
 
 
 def signals(folder: Path, times: int) -> Iterator[Row]:
-    """SIGTERM and SIGINT at random moments, from start-up to the end, of a run that validates and saves often."""
+    """Send SIGTERM and SIGINT at random times, from start-up to the end, to a run that validates and saves often."""
     config = _config(folder, steps=40, validate_every=5, checkpoint_every=3)
     _vqtool("train", "--config", config, "--run-dir", folder / "straight")
     expected, picks = Run(folder / "straight").model.read_bytes(), random.Random(0)
@@ -42,18 +43,21 @@ def signals(folder: Path, times: int) -> Iterator[Row]:
         run = folder / f"run-{number}"
         kind = (signal.SIGTERM, signal.SIGINT)[number % 2]
         code, took = _stopped(["train", "--config", config, "--run-dir", run], kind, picks.uniform(0, span))
-        codes.append("as promised" if code == _ENDED[kind] else "ended before" if code == 0 else str(code))
+        codes.append(
+            "exited with 143 or 130" if code == _ENDED[kind] else _DONE if code == 0 else f"exited with {code}"
+        )
         slowest = max(slowest, took)
         _vqtool("train", "--config", config, "--run-dir", run, "--resume")
         different += Run(run).model.read_bytes() != expected
         shutil.rmtree(run)
     tally = ", ".join(f"{codes.count(code)} {code}" for code in dict.fromkeys(codes))
-    held = {*codes} <= {"as promised", "ended before"} and slowest < _PROMPTLY and not different
-    yield Row(f"{times} signals", f"{tally}; slowest {slowest:.1f} s; {different} resumed runs differ", held)
+    held = {*codes} <= {"exited with 143 or 130", _DONE} and slowest < _PROMPTLY and not different
+    result = f"{tally}; slowest {slowest:.1f} s (limit {_PROMPTLY} s); {different} resumed runs differ"
+    yield Row(f"{times} signals", result, held)
 
 
 def disk(folder: Path, times: int) -> Iterator[Row]:
-    """Files that may grow no further, at `times` sizes, and a folder that may not be written to."""
+    """Limit the size of files that `train` and `encode` may write, at `times` sizes."""
     config = _config(folder, steps=4, validate_every=1, checkpoint_every=1)
     run = folder / "run"
     _vqtool("train", "--config", config, "--run-dir", run)
@@ -74,37 +78,37 @@ def disk(folder: Path, times: int) -> Iterator[Row]:
         )
         if not (_refused(done) and (folder / "tokens.npy").read_bytes() == tokens):
             broken.append(f"encode: {done.returncode} {done.stderr[-200:]}")
-    figure = f"{len(broken)} not told in one line, or something not left whole {broken[:1]}"
-    yield Row(f"{2 * times} files cut off", figure, not broken)
+    result = f"{len(broken)} without a one-line error or with damaged files"
+    yield Row(f"{2 * times} commands with limited file size", "; first: ".join([result, *broken[:1]]), not broken)
 
 
 def memory(folder: Path, times: int) -> Iterator[Row]:
-    """What a dry run says of each shipped recipe, beside the most that a run of it holds."""
+    """Compare the memory estimate of --dry-run for each shipped recipe with the peak of a run."""
     for recipe in sorted(_CONFIGS.glob("*.yaml"))[:times]:
         few = ["--set", "training.steps=12", "--set", "training.validate_every=6", "--set", "training.device=cpu"]
         arguments = ["train", "--config", recipe, "--run-dir", folder / recipe.stem, *few]
         planned = json.loads(_vqtool(*arguments, "--dry-run", "--json").stdout)["memory_bytes"]
         held = _peak(arguments)
-        figure = f"{planned / 1e6:,.0f} MB said, {held / 1e6:,.0f} MB held"
-        yield Row(f"memory of {recipe.stem}", figure, abs(planned / held - 1) < _TOLERANCE)
+        result = f"estimate {planned / 1e6:,.0f} MB, peak {held / 1e6:,.0f} MB (limit {_TOLERANCE:.0%} apart)"
+        yield Row(f"memory of {recipe.stem}.yaml", result, abs(planned / held - 1) < _TOLERANCE)
 
 
 def twice(folder: Path, times: int) -> Iterator[Row]:
-    """The same config again, with other numbers of loader threads, and two processes in one directory."""
+    """Repeat a config with other numbers of loader threads, and start two processes in one run directory."""
     config, models = _config(folder, steps=60, validate_every=20), set()
     for number in range(times):
         threads = f"training.loader_threads={(1, 0, 3)[number % 3]}"
         _vqtool("train", "--config", config, "--run-dir", folder / str(number), "--set", threads)
         models.add(Run(folder / str(number)).model.read_bytes())
-    yield Row(f"the same config {times} times", f"{len(models)} different models", len(models) == 1)
+    yield Row(f"the same config {times} times", f"{len(models)} distinct model files (limit 1)", len(models) == 1)
     first = _start(["train", "--config", config, "--run-dir", folder / "shared", "--set", "training.steps=100000"])
     while not (folder / "shared" / "metrics.jsonl").exists():
         time.sleep(0.05)
     second = _vqtool("train", "--config", config, "--run-dir", folder / "shared", "--resume", check=False)
     first.send_signal(signal.SIGTERM)
     first.wait()
-    told = second.returncode == 2 and "another process is training in it" in second.stderr
-    yield Row("two processes in one directory", f"the second: exit {second.returncode}", told)
+    told = second.returncode == 2 and "another process is training in this directory" in second.stderr
+    yield Row("two processes in one run directory", f"the second exited with {second.returncode}", told)
 
 
 def _config(folder: Path, **training: int) -> Path:
@@ -134,22 +138,22 @@ def _start(arguments: Sequence[object]) -> "subprocess.Popen[bytes]":
 
 
 def _stopped(arguments: Sequence[object], kind: signal.Signals, seconds: float) -> tuple[int, float]:
-    """The exit code of a command that is sent a signal, and how long it took from there."""
+    """Send a signal to a command after some seconds; return its exit code and the seconds until its exit."""
     process = _start(arguments)
-    time.sleep(0.1 + seconds)  # Before that, Python itself is starting, and has its own ways.
+    time.sleep(0.1 + seconds)  # Earlier signals reach Python before vqtool runs.
     process.send_signal(kind)
     began = time.monotonic()
     return process.wait(), time.monotonic() - began
 
 
 def _limited(arguments: Sequence[object], limit: int) -> "subprocess.CompletedProcess[str]":
-    """Run a command whose files may have `limit` bytes."""
+    """Run a command that may write files of at most `limit` bytes."""
     cut = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
     return subprocess.run(_command(arguments), capture_output=True, text=True, preexec_fn=cut)
 
 
 def _refused(done: "subprocess.CompletedProcess[str]") -> bool:
-    """Whether a command said in one line that it could not write."""
+    """Whether a command reported in one line that it could not write."""
     told = [line for line in done.stderr.splitlines() if line.startswith("vqtool: ")]
     return done.returncode == 2 and len(told) == 1 and "cannot be" in told[0] and "Traceback" not in done.stderr
 
@@ -163,7 +167,7 @@ def _intact(folder: Path) -> bool:
 
 
 def _peak(arguments: Sequence[object]) -> int:
-    """The most bytes that a command held."""
+    """Return the peak memory of a command in bytes."""
     process = _start(arguments)
     _, status, usage = os.wait4(process.pid, 0)
     assert status == 0, arguments

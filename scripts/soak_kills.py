@@ -1,4 +1,4 @@
-"""Runs that are killed at random moments, again and again, and what is left of them each time."""
+"""Checks of runs and encodes that are killed at random times and started again."""
 
 import os
 import random
@@ -25,23 +25,23 @@ from vqtool.training import train
 from vqtool.training.checkpoint import load_checkpoint
 from vqtool.transcode import encode_file
 
-# Steps of a run whose end is compared.
+# Steps of a run.
 STEPS = 120
 
 
 def saving(folder: Path, kills: int) -> Iterator[Row]:
-    """A run that saves at every step."""
-    yield from _killed(folder, kills, "saving at every step", {"checkpoint_every": 1, "validate_every": 2})
+    """Kill runs that save a checkpoint at every step."""
+    yield from _killed(folder, kills, "a checkpoint every step", {"checkpoint_every": 1, "validate_every": 2})
 
 
 def exact(folder: Path, kills: int) -> Iterator[Row]:
-    """A run over several epochs that saves now and then."""
+    """Kill runs over ten epochs that save a checkpoint every 7 steps."""
     often = {"checkpoint_every": 7, "validate_every": 10, "log_every": 3}
-    yield from _killed(folder, kills, "over ten epochs", often)
+    yield from _killed(folder, kills, "ten epochs", often)
 
 
 def encoding(folder: Path, kills: int) -> Iterator[Row]:
-    """An encode that is killed and run again."""
+    """Kill an encode and run it again."""
     config = config_of(folder, {"steps": 5}, samples=40_000)
     train(load_config(config), folder / "run")
     tokenizer, out, picks = load(folder / "run"), folder / "tokens.npy", random.Random(0)
@@ -57,12 +57,12 @@ def encoding(folder: Path, kills: int) -> Iterator[Row]:
     encode_file(tokenizer, out, overwrite=out.exists())
     unlike += not _alike(out, folder / "straight.npy")
     left = list(folder.glob(".*.part"))
-    figure = f"{unlike} index files unlike that of one never killed; {len(left)} parts left"
-    yield Row(f"encode killed {kills} times", figure, not unlike and not left)
+    result = f"{unlike} index files differ from an uninterrupted encode; {len(left)} temporary files left"
+    yield Row(f"encode killed {kills} times", result, not unlike and not left)
 
 
 def parts(folder: Path, kills: int) -> Iterator[Row]:
-    """Workers that share an encode, killed and started again."""
+    """Kill workers of `encode --part` and start them again."""
     train(load_config(config_of(folder, {"steps": 5}, samples=100_000)), folder / "run")
     encode_file(load(folder / "run"), folder / "straight.npy")
     for workers in (2, 3, 16):
@@ -74,8 +74,8 @@ def parts(folder: Path, kills: int) -> Iterator[Row]:
             _encode_part(folder / "run", out, Part(number + 1, workers))
         same = _alike(out, folder / "straight.npy")
         left = [path.name for path in folder.iterdir() if path.name.startswith((f"{workers}.npy.", f".{workers}."))]
-        figure = f"{'equal' if same else 'other'} bytes; {len(left)} files left"
-        yield Row(f"encode by {workers} workers, {kills} of them killed", figure, same and not left)
+        result = f"{'equal' if same else 'different'} bytes; {len(left)} temporary files left"
+        yield Row(f"encode by {workers} workers, {kills} kills", result, same and not left)
 
 
 def _encode_part(run: Path, out: Path, part: Part) -> None:
@@ -83,15 +83,15 @@ def _encode_part(run: Path, out: Path, part: Part) -> None:
 
 
 def _alike(one: Path, other: Path) -> bool:
-    """Whether two index files are equal, manifests and all."""
+    """Whether two index files and their manifests are equal."""
     return all(one.with_suffix(kind).read_bytes() == other.with_suffix(kind).read_bytes() for kind in (".npy", ".json"))
 
 
-def _killed(folder: Path, kills: int, what: str, often: dict[str, int]) -> Iterator[Row]:
+def _killed(folder: Path, kills: int, kind: str, often: dict[str, int]) -> Iterator[Row]:
     settings = load_config(config_of(folder, {"steps": STEPS, **often}))
     train(settings, folder / "straight")
     expected, picks, span = outcome(folder / "straight"), random.Random(kills), span_of(folder, settings)
-    runs, unfit, different = 0, 0, 0
+    runs, unfit, different, total = 0, 0, 0, kills
     while kills:
         run = folder / f"run-{runs}"
         while kills and not Run(run).summary.exists():
@@ -101,12 +101,12 @@ def _killed(folder: Path, kills: int, what: str, often: dict[str, int]) -> Itera
         different += outcome(run) != expected
         shutil.rmtree(run)
         runs += 1
-    figure = f"{unfit} times unfit to go on; {different} of {runs} runs ended otherwise than if never killed"
-    yield Row(f"killed at random, {what}", figure, not unfit and not different)
+    result = f"{unfit} times not resumable; {different} of {runs} runs differ from an uninterrupted run"
+    yield Row(f"{total} kills, {kind}", result, not unfit and not different)
 
 
 def fit(run: Run) -> bool:
-    """Whether a run can go on, and nothing damaged passes for whole."""
+    """Whether a run can be resumed and has no damaged file with a valid name."""
     try:
         said: list[str] = []
         load_checkpoint(run, said.append)
@@ -124,7 +124,7 @@ def span_of(folder: Path, settings: Any) -> float:
 
 
 def _kill_after(work: Callable[[], object], seconds: float) -> bool:
-    """Do work in a child process, and kill it after so long; whether it was still alive."""
+    """Run `work` in a child process and kill it after some seconds; return whether it was still alive."""
     child = os.fork()
     if not child:
         with open(os.devnull, "w") as nowhere:
@@ -137,7 +137,7 @@ def _kill_after(work: Callable[[], object], seconds: float) -> bool:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """All that a run comes to, but for what a clock says; each step once in either log."""
+    """Return the results of a run without timings: model, training state, and each step of both logs."""
     run = Run(folder)
     board = EventAccumulator(str(folder), {"scalars": 0}, purge_orphaned_data=False).Reload()
     scalars = {tag: [(each.step, each.value) for each in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
@@ -168,7 +168,7 @@ def config_of(folder: Path, training: dict[str, int], samples: int = 400) -> Pat
         "data": {"kind": "synthetic", "samples": samples, "source": {"kind": "gaussian", "dim": 8}},
         "model": {
             "encoder": {"kind": "mlp", "width": 16, "layers": 1},
-            "quantizer": {"kind": "vector", "codebook_size": 32, "temperature_unit": "error"},
+            "quantizer": {"kind": "vector", "codebook_size": 32, "temperature_unit": "quantization_error"},
         },
         "loss": {"entropy": 0.1},
         "training": {"batch_size": 32, "device": "cpu", **training},

@@ -1,4 +1,4 @@
-"""Runs that are stopped in every way by turns, and now and then begun anew."""
+"""Checks of runs that are stopped by SIGTERM, SIGINT and SIGKILL, and sometimes overwritten."""
 
 import os
 import random
@@ -19,39 +19,42 @@ from vqtool.run import Run
 from vqtool.training import train
 
 _KINDS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
-# How often a run is begun anew instead of gone on with.
-_ANEW = 0.2
+# Probability that a run is overwritten instead of resumed.
+_OVERWRITE = 0.2
 
 
 def mixed(folder: Path, stops: int) -> Iterator[Row]:
-    """SIGTERM, SIGINT and SIGKILL at random moments of runs that keep one checkpoint; some of them overwrite."""
+    """Send SIGTERM, SIGINT and SIGKILL at random times to runs that keep one checkpoint; overwrite some of them."""
     often = {"checkpoint_every": 4, "validate_every": 5, "log_every": 3, "keep_checkpoints": 1}
     settings = load_config(config_of(folder, {"steps": STEPS, **often}))
     train(settings, folder / "straight")
     expected, picks, span = outcome(folder / "straight"), random.Random(stops), span_of(folder, settings)
-    runs, unfit, different, failed, anew, ways = 0, 0, 0, 0, 0, dict.fromkeys(_KINDS, 0)
+    runs, unfit, different, failed, overwritten, ways = 0, 0, 0, 0, 0, dict.fromkeys(_KINDS, 0)
     while sum(ways.values()) + failed < stops:
         run = folder / f"run-{runs}"
         while sum(ways.values()) + failed < stops and not Run(run).summary.exists():
-            kind, overwrite = picks.choice(_KINDS), picks.random() < _ANEW
+            kind, overwrite = picks.choice(_KINDS), picks.random() < _OVERWRITE
             work = partial(train, settings, run, resume=not overwrite, overwrite=overwrite)
             came = _stop_after(work, picks.uniform(0, span / 3), kind)
             failed += came is None
             ways[kind] += came is True
-            anew += overwrite and Run(run).exists
+            overwritten += overwrite and Run(run).exists
             unfit += not fit(Run(run))
         train(settings, run, resume=True)
         different += outcome(run) != expected
         shutil.rmtree(run)
         runs += 1
     tally = ", ".join(f"{count} {kind.name}" for kind, count in ways.items())
-    figure = f"{tally}; {unfit} times unfit to go on, {failed} failed; {different} of {runs} runs ended otherwise"
-    yield Row(f"stopped in every way, {anew} times begun anew", figure, not (unfit or different or failed))
+    result = (
+        f"{tally}, {overwritten} times overwritten; {unfit} times not resumable, {failed} failed; "
+        f"{different} of {runs} runs differ from an uninterrupted run"
+    )
+    yield Row(f"{stops} stops of three kinds", result, not (unfit or different or failed))
 
 
 def _stop_after(work: Callable[[], object], seconds: float, kind: signal.Signals) -> bool | None:
-    """Do work in a child process, and send it a signal after so long; whether it was stopped, None: it failed."""
-    # Where the work does not note it, SIGINT ends the child at once: an exception might leave `_do`.
+    """Run `work` in a child process and send it a signal; return whether it was stopped, or None if it failed."""
+    # Outside of `work`, SIGINT ends the child at once: a KeyboardInterrupt could leave `_do`.
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     child = os.fork()
     if not child:
@@ -66,7 +69,7 @@ def _stop_after(work: Callable[[], object], seconds: float, kind: signal.Signals
 
 
 def _do(work: Callable[[], object]) -> None:
-    """In a child process, which ends here whatever happens."""
+    """Run `work` and exit the child process."""
     code = 1
     try:
         said = os.dup(2)

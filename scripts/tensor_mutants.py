@@ -1,6 +1,6 @@
-"""Tensor files that are damaged, or that lie: valid ones, changed at random.
+"""Mutants of valid tensor files, with random damage and false headers.
 
-Every mutant is a function of a seed and a number, so that one that breaks something can be made again.
+A mutant is a function of a seed and a number, so each one can be reproduced.
 """
 
 import io
@@ -28,7 +28,7 @@ DTYPES = [
 
 
 def mutant(seed: int, number: int) -> tuple[str, bytes]:
-    """The suffix and the content of a mutant: one to three changes to a valid file."""
+    """Return suffix and content of a mutant: a valid file with one to three changes."""
     random = Random(f"{seed}/{number}")
     suffix = SUFFIXES[number % len(SUFFIXES)]
     content = _valid(suffix, random.randrange(len(SHAPES)), random.randrange(len(DTYPES)), random.randrange(4))
@@ -39,7 +39,7 @@ def mutant(seed: int, number: int) -> tuple[str, bytes]:
 
 @cache
 def _valid(suffix: str, shape: int, dtype: int, variant: int) -> bytes:
-    """A file of an array; of two in some variants, transposed or compressed in others."""
+    """Return a file with one array; variants have two arrays, a transposed or a compressed one."""
     values = torch.rand(SHAPES[shape], generator=torch.Generator().manual_seed(0)) * 20
     tensor = values.to(DTYPES[dtype])
     tensors = {"x": tensor, "y": torch.ones(3, 2)} if variant == 1 else {"x": tensor}
@@ -66,7 +66,7 @@ def _array(tensor: Tensor) -> "np.ndarray[tuple[int, ...], np.dtype[np.generic]]
 
 
 def _flip(content: bytes, random: Random) -> bytes:
-    """Bits flipped, more often near the ends, where headers and directories are."""
+    """Flip bits, more often near the ends, where headers and directories are."""
     changed = bytearray(content or b"a")
     for _ in range(random.choice([1, 1, 2, 8])):
         ends = [random.randrange(min(200, len(changed))), -1 - random.randrange(min(200, len(changed)))]
@@ -88,14 +88,14 @@ def _cut(content: bytes, random: Random) -> bytes:
 
 
 def _overwrite(content: bytes, random: Random) -> bytes:
-    """NaN, infinity, the ends of the integers or nothing, over some bytes."""
+    """Overwrite bytes with NaN, infinity, limits of integers or zeros."""
     with_what = random.choice(_PATTERNS) * random.choice([1, 4, 32])
     start = random.randrange(len(content) + 1)
     return content[:start] + with_what + content[start + len(with_what) :]
 
 
 def _number(content: bytes, random: Random) -> bytes:
-    """A number in a header becomes another one: in .npy and .safetensors shapes and offsets are text."""
+    """Replace a number in a header; in .npy and .safetensors, shapes and offsets are text."""
     found = list(re.finditer(rb"\d+", content[:4000]))
     if not found:
         return content
@@ -104,13 +104,13 @@ def _number(content: bytes, random: Random) -> bytes:
 
 
 def _word(content: bytes, random: Random) -> bytes:
-    """A word of a header becomes another: types, orders, keys."""
+    """Replace a word of a header: a dtype, an order or a key."""
     old, new = random.choice(_WORDS), random.choice(_WORDS)
     return content.replace(old, new, random.choice([1, -1]))
 
 
 def _length(content: bytes, random: Random) -> bytes:
-    """The length of a header becomes another."""
+    """Replace the length of a header."""
     start, form = (0, "<Q") if content[:1] != b"\x93" else (8, "<H")
     value = random.choice([0, 1, 2, 100, 1000, 65535, 2**31, 2**53, 2**63, 2**64 - 1]) % 2 ** (
         8 * struct.calcsize(form)
@@ -119,7 +119,7 @@ def _length(content: bytes, random: Random) -> bytes:
 
 
 def _directory(content: bytes, random: Random) -> bytes:
-    """A field of a zip's central directory, or of a local header, becomes another: sizes, offsets, methods, flags."""
+    """Replace a field of a zip's central directory or of a local header: size, offset, method or flags."""
     spots = [match.start() for match in re.finditer(rb"PK\x01\x02|PK\x03\x04|PK\x05\x06", content)]
     if not spots:
         return content
@@ -131,7 +131,7 @@ def _directory(content: bytes, random: Random) -> bytes:
 
 
 def _repack(content: bytes, random: Random) -> bytes:
-    """A sound archive of members with other names, contents and order."""
+    """Repack a zip as a valid archive with changed names, contents and order of members."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as old:
             members = {name: old.read(name) for name in old.namelist()}

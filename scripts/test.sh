@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Lint, types and tests, in an environment of its own.
+# Install vqtool with its development tools into .venv, and run linter, type checker and tests.
+# Arguments are passed to pytest.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh" "[dev]"
 

@@ -1,4 +1,4 @@
-"""Changes to the text of a config, at random: bytes flipped, cut and put in, lines moved."""
+"""Random changes to the text of a config: flipped, removed and inserted bytes, moved lines."""
 
 from collections.abc import Callable
 from random import Random
@@ -24,7 +24,7 @@ def _cut(content: bytes, random: Random) -> bytes:
 
 
 def _lines(content: bytes, random: Random) -> bytes:
-    """A line dropped, doubled, swapped with another, or moved in or out."""
+    """Drop, duplicate, swap, indent or dedent a line."""
     lines = content.split(b"\n")
     at, other = random.randrange(len(lines)), random.randrange(len(lines))
     match random.randrange(5):

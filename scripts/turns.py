@@ -1,4 +1,4 @@
-"""Timing on a shared machine: contestants take turns, and only ratios of their medians within one run are told."""
+"""Timing on a shared machine: the implementations alternate, and ratios are taken within one run."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -7,25 +7,25 @@ from typing import NamedTuple
 
 
 class Figure(NamedTuple):
-    """One line of a table."""
+    """One row of a table: a measurement of vqtool, and of a peer if there is one."""
 
-    what: str
-    ours: str
-    other: str
-    ratio: float
-    wanted: str
-    reached: bool
+    case: str
+    vqtool: str
+    peer: str = ""
+    peer_result: str = ""
+    ratio: float | None = None
+    """Peer over vqtool: how many times as fast, or as small, vqtool is."""
 
 
-def seconds(contestants: Mapping[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
-    """How long each took in each of so many turns.
+def seconds(implementations: Mapping[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
+    """Return the seconds of each implementation in each turn.
 
-    A contestant runs twice in a turn, and the second time counts: what the one before it left behind, caches full of
-    its own data and threads that go on spinning for some milliseconds, is nobody's merit or fault.
+    In a turn each implementation runs twice and the second run is timed. The first run absorbs the effects of the
+    previous implementation: its data in the caches, and its threads, which spin for some milliseconds.
     """
-    taken: dict[str, list[float]] = {name: [] for name in contestants}
+    taken: dict[str, list[float]] = {name: [] for name in implementations}
     for _ in range(turns):
-        for name, run in contestants.items():
+        for name, run in implementations.items():
             run()
             start = time.perf_counter()
             run()
@@ -33,13 +33,12 @@ def seconds(contestants: Mapping[str, Callable[[], object]], turns: int) -> dict
     return taken
 
 
-def faster(what: str, ours: Sequence[float], other: Sequence[float], least: float) -> Figure:
-    """How many times as fast ours is, and whether that is at least so many times."""
-    ratio = median(other) / median(ours)
-    return Figure(what, spread(ours), spread(other), ratio, f"at least {least:g}", ratio >= least)
+def compared(case: str, ours: Sequence[float], peer: str, theirs: Sequence[float]) -> Figure:
+    """Return the row that compares the seconds of vqtool with those of a peer."""
+    return Figure(case, spread(ours), peer, spread(theirs), median(theirs) / median(ours))
 
 
 def spread(taken: Sequence[float]) -> str:
-    """Median, least and greatest, in milliseconds."""
+    """Return median [minimum, maximum] in milliseconds."""
     low, middle, high = (f"{1000 * value:,.4g}" for value in (min(taken), median(taken), max(taken)))
     return f"{middle} [{low}, {high}] ms"

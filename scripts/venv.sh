@@ -1,5 +1,5 @@
-# Sourced by the other scripts: makes .venv beside README.md, installs vqtool with the extras named in $1 (such as
-# "[dev]") at the versions in constraints.txt, and puts it on the PATH. Does nothing where that is done already.
+# Sourced by the other scripts: creates .venv in the repository root, installs vqtool with the extras in $1 (such as
+# "[dev]") at the versions in constraints.txt, and prepends .venv/bin to PATH. An up-to-date .venv is reused.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -11,14 +11,14 @@ find_python() {
             return
         fi
     done
-    echo "Python 3.11 or newer, with its venv module, is needed and was not found." >&2
+    echo "error: Python 3.11 or newer with the venv module was not found; install it and run this script again" >&2
     exit 1
 }
 
 installed=".venv/installed$1"
 if [ ! -e "$installed" ] || [ pyproject.toml -nt "$installed" ] || [ scripts/constraints.txt -nt "$installed" ]; then
     python=$(find_python)
-    echo "Installing into .venv (a few minutes, most of it torch) ..."
+    echo "installing vqtool into .venv (a few minutes, mostly for torch)"
     "$python" -m venv .venv
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint scripts/constraints.txt --editable ".$1"
     touch "$installed"

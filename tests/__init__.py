@@ -11,11 +11,11 @@ from vqtool.config import RunSettings
 from vqtool.training import train
 
 Block = dict[str, Any]
-CONV1D = {"kind": "conv1d", "width": 8, "halvings": 1, "blocks": 0}
-CONV2D = {"kind": "conv2d", "width": 8, "halvings": 1, "blocks": 0}
-MLP = {"kind": "mlp", "width": 16, "layers": 1, "positions": 16}
-TRANSFORMER = {"kind": "transformer", "positions": 4, "patch": 4, "width": 8, "depth": 1, "heads": 2}
-QUERIES = {**TRANSFORMER, "positions": 16}
+CONV1D = {"kind": "conv1d", "width": 8, "downsamples": 1, "res_blocks": 0}
+CONV2D = {"kind": "conv2d", "width": 8, "downsamples": 1, "res_blocks": 0}
+MLP = {"kind": "mlp", "width": 16, "layers": 1, "num_tokens": 16}
+TRANSFORMER = {"kind": "transformer", "num_tokens": 4, "patch_size": 4, "width": 8, "depth": 1, "heads": 2}
+QUERIES = {**TRANSFORMER, "num_tokens": 16}
 IDENTITY = {"kind": "identity"}
 
 

@@ -24,10 +24,10 @@ SPECS = {
 }
 FAMILIES: dict[str, dict[str, Any]] = {
     "identity": {},
-    "mlp": {"width": 8, "layers": 1, "positions": 2},
-    "conv1d": {"width": 8, "halvings": 1, "blocks": 1},
-    "conv2d": {"width": 8, "halvings": 1, "blocks": 1},
-    "transformer": {"positions": 5, "patch": 2, "width": 8, "depth": 1, "heads": 2},
+    "mlp": {"width": 8, "layers": 1, "num_tokens": 2},
+    "conv1d": {"width": 8, "downsamples": 1, "res_blocks": 1},
+    "conv2d": {"width": 8, "downsamples": 1, "res_blocks": 1},
+    "transformer": {"num_tokens": 5, "patch_size": 2, "width": 8, "depth": 1, "heads": 2},
 }
 # Positions of each pairing that fits.
 FITS = {
@@ -143,9 +143,9 @@ def test_a_decoder_left_out_mirrors_the_encoder(family: str) -> None:
 @pytest.mark.parametrize(
     ("encoder", "decoder"),
     [
-        ("conv2d", {"kind": "transformer", "positions": 9, "patch": 2, "width": 8, "depth": 1, "heads": 1}),
-        ("transformer", {"kind": "transformer", "positions": 5, "patch": 3, "width": 12, "depth": 2, "heads": 3}),
-        ("identity", {"kind": "conv2d", "width": 8, "halvings": 0, "blocks": 1}),
+        ("conv2d", {"kind": "transformer", "num_tokens": 9, "patch_size": 2, "width": 8, "depth": 1, "heads": 1}),
+        ("transformer", {"kind": "transformer", "num_tokens": 5, "patch_size": 3, "width": 12, "depth": 2, "heads": 3}),
+        ("identity", {"kind": "conv2d", "width": 8, "downsamples": 0, "res_blocks": 1}),
     ],
 )
 def test_another_decoder_with_as_many_positions_goes(encoder: str, decoder: dict[str, Any]) -> None:
@@ -158,8 +158,8 @@ def test_another_decoder_with_as_many_positions_goes(encoder: str, decoder: dict
 @pytest.mark.parametrize(
     ("decoder", "positions", "grid"),
     [
-        ({"kind": "conv2d", "halvings": 2}, 4, "(2, 2)"),
-        ({"kind": "transformer", "positions": 8}, 8, "(8,)"),
+        ({"kind": "conv2d", "downsamples": 2}, 4, "(2, 2)"),
+        ({"kind": "transformer", "num_tokens": 8}, 8, "(8,)"),
         ({"kind": "identity"}, 30, "(6, 5)"),
     ],
 )
@@ -186,7 +186,7 @@ def test_the_width_of_the_codes_can_be_chosen() -> None:
     assert model(batch_of(SPECS["CHW"])).latents.shape == (2, 9, 5)
 
 
-MLP = {"kind": "mlp", "width": 8, "layers": 1, "positions": 1}
+MLP = {"kind": "mlp", "width": 8, "layers": 1, "num_tokens": 1}
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_where_a_net_has_no_width_of_its_own_the_quantizer_projects(
     encoder: dict[str, Any], decoder: dict[str, Any] | None, dim: int
 ) -> None:
     spec = SPECS["C"]
-    quantizer = {"kind": "vector", "codebook_size": 16, "codebook_dim": dim, "start": {"kind": "random"}}
+    quantizer = {"kind": "vector", "codebook_size": 16, "codebook_dim": dim, "init": {"kind": "random"}}
     blocks = {"encoder": encoder, "decoder": decoder, "quantizer": quantizer}
     model, x = build(spec, ModelSettings.model_validate(blocks)), batch_of(spec, 9)
     assert isinstance(model.quantizer, ProjectedQuantizer)

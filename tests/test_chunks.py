@@ -85,7 +85,7 @@ def test_whole_chunks_are_read_together_but_few(batch_size, expected):
 
 
 def test_rows_of_a_model_follow_its_grid():
-    convolution = {"kind": "conv2d", "width": 8, "halvings": 2, "blocks": 1}
+    convolution = {"kind": "conv2d", "width": 8, "downsamples": 2, "res_blocks": 1}
     assert chunk_rows(model_of(convolution, "CHW", 1, (16, 16)), (16, 16)) == 256
     assert chunk_rows(model_of(convolution, "CHW", 1, (16, 16)), (32, 32)) == 64
     assert chunk_rows(model_of({"kind": "identity"}, "C", 4, ()), ()) == 4096
@@ -93,7 +93,7 @@ def test_rows_of_a_model_follow_its_grid():
 
 def test_a_row_does_not_depend_on_how_many_come_with_it():
     torch.manual_seed(0)
-    model = model_of({"kind": "conv2d", "width": 8, "halvings": 1, "blocks": 1}, "CHW", 1, (8, 8)).eval()
+    model = model_of({"kind": "conv2d", "width": 8, "downsamples": 1, "res_blocks": 1}, "CHW", 1, (8, 8)).eval()
     x = torch.randn(16, 1, 8, 8)
     with torch.no_grad():
         ((whole, _),) = chunks(x, 16)

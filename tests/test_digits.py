@@ -28,7 +28,7 @@ def test_digits_end_to_end(vqtool, digits, tmp_path):
     run, tokens, back = tmp_path / "run", tmp_path / "tokens.npy", tmp_path / "back.npy"
     config = ROOT / "configs" / "images.yaml"
     keys = ["data.kind=tensors", f"data.path={digits}", "training.steps=120", "training.device=cpu"]
-    keys += ["model.encoder.width=32", "model.encoder.blocks=1", "model.quantizer.codebook_size=64"]
+    keys += ["model.encoder.width=32", "model.encoder.res_blocks=1", "model.quantizer.codebook_size=64"]
     sets = [argument for key in keys for argument in ("--set", key)]
     assert vqtool("train", "--config", config, "--run-dir", run, *sets).code == 0
     assert vqtool("encode", run, "--out", tokens).code == 0

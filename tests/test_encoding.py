@@ -72,7 +72,7 @@ def test_a_fault_that_is_found_early_ends_the_encoding(tmp_path: Path, monkeypat
 
 def test_classes_are_looked_over_before_an_encoder_sees_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = np.random.default_rng(0).integers(0, 4, (40, 16))
-    tokenizer = load(make_run(tmp_path, rows, {"kind": "conv1d", "width": 8, "halvings": 1, "blocks": 0}))
+    tokenizer = load(make_run(tmp_path, rows, {"kind": "conv1d", "width": 8, "downsamples": 1, "res_blocks": 0}))
     rows[7, 3] = 4
     out = tmp_path / "tokens.npy"
     with (

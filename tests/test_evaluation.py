@@ -16,7 +16,7 @@ from vqtool.quantizers import LevelStatistics
 
 ROWS = 8
 LOSS = LossSettings(reconstruction="mse", commitment=0.25, entropy=0.1)
-CONVOLUTION = {"kind": "conv2d", "width": 8, "halvings": 1, "blocks": 1}
+CONVOLUTION = {"kind": "conv2d", "width": 8, "downsamples": 1, "res_blocks": 1}
 
 
 @pytest.fixture
@@ -58,13 +58,13 @@ def negative_entropy(p):
 
 @pytest.mark.parametrize(
     ("learning", "factor"),
-    [({"kind": "entropy"}, 1.0), ({"kind": "ema"}, 1.0), ({"kind": "codebook_loss", "weight": 3.0}, 4.0)],
+    [({"kind": "entropy_only"}, 1.0), ({"kind": "ema"}, 1.0), ({"kind": "codebook_loss", "weight": 3.0}, 4.0)],
 )
 def test_chunks_add_up_to_the_whole(small_chunks, learning, factor):
     small_chunks(5)
     spec = SampleSpec("CT", 3, (5,), None, "float32")
     mean, scale = (1.0, -1.0, 0.0), (2.0, 0.5, 1.0)
-    model = build(spec, {"kind": "identity"}, mean, scale, learning=learning, temperature=0.7)
+    model = build(spec, {"kind": "identity"}, mean, scale, update=learning, temperature=0.7)
     array = np.random.default_rng(0).normal(size=(21, 3, 5)).astype(np.float32)
     result = evaluate(model, samples_of(array, spec), LOSS)
 
@@ -142,7 +142,7 @@ def test_samples_weigh_the_same_in_a_short_last_chunk(small_chunks):
 def test_a_pass_leaves_the_model_as_it_was(small_chunks, training):
     small_chunks(16)
     spec = SampleSpec("CHW", 1, (8, 8), None, "float32")
-    model = build(spec, CONVOLUTION, codebook_dim=4, learning={"kind": "ema"}).train(training)
+    model = build(spec, CONVOLUTION, codebook_dim=4, update={"kind": "ema"}).train(training)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     array = np.random.default_rng(0).normal(size=(13, 1, 8, 8)).astype(np.float32)
     evaluate(model, samples_of(array, spec), LOSS)
@@ -192,19 +192,19 @@ def level(counts, soft, squared_distance, elements):
     )
 
 
-VECTOR = {"kind": "vector", "codebook_size": 6, "confidence": 0.5, "start": {"kind": "random"}}
+VECTOR = {"kind": "vector", "codebook_size": 6, "sample_entropy_weight": 0.5, "init": {"kind": "random"}}
 
 
 @pytest.mark.parametrize(
     "quantizer",
     [
         VECTOR,
-        {**VECTOR, "learning": {"kind": "codebook_loss", "weight": 3.0}},
+        {**VECTOR, "update": {"kind": "codebook_loss", "weight": 3.0}},
         {"kind": "residual", "levels": 2, "quantizer": VECTOR},
         {"kind": "product", "groups": 2, "quantizer": VECTOR},
         {"kind": "product", "groups": 2, "quantizer": {"kind": "residual", "levels": 2, "quantizer": VECTOR}},
-        {"kind": "lfq", "bits": 4, "confidence": 0.5},
-        {"kind": "product", "groups": 2, "quantizer": {"kind": "bsq", "bits": 3, "confidence": 0.5}},
+        {"kind": "lfq", "bits": 4, "sample_entropy_weight": 0.5},
+        {"kind": "product", "groups": 2, "quantizer": {"kind": "bsq", "bits": 3, "sample_entropy_weight": 0.5}},
     ],
     ids=lambda settings: settings["kind"],
 )
@@ -220,7 +220,7 @@ def test_the_total_is_that_of_training_with_the_confidence_term(quantizer):
         loss = (output.prediction - output.target).square().mean()
         loss = loss + 0.25 * output.quantizer.commitment_loss + 0.1 * output.quantizer.entropy_loss
     assert total == pytest.approx(float(loss), rel=1e-5)
-    model.quantizer.confidence = 0.0
+    model.quantizer.sample_entropy_weight = 0.0
     assert evaluate(model, samples_of(array, spec), LOSS).losses["total"] < total - 1e-3
 
 

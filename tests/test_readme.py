@@ -60,7 +60,7 @@ def test_its_config_loads(tmp_path):
     merged = settings.model_dump()
     for block, changes in yaml.safe_load(part).items():
         merged[block] = {**merged[block], **changes}
-    assert RunSettings.model_validate(merged).model.quantizer.confidence == 0.5
+    assert RunSettings.model_validate(merged).model.quantizer.sample_entropy_weight == 0.5
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(((?!http)[^)]+)\)", TEXT))))

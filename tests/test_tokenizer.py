@@ -105,7 +105,7 @@ def test_every_batch_that_reaches_the_encoder_is_one_aligned_chunk(
 
 @pytest.mark.parametrize("positions", [1, 3, 64, 5000])
 def test_a_chunk_is_a_power_of_two_of_rows_given_by_the_sizes_alone(tmp_path: Path, positions: int) -> None:
-    tokenizer = load(make_run(tmp_path, normal(16, 4), {**MLP, "width": 2, "positions": positions}, dim=1))
+    tokenizer = load(make_run(tmp_path, normal(16, 4), {**MLP, "width": 2, "num_tokens": positions}, dim=1))
     rows = chunk_rows(tokenizer.model, ())
     assert rows == {1: 4096, 3: 1024, 64: 64, 5000: 1}[positions]
 
@@ -157,7 +157,7 @@ def integers(high: int, *shape: int, dtype: Any) -> NDArray[Any]:
 
 
 CASES: dict[str, tuple[NDArray[Any] | torch.Tensor, Block, Block]] = {
-    "vectors": (5 + 3 * normal(40, 6), {**MLP, "positions": 2}, {}),
+    "vectors": (5 + 3 * normal(40, 6), {**MLP, "num_tokens": 2}, {}),
     "float64 TC": (100 * normal(40, 37, 2).astype(np.float64), CONV1D, {}),
     "float16 CT": (normal(40, 2, 18).astype(np.float16), IDENTITY, {}),
     "CHW": (normal(40, 3, 9, 8), CONV2D, {}),
@@ -351,7 +351,7 @@ def test_other_rows_are_refused_with_both_shapes(
 
 
 def test_other_sizes_are_refused_where_encoder_and_decoder_would_part(tmp_path: Path) -> None:
-    decoder = {**CONV1D, "halvings": 2}
+    decoder = {**CONV1D, "downsamples": 2}
     tokenizer = load(make_run(tmp_path, normal(24, 3, 2), CONV1D, decoder=decoder, layout="CT"))
     with pytest.raises(DataError, match="rows of shape"):
         tokenizer.decode(tokenizer.encode(normal(5, 3, 8)), (3, 8))
@@ -536,7 +536,7 @@ def test_ids_of_vectors_are_counted_over_any_data(catalogue: TrainedRun, tmp_pat
 
 def test_an_id_of_vectors_may_have_several_positions(tmp_path: Path) -> None:
     array = normal(40, 6)
-    tokenizer = load(make_run(tmp_path, array, {**MLP, "positions": 2}))
+    tokenizer = load(make_run(tmp_path, array, {**MLP, "num_tokens": 2}))
     distinct = Distinct(40, len({row.tobytes() for row in tokenizer.encode(array).numpy()}))
     assert tokenizer.count(str(tmp_path / "data.npy")).distinct == distinct
 

@@ -180,7 +180,7 @@ def test_what_makes_rows_unique_does_not_reach_the_decoder(
 
 def test_one_codebook_has_unique_ids_too(tmp_path: Path) -> None:
     array = normal(40, 6)
-    tokenizer = load(make_run(tmp_path, array, {**MLP, "positions": 1}, dim=4))
+    tokenizer = load(make_run(tmp_path, array, {**MLP, "num_tokens": 1}, dim=4))
     encode_file(tokenizer, tmp_path / "plain.npy")
     manifest = encode_unique_file(tokenizer, tmp_path / "unique.npy")
     assert (manifest.shape, manifest.codebook_sizes[0]) == ([40, 1, 2], 16)
@@ -333,7 +333,7 @@ def test_ids_that_were_made_alike_since_cannot_be_extended(grown: Grown) -> None
 
 def test_ids_of_another_model_cannot_be_extended(grown: Grown, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
-    run = make_run(tmp_path / "other", grown.array, {**MLP, "positions": 1}, dim=4)
+    run = make_run(tmp_path / "other", grown.array, {**MLP, "num_tokens": 1}, dim=4)
     grown.tokenizer = load(run)
     with pytest.raises(DataError, match=r"old\.npy: written by another model, [0-9a-f]{12}\.\.\., whose ids this"):
         grown.extend(grown.array)

@@ -1,6 +1,6 @@
-"""The model: normalise - encoder - quantizer - decoder - denormalise, composed from its settings.
+"""The model: normalise -> encoder -> quantizer -> decoder -> denormalise, built from its settings.
 
-Shapes: B batch, C channels, L positions per sample, D code dimension, Q levels; size is (), (T,) or (H, W).
+Shapes: B batch, C channels, L tokens per sample, D code dimension, Q levels; size is (), (T,) or (H, W).
 """
 
 import math
@@ -20,33 +20,35 @@ from vqtool.settings import Settings
 
 
 class ModelSettings(Settings):
-    """The model block of the config."""
+    """The autoencoder: encoder, quantizer and decoder."""
 
-    encoder: EncoderSettings = Field(description="the network that makes vectors of samples")
-    quantizer: QuantizerSettings = Field(description="what makes indices of vectors")
-    decoder: EncoderSettings | None = Field(None, description="left out, it mirrors the encoder")
+    encoder: EncoderSettings = Field(description="network that maps samples to latents")
+    quantizer: QuantizerSettings = Field(description="quantizer that maps latents to indices")
+    decoder: EncoderSettings | None = Field(
+        None, description="network that maps quantized latents to samples; null: mirrors the encoder"
+    )
 
 
 class AutoencoderOutput(NamedTuple):
-    """What one training forward gives."""
+    """Output of one training forward pass."""
 
     prediction: Tensor
     """(B, C, *size) in normalised units, or logits (B, classes, *size)."""
     target: Tensor
     """(B, C, *size) in normalised units, or classes (B, *size)."""
     latents: Tensor
-    """(B, L, D) the encoder's vectors."""
+    """(B, L, D) encoder output."""
     quantizer: QuantizerOutput
-    """Losses and indices."""
+    """Quantized latents, indices and losses."""
 
 
 class Autoencoder(nn.Module):
-    """A model for samples of one spec.
+    """Autoencoder for samples of one shape and dtype.
 
     Args:
-        settings: resolved, as `resolve_model` leaves them.
-        spec: of the samples.
-        mean, scale: C numbers each, what normalising subtracts and divides by; a checkpoint overwrites them.
+        settings: settings resolved by `resolve_model`.
+        spec: shape, layout and dtype of the samples.
+        mean, scale: C numbers each, subtracted and divided by in normalisation; a checkpoint overwrites them.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class Autoencoder(nn.Module):
         self.settings = settings
         self.modality = Classes(spec.classes, settings.encoder.dim(1)) if spec.classes else Values(mean, scale)
         self.quantizer: Quantizer = settings.quantizer.build()
-        # A net without a width of its own dictates it, and the quantizer projects.
+        # A net may have a fixed latent width (identity); the quantizer is then projected to it.
         width = self.quantizer.dim
         for net in (settings.encoder, settings.decoder):
             width = net.latent_width(spec.channels, width)
@@ -76,46 +78,46 @@ class Autoencoder(nn.Module):
         return AutoencoderOutput(prediction, self.modality.target(x), latents, quantizer)
 
     def latents(self, x: Tensor) -> Tensor:
-        """The encoder's vectors (B, L, D)."""
+        """Return the encoder output (B, L, D)."""
         vectors: Tensor = self.encoder(self.modality(x))
         return vectors
 
     def encode(self, x: Tensor) -> Tensor:
-        """Indices (B, L), or (B, L, Q)."""
+        """Return indices (B, L), or (B, L, Q) with levels."""
         return self.quantizer.encode(self.latents(x))
 
     def predict(self, indices: Tensor, size: Size) -> Tensor:
-        """What the decoder makes of indices, in normalised units or as logits."""
+        """Return the decoder output for indices, in normalised units or as logits."""
         prediction: Tensor = self.decoder(self.quantizer.decode(indices), size)
         return prediction
 
     def decode(self, indices: Tensor, size: Size) -> Tensor:
-        """(B, C, *size) in the data's own units, or classes (B, *size)."""
+        """Return samples (B, C, *size) in the units of the data, or classes (B, *size)."""
         return self.modality.restore(self.predict(indices, size))
 
     def grid(self, size: Size) -> Size:
-        """The row-major shape behind L for samples of `size`."""
+        """Return the row-major grid shape of the L tokens of a sample of `size`."""
         return self.settings.encoder.grid(size)
 
     def size_of(self, x: Tensor) -> Size:
-        """The size of a batch of samples."""
+        """Return the size of the samples of a batch."""
         return tuple(x.shape[1:] if self.spec.classes else x.shape[2:])
 
     def bits(self, size: Size) -> float:
-        """The bits that the indices of a sample of `size` take: L times the sum over levels of log2 K."""
+        """Return the bits per sample of `size`: L times the sum over levels of log2 K."""
         return math.prod(self.grid(size)) * sum(math.log2(codes) for codes in self.quantizer.codebook_sizes)
 
     @property
     def any_size(self) -> bool:
-        """Whether samples of other sizes than the spec's can be taken."""
+        """Whether samples of other sizes than the training size are supported."""
         assert self.settings.decoder is not None
         return self.settings.encoder.any_size and self.settings.decoder.any_size
 
     def check_rows(self, row_shape: Size, what: str) -> None:
-        """Refuse rows that encoder and decoder cannot both take; `what` is what to call them.
+        """Check that encoder and decoder support rows of this shape; `what` names them in the message.
 
         Raises:
-            DataError: names both shapes.
+            DataError: the shape does not fit; the message names both shapes.
         """
         encoder, decoder = self.settings.encoder, self.settings.decoder
         assert decoder is not None
@@ -123,19 +125,19 @@ class Autoencoder(nn.Module):
         size = sample_shape(self.spec.layout, row_shape)[1]
         if math.prod(encoder.grid(size)) != math.prod(decoder.grid(size)):
             raise DataError(
-                f"{what}: rows of shape {row_shape}, of which the encoder makes a grid {encoder.grid(size)} and the "
-                f"decoder expects {decoder.grid(size)}; the model was trained on rows of shape {self.spec.row_shape}"
+                f"{what}: rows of shape {row_shape} give an encoder grid {encoder.grid(size)}, but the decoder expects "
+                f"{decoder.grid(size)}; use rows of shape {self.spec.row_shape}, on which the model was trained"
             )
 
 
-_HINT = ". Choose another encoder, or set data.layout if that is not what the rows are"
+_HINT = "; choose another kind, or set data.layout if the layout is wrong"
 
 
 def resolve_model(settings: ModelSettings, spec: SampleSpec) -> ModelSettings:
-    """Settings with the width of the codes and the decoder filled in.
+    """Return settings with the code dimension and the decoder filled in.
 
     Raises:
-        ConfigError: an encoder, decoder or quantizer does not fit the data or the other.
+        ConfigError: encoder, decoder or quantizer do not fit the data or each other.
     """
     decoder = settings.decoder or settings.encoder
     _check_net("model.encoder", settings.encoder, spec)
@@ -143,8 +145,8 @@ def resolve_model(settings: ModelSettings, spec: SampleSpec) -> ModelSettings:
     encoded, decoded = settings.encoder.grid(spec.size), decoder.grid(spec.size)
     if math.prod(encoded) != math.prod(decoded):
         raise ConfigError(
-            f"model.decoder: expects {math.prod(decoded)} positions a sample (grid {decoded}), but the encoder gives "
-            f"{math.prod(encoded)} (grid {encoded})"
+            f"model.decoder: expects {math.prod(decoded)} tokens per sample (grid {decoded}), but the encoder produces "
+            f"{math.prod(encoded)} (grid {encoded}); choose settings with equal numbers of tokens"
         )
     width = settings.encoder.dim(spec.channels)
     for net in (settings.encoder, decoder):
@@ -158,6 +160,6 @@ def _check_net(where: str, net: NetSettings, spec: SampleSpec) -> None:
     what = f"{'classes' if spec.classes else kinds[len(spec.size)]} of rows {spec.row_shape}, layout {spec.layout}"
     if len(spec.size) not in net.ranks:
         takes = " or ".join(kinds[rank] for rank in net.ranks)
-        raise ConfigError(f"{where}.kind: {net.kind} takes {takes}; the data are {what}{_HINT}")
+        raise ConfigError(f"{where}.kind: {net.kind} takes {takes}, but the data are {what}{_HINT}")
     if spec.classes and not net.takes_classes:
-        raise ConfigError(f"{where}.kind: {net.kind} takes values; the data are {what}{_HINT}")
+        raise ConfigError(f"{where}.kind: {net.kind} takes continuous values, but the data are {what}{_HINT}")

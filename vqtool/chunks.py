@@ -1,7 +1,7 @@
-"""Arithmetic in chunks of one fixed shape, aligned to row numbers, the last one padded.
+"""Compute in chunks of one fixed shape, aligned to row numbers; the last chunk is padded.
 
-A row's result then depends neither on how many rows are asked for at once nor on its neighbours: matrix products of
-another shape may round differently, and a vector between two codes would change sides.
+A row's result then does not depend on the batch size or on the other rows. Matrix products of another shape can round
+differently, and a vector halfway between two codes would get the other index.
 """
 
 import math
@@ -12,28 +12,28 @@ from torch import Tensor
 from vqtool.autoencoder import Autoencoder
 from vqtool.nets import Size
 
-# The most positions, and the most input numbers, in one chunk.
+# Maximum number of tokens, and of input numbers, in one chunk.
 _POSITIONS = 1 << 12
 _NUMBERS = 1 << 18
-# The most chunks that are read together: with more, large samples fill memory, and threads end far apart.
+# Maximum number of chunks per read: with more, large samples fill memory, and threads finish far apart.
 _TOGETHER = 4
 
 
 def chunk_rows(model: Autoencoder, size: Size) -> int:
-    """Rows of one chunk for samples of `size`: a power of two, given by the model and the size alone."""
+    """Rows per chunk for samples of `size`: a power of two that depends only on the model and the size."""
     positions = math.prod(model.grid(size))
     numbers = model.spec.channels * math.prod(size)
     return 1 << max(0, int(math.log2(min(_POSITIONS / positions, _NUMBERS / numbers))))
 
 
 def batch_rows(model: Autoencoder, size: Size, batch_size: int) -> int:
-    """Rows to read at a time: `batch_size`, rounded up to whole chunks, of which there are few at the most."""
+    """Rows to read at a time: `batch_size` rounded up to whole chunks, four chunks at most."""
     chunk = chunk_rows(model, size)
     return chunk * min(-(-batch_size // chunk), _TOGETHER)
 
 
 def chunks(x: Tensor, rows: int) -> Iterator[tuple[Tensor, int]]:
-    """Cut (n, ...) into pieces of `rows`, the last one padded with zeros; with each, how many of its rows are real."""
+    """Split (n, ...) into chunks of `rows`, the last one padded with zeros; yield each with its number of real rows."""
     for piece in x.split(rows):
         missing = rows - len(piece)
         yield (_pad(piece, missing) if missing else piece), len(piece)

@@ -1,4 +1,4 @@
-"""Loops compiled for the processor, for what would take PyTorch many passes over memory."""
+"""Numba decorators for loops that would take PyTorch several passes over memory."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -8,35 +8,36 @@ import numba
 
 P = ParamSpec("P")
 T = TypeVar("T")
-# Sums may be made in any order, and no comparison sees a NaN.
+# Reassociation is allowed, and no operand is NaN.
 _FAST = {"contract", "nnan", "nsz", "reassoc"}
 
 
 def loop(function: Callable[P, T]) -> Callable[P, T]:
-    """A function of NumPy arrays, numbers and other loops, that is compiled as a part of those that call it.
+    """Compile a function of NumPy arrays, numbers and other loops, to be inlined into its callers.
 
-    Its sums are made in any order, as is soonest done; no number may be NaN, and no index negative or too large.
+    Compiled with reassociation: the order of summation is unspecified. Operands must not be NaN, and indices must be in
+    range.
     """
     return numba.njit(nogil=True, fastmath=_FAST)(function)
 
 
 def exact_loop(function: Callable[P, T]) -> Callable[P, T]:
-    """A loop whose every number is rounded as it is written, so that they are the same on every machine."""
-    # Said, as it would be taken over from the loop that calls.
+    """Compile a loop with strict rounding, so that its results are equal on all machines."""
+    # Explicit, because an inlined function would otherwise inherit the flags of its caller.
     return numba.njit(nogil=True, fastmath=False)(function)
 
 
 def entry(function: Callable[P, T]) -> Callable[P, T]:
-    """A loop that Python calls, compiled by Numba at its first call; while it runs, other threads of Python go on.
+    """Compile a loop that Python calls; compiled on first use, releases the GIL.
 
-    What is compiled is kept on disk for the next process, beside the module or in the user's cache, like Python's own
-    bytecode and no less trusted. Numba sees changes of the module alone: what is used, loops and constants, stands in
-    it, too, and who changes the flags above changes the modules.
+    The machine code is cached on disk, beside the module or in the user's cache, and trusted like Python bytecode.
+    Numba invalidates the cache only if the module of the function changes, so the loops and constants that it uses must
+    be in the same module. After a change of the flags above, edit the modules that use them.
     """
     unkept = numba.njit(nogil=True, fastmath=_FAST)(function)
     try:
         chosen = numba.njit(cache=True, nogil=True, fastmath=_FAST)(function)
-    except RuntimeError:  # there is no place to keep it
+    except RuntimeError:  # no writable cache directory
         chosen = unkept
 
     @wraps(function)
@@ -44,7 +45,7 @@ def entry(function: Callable[P, T]) -> Callable[P, T]:
         nonlocal chosen
         try:
             return chosen(*arguments, **keywords)
-        except Exception:  # what is kept cannot be written, or is damaged; any other reason comes again
+        except Exception:  # the cache is damaged or not writable; any other error is raised again below
             chosen = unkept
             return unkept(*arguments, **keywords)
 

@@ -21,10 +21,12 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"device: {name!r} is no device; expected auto, cpu, cuda or cuda:1") from error
+        raise ConfigError(f"device: {name} is not a device; expected auto, cpu, cuda or cuda:1") from error
     if device.type not in available or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
         here = ", ".join(available)
-        raise ConfigError(f"device: {name} is not available on this machine; it has {here}; choose with --device")
+        raise ConfigError(
+            f"device: {name} is not available on this machine (available: {here}); choose one with --device"
+        )
     return device
 
 

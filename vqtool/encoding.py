@@ -1,6 +1,6 @@
-"""Samples on their way to indices: read and encoded by several threads, and looked over meanwhile.
+"""Encode samples by several threads, while another thread scans the data for NaN and hashes them.
 
-Shapes: N rows, L positions per sample, Q levels.
+Shapes: N rows, L tokens per sample, Q levels.
 """
 
 from collections import deque
@@ -28,10 +28,11 @@ from vqtool.tokenizer import Tokenizer
 
 @contextmanager
 def encoding(tokenizer: Tokenizer, out: Path, data: str | None, key: str | None) -> Iterator["Encoding"]:
-    """Open data like the run's, to be encoded into another file `out`; None: the run's own.
+    """Open data to be encoded to the file `out`; None: the run's own data.
 
     Raises:
-        DataError: they are not like the run's, or are `out` itself; also from within, where memory runs out.
+        DataError: the data do not match the training data, or `out` is one of their files; also from within the
+            context, when memory runs out.
     """
     source, samples = tokenizer.open(data, key)
     check_not_input(out, source.paths, source.name)
@@ -39,7 +40,7 @@ def encoding(tokenizer: Tokenizer, out: Path, data: str | None, key: str | None)
     try:
         survey = thread.submit(tokenizer.survey, source)
         if tokenizer.spec.classes:
-            survey.result()  # an encoder has no place for a class that is none
+            survey.result()  # an embedding cannot look up a class that is out of range
         with out_of_memory_told(DataError, "lower --batch-size"):
             yield Encoding(tokenizer, source, samples, survey)
     finally:
@@ -49,14 +50,13 @@ def encoding(tokenizer: Tokenizer, out: Path, data: str | None, key: str | None)
 def encoded(
     tokenizer: Tokenizer, samples: Samples, rows: range, batch_size: int, progress: str
 ) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Row numbers and the indices of the rows from there on, as many as `batch_rows` makes of `batch_size`.
+    """Yield the number of the first row and the indices of each batch of `batch_rows(..., batch_size)` rows, in order.
 
-    Each thread reads rows and encodes them by itself: threads that waited for each other would wait for whatever else
-    is done meanwhile.
+    Each thread reads and encodes its own batches.
 
     Args:
-        rows: which; they begin with a chunk.
-        progress: what the bar is called.
+        rows: the rows to encode; the first one starts a chunk.
+        progress: name of the progress bar.
     """
     step = batch_rows(tokenizer.model, samples.size, batch_size)
     count = max(2, torch.get_num_threads())
@@ -80,7 +80,7 @@ def encoded(
 
 @dataclass(frozen=True)
 class Encoding:
-    """Samples that some threads encode while another looks them over."""
+    """Samples that several threads encode while another thread scans them."""
 
     tokenizer: Tokenizer
     source: Source
@@ -89,24 +89,24 @@ class Encoding:
 
     @property
     def shape(self) -> list[int]:
-        """Of the indices."""
+        """Shape of the indices."""
         return [len(self.samples), *self.tokenizer.index_shape(self.samples.size)]
 
     @property
     def grid(self) -> list[int]:
-        """Behind the positions of a sample."""
+        """Shape whose row-major order gives the tokens of a sample."""
         return list(self.tokenizer.model.grid(self.samples.size))
 
     @property
     def dtype(self) -> str:
-        """Of the indices."""
+        """Dtype of the indices."""
         return index_dtype(self.tokenizer.model.quantizer.codebook_sizes).name
 
     def encoded(self, batch_size: int) -> Iterator[tuple[int, NDArray[Any]]]:
-        """Row numbers and the indices of the rows from there on, as many as `batch_rows` makes of `batch_size`.
+        """Yield the number of the first row and the indices of each batch, in order.
 
         Raises:
-            DataError: a value is not finite.
+            DataError: a value is NaN or infinite.
         """
         for start, indices in encoded(self.tokenizer, self.samples, range(len(self.samples)), batch_size, "encode"):
             if self.survey.done():
@@ -114,10 +114,10 @@ class Encoding:
             yield start, indices
 
     def manifest(self) -> Manifest:
-        """What is to be known of the indices, once all samples were looked over.
+        """The manifest of the indices; waits for the scan of the data.
 
         Raises:
-            DataError: a value is not finite, or the data changed meanwhile.
+            DataError: a value is NaN or infinite, or the data changed while they were read.
         """
         survey = self.survey.result()
         self.source.check_unchanged()

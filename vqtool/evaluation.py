@@ -1,6 +1,6 @@
-"""A validation pass: losses and usage over all of it, for training and for eval alike.
+"""Evaluate a model over a data set: losses and codebook usage, for validation during training and for `eval`.
 
-Shapes: n samples, L positions per sample, D code dimension, K codes, Q levels.
+Shapes: n samples, L tokens per sample, D code dimension, K codes, Q levels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,16 +27,16 @@ from vqtool.usage import Usage, entropy_of, normalized_entropy, usage_of
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a whole pass showed.
+    """Losses and codebook usage over a whole pass.
 
     Attributes:
         losses: total, reconstruction, commitment, entropy, in normalised units.
         levels: usage of each level.
-        soft_entropies: entropy of each level's mean soft assignment, over ln K.
-        sample_entropies: mean entropy of the samples' own soft assignments, over ln K; 0: each is sure.
-        samples: how many were passed.
-        distinct: their ids, where samples are vectors.
-        latents: what each level quantized.
+        soft_entropies: entropy of the mean soft assignment of each level, divided by ln K.
+        sample_entropies: mean entropy of the soft assignment per sample, divided by ln K, for each level; 0: hard.
+        samples: number of samples.
+        distinct: distinct ids, if samples are vectors.
+        latents: statistics of the vectors that each level quantized.
     """
 
     losses: dict[str, float]
@@ -49,7 +49,7 @@ class Evaluation:
 
     @property
     def counts(self) -> list[Tensor]:
-        """The hits (K,) of each level's codes."""
+        """Hits (K,) of the codes of each level."""
         return [torch.tensor(level.counts) for level in self.levels]
 
 
@@ -125,7 +125,7 @@ class Pass:
     """Sums the chunks of a pass into an evaluation."""
 
     def __init__(self, model: Autoencoder, loss: LossSettings) -> None:
-        self._confidence = model.quantizer.confidence
+        self._sample_entropy_weight = model.quantizer.sample_entropy_weight
         self._loss = loss
         self._samples = 0
         self._reconstruction = 0.0
@@ -162,9 +162,9 @@ class Pass:
         """The evaluation of all that was added, at least one chunk."""
         reconstruction = self._reconstruction / self._samples
         commitment, entropy = raw_terms(self._levels)
-        confidence = fmean(float(level.sample_entropy / level.counts.sum()) for level in self._levels)
+        sample_entropy = fmean(float(level.sample_entropy / level.counts.sum()) for level in self._levels)
         total = reconstruction + self._loss.commitment * self._commitment / self._samples
-        total += self._loss.entropy * (entropy + self._confidence * confidence)
+        total += self._loss.entropy * (entropy + self._sample_entropy_weight * sample_entropy)
         return Evaluation(
             losses={"total": total, "reconstruction": reconstruction, "commitment": commitment, "entropy": entropy},
             levels=[usage_of(level.counts) for level in self._levels],

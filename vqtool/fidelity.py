@@ -1,4 +1,4 @@
-"""How faithful decoded rows are to the user's own, in the data's own units.
+"""Reconstruction quality of decoded rows, in the units of the data.
 
 Shapes: n rows of shape `row`.
 """
@@ -11,14 +11,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Fidelity:
-    """The error of what decode would write.
+    """Error of decoded rows.
 
     Attributes:
         mse: mean squared error over all numbers; None for classes.
-        nmse: mse over the variance about the per-feature mean (1 - r2, variance-weighted); None for classes and for
-            constant data.
-        accuracy: the share of cells whose class is right; None for values.
-        baseline_accuracy: what the most common class, everywhere, would have; None for values.
+        nmse: mse divided by the variance about the per-feature mean (1 - r2, variance-weighted); None for classes and
+            for constant data.
+        accuracy: fraction of cells whose class is correct; None for values.
+        baseline_accuracy: accuracy of predicting the most common class everywhere; None for values.
     """
 
     mse: float | None
@@ -39,9 +39,9 @@ class ValueFidelity:
         self._constant = True
 
     def add(self, rows: Tensor, restored: Tensor) -> None:
-        """Count in (n, *row) true rows and their reconstructions."""
+        """Add true rows (n, *row) and their reconstructions."""
         true, n = rows.double(), len(rows)
-        # Asked of the numbers themselves: the variance of constant data need not round to zero.
+        # Compared exactly: the variance of constant data need not round to zero.
         self._first = true[0] if self._first is None else self._first
         self._constant = self._constant and bool((true == self._first).all())
         self._error += float((restored.double() - true).square().sum())
@@ -53,26 +53,26 @@ class ValueFidelity:
         self._rows = total
 
     def result(self) -> Fidelity:
-        """Over all that was added, at least one row."""
+        """The error over all added rows, at least one."""
         mse = self._error / (self._rows * self._mean.numel())
         return Fidelity(mse, None if self._constant or not self._squares else self._error / self._squares, None)
 
 
 class ClassFidelity:
-    """The share of right cells."""
+    """Fraction of cells whose class is correct."""
 
     def __init__(self) -> None:
         self._cells = torch.zeros(0, dtype=torch.int64)
         self._right = 0
 
     def add(self, rows: Tensor, restored: Tensor) -> None:
-        """Count in (n, *row) true classes and their reconstructions."""
+        """Add true classes (n, *row) and their reconstructions."""
         cells = rows.long().flatten().bincount(minlength=len(self._cells))
         cells[: len(self._cells)] += self._cells
         self._cells = cells
         self._right += int((rows.long() == restored.long()).sum())
 
     def result(self) -> Fidelity:
-        """Over all that was added, at least one row."""
+        """The error over all added rows, at least one."""
         cells = int(self._cells.sum())
         return Fidelity(None, None, self._right / cells, int(self._cells.max()) / cells)

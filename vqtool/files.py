@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from vqtool.errors import DataError
+from vqtool.errors import DataError, VqtoolError
 
 # A name may have 255 bytes; from here on, a part's name is made of a digest.
 _LONGEST_NAME = 200
@@ -42,7 +42,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Within, what the system refuses is told as a fault of the file `path`.
+    """Convert an OSError of the body to a DataError that names the file `path`.
 
     Raises:
         DataError: there is no room, no permission, or no such folder.
@@ -68,18 +68,43 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_small(path: Path, most: int) -> bytes:
-    """The content of a file that has at most so many bytes.
+    """Return the content of a file of at most `most` bytes.
 
     Raises:
-        OSError: it has more, or is no regular file: a device, say, that has no end.
+        OSError: the file is larger, missing, or not a regular file: a device can be endless. The text does not name
+            the path.
     """
     if not path.is_file():
-        raise OSError(f"{path}: is no file")
+        raise OSError("not a regular file")
     with path.open("rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise OSError(f"{path}: has over {most:,} bytes")
+        raise OSError(f"larger than {most:,} bytes")
     return content
+
+
+def check_format_version(
+    path: Path, found: Any, supported: int, kind: str, again: str, error: type[VqtoolError]
+) -> None:
+    """Refuse a file in a format that this version of vqtool cannot read.
+
+    Called before any other check of the content, whose meaning depends on the version.
+
+    Args:
+        found: `format_version` as stored in the file; None if it has none.
+        kind: what the file should be, such as "manifest".
+        again: how to write the file again.
+        error: the exception to raise.
+    """
+    if found is None:
+        raise error(
+            f"{path}: format_version is missing: not a {kind}, or written by an earlier version of vqtool; {again}"
+        )
+    if found != supported:
+        raise error(
+            f"{path}: format_version: {str(found)[:40]} is not supported; this version of vqtool reads {supported}; "
+            f"update vqtool, or {again}"
+        )
 
 
 def to_json(value: Any) -> str:
@@ -119,7 +144,7 @@ def _claim(part: Path, path: Path) -> int:
         handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         if not lock(handle):
             os.close(handle)
-            raise DataError(f"{path}: another process is writing it")
+            raise DataError(f"{path}: another process is writing this file")
         # Between opening and locking, its writer may have been done with it, and have renamed it.
         if part.exists() and os.path.samestat(os.fstat(handle), part.stat()):
             os.ftruncate(handle, 0)

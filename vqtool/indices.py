@@ -1,8 +1,9 @@
-"""The index file and its manifest: written, read, verified.
+"""Write, read and verify the index file and its manifest.
 
-Shapes: N samples, L positions per sample, Q levels.
+Shapes: N samples, L tokens per sample, Q levels.
 """
 
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,34 +18,38 @@ from pydantic.dataclasses import dataclass
 
 from vqtool.data import map_npy
 from vqtool.errors import DataError
-from vqtool.files import read_small, replacing, reserve, sync, to_json
+from vqtool.files import check_format_version, read_small, replacing, reserve, sync, to_json
 
-_FORMAT = "vqtool indices 1"
+# Version of the manifest's format; a reader refuses any other.
+FORMAT_VERSION = 1
 # Room for hundreds of thousands of shards.
 _LARGEST_MANIFEST = 1 << 26
+_AGAIN = "encode the data again"
 
 
 Size = Annotated[int, Field(ge=1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid"))
 class Manifest:
-    """What an index file says of itself; it holds no clock and no path.
+    """Description of an index file. It contains no timestamps and no paths.
 
     Attributes:
-        shape: (N, L), or (N, L, Q).
-        dtype: the smallest unsigned type that holds the largest index.
-        grid: the row-major shape behind L.
+        format_version: version of the format of the index file and the manifest.
+        shape: shape of the index file, (N, L) or (N, L, Q).
+        dtype: the smallest unsigned dtype that holds the largest index.
+        grid: shape whose row-major order gives the L tokens.
         codebook_sizes: K of each level.
-        row_shape: the shape of a row of the data.
-        layout: how a row is read: C for a vector, CHW for an image.
-        model_sha256: of the model.safetensors that wrote the indices.
-        data_sha256: of the data; of several shards, that of their digests in order.
-        unique: whether the last level only makes rows unique, and is no codebook's.
+        row_shape: shape of one row of the data.
+        layout: meaning of the axes of a row, such as C for a vector and CHW for an image.
+        model_sha256: SHA-256 of the model.safetensors that wrote the indices.
+        data_sha256: SHA-256 of the data; for several shards, of their digests in order.
+        unique: whether the last level is a number that makes ids unique, without a codebook.
         shards: name, rows and sha256 of each file of the data.
     """
 
+    format_version: int = FORMAT_VERSION
     shape: Annotated[list[Size], Field(min_length=2, max_length=3)]
     dtype: Annotated[str, Field(pattern=r"^uint(8|16|32)$")]
     grid: list[Size]
@@ -55,72 +60,74 @@ class Manifest:
     shards: list[dict[str, Any]]
     layout: str = ""
     unique: bool = False
-    format: str = _FORMAT
 
 
 def index_dtype(codebook_sizes: tuple[int, ...]) -> np.dtype[Any]:
-    """The smallest unsigned type that holds every index of codebooks of these sizes."""
+    """The smallest unsigned dtype that holds every index of codebooks of these sizes."""
     return np.min_scalar_type(max(codebook_sizes) - 1)
 
 
 def manifest_path(path: Path) -> Path:
-    """tokens.json of tokens.npy."""
+    """Path of the manifest: tokens.json for tokens.npy."""
     return path.with_suffix(".json")
 
 
 def check_output(path: Path, overwrite: bool) -> None:
-    """Refuse an output that is there, or that is no .npy file in a folder that is.
+    """Refuse an output that exists, is not named *.npy, or whose directory does not exist.
 
     Raises:
-        DataError: says which.
+        DataError: in these cases.
     """
     if path.suffix != ".npy":
-        raise DataError(f"{path}: the name of an output must end in .npy")
+        raise DataError(f"{path}: the name of the output must end in .npy")
     if not path.parent.is_dir():
-        raise DataError(f"{path}: there is no folder {path.parent}")
+        raise DataError(f"{path}: directory {path.parent} does not exist; create it, or name another output")
     if path.exists() and not overwrite:
-        raise DataError(f"{path}: is there already; --overwrite replaces it")
+        raise DataError(f"{path}: already exists; use --overwrite to replace it")
     if path.is_dir():
-        raise DataError(f"{path}: is a folder")
+        raise DataError(f"{path}: is a directory; name a file")
 
 
 def check_indices_output(path: Path, overwrite: bool) -> None:
-    """As `check_output`, for an index file with its manifest.
+    """Check an index file and its manifest as `check_output` does.
 
-    A manifest alone is what a process leaves that was killed as it gave both their names; it may be replaced.
+    A manifest without an index file may be replaced: a process that is killed between the two renames leaves one.
 
     Raises:
-        DataError: also where another file has the manifest's name.
+        DataError: also if a file that is not a manifest has the manifest's name.
     """
     check_output(path, overwrite)
-    beside = manifest_path(path)
-    if beside.is_dir():
-        raise DataError(f"{beside}: is a folder")
-    if beside.exists() and not overwrite:
+    manifest = manifest_path(path)
+    if manifest.is_dir():
+        raise DataError(f"{manifest}: is a directory, but the manifest is written there; name another output")
+    if manifest.exists() and not overwrite:
         try:
-            _parsed(beside)
+            _parse(manifest)
         except DataError as error:
-            raise DataError(f"{beside}: is there already; --overwrite replaces it") from error
+            raise DataError(f"{manifest}: already exists; use --overwrite to replace it") from error
 
 
 def check_not_input(path: Path, inputs: Sequence[Path], name: str = "") -> None:
-    """Refuse an output that is one of the files it is made from, or would be the next time.
+    """Refuse an output that is one of the inputs, or that lies in a directory of inputs.
 
     Args:
-        name: of the inputs; where it is a folder, all files in it are.
+        name: the input as given; if it is a directory, all files in it are inputs.
 
     Raises:
-        DataError: it is.
+        DataError: in these cases.
     """
     if os.path.realpath(path) in map(os.path.realpath, inputs):
-        raise DataError(f"{path}: is what would be read; name another output")
+        raise DataError(f"{path}: is also the input; name another output")
     if name and os.path.realpath(path.parent) == os.path.realpath(name):
-        raise DataError(f"{path}: would be read as data from then on, for {name} is a folder of them; write elsewhere")
+        raise DataError(
+            f"{path}: is inside the data directory {name}, so it would be read as data from now on; write to another "
+            "directory"
+        )
 
 
 @contextmanager
 def writing_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
-    """Yield a mapped array to be filled; on success it becomes the .npy file `path`."""
+    """Yield a memory-mapped array to fill; on success it becomes the .npy file `path`."""
     with replacing(path) as part:
         array = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=shape)
         reserve(part)
@@ -132,12 +139,12 @@ def writing_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> I
 def writing_indices(
     path: Path, shape: Sequence[int], dtype: str, manifest: Callable[[], Manifest]
 ) -> Iterator[NDArray[Any]]:
-    """Yield a mapped array to be filled; on success the manifest and then the index file take their names.
+    """Yield a memory-mapped array to fill; on success rename the manifest, then the index file.
 
-    So indices always have their manifest, whenever the process is killed.
+    An index file therefore always has its manifest, even if the process is killed.
 
     Args:
-        manifest: asked for once the array is filled.
+        manifest: called once the array is filled.
     """
     with writing_array(path, tuple(shape), np.dtype(dtype)) as array:
         yield array
@@ -145,60 +152,72 @@ def writing_indices(
         with replacing(manifest_path(path)) as part:
             part.write_text(to_json(asdict(manifest())), encoding="utf-8")
             sync(part)
-            path.unlink(missing_ok=True)  # Old indices must never stand beside a new manifest.
+            path.unlink(missing_ok=True)  # old indices must not be read with a new manifest
 
 
 def read_indices(path: Path) -> tuple[NDArray[Any], Manifest]:
-    """An index file, mapped, and its manifest.
+    """Map an index file into memory, and read its manifest.
 
     Raises:
-        DataError: one of them is missing, damaged, or does not go with the other.
+        DataError: one of them is missing or damaged, or they do not match.
     """
     manifest = read_manifest(path)
     array = map_npy(path)
     if list(array.shape) != manifest.shape or array.dtype.name != manifest.dtype:
         raise DataError(
-            f"{path}: holds {array.dtype.name} {list(array.shape)}, but {manifest_path(path).name} says "
-            f"{manifest.dtype} {manifest.shape}"
+            f"{path}: contains {array.dtype.name} {list(array.shape)}, but {manifest_path(path).name} describes "
+            f"{manifest.dtype} {manifest.shape}; {_AGAIN}"
         )
     levels = array.shape[2] if array.ndim == 3 else 1
     if levels != len(manifest.codebook_sizes):
-        raise DataError(f"{manifest_path(path)}: {len(manifest.codebook_sizes)} codebook sizes for {levels} levels")
+        raise DataError(
+            f"{manifest_path(path)}: codebook_sizes: {len(manifest.codebook_sizes)} sizes, but {path.name} has "
+            f"{levels} levels; {_AGAIN}"
+        )
     if manifest.unique and (levels < 2 or array.shape[1] != 1):
-        raise DataError(f"{manifest_path(path)}: says that rows are unique, but there is no level that makes them so")
+        raise DataError(
+            f"{manifest_path(path)}: unique: true requires shape (N, 1, Q) with Q of at least 2, got {manifest.shape}; "
+            f"{_AGAIN}"
+        )
     return array, manifest
 
 
 def read_manifest(path: Path) -> Manifest:
-    """What an index file says of itself.
+    """Read the manifest of an index file.
 
     Raises:
-        DataError: it is not there, or its manifest is missing or damaged.
+        DataError: the index file does not exist, or its manifest is missing, damaged or in an unknown format.
     """
-    beside = manifest_path(path)
+    manifest = manifest_path(path)
     if not path.exists():
-        raise DataError(f"{path}: no such file")
-    if not beside.exists():
-        raise DataError(f"{path}: has no manifest {beside.name} beside it, which says what model wrote the indices")
-    return _parsed(beside)
-
-
-def _parsed(beside: Path) -> Manifest:
-    try:
-        manifest = TypeAdapter(Manifest).validate_json(read_small(beside, _LARGEST_MANIFEST))
-    except (OSError, ValidationError) as error:
-        raise DataError(f"{beside}: not a manifest: {_first_fault(error)}") from error
-    if manifest.format != _FORMAT:
-        raise DataError(f"{beside}: not a manifest of this kind: format {manifest.format!r}, not {_FORMAT!r}")
-    if manifest.dtype != index_dtype(tuple(manifest.codebook_sizes)).name:
+        raise DataError(f"{path}: does not exist")
+    if not manifest.exists():
         raise DataError(
-            f"{beside}: says {manifest.dtype}, which is not the type for codebooks {manifest.codebook_sizes}"
+            f"{path}: its manifest {manifest.name}, which describes the indices, is missing; restore it, or {_AGAIN}"
+        )
+    return _parse(manifest)
+
+
+def _parse(path: Path) -> Manifest:
+    try:
+        text = read_small(path, _LARGEST_MANIFEST)
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise ValueError("expected a JSON object")
+        check_format_version(path, content.get("format_version"), FORMAT_VERSION, "manifest", _AGAIN, DataError)
+        manifest = TypeAdapter(Manifest).validate_json(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not a manifest: {_reason(error)}; {_AGAIN}") from error
+    dtype = index_dtype(tuple(manifest.codebook_sizes)).name
+    if manifest.dtype != dtype:
+        raise DataError(
+            f"{path}: dtype: {manifest.dtype}, but codebook_sizes {manifest.codebook_sizes} require {dtype}; {_AGAIN}"
         )
     return manifest
 
 
-def _first_fault(error: OSError | ValidationError) -> str:
-    if isinstance(error, OSError):
+def _reason(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
         return str(error)
     fault = error.errors(include_url=False)[0]
     return ": ".join([".".join(map(str, fault["loc"])), fault["msg"]]) if fault["loc"] else fault["msg"]

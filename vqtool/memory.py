@@ -1,4 +1,4 @@
-"""Memory: how much is free, how much a piece of work takes, and what is said where there is too little."""
+"""Memory: how much is free, how much some work takes, and the errors for too little of it."""
 
 import os
 import resource
@@ -13,30 +13,35 @@ import torch
 from vqtool.errors import DataError
 
 T = TypeVar("T")
-# Where Linux says what a group of processes, such as a container, may have and has.
+# Linux: limit and use of a group of processes, such as a container.
 _GROUP = Path("/sys/fs/cgroup")
 _REFUSED = (
     "can't allocate memory",
     "not enough memory",
     "cannot allocate memory",
     "out of memory",
-    "can't start new thread",  # which wants a stack of its own
+    "can't start new thread",  # a thread needs memory for its stack
 )
 
 
-def check_fits_memory(size: int, what: str) -> None:
-    """Refuse what would not fit in the memory that is free now.
+def check_fits_memory(size: int, what: str, advice: str = "") -> None:
+    """Check that `size` bytes are free.
+
+    Args:
+        what: needs them; begins the message.
+        advice: ends the message: what to do.
 
     Raises:
-        DataError: `size` bytes are more than that.
+        DataError: fewer bytes are free.
     """
     free = free_memory()
     if size > free:
-        raise DataError(f"{what}: needs {size:,} bytes of memory, and {free:,} are free")
+        end = f"; {advice}" if advice else ""
+        raise DataError(f"{what}: needs {size:,} bytes of memory, and only {free:,} are free{end}")
 
 
 def free_memory() -> int:
-    """The bytes that this process can still have."""
+    """The number of bytes that this process can still allocate."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     machine = _fields(Path("/proc/meminfo"))
     if "MemAvailable" in machine:
@@ -49,20 +54,20 @@ def free_memory() -> int:
 
 
 def peak_memory(work: Callable[[], T]) -> tuple[T, int]:
-    """What `work` returns, and the most bytes that the process held meanwhile."""
+    """The result of `work`, and the largest number of bytes that the process held during it."""
     _forget_peak()
     result = work()
     return result, _own("VmHWM") or _largest()
 
 
 def mapped_memory() -> int:
-    """The bytes of files, libraries among them, that are mapped and in memory; the system can take them back."""
+    """The number of bytes of mapped files, including libraries, in memory; the system can take them back."""
     return _own("RssFile")
 
 
 @contextmanager
 def out_of_memory_told(error: type[Exception], advice: str) -> Iterator[None]:
-    """Within, running out of memory is raised as `error`, which says what to lower."""
+    """Within, running out of memory raises `error` with `advice` on what to lower."""
     try:
         yield
     except (MemoryError, RuntimeError) as fault:
@@ -72,14 +77,14 @@ def out_of_memory_told(error: type[Exception], advice: str) -> Iterator[None]:
 
 
 def ran_out(fault: Exception) -> bool:
-    """Whether a fault says that memory was refused."""
+    """Whether an exception means that memory ran out."""
     if isinstance(fault, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(fault, RuntimeError) and any(words in str(fault).lower() for words in _REFUSED)
 
 
 def _forget_peak() -> None:
-    with suppress(OSError):  # Where it cannot be forgotten, it is the most since the process began.
+    with suppress(OSError):  # if it cannot be reset, the peak is the one since the process began
         Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -102,7 +107,7 @@ def _group_limit() -> int | None:
 
 
 def _fields(path: Path) -> dict[str, int]:
-    """The numbers of a file of names and numbers, a line each; none where there is no such file."""
+    """The numbers of a file with a name and a number per line, by name; empty if there is no such file."""
     try:
         lines = [line.replace(":", " ").split() for line in path.read_text().splitlines()]
     except OSError:

@@ -1,4 +1,4 @@
-"""The two kinds of data at a model's ends: values, which are normalised, and classes, which are embedded.
+"""Input and output of a model: continuous values are normalised, classes are embedded.
 
 Shapes: B batch, C channels; size is (), (T,) or (H, W).
 """

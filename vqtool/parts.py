@@ -1,9 +1,9 @@
-"""Encoding in parts: rows are split among any number of workers, and whoever completes the set joins it.
+"""Encode data in parts by several workers. The worker that completes the last part joins all parts.
 
-Parts are split where the fixed chunks of arithmetic are, so that the joined file has the same bytes for any number of
-workers. A part is an index file of its rows in a folder beside the output, with a marker that says whose it is.
+Parts begin at chunk boundaries, so the joined file has the same bytes for any number of workers. A part is a .npy file
+in the directory OUT.parts, with a JSON marker that identifies model, data and rows.
 
-Shapes: N rows, L positions per sample, Q levels.
+Shapes: N rows, L tokens per sample, Q levels.
 """
 
 import hashlib
@@ -43,32 +43,32 @@ _LARGEST_MARKER = 1 << 16
 
 @dataclass(frozen=True)
 class Part:
-    """Part `number`, counted from 1, of `of`."""
+    """Part `number` of `of`, counted from 1."""
 
     number: int
     of: int
 
     @staticmethod
     def parse(text: str) -> "Part":
-        """Of `3/16`.
+        """Parse text such as `3/16`.
 
         Raises:
-            ConfigError: it is no such part.
+            ConfigError: the text is not a part.
         """
         match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
         part = Part(int(match[1]), int(match[2])) if match else None
         if part is None or not 1 <= part.number <= part.of:
-            raise ConfigError(f"--part {text}: expected a number and how many there are, such as 3/16")
+            raise ConfigError(f"--part: {text} is not a part; expected I/N with I from 1 to N, such as 3/16")
         return part
 
     @staticmethod
     def of_process(environment: Mapping[str, str] = os.environ) -> "Part | None":
-        """That of this process' rank under torchrun; None where it is alone."""
+        """Part of this process by its rank under torchrun; None for a single process."""
         own = place(environment)
         return Part(own.rank + 1, own.size) if own.size > 1 else None
 
     def rows(self, rows: int, chunk: int) -> range:
-        """The row numbers of this part of `rows`, which begin with a chunk."""
+        """Row numbers of this part of `rows` rows; the first one starts a chunk."""
         chunks = -(-rows // chunk)
         first, last = (chunks * place // self.of * chunk for place in (self.number - 1, self.number))
         return range(min(first, rows), min(last, rows))
@@ -84,16 +84,19 @@ def encode_part(
     batch_size: int = 4096,
     overwrite: bool = False,
 ) -> Manifest | None:
-    """Encode a part of data, unless that is done; where it completes the set, join all into the index file `out`.
+    """Encode one part of the data; if all parts are complete, join them into the index file `out`.
+
+    A part that is already complete is not encoded again.
 
     Args:
+        part: the part to encode.
         data, key, batch_size, overwrite: as for `encode_file`.
 
     Returns:
-        The manifest of the index file; None where parts are still missing, or another worker is joining them.
+        The manifest of the index file; None if parts are missing or another worker joins them.
 
     Raises:
-        DataError: as `encode_file`; also where parts of other data or of another model are in the way.
+        DataError: as `encode_file`; also if existing parts were encoded from other data or by another model.
     """
     source, samples = tokenizer.open(data, key)
     check_not_input(out, source.paths, source.name)
@@ -111,10 +114,10 @@ def encode_part(
 
 @dataclass(frozen=True)
 class _Work:
-    """What all workers at one output share.
+    """State of one output that all workers share, on disk.
 
     Attributes:
-        of: how many parts there are.
+        of: number of parts.
     """
 
     tokenizer: Tokenizer
@@ -143,13 +146,13 @@ class _Work:
 
     @cached_property
     def data(self) -> str:
-        """What tells these data from others, and from what they were: the names, sizes and times of change of files."""
+        """Digest that identifies the data and their state: names, sizes and modification times of the files."""
         statuses = [(path.name, path.stat()) for path in self.source.paths]
         files = [[name, status.st_size, status.st_mtime_ns] for name, status in statuses]
         return hashlib.sha256(json.dumps([self.source.name, files]).encode()).hexdigest()
 
     def mark(self, part: Part) -> dict[str, Any]:
-        """What the marker of a part must say: of which model, data and rows it is."""
+        """Content of the marker of a part: its model, data and rows."""
         rows = self.rows(part)
         return {
             "model_sha256": self.tokenizer.model_sha256,
@@ -159,12 +162,12 @@ class _Work:
         }
 
     def parts(self) -> list[Part]:
-        """All that have rows."""
+        """All parts that have rows."""
         every = [Part(number + 1, self.of) for number in range(self.of)]
         return [part for part in every if self.rows(part)]
 
     def finished(self) -> Manifest | None:
-        """The manifest of the output, where it is there already, by the same model from the same data."""
+        """The manifest of an existing output of the same model and data; None if there is none."""
         try:
             manifest = read_indices(self.out)[1]
         except DataError:
@@ -173,10 +176,10 @@ class _Work:
         return manifest if alike and manifest.data_sha256 == self.tokenizer.survey(self.source).sha256 else None
 
     def done(self, part: Part) -> bool:
-        """Whether a part is there.
+        """Whether a part is complete.
 
         Raises:
-            DataError: it is there, of another model or of other data.
+            DataError: it was encoded by another model or from other data.
         """
         path = self.path(part)
         marker = path.with_suffix(".json")
@@ -188,16 +191,21 @@ class _Work:
             said = json.loads(read_small(marker, _LARGEST_MARKER))
             digest = said.pop("sha256")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DataError(f"{marker}: not the marker of a part: {error}; remove {self.folder}") from error
+            raise DataError(
+                f"{marker}: not a valid part marker: {error}; remove {self.folder} and encode all parts again"
+            ) from error
         if said != self.mark(part):
-            raise DataError(f"{marker}: the part is of another model, or of other data; remove {self.folder}")
+            raise DataError(
+                f"{marker}: the part was encoded by another model or from other data; remove {self.folder} and encode "
+                "all parts again"
+            )
         return path.is_file() and _sha256(path) == digest
 
     def encode(self, part: Part, batch_size: int) -> None:
-        """Write a part, and then its marker."""
+        """Write a part, then its marker."""
         rows, progress = self.rows(part), f"encode part {part.number} of {part.of}"
         if self.tokenizer.spec.classes:
-            self.tokenizer.survey(self.source)  # an encoder has no place for a class that is none
+            self.tokenizer.survey(self.source)  # an embedding cannot look up a class that is out of range
         with (
             out_of_memory_told(DataError, "lower --batch-size"),
             writing_array(self.path(part), (len(rows), *self.shape[1:]), self.dtype) as array,
@@ -209,7 +217,7 @@ class _Work:
         write_json(path.with_suffix(".json"), {**self.mark(part), "sha256": _sha256(path)})
 
     def join(self, data: str | None, key: str | None) -> Manifest | None:
-        """Write the index file from all parts, and remove them; None where another worker is at it."""
+        """Write the index file from all parts and remove the parts; None if another worker does it."""
         handle = os.open(self.folder, os.O_RDONLY)
         try:
             if not lock(handle) or not self.folder.exists():

@@ -1,11 +1,16 @@
-"""The bars of a training and of every pass over data: on standard error, in a terminal alone; of several processes the
-first alone shows them.
+"""Progress on standard error: a bar on a terminal; elsewhere, such as in a pipe, a plain line about every 10 seconds.
 
-A pass is what can take long, and so it is also where a signal is heeded.
+Of several processes only rank 0 shows progress. A pass over data can take long, so its `update` also checks for a stop
+signal.
 """
 
 import os
+import sys
+import time
+from collections.abc import Callable
 from threading import RLock
+from types import TracebackType
+from typing import Self
 
 from tqdm import tqdm
 
@@ -13,39 +18,171 @@ from vqtool.distributed import is_first
 from vqtool.printable import printable
 from vqtool.signals import heed
 
+_MINUTE, _HOUR, _DAY = 60, 3600, 86_400
+
 
 class Bar(tqdm):  # type: ignore[type-arg]
-    """A bar whose lock is this process's own.
+    """A tqdm bar with a lock that belongs to this process alone.
 
-    The lock that tqdm would make is one with that of processes forked later: one of them, killed while it holds it,
-    would stop all others.
+    tqdm's own lock is shared with processes forked later: if one of them is killed while it holds the lock, all others
+    block.
     """
 
 
 Bar.set_lock(RLock())
-# A thread may have held it, which a child process does not have.
+# A thread that the child process does not have may have held the lock at the fork.
 os.register_at_fork(after_in_child=lambda: Bar.set_lock(RLock()))
 
 
-class _Pass(Bar):
-    def update(self, n: float | None = 1) -> bool | None:
+class Lines:
+    """Writes plain lines, not too often.
+
+    Args:
+        interval: seconds from one line to the next, whichever work they are about.
+        delay: seconds that a piece of work takes before it writes a line; shorter work writes none.
+        clock: returns seconds, counted from any moment.
+    """
+
+    def __init__(self, interval: float = 10, delay: float = 2, clock: Callable[[], float] = time.monotonic) -> None:
+        self._interval, self._delay = interval, delay
+        self.clock = clock
+        self._last = clock()
+
+    def write(self, began: float, line: Callable[[], str]) -> None:
+        """Write a line about work that began at the time `began`, if one is due."""
+        now = self.clock()
+        if now - self._last >= self._interval and now - began >= self._delay:
+            self._last = now
+            Bar.write(printable(line()), file=sys.stderr)
+
+
+# Shared by all work of the process, so that nested work does not write more lines.
+_LINES = Lines()
+
+
+class Progress:
+    """How much of a piece of work is done, as a bar, as lines, or not shown.
+
+    Args:
+        total: units of work in all.
+        done: units that were done before.
+        bar: None: write lines instead.
+        lines: None: show nothing.
+    """
+
+    def __init__(self, total: int, done: int, bar: Bar | None, lines: Lines | None) -> None:
+        self.total, self.done = total, done
+        self._bar, self._lines = bar, lines
+        self._began = lines.clock() if lines else 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self, n: int = 1) -> None:
+        """Count `n` more units as done."""
+        self.done += n
+        if self._bar is not None:
+            self._bar.update(n)
+        elif self._lines:
+            self._lines.write(self._began, self._line)
+
+    def _line(self) -> str:
+        raise NotImplementedError
+
+
+class PassProgress(Progress):
+    """Progress of a pass over data, called `name`, in `unit`."""
+
+    def __init__(self, name: str, unit: str, total: int, bar: Bar | None, lines: Lines | None) -> None:
+        super().__init__(total, 0, bar, lines)
+        self._name, self._unit = name, unit
+
+    def update(self, n: int = 1) -> None:
+        """Count `n` more units as done.
+
+        Raises:
+            Stopped: a signal asked to stop.
+        """
         heed()
-        return super().update(n)
+        super().update(n)
+
+    def _line(self) -> str:
+        assert self._lines
+        line = f"{self._name}: {self.done:,} of {self.total:,} {self._unit} ({self.done / max(1, self.total):.0%})"
+        if not 0 < self.done < self.total:
+            return line
+        left = (self._lines.clock() - self._began) / self.done * (self.total - self.done)
+        return f"{line}, ETA {duration(left)}"
 
 
-def pass_bar(name: str, total: int, unit: str = "rows") -> Bar:
-    """A bar called `name` over `total` rows, or what `unit` says: there once it takes over a second, gone at the end.
+class StepProgress(Progress):
+    """Progress of training, with the time left by `eta`, which returns seconds, or None where that is unknown."""
+
+    def __init__(
+        self, total: int, done: int, eta: Callable[[], float | None], bar: Bar | None, lines: Lines | None
+    ) -> None:
+        super().__init__(total, done, bar, lines)
+        self._eta, self._status = eta, ""
+
+    def update(self, n: int = 1) -> None:
+        """Count `n` more steps as done."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._described(), refresh=False)
+        super().update(n)
+
+    def show(self, status: str) -> None:
+        """Set the status that is shown beside the steps, such as the loss."""
+        self._status = status
+
+    def _described(self) -> str:
+        seconds = self._eta()
+        return "  ".join(filter(None, [self._status, "" if seconds is None else f"ETA {duration(seconds)}"]))
+
+    def _line(self) -> str:
+        return "  ".join(filter(None, [f"step {self.done}/{self.total}", self._described()]))
+
+
+def pass_bar(name: str, total: int, unit: str = "rows", delay: float = 1, lines: Lines = _LINES) -> PassProgress:
+    """Show the progress of a pass over `total` units; a bar appears after `delay` seconds and is removed at the end.
 
     Raises:
-        Stopped: from its `update`, where a signal asked to stop.
+        Stopped: from its `update`, if a signal asked to stop.
     """
-    return _Pass(total=total, desc=printable(name), unit=f" {unit}", leave=False, disable=_hidden(), delay=1)
+    bar = None
+    if _shows_bar():
+        bar = Bar(total=total, desc=printable(name), unit=f" {unit}", leave=False, delay=delay, miniters=1)
+    return PassProgress(name, unit, total, bar, lines if is_first() else None)
 
 
-def step_bar(total: int, done: int) -> Bar:
-    """A bar over the steps of a training, some of which may be done."""
-    return Bar(total=total, initial=done, desc="train", unit="step", disable=_hidden())
+def step_bar(
+    total: int, done: int, eta: Callable[[], float | None] = lambda: None, lines: Lines = _LINES
+) -> StepProgress:
+    """Show the progress of training over `total` steps, `done` of which were taken before."""
+    bar = None
+    if _shows_bar():
+        form = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+        bar = Bar(total=total, initial=done, desc="train", bar_format=form, miniters=1)
+    return StepProgress(total, done, eta, bar, lines if is_first() else None)
 
 
-def _hidden() -> bool | None:
-    return None if is_first() else True  # None: where there is no terminal
+def duration(seconds: float) -> str:
+    """A time in words: 40 s, 3 min, 2 h 10 min, 3 d 4 h."""
+    if seconds < 99.5:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 99.5 * _MINUTE:
+        return f"{round(seconds / _MINUTE)} min"
+    if seconds < 2 * _DAY:
+        hours, minutes = divmod(round(seconds / _MINUTE), 60)
+        return f"{hours} h {minutes} min"
+    days, hours = divmod(round(seconds / _HOUR), 24)
+    return f"{days} d {hours} h"
+
+
+def _shows_bar() -> bool:
+    return is_first() and sys.stderr is not None and sys.stderr.isatty()

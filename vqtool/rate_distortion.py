@@ -1,6 +1,6 @@
-"""How far a run's codes are from what its own latents allow, and from what any code of its rate could reach.
+"""Compare the quantization error of a run with k-means on its own latents, and with Shannon's rate-distortion bound.
 
-Shapes: S training latents, N latents to judge by, D dimensions, K codes.
+Shapes: S training latents, N evaluated latents, D code dimension, K codes.
 """
 
 import math
@@ -17,26 +17,27 @@ from vqtool.progress import pass_bar
 from vqtool.quantizers import ProductQuantizer, ProjectedQuantizer, Quantizer, ResidualQuantizer, kmeans, nearest_codes
 from vqtool.tokenizer import Tokenizer
 
-# Runs of k-means, of which the best on the training latents counts.
+# Runs of k-means; the one with the smallest error on the training latents is used.
 N_INIT = 3
-# The most training latents that k-means is run on.
+# Maximum number of training latents for k-means.
 _SAMPLE = 1 << 18
 
 
 @dataclass(frozen=True)
 class RateDistortion:
-    """Mean squared errors of quantizing latents, of one dimension, in the units that codes are compared in.
+    """Quantization error per dimension (mean squared), in the space in which codes are compared.
 
     Attributes:
-        error: of the run's codes, on the latents to judge by.
-        reference: of k-means of as many codes, fitted to the run's training latents: level by level, group by group;
-            None where there are fewer latents than codes.
-        ratio: error / reference; 1 is as good as k-means, below is better. None where the reference is none or 0. Codes
-            that are held to a surface or a grid (cosine, FSQ, LFQ, BSQ) pay for that here.
-        n_init: runs of k-means, of which the best on the training latents counts.
-        fitted_on: S, the training latents that it was fitted to.
-        shannon_bound: for a Gaussian source, the mean squared error, in the data's own units, below which no code of
-            as many bits a sample can go (Shannon 1959; Cover & Thomas 2006, theorem 10.3.2); None for others.
+        error: quantization error of the run's codes on the evaluated latents.
+        reference: quantization error of k-means with the same number of codes, fitted to the run's training latents,
+            level by level and group by group; None if there are fewer training latents than codes.
+        ratio: error / reference; 1: as good as k-means, below 1: better. None if the reference is None or 0. Codes that
+            are restricted to a sphere or a grid (cosine, FSQ, LFQ, BSQ) have a larger ratio for that reason.
+        n_init: runs of k-means; the one with the smallest error on the training latents is used.
+        fitted_on: S, the number of training latents.
+        shannon_bound: for the synthetic Gaussian source, the smallest mean squared error that any code with this number
+            of bits per sample can reach, in the units of the data (Shannon 1959; Cover & Thomas 2006, theorem 10.3.2);
+            None for other data.
     """
 
     error: float
@@ -48,10 +49,14 @@ class RateDistortion:
 
 
 def rate_distortion(tokenizer: Tokenizer, data: str | None = None, key: str | None = None) -> RateDistortion:
-    """Set a run beside k-means on its own latents; judged on data, or the run's validation part.
+    """Compare the quantization error of a run with k-means on its own latents.
+
+    Args:
+        data: path as in `data.path`, to evaluate on; None: the validation split of the run.
+        key: name of the array in a file with several.
 
     Raises:
-        DataError: the data are not like the run's.
+        DataError: the data do not match the training data.
     """
     dataset = open_dataset(tokenizer.settings.data, tokenizer.settings.seed)
     judged = dataset.validation if data is None else tokenizer.open_checked(data, key)
@@ -73,7 +78,7 @@ def rate_distortion(tokenizer: Tokenizer, data: str | None = None, key: str | No
 
 @torch.inference_mode()
 def _latents(tokenizer: Tokenizer, samples: Samples, most: int | None) -> Tensor:
-    """Conditioned latents (N, D) of samples, evenly spaced where only so many are wanted."""
+    """Preprocessed latents (N, D) of samples; of evenly spaced samples if limited to `most` latents."""
     model = tokenizer.model
     rows = chunk_rows(model, samples.size)
     wanted = len(samples) if most is None else min(len(samples), max(1, most // math.prod(model.grid(samples.size))))
@@ -89,7 +94,7 @@ def _latents(tokenizer: Tokenizer, samples: Samples, most: int | None) -> Tensor
 
 
 def _reference(quantizer: Quantizer, training: Tensor, latents: Tensor) -> Tensor | None:
-    """What k-means in the place of each codebook leaves over of the latents (N, D)."""
+    """Residual (N, D) of the latents after k-means replaces each codebook; None if training has too few latents."""
     if isinstance(quantizer, ProductQuantizer):
         widths = [group.dim for group in quantizer.all_groups]
         parts = zip(quantizer.all_groups, training.split(widths, dim=1), latents.split(widths, dim=1), strict=True)
@@ -111,7 +116,7 @@ def _best_of(training: Tensor, size: int) -> Tensor:
 
 
 def _shannon_bound(tokenizer: Tokenizer, samples: Samples) -> float | None:
-    """2^(-2 R / n), R bits a sample of n independent standard normal numbers."""
+    """2^(-2 R / n) for R bits per sample of n independent standard normal numbers."""
     data = tokenizer.settings.data
     if not (isinstance(data, SyntheticSettings) and isinstance(data.source, GaussianSettings)):
         return None

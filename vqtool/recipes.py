@@ -8,33 +8,54 @@ from vqtool.files import replacing
 
 
 def recipes() -> dict[str, str]:
-    """The name of each recipe, and the sentence that its first line says."""
-    return {path.stem: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for path in _paths()}
+    """The name of each recipe, and the summary in its first comment."""
+    return {path.stem: _summary(path) for path in sorted(_folder().glob("*.yaml"))}
 
 
-def write_recipe(name: str, out: Path | None = None) -> Path:
-    """Write a recipe to `out`, or to <name>.yaml; returns where it is.
+def write_recipe(name: str, out: Path | None = None, schema: bool = False) -> Path:
+    """Write a recipe to `out`, by default <name>.yaml, and return that path.
+
+    Args:
+        schema: also write schema.json beside it.
 
     Raises:
-        ConfigError: there is no such recipe, or the file is there already.
+        ConfigError: no such recipe, or the file exists, or another schema.json does.
     """
-    found = {path.stem: path for path in _paths()}
-    if name not in found:
-        close = get_close_matches(name, found, n=1)
-        raise ConfigError(
-            f"no recipe {name!r}; " + (f"did you mean {close[0]}?" if close else f"there are {', '.join(found)}")
-        )
+    names = list(recipes())
+    if name not in names:
+        close = get_close_matches(name, names, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(names)}"
+        raise ConfigError(f"{name}: unknown recipe; {hint}")
     out = out or Path(f"{name}.yaml")
     if out.exists():
-        raise ConfigError(f"{out}: is there already; name another file with --out")
+        raise ConfigError(f"{out}: file exists; choose another with --out")
     if not out.parent.is_dir():
-        raise ConfigError(f"{out}: there is no folder {out.parent}")
+        raise ConfigError(f"{out}: folder {out.parent} does not exist")
+    if schema:
+        _write_schema(out.with_name("schema.json"))
     with replacing(out) as part:
-        part.write_bytes(found[name].read_bytes())
+        part.write_bytes((_folder() / f"{name}.yaml").read_bytes())
     return out
 
 
-def _paths() -> list[Path]:
+def _write_schema(out: Path) -> None:
+    content = (_folder() / "schema.json").read_bytes()
+    if not out.exists():
+        with replacing(out) as part:
+            part.write_bytes(content)
+    elif out.read_bytes() != content:
+        raise ConfigError(
+            f"{out}: a different file of this name exists; remove it, or choose another folder with --out"
+        )
+
+
+def _summary(path: Path) -> str:
+    """The first comment that is not for an editor."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return next(line for line in lines if not line.startswith("# yaml-language-server")).lstrip("# ")
+
+
+def _folder() -> Path:
     package = Path(__file__).parent
-    inside = package / "configs"  # in an installed package; in a checkout they lie beside it
-    return sorted((inside if inside.is_dir() else package.parent / "configs").glob("*.yaml"))
+    inside = package / "configs"  # in an installed package; a checkout has the folder beside the package
+    return inside if inside.is_dir() else package.parent / "configs"

@@ -1,4 +1,4 @@
-"""The run directory: what is where, written and read."""
+"""Run directory: paths of its files, and how they are written and read."""
 
 import json
 import os
@@ -12,24 +12,24 @@ from vqtool.config import RunSettings, load_config, write_config
 from vqtool.errors import CheckpointError
 from vqtool.files import lock, part_of, read_small, write_json
 
-# A summary is a page; what is larger is something else.
+# Maximum bytes of summary.json.
 _LARGEST_SUMMARY = 1 << 20
-# Bytes of a logged line, which has a few hundred for each of its levels.
+# Maximum bytes of a line of metrics.jsonl, which has a few hundred per level.
 _LONGEST_LINE = 1 << 24
-# What is logged of a finding.
+# Fields of a logged finding.
 _OF_A_FINDING = ("name", "severity", "message")
 
 
 class Run:
-    """A run directory, which need not exist yet.
+    """A run directory. It need not exist yet.
 
     Attributes:
-        config: the resolved settings.
-        model: the best model and its validation counts.
-        checkpoints: a folder, what resuming needs.
-        metrics: one JSON object a logged step.
-        summary: how it ended.
-        projector, projector_config: the codes for TensorBoard's projector: a folder, and the file that names its files.
+        config: config.yaml, the resolved settings.
+        model: model.safetensors, the best model and its validation counts.
+        checkpoints: directory of checkpoints, for resuming.
+        metrics: metrics.jsonl, one JSON object per logged step.
+        summary: summary.json, the result of a finished run.
+        projector, projector_config: codes for TensorBoard's projector: a directory, and its configuration file.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -44,22 +44,26 @@ class Run:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Within, the folder is there, and no other process trains in it; what a killed one left half written is gone.
+        """Create and lock the directory, and remove temporary files that a killed process left.
 
         Raises:
-            CheckpointError: another process does, the folder cannot be made, or it holds links where files are written.
+            CheckpointError: another process trains in the directory, it cannot be created, or it contains links or
+                devices in place of files.
         """
         made = not self.folder.exists()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.folder, os.O_RDONLY)
         except OSError as error:
-            raise CheckpointError(f"{self.folder}: cannot be made: {error.strerror}") from error
+            raise CheckpointError(f"{self.folder}: cannot be created: {error.strerror}") from error
         try:
             if not lock(handle):
-                raise CheckpointError(f"{self.folder}: another process is training in it")
+                raise CheckpointError(
+                    f"{self.folder}: another process is training in this directory; wait for it, or use another "
+                    "--run-dir"
+                )
             if not (self.folder.exists() and os.path.samestat(os.fstat(handle), self.folder.stat())):
-                raise CheckpointError(f"{self.folder}: was removed by another process; try again")
+                raise CheckpointError(f"{self.folder}: another process removed this directory; try again")
             self._check_kinds()
             self._clean()
             yield
@@ -70,37 +74,40 @@ class Run:
 
     @property
     def exists(self) -> bool:
-        """Whether the folder already holds a run."""
+        """Whether the directory contains a run."""
         return self.config.exists() and any(file.exists() for file in self._files())
 
     def create(self, settings: RunSettings) -> None:
-        """Make the folder and write the settings.
+        """Create the directory and write the settings.
 
         Raises:
-            CheckpointError: the folder cannot be made.
+            CheckpointError: the directory cannot be created.
         """
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             write_config(self.config, settings)
         except OSError as error:
-            raise CheckpointError(f"{self.folder}: cannot be made: {error.strerror}") from error
+            raise CheckpointError(f"{self.folder}: cannot be created: {error.strerror}") from error
 
     def check_free(self) -> None:
-        """Refuse a folder in which a new run would write over somebody's files.
+        """Refuse a directory in which a new run would overwrite files that are not a run.
 
         Raises:
-            CheckpointError: names one of them.
+            CheckpointError: names one of the files.
         """
         for file in [self.config, *self._files()]:
             if file.exists() and not (file.is_dir() and not any(file.iterdir())):
-                raise CheckpointError(f"{self.folder}: holds {file.name}, but no run; train into another --run-dir")
+                raise CheckpointError(
+                    f"{self.folder}: is not a run, but contains {file.name}, which would be overwritten; use another "
+                    "--run-dir"
+                )
 
     def clear(self) -> None:
-        """Remove all of the run but its config, and nothing else that may lie in its folder.
+        """Remove the files of the run except its config; other files in the directory are not touched.
 
-        Killed on its way, it leaves a run that can still be begun anew.
+        If the process is killed meanwhile, the run can still be started again.
         """
-        self.summary.unlink(missing_ok=True)  # first: what it says is no longer so
+        self.summary.unlink(missing_ok=True)  # first: it is invalid from now on
         folders = [self.checkpoints, self.projector]
         for file in [*self.checkpoint_files(), *self.projector.glob("level_*.tsv"), *self._files()]:
             if file not in folders:
@@ -109,7 +116,7 @@ class Run:
             self.projector.rmdir()
 
     def checkpoint_files(self) -> list[Path]:
-        """The files of all checkpoints, and their markers."""
+        """Files of all checkpoints, and their markers."""
         return [
             path
             for path in self.checkpoints.glob("step-*")
@@ -117,17 +124,17 @@ class Run:
         ]
 
     def event_files(self) -> list[Path]:
-        """TensorBoard's files, in the order in which it reads them."""
+        """TensorBoard's event files, in the order in which it reads them."""
         return sorted(self.folder.glob("events.out.tfevents.*"))
 
     def _check_kinds(self) -> None:
-        """Refuse links, which lead elsewhere, and devices, which have no end, under the names of the run's files."""
+        """Refuse links and devices with the names of the run's files: links lead elsewhere, devices can be endless."""
         for path in [self.config, *self._files()]:
             if path.is_symlink() or (path.exists() and not (path.is_file() or path.is_dir())):
-                raise CheckpointError(f"{path}: is a link or a device, and no file of a run; remove it")
+                raise CheckpointError(f"{path}: is a link or a device; a run needs a regular file here; remove it")
 
     def _clean(self) -> None:
-        """Remove the parts that a killed process left, by the names that they have."""
+        """Remove temporary files that a killed process left."""
         written = [self.config, self.model, self.metrics, self.summary]
         parts = [part_of(path) for path in written]
         parts += [*self.folder.glob(".events.out.tfevents.*.part"), *self.checkpoints.glob(".step-*.part")]
@@ -143,23 +150,24 @@ class Run:
         """The resolved settings.
 
         Raises:
-            CheckpointError: there is no run here.
+            CheckpointError: the directory is not a run.
+            ConfigError: config.yaml is invalid.
         """
         if not self.config.exists():
-            why = f"it has no {self.config.name}" if self.folder.exists() else "there is no such folder"
+            why = f"{self.config.name} is missing" if self.folder.exists() else "the directory does not exist"
             raise CheckpointError(f"{self.folder}: not a run: {why}")
         return load_config(self.config)
 
     def validations(self) -> list[dict[str, Any]]:
-        """What was logged of each validation, the oldest first, each with its `step`."""
+        """Logged values of each validation, oldest first, each with its `step`."""
         return self.logged('"validation/loss/total"')
 
     def logged(self, words: str = "") -> list[dict[str, Any]]:
-        """What was logged, the oldest first, each with its `step`: of lines with such words in them."""
+        """Logged values of the lines that contain `words`, oldest first, each with its `step`."""
         return [fields for line in self.lines() if words in line and (fields := parsed(line))]
 
     def lines(self) -> Iterator[str]:
-        """The lines that were logged, each with its end; what is far too long for one is passed over."""
+        """Lines of metrics.jsonl, each with its line ending; lines that are far too long are skipped."""
         if not self.metrics.is_file():
             return
         with self.metrics.open("rb") as file:
@@ -171,24 +179,31 @@ class Run:
                 begins = ends
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write how the run ended."""
+        """Write summary.json."""
         write_json(self.summary, summary)
 
     def read_summary(self) -> dict[str, Any] | None:
-        """How the run ended; None where it has not."""
+        """Read summary.json; None if the run is not finished.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
         if not os.path.lexists(self.summary):
             return None
         try:
             summary: dict[str, Any] = json.loads(read_small(self.summary, _LARGEST_SUMMARY))
-            if {"steps", "best_step", "best", "final", "seconds"} <= summary.keys():
-                return summary
+            missing = {"steps", "best_step", "best", "final", "seconds"} - summary.keys()
         except (OSError, ValueError, AttributeError, RecursionError) as error:
-            raise CheckpointError(f"{self.summary}: damaged: {error}; remove it to go on") from error
-        raise CheckpointError(f"{self.summary}: damaged: it lacks what a summary has; remove it to go on")
+            raise CheckpointError(f"{self.summary}: damaged: {error}; remove it to continue the run") from error
+        if missing:
+            raise CheckpointError(
+                f"{self.summary}: damaged: missing keys: {', '.join(sorted(missing))}; remove it to continue the run"
+            )
+        return summary
 
 
 def parsed(line: str) -> dict[str, Any]:
-    """The fields of a line; none where it was cut short when the process was killed."""
+    """The fields of a line of metrics.jsonl; empty if the line is incomplete because the process was killed."""
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError):
@@ -199,7 +214,7 @@ def parsed(line: str) -> dict[str, Any]:
 
 
 def _is_logged(tag: str, value: Any) -> bool:
-    """Whether a value is such as a run logs: a number that a float holds, or findings."""
+    """Whether a value is one that a run logs: a number that fits a float, or findings."""
     if tag == "findings":
         return isinstance(value, list) and all(
             isinstance(each, dict) and all(isinstance(each.get(name), str) for name in _OF_A_FINDING) for each in value

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: noted when they come, heeded between two pieces of work, so that nothing is left half done."""
+"""SIGINT and SIGTERM: recorded when they arrive, acted on between two pieces of work, so that no file is half written."""
 
 import signal
 import threading
@@ -13,24 +13,23 @@ from vqtool.errors import Stopped
 from vqtool.launcher import place
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
-# Signals are the whole process' own, and so is this: whether they are noted, which came, what else becomes of them.
+# State of the whole process, as signals are: whether they are recorded, which arrived, and the original handlers.
 _noting: list[bool] = []
 _came: list[int] = []
 _usual: dict[int, Any] = {}
 _deaf_until: list[float] = []
-# Seconds within which processes of a job take a second signal for the first.
+# Seconds within which processes of a job take a second signal for a copy of the first.
 _SAME = 5.0
 
 
 @contextmanager
 def noting_signals() -> Iterator[None]:
-    """Within, the first SIGINT or SIGTERM is only noted, for `heed`; a second one takes its usual course.
+    """Within, the first SIGINT or SIGTERM is only recorded, for `heed`; a second one has its usual effect.
 
-    In a job of several processes, one that comes shortly after is taken for the same: a launcher passes on what all
-    processes may have got already.
+    In a job of several processes, a second signal shortly after the first is ignored: a launcher may forward a signal
+    that all processes have received already.
 
-    Nothing is changed where another such context is open already, or beside the main thread, which alone handles
-    signals.
+    Nothing changes if another such context is open, or outside the main thread, which alone handles signals.
     """
     if threading.current_thread() is not threading.main_thread() or _noting:
         yield
@@ -46,10 +45,10 @@ def noting_signals() -> Iterator[None]:
 
 
 def heed() -> None:
-    """Stop here, if a signal asked to; called wherever that leaves nothing half done.
+    """Stop here if a signal arrived; called only where stopping is safe.
 
-    Where several processes train together, one that was asked stops all of them, at the same call of this: all of
-    them call it equally often.
+    If several processes train together, a signal to one of them stops all at the same call: all processes call this
+    function equally often.
 
     Raises:
         Stopped: names the signal.

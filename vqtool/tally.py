@@ -1,6 +1,6 @@
-"""Counting over indices: the hits of each code, and the distinct ids.
+"""Count the hits of each code, and distinct ids.
 
-Shapes: n rows, L positions per sample, K codes, Q levels.
+Shapes: n rows, L tokens per sample, K codes, Q levels.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from vqtool.usage import Usage, usage_of
 
 
 class Tally:
-    """Counts indices, block by block.
+    """Counter of indices, added in blocks.
 
     Args:
         codebook_sizes: K of each level.
-        ids: whether to count distinct rows, too.
+        ids: whether to count distinct rows too.
     """
 
     def __init__(self, codebook_sizes: Sequence[int], ids: bool) -> None:
@@ -27,10 +27,10 @@ class Tally:
         self._ids = IdCounter() if ids else None
 
     def add(self, indices: NDArray[Any]) -> None:
-        """Count in (n, L), or (n, L, Q).
+        """Add indices (n, L), or (n, L, Q).
 
         Raises:
-            IndexError: an index is none of its codebook's.
+            IndexError: an index is out of range for its codebook.
         """
         for hits, level in zip(self._hits, indices.reshape(-1, len(self._hits)).T, strict=True):
             if level.size and int(level.max()) >= len(hits):
@@ -41,10 +41,10 @@ class Tally:
 
     @property
     def levels(self) -> list[Usage]:
-        """The usage of each level."""
+        """Usage of each level."""
         return [usage_of(torch.from_numpy(hits)) for hits in self._hits]
 
     @property
     def distinct(self) -> Distinct | None:
-        """The distinct ids, if they were counted."""
+        """Distinct ids, if they are counted."""
         return self._ids.result() if self._ids else None

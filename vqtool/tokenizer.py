@@ -1,7 +1,7 @@
-"""A trained model in use: load a run, encode, decode, evaluate. Every command that uses a run goes through it.
+"""Trained tokenizer: load a run, encode, decode, evaluate. All commands that use a run use it.
 
-Shapes: n or N rows, L positions per sample, D code dimension, K codes, Q levels; `row` is the shape of one row of the
-user's array, in the layout and the units that it has there.
+Shapes: n or N rows, L tokens per sample, D code dimension, K codes, Q levels; `row` is the shape of one row of the
+user's array, in that array's layout and units.
 """
 
 import math
@@ -35,23 +35,32 @@ from vqtool.threads import over_items
 
 @dataclass(frozen=True)
 class Report:
-    """What `evaluate` finds: losses and usage in normalised units, fidelity in the data's own."""
+    """Result of `Tokenizer.evaluate`.
+
+    Attributes:
+        evaluation: losses and codebook usage; losses are in normalised units.
+        fidelity: reconstruction quality in the units of the data: mse and nmse, or accuracy for classes.
+        bits_per_sample: L times the sum over levels of log2 K.
+    """
 
     evaluation: Evaluation
     fidelity: Fidelity
     bits_per_sample: float
-    """L · sum over levels of log2 K."""
 
 
 class Tokenizer:
-    """A trained model, with what is needed to use it on rows of the user's own arrays.
+    """Tokenizer of a trained run. Create it with `vqtool.load`.
+
+    Shapes: n rows, L tokens per sample, D code dimension, K codes, Q levels; `row` is the shape of one row of the
+    user's array. Indices are (n, L, Q) for residual and product quantizers, and (n, L) otherwise.
 
     Attributes:
-        settings: the run's.
-        spec: of the samples it was trained on.
-        model: in evaluation mode.
-        model_sha256: of the file it was loaded from.
-        grid: the row-major shape behind L, for samples of the run's size.
+        settings: settings of the run (config.yaml).
+        spec: shape, dtype and layout of the samples that the model was trained on.
+        device: the device that the model is on.
+        model: the autoencoder, in evaluation mode, without gradients.
+        model_sha256: SHA-256 of model.safetensors.
+        grid: shape whose row-major order gives the L tokens, such as (H, W), for samples of the run's size.
     """
 
     def __init__(self, run: Run, device: str | None = None) -> None:
@@ -65,7 +74,7 @@ class Tokenizer:
             self.model.load_state_dict(saved.state)
         except RuntimeError as error:
             raise CheckpointError(
-                f"{run.model}: does not fit {run.config.name}: its tensors are another model's"
+                f"{run.model}: tensors do not match the model in {run.config.name}; use both files of the same run"
             ) from error
         self.model.to(self.device).eval().requires_grad_(False)
         self.model.quantizer.skip_entropy()  # figures come from the raw terms
@@ -73,35 +82,53 @@ class Tokenizer:
 
     @property
     def codebook(self) -> Tensor:
-        """The codes (K, D); (Q, K, D) of a quantizer of levels."""
+        """The codes, shape (K, D); (Q, K, D) for residual and product quantizers."""
         return self.model.quantizer.codes
 
     def encode(self, rows: Tensor | NDArray[Any]) -> Tensor:
-        """The indices (n, L), or (n, L, Q), int64, of rows (n, *row).
+        """Encode rows to indices.
+
+        Args:
+            rows: array or tensor (n, *row), in the layout and units of the training data.
+
+        Returns:
+            (n, L), or (n, L, Q), int64, on the CPU.
 
         Raises:
-            DataError: the rows are not like those of the run, or not finite.
+            DataError: the shape or kind of the rows differs from the training data, a value is NaN or infinite in
+                float32, or a class is out of range.
         """
         rows = as_rows(rows)
         self._check_like(tuple(rows.shape[1:]), rows.dtype, "encode")
         samples = self.spec.samples(rows)
-        if self.spec.classes and ((samples < 0) | (samples >= self.spec.classes)).any():
-            raise DataError(f"encode: a class is not one of the run's, 0 to {self.spec.classes - 1}")
-        if not samples.isfinite().all():
-            raise DataError("encode: a value is NaN or infinite")
+        if self.spec.classes:
+            bad = ((samples < 0) | (samples >= self.spec.classes)).nonzero()
+            if len(bad):
+                raise DataError(
+                    f"encode: class {int(samples[tuple(bad[0])])} in row {int(bad[0, 0])} is out of range; the model "
+                    f"was trained on classes 0 to {self.spec.classes - 1}"
+                )
+        if not (finite := samples.isfinite()).all():
+            row = int((~finite).nonzero()[0, 0])
+            raise DataError(f"encode: row {row} contains NaN or a value that is infinite in float32; remove it")
         return self.encode_samples(samples)
 
     def decode(
         self, indices: Tensor | NDArray[Any], row_shape: Size | None = None, levels: int | None = None
     ) -> Tensor:
-        """Rows (n, *row) of indices (n, L), or (n, L, Q).
+        """Decode indices to rows.
 
         Args:
-            row_shape: that of the run, where it is left out.
-            levels: how many of the first ones to decode; left out, all.
+            indices: integers (n, L), or (n, L, Q).
+            row_shape: shape of one decoded row; None: that of the training data. Other sizes need a convolutional or
+                identity encoder.
+            levels: number of leading levels to decode (residual quantizers only); None: all.
+
+        Returns:
+            (n, *row), in the layout, units and dtype of the training data, on the CPU.
 
         Raises:
-            DataError: the shape does not fit the model, an index is none of its codes, or so many levels do not decode.
+            DataError: the shape does not match the model, an index or the number of levels is out of range.
         """
         self.model.check_rows(row_shape or self.spec.row_shape, "decode")
         size = sample_shape(self.spec.layout, row_shape or self.spec.row_shape)[1]
@@ -110,42 +137,62 @@ class Tokenizer:
         return torch.cat(pieces)
 
     def embed(self, indices: Tensor | NDArray[Any], levels: int | None = None) -> Tensor:
-        """The codes' vectors (n, L, D) of indices (n, L), or (n, L, Q), of rows of the run's size; levels add up.
+        """Look up the code vectors of indices. Levels are summed (residual) or concatenated (product).
 
-        Args, raises: as `decode`.
+        Args:
+            indices: integers (n, L), or (n, L, Q), of rows of the run's size.
+            levels: number of leading levels to use (residual quantizers only); None: all.
+
+        Returns:
+            (n, L, D), on the CPU.
+
+        Raises:
+            DataError: as `decode`.
         """
         checked = self._checked(indices, self.spec.size, levels, "embed")
         with torch.inference_mode():
             return self.model.quantizer.embed(checked.to(self.device)).cpu()
 
     def _checked(self, indices: Tensor | NDArray[Any], size: Size, levels: int | None, what: str) -> Tensor:
-        """Indices, int64, of as many levels as are asked for; `what` is what they are for."""
+        """Validate indices; return them as int64 with the requested number of levels. Errors start with `what`."""
         indices = as_rows(indices)
         if indices.dtype.is_floating_point or indices.dtype == torch.bool:
-            raise DataError(f"{what}: indices are integers, not {dtype_name(indices.dtype)}")
+            raise DataError(f"{what}: expected integer indices, got {dtype_name(indices.dtype)}")
         indices = indices.long()
         expected = self.index_shape(size)
         if tuple(indices.shape[1:]) != expected:
             raise DataError(
-                f"{what}: indices of shape {tuple(indices.shape)}, but expected (N, {', '.join(map(str, expected))})"
+                f"{what}: expected indices of shape (N, {', '.join(map(str, expected))}), got {tuple(indices.shape)}"
             )
         sizes = self.model.quantizer.codebook_sizes
         limits = torch.tensor(sizes if self.model.quantizer.has_levels else sizes[0])
         bad = ((indices < 0) | (indices >= limits)).nonzero()
         if len(bad):
-            index = int(indices[tuple(bad[0])])
+            index, limit = int(indices[tuple(bad[0])]), int(limits.expand(expected)[tuple(bad[0, 1:])])
             raise DataError(
-                f"{what}: index {index} in row {int(bad[0, 0])} is no code; they are 0 to {limits.max() - 1}"
+                f"{what}: index {index} in row {int(bad[0, 0])} is out of range; valid indices are 0 to {limit - 1}"
             )
         if levels is None or levels == len(sizes):
             return indices
-        if not self.model.quantizer.truncates or not 1 <= levels < len(sizes):
-            can = f"1 to {len(sizes)}" if self.model.quantizer.truncates else "all, for this is no residual quantizer"
-            raise DataError(f"{what}: {levels} levels do not decode; those that do are {can}")
+        if not self.model.quantizer.truncates:
+            raise DataError(
+                f"{what}: levels: {levels} is not supported; only residual quantizers can decode their first levels "
+                f"alone; omit levels, or use {len(sizes)}"
+            )
+        if not 1 <= levels < len(sizes):
+            raise DataError(f"{what}: levels: {levels} is out of range; expected 1 to {len(sizes)}")
         return indices[..., :levels]
 
     def evaluate(self, data: str | None = None, key: str | None = None) -> Report:
-        """Losses, usage and fidelity over data; None: the run's validation part."""
+        """Compute losses, codebook usage and reconstruction quality over data.
+
+        Args:
+            data: path as in `data.path`; None: the validation split of the run.
+            key: name of the array in a file with several.
+
+        Raises:
+            DataError: the data do not match the training data, or contain NaN or infinity.
+        """
         if data is None:
             samples = open_dataset(self.settings.data, self.settings.seed).validation
         else:
@@ -158,7 +205,10 @@ class Tokenizer:
         return Report(whole.result(), fidelity.result(), self.model.bits(samples.size))
 
     def count(self, data: str, key: str | None = None) -> Tally:
-        """The hits of each code, and the distinct ids, over data."""
+        """Count the hits of each code over data; for vectors also the distinct ids.
+
+        Args, raises: as `evaluate`.
+        """
         samples = self.open_checked(data, key)
         tally = Tally(self.model.quantizer.codebook_sizes, ids=not self.spec.size)
         step = batch_rows(self.model, samples.size, len(samples))
@@ -170,25 +220,23 @@ class Tokenizer:
         return tally
 
     def open_checked(self, data: str, key: str | None) -> Samples:
-        """Data whose rows are like the run's, scanned.
+        """Open data and scan them.
 
         Raises:
-            DataError: they are not, or hold what is not finite.
+            DataError: the data do not match the training data, or contain NaN or infinity.
         """
         source, samples = self.open(data, key)
         self.survey(source)
         return samples
 
     def open(self, data: str | None, key: str | None) -> tuple[Source, Samples]:
-        """Data whose rows are like the run's, not scanned yet; None: the run's own.
+        """Open data without scanning them; None: the run's own data.
 
         Raises:
-            DataError: they are not.
+            DataError: the data do not match the training data.
         """
         if data is None and key is not None:
-            raise DataError(
-                f"key {key!r}: names an array of other data, but none is given; the run's own key stands in it"
-            )
+            raise DataError(f"key: {key} is given without data; name the data too, or omit key for the run's own data")
         source = open_source(self.settings.data, self.settings.seed) if data is None else FileSource(data, key)
         self._check_like(source.rows.shape, source.rows.dtype, source.name)
         return source, Samples(source.rows, self.spec)
@@ -197,7 +245,7 @@ class Tokenizer:
         """Scan data.
 
         Raises:
-            DataError: a value is not finite, or no class of the run's.
+            DataError: a value is NaN or infinite, or a class is out of range.
         """
         survey = source.verify(self.spec.layout)
         if self.spec.classes:
@@ -208,16 +256,19 @@ class Tokenizer:
         self.model.check_rows(row_shape, what)
         if holds_classes(self.spec.layout, dtype) != bool(self.spec.classes):
             holds = "classes" if self.spec.classes else "values"
-            raise DataError(f"{what}: {dtype_name(dtype)}, but the model was trained on {holds}, {self.spec.dtype}")
+            raise DataError(
+                f"{what}: dtype {dtype_name(dtype)} does not match the model; it was trained on {holds} "
+                f"({self.spec.dtype})"
+            )
 
     def index_shape(self, size: Size) -> Size:
-        """(L,), or (L, Q)."""
+        """Shape of the indices of one sample: (L,), or (L, Q)."""
         quantizer = self.model.quantizer
         levels = (len(quantizer.codebook_sizes),) if quantizer.has_levels else ()
         return (math.prod(self.model.grid(size)), *levels)
 
     def encode_samples(self, samples: Tensor) -> Tensor:
-        """The indices (n, L), or (n, L, Q), of samples as the model takes them."""
+        """Encode samples in the model's own layout to indices (n, L), or (n, L, Q)."""
         rows = chunk_rows(self.model, self.model.size_of(samples))
         return torch.cat(over_items(self._encode_chunk, chunks(samples, rows), self.device))
 
@@ -232,31 +283,42 @@ class Tokenizer:
 
 
 def load(run: str | Path, device: str | None = None) -> Tokenizer:
-    """The tokenizer of a run directory.
+    """Load the tokenizer of a trained run.
+
+    Args:
+        run: run directory; config.yaml and model.safetensors in it are enough.
+        device: "auto", "cpu", "cuda" or "cuda:1"; None: `training.device` of the run.
+
+    Returns:
+        A `Tokenizer`: `encode`, `decode`, `embed`, `evaluate`, `codebook`.
 
     Raises:
-        CheckpointError: there is no run, it has no model yet, or the model is damaged.
+        CheckpointError: the directory is not a run, or its model is missing, damaged or in an unknown format.
+        ConfigError: config.yaml is invalid, or the device is not available.
     """
     return Tokenizer(Run(run), device)
 
 
 def _resolved_spec(run: Run, settings: RunSettings) -> SampleSpec:
-    """The spec of a run's samples, of settings that leave nothing open."""
+    """The spec of a run's samples, after checking that its settings are resolved."""
     try:
         spec = spec_of(settings.data)
         resolved = resolve_model(settings.model, spec)
     except ConfigError as error:
         raise CheckpointError(f"{run.config}: {error}") from error
     if resolved != settings.model:
-        raise CheckpointError(f"{run.config}: model: left open what a run has resolved")
+        raise CheckpointError(
+            f"{run.config}: model: not resolved: it differs from the config.yaml that a run writes; restore that file, "
+            "or train again"
+        )
     return spec
 
 
 def as_rows(array: Tensor | NDArray[Any]) -> Tensor:
-    """A tensor of an array of any byte order.
+    """Convert an array of any byte order to a tensor.
 
     Raises:
-        DataError: a single number, or a type that no tensor has.
+        DataError: the array has no axis, or a dtype that torch does not have.
     """
     if isinstance(array, Tensor) and array.ndim:
         return array
@@ -264,10 +326,12 @@ def as_rows(array: Tensor | NDArray[Any]) -> Tensor:
     try:
         return NumpyRows(array).read(0, len(array))
     except (TypeError, IndexError) as error:
-        raise DataError(f"not rows of numbers: {array.dtype} {array.shape}") from error
+        raise DataError(
+            f"expected an array of numbers of shape (N, ...), got {array.dtype} of shape {array.shape}"
+        ) from error
 
 
 def to_numpy(rows: Tensor) -> NDArray[Any]:
-    """Rows as NumPy has them: bfloat16, which it has not, becomes float32."""
+    """Convert rows to a NumPy array; bfloat16, which NumPy does not have, becomes float32."""
     array: NDArray[Any] = (rows.float() if rows.dtype == torch.bfloat16 else rows).numpy()
     return array

@@ -1,6 +1,6 @@
-"""Whole files through a tokenizer: data to an index file, and back.
+"""Encode data to an index file, and decode index files.
 
-Shapes: N rows, L positions per sample, Q levels.
+Shapes: N rows, L tokens per sample, Q levels.
 """
 
 from dataclasses import replace
@@ -41,14 +41,17 @@ def encode_file(
     batch_size: int = 4096,
     overwrite: bool = False,
 ) -> Manifest:
-    """Encode data into an index file and its manifest, as many rows at a time as `batch_rows` makes of `batch_size`.
+    """Encode data to an index file and its manifest.
 
     Args:
-        data: what `data.path` may be; None: the run's own, whole and in its order.
-        key: the name of the array in a file of several.
+        out: index file to write, NAME.npy, shape (N, L) or (N, L, Q); the manifest is NAME.json.
+        data: path as in `data.path`; None: the run's own data, all rows in order.
+        key: name of the array in a file with several.
+        batch_size: rows to read at a time, rounded up to whole chunks, four at most; does not change indices.
+        overwrite: replace existing files.
 
     Raises:
-        DataError: the data are not like the run's, or the output is there already.
+        DataError: the data do not match the training data or contain NaN or infinity, or an output exists.
     """
     check_indices_output(out, overwrite)
     with encoding(tokenizer, out, data, key) as job:
@@ -68,23 +71,24 @@ def encode_unique_file(
     overwrite: bool = False,
     extend: Path | None = None,
 ) -> Manifest:
-    """As `encode_file`, with one more level, a number that makes each row unique.
+    """Encode data as `encode_file` does, and append a level that makes the id of every row unique.
 
-    All ids are held in memory on the way.
+    All ids are held in memory.
 
     Args:
-        extend: a unique index file of the first rows of the same data; what it says of them stays as it is.
+        extend: index file with unique ids of the first rows of the same data; these rows keep their ids.
 
     Raises:
-        DataError: also where a sample has several positions, or a row's codes are not those that `extend` has.
+        DataError: as `encode_file`; also if a sample has several tokens, or a row's codes differ from those in
+            `extend`.
     """
     check_indices_output(out, overwrite)
     with encoding(tokenizer, out, data, key) as job:
         rows, positions, *_ = job.shape
         if positions != 1:
             raise DataError(
-                f"--unique: an id is one position, but samples have {positions} (grid {tuple(job.grid)}); set "
-                "model.encoder.positions to 1, and the number of codes by model.quantizer.kind: residual"
+                f"--unique: needs one token per sample, but samples have {positions} (grid {tuple(job.grid)}); train "
+                "with model.encoder.num_tokens: 1, and with model.quantizer.kind: residual for several codes per id"
             )
         published = _published(extend, tokenizer, rows) if extend else None
         ids = np.empty((rows, len(tokenizer.model.quantizer.codebook_sizes)), dtype=job.dtype)
@@ -112,21 +116,28 @@ def encode_unique_file(
 def decode_file(
     tokenizer: Tokenizer, path: Path, out: Path, overwrite: bool = False, levels: int | None = None
 ) -> tuple[tuple[int, ...], str]:
-    """Decode an index file into an array of the data's type; returns its shape and the name of its type.
+    """Decode an index file to a .npy file of rows in the layout, units and dtype of the training data.
 
     Args:
-        levels: how many of the first ones to decode; left out, all. The level that makes rows unique is none.
+        path: index file to read.
+        out: .npy file to write.
+        overwrite: replace an existing output.
+        levels: number of leading levels to decode (residual quantizers only); None: all. The level that `--unique`
+            appended is never decoded and does not count.
+
+    Returns:
+        Shape and dtype name of the output.
 
     Raises:
-        DataError: another model wrote the indices, they are damaged, or the output is there already.
+        DataError: the indices were written by another model or are damaged, or the output exists.
     """
     check_output(out, overwrite)
     check_not_input(out, [path])
     indices, manifest = read_indices(path)
     if manifest.model_sha256 != tokenizer.model_sha256:
         raise DataError(
-            f"{path}: written by another model, {manifest.model_sha256[:12]}..., and this is "
-            f"{tokenizer.model_sha256[:12]}..."
+            f"{path}: written by another model ({manifest.model_sha256[:12]}...), not by this one "
+            f"({tokenizer.model_sha256[:12]}...); decode with the run that wrote it, or encode the data with this run"
         )
     row_shape = tuple(manifest.row_shape)
     tokenizer.model.check_rows(row_shape, str(path))
@@ -145,20 +156,20 @@ def decode_file(
 
 
 def _published(path: Path, tokenizer: Tokenizer, rows: int) -> NDArray[Any]:
-    """The unique ids (M, Q + 1) of an index file, after checking that so many `rows` can extend it."""
+    """The unique ids (M, Q + 1) of an index file, after checking that data of `rows` rows can extend it."""
     ids, old = read_indices(path)
     if not old.unique:
-        raise DataError(f"{path}: was not written with --unique; it has no ids to keep")
+        raise DataError(f"{path}: not written with --unique, so it has no ids to keep; extend a file that was")
     if old.model_sha256 != tokenizer.model_sha256:
         raise DataError(
-            f"{path}: written by another model, {old.model_sha256[:12]}..., whose ids this one "
-            f"({tokenizer.model_sha256[:12]}...) cannot extend"
+            f"{path}: written by another model ({old.model_sha256[:12]}...), not by this one "
+            f"({tokenizer.model_sha256[:12]}...); extend it with the run that wrote it"
         )
     _check_levels(path, old, list(tokenizer.model.quantizer.codebook_sizes))
     if old.shape[0] > rows:
         raise DataError(
-            f"{path}: has {old.shape[0]:,} rows, but the data have {rows:,}; a catalogue is extended by "
-            "rows after its old ones"
+            f"{path}: has {old.shape[0]:,} rows, but the data have only {rows:,}; keep all old rows and append new "
+            "rows after them"
         )
     ids = np.asarray(ids.reshape(len(ids), -1))
     counter = IdCounter()
@@ -166,7 +177,8 @@ def _published(path: Path, tokenizer: Tokenizer, rows: int) -> NDArray[Any]:
     found = counter.result()
     if found and found.collision_rate:
         raise DataError(
-            f"{path}: {found.rows - found.ids:,} of its rows share an id with another; it was changed since"
+            f"{path}: {found.rows - found.ids:,} rows share an id with another row: the file was changed after it "
+            "was written; restore it"
         )
     return ids
 
@@ -174,8 +186,8 @@ def _published(path: Path, tokenizer: Tokenizer, rows: int) -> NDArray[Any]:
 def _check_levels(path: Path, manifest: Manifest, sizes: list[int]) -> None:
     if manifest.codebook_sizes[:-1] != sizes:
         raise DataError(
-            f"{manifest_path(path)}: says that rows are unique, by a level after the model's codebooks "
-            f"{sizes}, but has codebook sizes {manifest.codebook_sizes}"
+            f"{manifest_path(path)}: unique is true, so codebook_sizes must be the model's {sizes} and one more size, "
+            f"got {manifest.codebook_sizes}; encode the data again"
         )
 
 
@@ -184,11 +196,12 @@ def _check_same_ids(ids: NDArray[Any], published: NDArray[Any], path: Path) -> N
     if len(changed):
         row = int(changed[0])
         raise DataError(
-            f"{path}: row {row} has codes {published[row, :-1].tolist()} there, but {ids[row].tolist()} now: a row "
-            f"that was published has changed or moved ({len(changed):,} have); new rows must come after the old ones"
+            f"{path}: row {row} has codes {published[row, :-1].tolist()} in this file, but {ids[row].tolist()} in the "
+            f"data: {len(changed):,} of the old rows changed or moved; keep the old rows unchanged and in order, and "
+            "append new rows after them"
         )
 
 
 def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
-    """The type of a .npy file for tensors of `dtype`: bfloat16, which NumPy has not, becomes float32."""
+    """The NumPy dtype for tensors of `dtype`; bfloat16, which NumPy does not have, becomes float32."""
     return to_numpy(torch.empty(0, dtype=dtype)).dtype

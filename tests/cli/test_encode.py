@@ -203,7 +203,7 @@ def test_a_model_that_does_not_fit_its_config_is_named(trained: TrainedRun, vqto
     [
         ("codebook_dim: 4", "codebook_dim: auto"),
         ("layout: CHW", "layout: auto"),
-        ("\n  decoder:\n    kind: conv2d\n    width: 8\n    halvings: 1\n    blocks: 1", ""),
+        ("\n  decoder:\n    kind: conv2d\n    width: 8\n    downsamples: 1\n    blocks: 1", ""),
         ("codebook_size: 16", "codebook_sise: 16"),
         ("kind: vector", "kind: [vector"),
     ],

@@ -35,7 +35,7 @@ FIELDS = {
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny run on maps of classes."""
     folder = tmp_path_factory.mktemp("tiles") / "run"
-    encoder = {"kind": "transformer", "positions": 5, "patch": 4, "width": 8, "depth": 1, "heads": 2}
+    encoder = {"kind": "transformer", "num_tokens": 5, "patch_size": 4, "width": 8, "depth": 1, "heads": 2}
     values = {
         "name": "tiles",
         "data": {"kind": "synthetic", "samples": 40, "source": {"kind": "tiles", "height": 12, "width": 12}},

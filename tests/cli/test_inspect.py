@@ -85,8 +85,8 @@ def test_a_run_is_inspected_without_its_data(trained: TrainedRun, vqtool: Comman
 
 def test_several_targets_are_one_object(tokens: np.ndarray, trained: TrainedRun, vqtool: Command) -> None:
     told = inspect(vqtool, trained.folder, "tokens.npy")
-    assert set(told) == {"targets", "left_out"}
-    assert told["left_out"] == []
+    assert set(told) == {"targets", "skipped"}
+    assert told["skipped"] == []
     assert told["targets"] == [inspect(vqtool, trained.folder), inspect(vqtool, "tokens.npy")]
 
 
@@ -122,7 +122,7 @@ def test_a_damaged_run_of_a_folder_does_not_hide_the_others(damaged: str, vqtool
         assert (done.code, done.err) == (0, f"{line}\n")
         told = json.loads(done.out)
         assert [each["target"] for each in told["targets"]] == ["runs/a", "runs/c"]
-        (fault,) = told["left_out"]
+        (fault,) = told["skipped"]
         assert fault["target"] == "runs/b"
         assert line == f"vqtool: runs/b is left out: {fault['error']}"
     assert f"{line.removeprefix('vqtool: ')}." in Path("page.html").read_text().replace("&#39;", "'")
@@ -139,8 +139,8 @@ def test_a_damaged_run_that_is_named_is_2(damaged: str, vqtool: Command) -> None
 def test_a_folder_with_one_good_run_left_has_the_fields_of_a_folder(damaged: str, vqtool: Command) -> None:
     shutil.rmtree("runs/c")
     told = json.loads(vqtool("inspect", "runs", "--json", "--report", "page.html").out)
-    assert set(told) == {"targets", "left_out", "report"}
-    assert [len(told["targets"]), len(told["left_out"])] == [1, 1]
+    assert set(told) == {"targets", "skipped", "report"}
+    assert [len(told["targets"]), len(told["skipped"])] == [1, 1]
     assert "1 target" in Path("page.html").read_text()
 
 
@@ -217,7 +217,7 @@ def test_a_run_tells_the_collision_rate_of_its_best_validation_pass(catalogue: T
 
 def test_grids_of_classes_have_no_id(vqtool: Command, tmp_path: Path) -> None:
     grids = np.random.default_rng(0).integers(0, 5, (24, 12))
-    run = make_run(tmp_path, grids, {**TRANSFORMER, "positions": 3})
+    run = make_run(tmp_path, grids, {**TRANSFORMER, "num_tokens": 3})
     encode_file(load(run), Path("grids.npy"))
     assert inspect(vqtool, run)["collision_rate"] is None
     assert inspect(vqtool, run, "--data", tmp_path / "data.npy")["collision_rate"] is None
@@ -293,7 +293,7 @@ def test_findings_of_an_index_file_are_of_its_counts_alone(
 
 
 def test_findings_of_a_run_advise_keys_that_can_be_set(vqtool: Command) -> None:
-    quantizer = {"kind": "vector", "codebook_size": 16, "revival": None}
+    quantizer = {"kind": "vector", "codebook_size": 16, "dead_code_reset": None}
     run = make_run(Path.cwd(), normal(24, 4), {"kind": "mlp", "width": 8}, quantizer=quantizer)
     (told,) = [each for each in inspect(vqtool, run)["findings"] if each["name"] == "codebook_too_large"]
     assert told["severity"] == "warning"
@@ -307,9 +307,9 @@ def test_findings_of_a_run_advise_keys_that_can_be_set(vqtool: Command) -> None:
 def test_every_change_that_a_finding_can_advise_can_be_set(trained: TrainedRun) -> None:
     """Values are YAML, and blocks of another kind take the place of those that were."""
     for key, value in (
-        ("model.quantizer.start.kind", "kmeans"),
-        ("model.quantizer.learning.kind", "codebook_loss"),
-        ("model.quantizer.revival", "{least: 5}"),
+        ("model.quantizer.init.kind", "kmeans"),
+        ("model.quantizer.update.kind", "codebook_loss"),
+        ("model.quantizer.dead_code_reset", "{least: 5}"),
         ("model.quantizer.temperature_unit", "error"),
     ):
         load_config(trained.config, [f"{key}={value}"])

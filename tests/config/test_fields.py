@@ -8,7 +8,7 @@ from vqtool.data import DataKind
 from vqtool.data.settings import SyntheticSettings, TensorsSettings
 from vqtool.data.synthetic.tiles import TilesSettings
 from vqtool.nets.mlp import MlpSettings
-from vqtool.quantizers import EmaLearning
+from vqtool.quantizers import EmaUpdate
 from vqtool.settings import Settings
 
 
@@ -38,7 +38,7 @@ def test_a_leaf_and_an_unknown_key_have_no_class(key: str) -> None:
         (("data",), SyntheticSettings),
         (("data", "source"), TilesSettings),
         (("model", "encoder"), MlpSettings),
-        (("model", "quantizer", "learning"), EmaLearning),
+        (("model", "quantizer", "update"), EmaUpdate),
         (("model", "decoder"), None),
         (("training", "steps"), None),
         (("training", "steps", "more"), None),
@@ -50,7 +50,7 @@ def test_a_path_leads_to_the_class_that_the_kinds_choose(path: tuple[str, ...], 
         "data": {"kind": "synthetic", "source": {"kind": "tiles"}},
         "model": {
             "encoder": {"kind": "mlp"},
-            "quantizer": {"kind": "vector", "learning": {"kind": "ema"}},
+            "quantizer": {"kind": "vector", "update": {"kind": "ema"}},
             "decoder": {"kind": "no such"},
         },
         "training": {"steps": 3},

@@ -243,7 +243,9 @@ def test_a_pipe_without_an_end_is_read_no_further_than_a_config_goes(tmp_path: P
     os.mkfifo(path)
     handle = os.open(path, os.O_RDWR)
     with subprocess.Popen(["yes"], stdout=handle) as endless:
-        with pytest.raises(ConfigError, match=r"pipe: over 1,048,576 bytes; not a config$"):
-            load_config(path)
-        endless.kill()
+        try:
+            with pytest.raises(ConfigError, match=r"pipe: .*1,048,576 bytes"):
+                load_config(path)
+        finally:
+            endless.kill()
     os.close(handle)

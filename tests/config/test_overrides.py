@@ -17,8 +17,8 @@ data:
   source: {kind: textures, channels: 3, height: 32, width: 32}
   validation: 0.2
 model:
-  encoder: {kind: conv2d, width: 8, halvings: 2, blocks: 1}
-  quantizer: {kind: vector, codebook_size: 16, learning: {kind: ema, decay: 0.9}}
+  encoder: {kind: conv2d, width: 8, downsamples: 2, blocks: 1}
+  quantizer: {kind: vector, codebook_size: 16, update: {kind: ema, decay: 0.9}}
 training: {steps: 10}
 """
 
@@ -91,8 +91,8 @@ def test_every_recipe_takes_tensors(path: Path) -> None:
 
 
 def test_another_kind_deep_in_the_file_drops_only_its_own_block() -> None:
-    quantizer = values("model.quantizer.learning.kind=codebook_loss")["model"]["quantizer"]
-    assert quantizer == {"kind": "vector", "codebook_size": 16, "learning": {"kind": "codebook_loss"}}
+    quantizer = values("model.quantizer.update.kind=codebook_loss")["model"]["quantizer"]
+    assert quantizer == {"kind": "vector", "codebook_size": 16, "update": {"kind": "codebook_loss"}}
     assert values("model.encoder.kind=mlp")["model"]["encoder"] == {"kind": "mlp", "width": 8}
 
 

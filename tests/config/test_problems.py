@@ -19,7 +19,7 @@ model:
   quantizer:
     kind: vector
     codebook_size: 16
-    learning: {kind: ema}
+    update: {kind: ema}
 loss:
   entropy: 0.0
 training:
@@ -50,7 +50,7 @@ UNKNOWN = [
     ("{kind: conv2d}", "{kind: conv2d, zzz: 2}", "8: model.encoder.zzz: unknown key; known are "),
     ("{kind: conv2d}", "{kind: conv2d, heads: 2}", f"8: model.encoder.heads: {OTHER} model.encoder.kind: transformer"),
     ("  kind: synthetic", "  kind: synthetic\n  path: x.npy", f"4: data.path: {OTHER} data.kind: tensors"),
-    ("{kind: ema}", "{kind: ema, decai: 1}", "12: model.quantizer.learning.decai: unknown key; did you mean decay?"),
+    ("{kind: ema}", "{kind: ema, decai: 1}", "12: model.quantizer.update.decai: unknown key; did you mean decay?"),
     ("{kind: textures}", "{kind: texture}", "4: data.source.kind: unknown kind 'texture'; did you mean textures?"),
     ("{kind: conv2d}", "{kind: cnov2d}", "8: model.encoder.kind: unknown kind 'cnov2d'; did you mean conv2d?"),
     ("kind: synthetic", "kind: xyz", "3: data.kind: unknown kind 'xyz'; known are tensors, synthetic"),

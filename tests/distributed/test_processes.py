@@ -81,7 +81,7 @@ def stopped() -> dict[str, Any]:
 def started() -> dict[str, Any]:
     """Codes by k-means of the first alone."""
     rank = distributed.rank()
-    settings = {"codebook_size": 4, "codebook_dim": 3, "start": {"kind": "kmeans", "vectors": 2}}
+    settings = {"codebook_size": 4, "codebook_dim": 3, "init": {"kind": "kmeans", "latents_per_code": 2}}
     quantizer = VectorQuantizerSettings.model_validate(settings).build()
     if rank:
         quantizer.initialise = lambda conditioned: pytest.fail("the first alone starts")  # type: ignore[method-assign]

@@ -29,24 +29,28 @@ def settings(quantizer: dict[str, Any]) -> RunSettings:
 @pytest.mark.parametrize(
     ("quantizer", "key", "size"),
     [
-        (VECTOR, "model.quantizer.revival", 4),
-        (RESIDUAL, "model.quantizer.quantizer.revival", 4),
-        ({"kind": "product", "groups": 2, "quantizer": VECTOR}, "model.quantizer.quantizer.revival", 4),
-        ({"kind": "product", "groups": 2, "quantizer": RESIDUAL}, "model.quantizer.quantizer.quantizer.revival", 4),
-        ({"kind": "lfq", "bits": 3}, "model.quantizer.revival", None),
+        (VECTOR, "model.quantizer.dead_code_reset", 4),
+        (RESIDUAL, "model.quantizer.quantizer.dead_code_reset", 4),
+        ({"kind": "product", "groups": 2, "quantizer": VECTOR}, "model.quantizer.quantizer.dead_code_reset", 4),
+        (
+            {"kind": "product", "groups": 2, "quantizer": RESIDUAL},
+            "model.quantizer.quantizer.quantizer.dead_code_reset",
+            4,
+        ),
+        ({"kind": "lfq", "bits": 3}, "model.quantizer.dead_code_reset", None),
     ],
     ids=["vector", "residual", "product", "product of residual", "lfq"],
 )
 def test_keys_lead_to_the_levels_own_quantizer(quantizer: dict[str, Any], key: str, size: int | None) -> None:
     evidence = Evidence(usages([1, 1]), settings=settings(quantizer))
-    assert evidence.key("revival") == key
+    assert evidence.key("dead_code_reset") == key
     assert evidence.setting("codebook_size") == size
 
 
 def test_nothing_is_known_of_settings_that_are_not_there() -> None:
     evidence = Evidence(usages([1, 1]))
-    assert evidence.key("revival") == "model.quantizer.revival"
-    assert evidence.setting("revival") is None
+    assert evidence.key("dead_code_reset") == "model.quantizer.dead_code_reset"
+    assert evidence.setting("dead_code_reset") is None
     assert (evidence.sharing, evidence.depth, evidence.more_levels) == (1, 1, None)
     assert not evidence.given
     assert evidence.young_until is None

@@ -81,7 +81,7 @@ def test_one_unfinished_run_does_not_hide_the_others(tmp_path: Path, trained: Tr
         shutil.copytree(trained.folder, tmp_path / name)
     (tmp_path / "new" / "model.safetensors").unlink()
     told: list[str] = []
-    found = inspect([tmp_path], left_out=lambda path, error: told.append(str(error)))
+    found = inspect([tmp_path], skipped=lambda path, error: told.append(str(error)))
     assert [Path(each.target).name for each in found] == ["good"]
     assert told == [
         f"{tmp_path / 'new'}: has no model.safetensors yet; the first validation (training.validate_every) writes it"
@@ -93,7 +93,7 @@ def test_a_damaged_run_of_a_folder_is_told_to_who_asks(tmp_path: Path, trained: 
         shutil.copytree(trained.folder, tmp_path / name)
     (tmp_path / "bad" / "model.safetensors").write_bytes(b"x")
     told: list[tuple[Path, VqtoolError]] = []
-    found = inspect([tmp_path], left_out=lambda path, error: told.append((path, error)))
+    found = inspect([tmp_path], skipped=lambda path, error: told.append((path, error)))
     assert [Path(each.target).name for each in found] == ["good"]
     assert [(path.name, type(error)) for path, error in told] == [("bad", CheckpointError)]
     with pytest.raises(CheckpointError):

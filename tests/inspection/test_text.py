@@ -95,11 +95,11 @@ FINDINGS = [
         {"dead": 9},
         "they started where no latents are",
         (
-            Change("model.quantizer.start.kind", "kmeans", "codes start where the latents are"),
-            Change("model.quantizer.revival", "{least: 5}", "dead codes are set down"),
+            Change("model.quantizer.init.kind", "kmeans", "codes start where the latents are"),
+            Change("model.quantizer.dead_code_reset", "{least: 5}", "dead codes are set down"),
         ),
     ),
-    Finding("codebook_at_ceiling", "note", "[bold]full[/bold]", {}, "more codes would pay"),
+    Finding("codebook_saturated", "note", "[bold]full[/bold]", {}, "more codes would pay"),
 ]
 
 
@@ -116,9 +116,9 @@ def test_a_finding_tells_what_why_and_what_to_set() -> None:
         "findings",
         "severe (dead_codes): 9 of 10 codes have no hit",
         "  they started where no latents are",
-        "  try --set model.quantizer.start.kind=kmeans   codes start where the latents are",
-        "  try --set 'model.quantizer.revival={least: 5}'   dead codes are set down",
-        "note (codebook_at_ceiling): [bold]full[/bold]",
+        "  try --set model.quantizer.init.kind=kmeans   codes start where the latents are",
+        "  try --set 'model.quantizer.dead_code_reset={least: 5}'   dead codes are set down",
+        "note (codebook_saturated): [bold]full[/bold]",
         "  more codes would pay",
     ]
 

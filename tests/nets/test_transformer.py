@@ -17,19 +17,19 @@ def _seeded() -> None:
 
 
 def tiny(**changes: int) -> TransformerSettings:
-    return TransformerSettings(**{"positions": 3, "patch": 4, "width": 8, "depth": 1, "heads": 2, **changes})
+    return TransformerSettings(**{"num_tokens": 3, "patch_size": 4, "width": 8, "depth": 1, "heads": 2, **changes})
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("patch", [1, 4])
-@pytest.mark.parametrize("positions", [1, 5])
+@pytest.mark.parametrize("num_tokens", [1, 5])
 def test_any_size_becomes_the_positions_asked_for_and_comes_back(
-    size: tuple[int, ...], patch: int, positions: int
+    size: tuple[int, ...], patch: int, num_tokens: int
 ) -> None:
-    settings = tiny(patch=patch, positions=positions)
+    settings = tiny(patch_size=patch, num_tokens=num_tokens)
     latents = settings.encoder(3, size, 5)(torch.rand(2, 3, *size))
-    assert settings.grid(size) == (positions,)
-    assert latents.shape == (2, positions, 5)
+    assert settings.grid(size) == (num_tokens,)
+    assert latents.shape == (2, num_tokens, 5)
     assert settings.decoder(4, size, 5)(latents, size).shape == (2, 4, *size)
 
 
@@ -44,7 +44,7 @@ def test_no_sample_sees_another(size: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("size", [(9,), (6, 7)])
 def test_every_position_sees_the_whole_sample(size: tuple[int, ...]) -> None:
-    encoder = tiny(patch=3).encoder(1, size, 4).double()
+    encoder = tiny(patch_size=3).encoder(1, size, 4).double()
     x = torch.rand(1, 1, *size, dtype=torch.float64, requires_grad=True)
     for latent in encoder(x)[0]:
         (gradient,) = torch.autograd.grad(latent.square().sum(), x, retain_graph=True)
@@ -57,7 +57,7 @@ def test_positions_differ() -> None:
 
 
 def test_places_differ() -> None:
-    settings = tiny(patch=1)
+    settings = tiny(patch_size=1)
     encoder = settings.encoder(1, (6,), 4)
     x = torch.rand(1, 1, 6)
     assert not torch.allclose(encoder(x), encoder(x.flip(2)), atol=1e-6)

@@ -5,9 +5,9 @@ import torch
 from pydantic import ValidationError
 
 from vqtool import VectorQuantizer
-from vqtool.quantizers import EmaLearning, VectorQuantizerSettings, nearest_codes
-from vqtool.quantizers.balance import SinkhornSettings, balanced_codes
-from vqtool.quantizers.start import KMeansStart
+from vqtool.quantizers import EmaUpdate, VectorQuantizerSettings, nearest_codes
+from vqtool.quantizers.balance import NearestAssignment, SinkhornAssignment, balanced_codes
+from vqtool.quantizers.start import KMeansInitSettings
 
 
 def some(n, k, d=3, dtype=torch.float64, seed=0):
@@ -58,7 +58,7 @@ def test_codes_are_used_evenly_where_the_nearest_would_be_few(seed):
     nearest = torch.bincount(nearest_codes(vectors, codebook), minlength=16)
     assert nearest.tolist() == [256, *[0] * 15]
     # An even share is 16. By default no code is dead, or has more than twice its share.
-    counts = torch.bincount(SinkhornSettings().assign(vectors, codebook), minlength=16)
+    counts = torch.bincount(SinkhornAssignment().assign(vectors, codebook), minlength=16)
     assert counts.sum() == 256
     assert counts.min() >= 1
     assert counts.max() <= 32
@@ -76,20 +76,20 @@ def test_fewer_vectors_than_codes_go_to_a_code_each(n):
 def test_where_the_nearest_are_even_they_stay():
     _, codebook = some(1, 8)
     vectors = codebook.repeat(5, 1) + 0.01 * some(40, 1, seed=1)[0]
-    assert torch.equal(SinkhornSettings().assign(vectors, codebook), torch.arange(8).repeat(5))
+    assert torch.equal(SinkhornAssignment().assign(vectors, codebook), torch.arange(8).repeat(5))
 
 
 def test_where_the_codes_lie_as_a_whole_does_not_matter():
     vectors, codebook = some(40, 8)
-    expected = SinkhornSettings().assign(vectors, codebook)
-    assert torch.equal(SinkhornSettings().assign(vectors, codebook + 30), expected)
-    assert torch.equal(SinkhornSettings().assign(vectors - 30, codebook), expected)
+    expected = SinkhornAssignment().assign(vectors, codebook)
+    assert torch.equal(SinkhornAssignment().assign(vectors, codebook + 30), expected)
+    assert torch.equal(SinkhornAssignment().assign(vectors - 30, codebook), expected)
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
 def test_the_units_of_the_data_do_not_matter(scale):
     vectors, codebook = some(40, 8, dtype=torch.float32)
-    settings = SinkhornSettings(epsilon=0.05)
+    settings = SinkhornAssignment(epsilon=0.05)
     assert torch.equal(settings.assign(scale * vectors, scale * codebook), settings.assign(vectors, codebook))
 
 
@@ -118,7 +118,7 @@ def test_there_is_no_gradient_and_inputs_are_left_alone():
 
 def quantizer(**options):
     torch.manual_seed(0)
-    model = VectorQuantizer(8, 3, learning=EmaLearning(decay=0.0), balance=SinkhornSettings(), **options)
+    model = VectorQuantizer(8, 3, update=EmaUpdate(decay=0.0), assignment=SinkhornAssignment(), **options)
     with torch.no_grad():
         model.codebook.weight.copy_(some(1, 8)[1])
     return model
@@ -127,7 +127,7 @@ def quantizer(**options):
 def test_a_quantizer_balances_in_training_alone():
     model, z = quantizer(), some(64, 1, dtype=torch.float32)[0].reshape(4, 16, 3) + 3
     nearest = nearest_codes(z.reshape(-1, 3), model.codes).reshape(4, 16)
-    balanced = SinkhornSettings().assign(z.reshape(-1, 3), model.codes).reshape(4, 16)
+    balanced = SinkhornAssignment().assign(z.reshape(-1, 3), model.codes).reshape(4, 16)
     assert not torch.equal(nearest, balanced)
     output = model.train()(z)
     assert torch.equal(output.indices, balanced)
@@ -142,15 +142,15 @@ def test_a_quantizer_balances_in_training_alone():
 
 
 def test_while_codes_wait_there_is_nothing_to_balance():
-    model, z = quantizer(starter=KMeansStart(8, 3, 20)).train(), some(64, 1, dtype=torch.float32)[0] + 3
+    model, z = quantizer(init=KMeansInitSettings(latents_per_code=20)).train(), some(64, 1, dtype=torch.float32)[0] + 3
     assert torch.equal(model(z).indices, model.encode(z))
 
 
 def test_settings_reach_the_quantizer():
     balance = {"kind": "sinkhorn", "epsilon": 0.2, "iterations": 7}
-    settings = VectorQuantizerSettings.model_validate({"balance": balance, "start": {"kind": "random"}})
-    assert settings.resolve(3).build().balance == SinkhornSettings(epsilon=0.2, iterations=7)
-    assert VectorQuantizerSettings().balance is None
+    settings = VectorQuantizerSettings.model_validate({"assignment": balance, "init": {"kind": "random"}})
+    assert settings.resolve(3).build().assignment == SinkhornAssignment(epsilon=0.2, iterations=7)
+    assert VectorQuantizerSettings().assignment == NearestAssignment()
     for wrong in ({"epsilon": 0.0}, {"iterations": 0}):
         with pytest.raises(ValidationError, match=next(iter(wrong))):
-            SinkhornSettings(**wrong)
+            SinkhornAssignment(**wrong)

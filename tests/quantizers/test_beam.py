@@ -109,9 +109,9 @@ def test_vectors_and_codes_get_no_gradient():
 def test_a_residual_quantizer_chooses_by_beam_in_training_and_encoding_alike(learning):
     torch.manual_seed(0)
     inner = VectorQuantizerSettings.model_validate(
-        {"codebook_size": 8, "codebook_dim": 4, "start": {"kind": "random"}, "learning": {"kind": learning}}
+        {"codebook_size": 8, "codebook_dim": 4, "init": {"kind": "random"}, "update": {"kind": learning}}
     )
-    model = ResidualQuantizerSettings(levels=3, quantizer=inner, beam=4).build()
+    model = ResidualQuantizerSettings(levels=3, quantizer=inner, beam_size=4).build()
     z, books = some(50, [8, 8, 8], 4, torch.float32)
     with torch.no_grad():
         for level, book in zip(model.levels, books, strict=True):

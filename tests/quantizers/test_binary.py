@@ -153,12 +153,12 @@ def test_the_error_on_the_sphere_falls_with_every_level():
     [(LookupFreeSettings, LookupFreeQuantizer), (BinarySphericalSettings, BinarySphericalQuantizer)],
 )
 def test_settings_build_what_they_say(settings, kind):
-    chosen = settings(bits=9, temperature=0.5, confidence=0.2)
+    chosen = settings(bits=9, temperature=0.5, sample_entropy_weight=0.2)
     model = chosen.resolve(64).build()
     assert type(model) is kind
-    assert (chosen.dim(64), model.dim, model.codebook_sizes, model.confidence) == (9, 9, (512,), 0.2)
+    assert (chosen.dim(64), model.dim, model.codebook_sizes, model.sample_entropy_weight) == (9, 9, (512,), 0.2)
     assert model.temperature == pytest.approx(0.5 if kind is LookupFreeQuantizer else 0.5 / 9)
-    assert (chosen.ways, chosen.starter()) == ({}, None)
+    assert (chosen.ways, chosen.init) == ({}, None)
     for bits in (0, 25):
         with pytest.raises(ValidationError, match="bits"):
             settings(bits=bits)

@@ -64,7 +64,7 @@ def test_ema_follows_the_loop_by_hand(decay, dtype):
 
 
 def test_a_memory_slows_the_decay_of_codes_with_few_hits():
-    codebook = EmaCodebook(8, 3, decay=0.5, memory=10.0).double()
+    codebook = EmaCodebook(8, 3, decay=0.5, min_ema_hits=10.0).double()
     counts, sums = np.zeros(8), np.zeros((8, 3))
     for seed, n in enumerate((1, 20, 55, 56, 400)):
         vectors, indices = batch(seed, n, dtype=torch.float64)
@@ -82,7 +82,7 @@ def test_a_memory_slows_the_decay_of_codes_with_few_hits():
 
 
 def test_with_a_memory_steps_without_hits_of_a_code_leave_its_average_alone():
-    codebook = EmaCodebook(3, 2, decay=0.5, memory=10.0)
+    codebook = EmaCodebook(3, 2, decay=0.5, min_ema_hits=10.0)
     step(codebook, torch.tensor([[1.0, 1.0], [2.0, 3.0]]), torch.tensor([0, 1]))
     before = state(codebook)
     for _ in range(10):
@@ -92,7 +92,7 @@ def test_with_a_memory_steps_without_hits_of_a_code_leave_its_average_alone():
 
 
 def test_with_a_memory_codes_start_with_the_weight_of_their_sample():
-    codebook = EmaCodebook(3, 2, decay=0.5, memory=10.0).double()
+    codebook = EmaCodebook(3, 2, decay=0.5, min_ema_hits=10.0).double()
     codebook.initialise(torch.zeros(3, 2).double(), torch.tensor([5, 1, 0]))
     expected = (1 - np.exp(np.array([-0.5, -0.1, 0]))) * np.array([5, 1, 0])
     np.testing.assert_allclose(codebook.counts.numpy(), expected, rtol=1e-6)

@@ -15,16 +15,16 @@ def naive_assignment(vectors, codebook, temperature):
     return weights / weights.sum(dim=1, keepdim=True)
 
 
-def naive_loss(vectors, codebook, temperature, confidence=0.0):
+def naive_loss(vectors, codebook, temperature, sample_entropy_weight=0.0):
     """Sum over k of p[k] ln(p[k] + 1e-10), p the mean over n of s; plus the mean over n of -sum s ln s, weighted."""
     s = naive_assignment(vectors, codebook, temperature)
     p = s.mean(dim=0)
-    return (p * torch.log(p + 1e-10)).sum() - confidence * (s * torch.log(s)).sum(dim=1).mean()
+    return (p * torch.log(p + 1e-10)).sum() - sample_entropy_weight * (s * torch.log(s)).sum(dim=1).mean()
 
 
-def naive_loss_and_gradients(vectors, codebook, temperature, confidence=0.0):
+def naive_loss_and_gradients(vectors, codebook, temperature, sample_entropy_weight=0.0):
     leaves = [tensor.detach().double().requires_grad_() for tensor in (vectors, codebook)]
-    loss = naive_loss(*leaves, temperature, confidence)
+    loss = naive_loss(*leaves, temperature, sample_entropy_weight)
     return loss.detach(), *torch.autograd.grad(loss, leaves)
 
 
@@ -99,22 +99,22 @@ def test_negative_entropies_of_factors_add_up():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("confidence", [0.3, 2.0])
+@pytest.mark.parametrize("sample_entropy_weight", [0.3, 2.0])
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 30.0])
 @pytest.mark.parametrize(("n", "k", "d"), [(40, 8, 3), (1, 4, 1), (6, 1, 2)])
-def test_confidence_and_its_gradients_follow_the_formula(dtype, confidence, temperature, n, k, d):
+def test_confidence_and_its_gradients_follow_the_formula(dtype, sample_entropy_weight, temperature, n, k, d):
     vectors, codebook = (tensor.requires_grad_() for tensor in some(n, k, d, dtype))
-    loss = entropy_loss(vectors, codebook, temperature, confidence)
+    loss = entropy_loss(vectors, codebook, temperature, sample_entropy_weight)
     found = loss.detach(), *torch.autograd.grad(loss, [vectors, codebook])
     assert loss.dtype == dtype
-    expected = naive_loss_and_gradients(vectors, codebook, temperature, confidence)
+    expected = naive_loss_and_gradients(vectors, codebook, temperature, sample_entropy_weight)
     for mine, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(mine.double(), wanted, **closeness(dtype))
 
 
 def test_gradients_of_confidence_agree_with_finite_differences():
     inputs = [tensor.requires_grad_() for tensor in some(7, 5, 3)]
-    assert torch.autograd.gradcheck(lambda z, e: entropy_loss(z, e, 0.7, confidence=1.5), inputs)
+    assert torch.autograd.gradcheck(lambda z, e: entropy_loss(z, e, 0.7, sample_entropy_weight=1.5), inputs)
 
 
 def test_a_temperature_can_be_a_tensor():
@@ -131,16 +131,16 @@ def test_each_sample_has_the_entropy_of_its_own_row():
 
 def test_confidence_and_even_use_together_have_their_best_at_minus_ln_k():
     codes = torch.eye(6, dtype=torch.float64)
-    assert float(entropy_loss(codes, codes, 0.01, confidence=1.0)) == pytest.approx(-math.log(6))
+    assert float(entropy_loss(codes, codes, 0.01, sample_entropy_weight=1.0)) == pytest.approx(-math.log(6))
     # Half way between all codes use is even as well, but nothing is sure: the two terms cancel.
     undecided = torch.zeros(1, 6, dtype=torch.float64)
-    assert float(entropy_loss(undecided, codes, 1.0, confidence=1.0)) == pytest.approx(0, abs=1e-8)
+    assert float(entropy_loss(undecided, codes, 1.0, sample_entropy_weight=1.0)) == pytest.approx(0, abs=1e-8)
 
 
 def test_a_step_down_the_confidence_term_brings_a_vector_nearer_to_its_code():
     codes = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
     vectors = torch.tensor([[0.3], [-0.3]], dtype=torch.float64, requires_grad=True)
-    (gradient,) = torch.autograd.grad(entropy_loss(vectors, codes, 1.0, confidence=1.0), vectors)
+    (gradient,) = torch.autograd.grad(entropy_loss(vectors, codes, 1.0, sample_entropy_weight=1.0), vectors)
     assert gradient[0] < 0 < gradient[1]
 
 
@@ -150,7 +150,7 @@ def test_probabilities_that_underflow_give_finite_gradients(dtype, temperature):
     vectors, codebook = (tensor.requires_grad_() for tensor in some(40, 8, 3, dtype))
     soft = naive_assignment(vectors, codebook, temperature)
     assert (soft == 0).any()
-    loss = entropy_loss(vectors, codebook, temperature, confidence=1.0)
+    loss = entropy_loss(vectors, codebook, temperature, sample_entropy_weight=1.0)
     assert loss.isfinite()
     for gradient in torch.autograd.grad(loss, [vectors, codebook]):
         assert gradient.isfinite().all()

@@ -151,12 +151,12 @@ def test_every_level_of_a_residual_about_halves_the_largest_error_or_better(coun
 
 
 def test_settings_build_what_they_say():
-    settings = FiniteScalarSettings(levels=[8, 5, 3], temperature=0.2, confidence=0.4)
+    settings = FiniteScalarSettings(levels=[8, 5, 3], temperature=0.2, sample_entropy_weight=0.4)
     model = settings.resolve(64).build()
     assert (settings.dim(64), model.dim, model.codebook_sizes) == (3, 3, (120,))
-    assert (model.temperature, model.confidence) == (pytest.approx(0.2 * (0.5 / 4) ** 0), 0.4)
+    assert (model.temperature, model.sample_entropy_weight) == (pytest.approx(0.2 * (0.5 / 4) ** 0), 0.4)
     assert settings.ways == {}
-    assert settings.starter() is None
+    assert settings.init is None
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from vqtool import VectorQuantizer
-from vqtool.quantizers import EmaLearning, FiniteScalarQuantizer, ResidualQuantizer
-from vqtool.quantizers.gradient import GRADIENTS, rotation, straight_through
+from vqtool.quantizers import EmaUpdate, FiniteScalarQuantizer, ResidualQuantizer
+from vqtool.quantizers.gradient import GRADIENT_ESTIMATORS, rotation, straight_through
 
 
 def some(n, d, dtype=torch.float64, seed=0):
@@ -122,7 +122,7 @@ def test_a_zero_code_gives_no_gradient():
     assert gradients.isfinite().all()
 
 
-@pytest.mark.parametrize("way", GRADIENTS.values(), ids=GRADIENTS)
+@pytest.mark.parametrize("way", GRADIENT_ESTIMATORS.values(), ids=GRADIENT_ESTIMATORS)
 def test_leading_axes_are_only_a_view(way):
     vectors, codes, slopes = some(24, 5)
     flat = passed(way, vectors, codes, slopes)
@@ -142,17 +142,17 @@ def test_rotation_is_that_of_vector_quantize_pytorch():
     torch.testing.assert_close(gradients, expected)
 
 
-@pytest.mark.parametrize("name", GRADIENTS)
+@pytest.mark.parametrize("name", GRADIENT_ESTIMATORS)
 def test_a_quantizer_passes_the_gradient_as_it_is_told(name):
     torch.manual_seed(0)
-    model = VectorQuantizer(7, 4, learning=EmaLearning(), gradient=name).double()
+    model = VectorQuantizer(7, 4, update=EmaUpdate(), gradient_estimator=name).double()
     with torch.no_grad():
         model.codebook.weight.normal_()
     z, slopes = (tensor.reshape(2, 5, 4) for tensor in some(10, 4)[:2])
     z.requires_grad_()
     output = model(z)
     (gradient,) = torch.autograd.grad(output.quantized, z, slopes)
-    expected = passed(GRADIENTS[name], z.detach(), model.codes[output.indices], slopes)
+    expected = passed(GRADIENT_ESTIMATORS[name], z.detach(), model.codes[output.indices], slopes)
     torch.testing.assert_close(output.quantized, expected[0])
     torch.testing.assert_close(gradient, expected[1])
 
@@ -160,13 +160,13 @@ def test_a_quantizer_passes_the_gradient_as_it_is_told(name):
 @pytest.mark.parametrize("kind", ["vector", "residual", "fsq"])
 def test_a_share_of_the_samples_passes_unquantized_in_training_alone(kind):
     levels = {
-        "vector": VectorQuantizer(8, 2, bypass=0.5),
-        "residual": ResidualQuantizer([VectorQuantizer(8, 2, bypass=0.5) for _ in range(2)]),
+        "vector": VectorQuantizer(8, 2, unquantized_fraction=0.5),
+        "residual": ResidualQuantizer([VectorQuantizer(8, 2, unquantized_fraction=0.5) for _ in range(2)]),
         "fsq": FiniteScalarQuantizer([5, 5]),
     }
     quantizer = levels[kind].double()
     if kind == "fsq":
-        quantizer.bypass = 0.5
+        quantizer.unquantized_fraction = 0.5
     z = torch.randn(4, 3, 2, dtype=torch.float64, requires_grad=True)
     plain = quantizer.eval()(z)
     output = quantizer.train()(z)

@@ -5,36 +5,36 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from vqtool.distributed import Share
-from vqtool.quantizers import CodebookLossLearning, EmaLearning, EntropyLearning, LinearLearning
+from vqtool.quantizers import CodebookLossUpdate, EmaUpdate, EntropyOnlyUpdate, SimVQUpdate
 from vqtool.quantizers.codebook import Codebook, GradientCodebook
 from vqtool.quantizers.ema_codebook import EmaCodebook
-from vqtool.quantizers.learning import Learning
+from vqtool.quantizers.learning import CodebookUpdate
 from vqtool.quantizers.linear_codebook import LinearCodebook
 
 KINDS = {
-    "entropy": (EntropyLearning(), Codebook),
-    "codebook_loss": (CodebookLossLearning(), GradientCodebook),
-    "linear": (LinearLearning(), LinearCodebook),
-    "ema": (EmaLearning(), EmaCodebook),
+    "entropy_only": (EntropyOnlyUpdate(), Codebook),
+    "codebook_loss": (CodebookLossUpdate(), GradientCodebook),
+    "simvq": (SimVQUpdate(), LinearCodebook),
+    "ema": (EmaUpdate(), EmaCodebook),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_kind_chooses_the_way_and_the_codebook(kind):
     settings, codebook = KINDS[kind]
-    assert TypeAdapter(Learning).validate_python({"kind": kind}) == settings
+    assert TypeAdapter(CodebookUpdate).validate_python({"kind": kind}) == settings
     assert type(settings.build(8, 3)) is codebook
     assert settings.build(8, 3).codes.shape == (8, 3)
 
 
 def test_settings_reach_the_codebook():
-    assert EmaLearning(decay=0.3).build(8, 3).decay == 0.3
+    assert EmaUpdate(decay=0.3).build(8, 3).decay == 0.3
     vectors, codes = torch.ones(2, 3), torch.zeros(2, 3)
-    for learning in (CodebookLossLearning(weight=7.0), LinearLearning(weight=7.0)):
+    for learning in (CodebookLossUpdate(weight=7.0), SimVQUpdate(weight=7.0)):
         assert float(learning.build(8, 3).codebook_loss(vectors, codes, Share.alone(len(vectors)))) == 7
 
 
-@pytest.mark.parametrize("learning", [EntropyLearning(), CodebookLossLearning(), EmaLearning()])
+@pytest.mark.parametrize("learning", [EntropyOnlyUpdate(), CodebookLossUpdate(), EmaUpdate()])
 def test_codes_start_uniform_within_one_over_k(learning):
     torch.manual_seed(0)
     codes = learning.build(200, 100).codes
@@ -54,10 +54,10 @@ def test_they_say_which_loss_moves_the_codes():
 @pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])
 def test_decay_lies_below_one(decay):
     with pytest.raises(ValidationError, match="decay"):
-        EmaLearning(decay=decay)
+        EmaUpdate(decay=decay)
 
 
-@pytest.mark.parametrize("learning", [CodebookLossLearning, LinearLearning])
+@pytest.mark.parametrize("learning", [CodebookLossUpdate, SimVQUpdate])
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("inf")])
 def test_the_weight_of_the_codebook_loss_is_positive(learning, weight):
     with pytest.raises(ValidationError, match="weight"):

@@ -6,9 +6,9 @@ import torch
 from tests.quantizers import assert_same_state, state
 from vqtool import VectorQuantizer
 from vqtool.distributed import Share
-from vqtool.quantizers import LinearLearning, nearest_codes
+from vqtool.quantizers import SimVQUpdate, nearest_codes
 from vqtool.quantizers.linear_codebook import LinearCodebook
-from vqtool.quantizers.revival import RevivalSettings
+from vqtool.quantizers.revival import DeadCodeResetSettings
 
 K, D = 7, 3
 
@@ -67,7 +67,7 @@ def test_the_codebook_loss_moves_the_map():
 
 def test_every_code_moves_with_a_step_hit_or_not():
     torch.manual_seed(0)
-    model = VectorQuantizer(K, D, learning=LinearLearning())
+    model = VectorQuantizer(K, D, update=SimVQUpdate())
     assert [name for name, _ in model.named_parameters()] == ["codebook.transform"]
     before, z = model.codes.detach().clone(), vectors(4, torch.float32)
     basis = model.codebook.basis.clone()
@@ -88,7 +88,7 @@ def test_every_code_moves_with_a_step_hit_or_not():
 
 def test_the_entropy_loss_moves_the_map_too():
     torch.manual_seed(0)
-    model = VectorQuantizer(K, D, learning=LinearLearning()).double()
+    model = VectorQuantizer(K, D, update=SimVQUpdate()).double()
     (gradient,) = torch.autograd.grad(model(vectors(20)).entropy_loss, [model.codebook.transform])
     codes = model.codebook.basis.clone().requires_grad_()  # the map is the identity still
     soft = torch.softmax(-torch.cdist(vectors(20), codes).square(), dim=1).mean(dim=0)
@@ -138,7 +138,7 @@ def test_codes_start_where_they_are_told():
 
 def test_dead_codes_are_set_down_where_the_vectors_are():
     torch.manual_seed(0)
-    model = VectorQuantizer(K, D, learning=LinearLearning(), revival=RevivalSettings(window=1))
+    model = VectorQuantizer(K, D, update=SimVQUpdate(), dead_code_reset=DeadCodeResetSettings(window_hits=1))
     with torch.no_grad():
         model.codebook.transform.copy_(codebook().transform)
     z = 50 + vectors(K, torch.float32)

@@ -12,16 +12,16 @@ from vqtool.quantizers.product import ProductQuantizerSettings
 G, W = 3, 4
 VECTOR_OF_ANY_WIDTH = {"kind": "vector", "codebook_size": 5}
 ANY_WIDTH = [VECTOR_OF_ANY_WIDTH, {"kind": "residual", "quantizer": VECTOR_OF_ANY_WIDTH}]
-VECTOR = {"kind": "vector", "codebook_size": 6, "codebook_dim": W, "start": {"kind": "random"}}
+VECTOR = {"kind": "vector", "codebook_size": 6, "codebook_dim": W, "init": {"kind": "random"}}
 INNER = {
-    **{name: {**VECTOR, "learning": {"kind": name}} for name in ("entropy", "codebook_loss", "linear", "ema")},
+    **{name: {**VECTOR, "update": {"kind": name}} for name in ("entropy_only", "codebook_loss", "simvq", "ema")},
     "cosine": {**VECTOR, "metric": "cosine"},
-    "rotation": {**VECTOR, "gradient": "rotation"},
+    "rotation": {**VECTOR, "gradient_estimator": "rotation"},
     "fsq": {"kind": "fsq", "levels": [3, 5, 4, 3]},
     "lfq": {"kind": "lfq", "bits": W},
     "bsq": {"kind": "bsq", "bits": W},
     "residual": {"kind": "residual", "levels": 2, "quantizer": VECTOR},
-    "started": {**VECTOR, "start": {"kind": "kmeans", "vectors": 5}},
+    "started": {**VECTOR, "init": {"kind": "kmeans", "latents_per_code": 5}},
 }
 
 
@@ -231,10 +231,10 @@ def test_groups_with_a_width_of_their_own_keep_it():
 
 
 def test_settings_tell_how_codes_learn():
-    plain = ProductQuantizerSettings.model_validate({"quantizer": {"kind": "vector", "learning": {"kind": "linear"}}})
-    assert {key: way.kind for key, way in plain.ways.items()} == {"quantizer.learning": "linear"}
+    plain = ProductQuantizerSettings.model_validate({"quantizer": {"kind": "vector", "update": {"kind": "simvq"}}})
+    assert {key: way.kind for key, way in plain.ways.items()} == {"quantizer.update": "simvq"}
     nested = ProductQuantizerSettings.model_validate({"quantizer": {"kind": "residual"}})
-    assert list(nested.ways) == ["quantizer.quantizer.learning"]
+    assert list(nested.ways) == ["quantizer.quantizer.update"]
     assert ProductQuantizerSettings.model_validate({"quantizer": {"kind": "lfq", "bits": 3}}).ways == {}
 
 

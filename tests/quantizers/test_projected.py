@@ -6,14 +6,14 @@ import torch
 from tests.quantizers import assert_same_state, state
 from vqtool import VectorQuantizer
 from vqtool.quantizers import (
-    CodebookLossLearning,
-    EmaLearning,
+    CodebookLossUpdate,
+    EmaUpdate,
     FiniteScalarQuantizer,
     ProductQuantizer,
     ProjectedQuantizer,
     ResidualQuantizer,
 )
-from vqtool.quantizers.start import KMeansStart
+from vqtool.quantizers.start import KMeansInitSettings
 
 K, WIDE, NARROW = 9, 6, 3
 
@@ -21,7 +21,7 @@ K, WIDE, NARROW = 9, 6, 3
 def quantizer(learning=None, inner=None, dtype=torch.float32, wide=WIDE, **options):
     """With projections and codes that are no longer those of the start."""
     torch.manual_seed(0)
-    inner = inner or VectorQuantizer(K, NARROW, learning=learning or EmaLearning(), **options)
+    inner = inner or VectorQuantizer(K, NARROW, update=learning or EmaUpdate(), **options)
     model = ProjectedQuantizer(inner, wide).to(dtype)
     with torch.no_grad():
         for tensor in (*model.project_in.parameters(), *model.project_out.parameters()):
@@ -83,7 +83,7 @@ def test_it_can_be_built_without_memory():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(30, WIDE), (6, 5, WIDE), (WIDE,)])
 def test_values_and_gradients_follow_the_formulas(dtype, shape):
-    model = quantizer(CodebookLossLearning(weight=2.0), dtype=dtype, temperature=0.8)
+    model = quantizer(CodebookLossUpdate(weight=2.0), dtype=dtype, temperature=0.8)
     z, slopes = vectors(*shape, dtype=dtype).requires_grad_(), vectors(*shape, dtype=dtype, seed=2)
     output = model(z)
     ((output.quantized * slopes).sum() + 0.7 * output.commitment_loss + 1.3 * output.entropy_loss).backward()
@@ -193,7 +193,7 @@ def test_assess_leaves_the_padding_out():
 
 
 def test_levels_are_told_apart_and_add_up():
-    levels = [VectorQuantizer(K, NARROW, learning=EmaLearning()) for _ in range(3)]
+    levels = [VectorQuantizer(K, NARROW, update=EmaUpdate()) for _ in range(3)]
     with torch.no_grad():
         for level in levels:
             level.codebook.weight.normal_()
@@ -211,7 +211,7 @@ def test_levels_are_told_apart_and_add_up():
 
 
 def test_groups_are_projected_out_together():
-    groups = [VectorQuantizer(K, 2, learning=EmaLearning()) for _ in range(2)]
+    groups = [VectorQuantizer(K, 2, update=EmaUpdate()) for _ in range(2)]
     model = quantizer(inner=ProductQuantizer(groups))
     assert torch.equal(model.codes, torch.stack([group.codes for group in groups]))
     z = vectors(4, WIDE)
@@ -241,7 +241,7 @@ def test_forward_changes_no_state():
 
 
 def test_codes_learn_where_the_projected_vectors_are():
-    model, z = quantizer(EmaLearning(decay=0.0)).train(), vectors(30, WIDE)
+    model, z = quantizer(EmaUpdate(decay=0.0)).train(), vectors(30, WIDE)
     indices = model(z).indices
     model.update()
     for k in indices.unique():
@@ -259,7 +259,7 @@ def test_what_is_discarded_leaves_no_trace():
 
 
 def test_while_codes_wait_vectors_pass_both_projections():
-    inner = VectorQuantizer(K, NARROW, learning=EmaLearning(), starter=KMeansStart(K, NARROW, 4))
+    inner = VectorQuantizer(K, NARROW, update=EmaUpdate(), init=KMeansInitSettings(latents_per_code=4))
     model, z = quantizer(inner=inner).train(), vectors(20, WIDE)
     output = model(z)
     torch.testing.assert_close(output.quantized, model.project_out(model.project_in(z)))

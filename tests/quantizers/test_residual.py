@@ -11,10 +11,10 @@ from vqtool.quantizers import ResidualQuantizer, VectorQuantizer, kmeans
 from vqtool.quantizers.residual import ResidualQuantizerSettings
 
 K, D, Q = 6, 4, 3
-VECTOR = {"kind": "vector", "codebook_size": K, "codebook_dim": D, "start": {"kind": "random"}, "revival": None}
-LEARNINGS = ["entropy", "codebook_loss", "linear", "ema"]
+VECTOR = {"kind": "vector", "codebook_size": K, "codebook_dim": D, "init": {"kind": "random"}, "dead_code_reset": None}
+LEARNINGS = ["entropy_only", "codebook_loss", "simvq", "ema"]
 INNER = {
-    **{name: {**VECTOR, "learning": {"kind": name}} for name in LEARNINGS},
+    **{name: {**VECTOR, "update": {"kind": name}} for name in LEARNINGS},
     "fsq": {"kind": "fsq", "levels": [3, 5, 4, 3]},
     "lfq": {"kind": "lfq", "bits": D},
     "bsq": {"kind": "bsq", "bits": D},
@@ -58,7 +58,7 @@ def entropy_by_hand(z, codes):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(30,), (6, 5), (2, 3, 5), ()])
 def test_values_follow_the_loop_by_hand(shape, dtype):
-    model, z = build("entropy").to(dtype), vectors(*shape, D, dtype=dtype)
+    model, z = build("entropy_only").to(dtype), vectors(*shape, D, dtype=dtype)
     output = model(z)
     indices, remainders = greedy(z.reshape(-1, D), model.codes)
     assert output.indices.shape == (*shape, Q)
@@ -76,7 +76,7 @@ def test_values_follow_the_loop_by_hand(shape, dtype):
 
 
 def test_losses_have_the_gradients_of_the_formulas():
-    inner = {**VECTOR, "learning": {"kind": "codebook_loss", "weight": 4.0}}
+    inner = {**VECTOR, "update": {"kind": "codebook_loss", "weight": 4.0}}
     model, z = build(inner).double(), vectors(30, D, dtype=torch.float64).requires_grad_()
     output = model(z)
     weights = [level.codebook.weight for level in model.levels]
@@ -96,7 +96,7 @@ def test_losses_have_the_gradients_of_the_formulas():
 
 
 @pytest.mark.parametrize("inner", [*LEARNINGS, "lfq"])
-@pytest.mark.parametrize("options", [{}, {"dropout": 1.0}])
+@pytest.mark.parametrize("options", [{}, {"level_dropout": 1.0}])
 def test_straight_through_hands_the_gradient_on_as_it_is(inner, options):
     model, z = build(inner, **options).train(), vectors(8, 5, D).requires_grad_()
     slopes = vectors(8, 5, D, seed=2)
@@ -105,7 +105,7 @@ def test_straight_through_hands_the_gradient_on_as_it_is(inner, options):
 
 
 def test_the_rotation_is_that_of_the_sum_of_all_levels():
-    model = build({**INNER["ema"], "gradient": "rotation"}).double()
+    model = build({**INNER["ema"], "gradient_estimator": "rotation"}).double()
     z = vectors(20, D, dtype=torch.float64).requires_grad_()
     output, slopes = model(z), vectors(20, D, dtype=torch.float64, seed=2)
     torch.testing.assert_close(output.quantized.detach(), model.decode(output.indices))
@@ -192,9 +192,11 @@ def test_what_it_says_of_itself():
 
 
 @pytest.mark.parametrize("inner", INNER)
-@pytest.mark.parametrize("options", [{}, {"dropout": 0.5}])
+@pytest.mark.parametrize("options", [{}, {"level_dropout": 0.5}])
 def test_forward_changes_no_state(inner, options):
-    model = build({**INNER[inner], "revival": {"window": 1}} if inner in LEARNINGS else inner, **options).train()
+    model = build(
+        {**INNER[inner], "dead_code_reset": {"window_hits": 1}} if inner in LEARNINGS else inner, **options
+    ).train()
     before = state(model)
     output = model(vectors(30, D))
     model.encode(vectors(30, D))
@@ -222,7 +224,7 @@ def test_update_moves_each_level_to_the_means_of_what_it_won():
 
 
 def test_discard_forgets_what_forward_gathered():
-    inner = {**INNER["ema"], "revival": {"window": 1}, "temperature_unit": "error"}
+    inner = {**INNER["ema"], "dead_code_reset": {"window_hits": 1}, "temperature_unit": "quantization_error"}
     one, other = build(inner).train(), build(inner).train()
     one(vectors(30, D, seed=7))
     one.discard()
@@ -235,7 +237,7 @@ def test_discard_forgets_what_forward_gathered():
 
 
 def test_nothing_is_gathered_in_evaluation():
-    model = build({**INNER["ema"], "revival": {"window": 1}}).eval()
+    model = build({**INNER["ema"], "dead_code_reset": {"window_hits": 1}}).eval()
     before = state(model)
     model(vectors(30, D))
     model.update()
@@ -243,7 +245,7 @@ def test_nothing_is_gathered_in_evaluation():
 
 
 def test_a_shared_codebook_is_one_that_all_levels_teach():
-    model = build({**VECTOR, "learning": {"kind": "ema", "decay": 0.99}}, shared=True).train()
+    model = build({**VECTOR, "update": {"kind": "ema", "decay": 0.99}}, shared=True).train()
     assert set(state(model)) == {"levels.0.codebook." + name for name in ("weight", "counts", "sums")}
     assert model.codebook_sizes == (K,) * Q
     z, codes = vectors(50, D), model.levels[0].codes.clone()
@@ -261,7 +263,7 @@ def test_a_shared_codebook_is_one_that_all_levels_teach():
 
 
 def test_dropout_leaves_some_samples_their_first_levels_alone():
-    model, z = build("ema", dropout=0.5).train(), vectors(12, 5, D)
+    model, z = build("ema", level_dropout=0.5).train(), vectors(12, 5, D)
     indices = model.encode(z)
     output = model(z)
     assert torch.equal(output.indices, indices)
@@ -282,14 +284,14 @@ def test_dropout_leaves_some_samples_their_first_levels_alone():
 
 @pytest.mark.parametrize(("dropout", "truncated"), [(0.0, 0), (0.25, 2), (1.0, 7)])
 def test_the_share_of_samples_that_drop_levels(dropout, truncated):
-    model, z = build("ema", dropout=dropout).train(), vectors(10, 5, D)
+    model, z = build("ema", level_dropout=dropout).train(), vectors(10, 5, D)
     whole = model.decode(model.encode(z))
     # Of each three in turn, the third keeps all its levels.
     assert int((~torch.isclose(model(z).quantized, whole, atol=1e-5).flatten(1).all(dim=1)).sum()) == truncated
 
 
 def test_dropout_and_bypass_take_samples_of_their_own():
-    model, z = build({**INNER["ema"], "bypass": 0.25}, dropout=0.75).train(), vectors(8, 5, D)
+    model, z = build({**INNER["ema"], "unquantized_fraction": 0.25}, level_dropout=0.75).train(), vectors(8, 5, D)
     indices, found = model.encode(z), model(z).quantized
     assert torch.equal(found[:2], z[:2])
     for b, levels in enumerate([3, 2, 1, 3, 2, 1], start=2):
@@ -297,12 +299,12 @@ def test_dropout_and_bypass_take_samples_of_their_own():
 
 
 def test_dropout_is_for_training_alone():
-    model, z = build("ema", dropout=1.0).eval(), vectors(12, 5, D)
+    model, z = build("ema", level_dropout=1.0).eval(), vectors(12, 5, D)
     torch.testing.assert_close(model(z).quantized, model.decode(model.encode(z)))
 
 
 def started(vectors_per_code=10, **options):
-    return build_started({**VECTOR, "start": {"kind": "kmeans", "vectors": vectors_per_code}}, **options)
+    return build_started({**VECTOR, "init": {"kind": "kmeans", "latents_per_code": vectors_per_code}}, **options)
 
 
 def build_started(inner, **options):
@@ -311,8 +313,8 @@ def build_started(inner, **options):
 
 
 def test_levels_start_one_after_the_other_by_k_means():
-    learning = {"learning": {"kind": "ema", "decay": 0.99}}
-    model = build_started({**VECTOR, **learning, "start": {"kind": "kmeans", "vectors": 10}})
+    learning = {"update": {"kind": "ema", "decay": 0.99}}
+    model = build_started({**VECTOR, **learning, "init": {"kind": "kmeans", "latents_per_code": 10}})
     batches = [vectors(25, D, seed=seed) for seed in range(3)]
     codes = model.codes.clone()
     for number, z in enumerate(batches):
@@ -339,7 +341,7 @@ def test_levels_start_one_after_the_other_by_k_means():
     assert float(output.commitment_loss) > 0
 
 
-@pytest.mark.parametrize("options", [{}, {"shared": True}, {"beam": 3}])
+@pytest.mark.parametrize("options", [{}, {"shared": True}, {"beam_size": 3}])
 def test_a_start_lowers_the_error_with_every_level(options):
     model, z = started(**options), vectors(80, D)
     model(z)
@@ -353,8 +355,8 @@ def test_a_start_lowers_the_error_with_every_level(options):
 @pytest.mark.parametrize("learning", LEARNINGS)
 @pytest.mark.parametrize("options", [{}, {"shared": True}])
 def test_a_start_goes_on_from_the_state_dict(learning, options):
-    inner = {**VECTOR, "start": {"kind": "kmeans", "vectors": 10}, "learning": {"kind": learning}}
-    inner["revival"] = {"window": 3}
+    inner = {**VECTOR, "init": {"kind": "kmeans", "latents_per_code": 10}, "update": {"kind": learning}}
+    inner["dead_code_reset"] = {"window_hits": 3}
     batches = [vectors(25, D, seed=seed) for seed in range(5)]
     for stop in range(1, 5):
         one, other = build_started(inner, **options), build_started(inner, **options)
@@ -427,16 +429,16 @@ def test_levels_are_of_one_width(widths):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        *(({"quantizer": INNER[kind], "beam": 2}, "beam and shared need") for kind in ("fsq", "lfq", "bsq")),
+        *(({"quantizer": INNER[kind], "beam_size": 2}, "beam_size and shared need") for kind in ("fsq", "lfq", "bsq")),
         *(({"quantizer": INNER[kind], "shared": True}, f"{kind} has none") for kind in ("fsq", "lfq", "bsq")),
         ({"quantizer": {**VECTOR, "metric": "cosine"}}, "expected euclidean"),
-        ({"quantizer": {**VECTOR, "balance": {"kind": "sinkhorn"}}, "beam": 2}, "set one alone"),
+        ({"quantizer": {**VECTOR, "assignment": {"kind": "sinkhorn"}}, "beam_size": 2}, "set one alone"),
         ({"quantizer": {"kind": "residual"}}, "quantizer"),
         ({"quantizer": {"kind": "product"}}, "quantizer"),
         ({"levels": 0}, "levels"),
-        ({"beam": 0}, "beam"),
-        ({"dropout": 1.5}, "dropout"),
-        ({"dropout": -0.1}, "dropout"),
+        ({"beam_size": 0}, "beam"),
+        ({"level_dropout": 1.5}, "dropout"),
+        ({"level_dropout": -0.1}, "dropout"),
     ],
 )
 def test_illegal_settings_are_refused(settings, message):
@@ -445,7 +447,7 @@ def test_illegal_settings_are_refused(settings, message):
 
 
 def test_balance_chooses_in_training_alone():
-    model = build({**INNER["ema"], "balance": {"kind": "sinkhorn"}})
+    model = build({**INNER["ema"], "assignment": {"kind": "sinkhorn"}})
     z = vectors(60, D) * 0.3 + 1  # nearest to few codes of the first level
     nearest = model.encode(z)
     assert len(set(nearest[:, 0].tolist())) < K
@@ -463,4 +465,4 @@ def test_settings_resolve_the_width():
     resolved = settings.resolve(7)
     assert resolved.quantizer.codebook_dim == 7
     assert resolved.build().codes.shape == (2, 5, 7)
-    assert list(settings.ways) == ["quantizer.learning"]
+    assert list(settings.ways) == ["quantizer.update"]

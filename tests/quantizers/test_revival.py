@@ -7,10 +7,10 @@ from pydantic import ValidationError
 from tests.quantizers import assert_same_state, state
 from vqtool import VectorQuantizer
 from vqtool.distributed import Share
-from vqtool.quantizers import CodebookLossLearning, EmaLearning, EntropyLearning, LinearLearning
-from vqtool.quantizers.revival import Revival, RevivalSettings
+from vqtool.quantizers import CodebookLossUpdate, EmaUpdate, EntropyOnlyUpdate, SimVQUpdate
+from vqtool.quantizers.revival import DeadCodeResetSettings, Revival
 
-LEARNINGS = [EntropyLearning(), CodebookLossLearning(), EmaLearning()]
+LEARNINGS = [EntropyOnlyUpdate(), CodebookLossUpdate(), EmaUpdate()]
 
 
 def vectors(n, d=3, seed=0):
@@ -30,7 +30,7 @@ def book(learning, k, d=3):
 @pytest.mark.parametrize("n", [1, 7, 64, 1000])
 @pytest.mark.parametrize("k", [2, 5, 32])
 def test_a_window_is_twenty_hits_of_the_average_code(n, k):
-    codebook, revival = book(EntropyLearning(), k), RevivalSettings(reach=1.0).build(k)
+    codebook, revival = book(EntropyOnlyUpdate(), k), DeadCodeResetSettings(step_size=1.0).build(k)
     before = codebook.weight.detach().clone()
     steps = -(-20 * k // n)
     for number in range(steps):
@@ -56,16 +56,16 @@ def test_codes_with_a_single_hit_in_the_window_stay(learning):
 
 @pytest.mark.parametrize("least", [1, 2, 4])
 def test_codes_with_fewer_hits_than_the_least_are_set_down_anew(least):
-    codebook, revival = book(EntropyLearning(), 5), Revival(5, window=4, least=least)
+    codebook, revival = book(EntropyOnlyUpdate(), 5), Revival(5, window=4, least=least)
     before, z = codebook.weight.detach().clone(), vectors(20)
     step(revival, codebook, z, torch.tensor([1] + [2] * 2 + [3] * 4 + [4] * 13))
     moved = (codebook.weight != before).any(dim=1).tolist()
     assert moved == [hits < least for hits in (0, 1, 2, 4, 13)]
-    assert RevivalSettings(least=least).build(5)._least == least
+    assert DeadCodeResetSettings(min_hits=least).build(5)._least == least
 
 
 def test_codes_are_set_down_on_different_vectors_where_there_are_enough():
-    codebook, revival = book(EntropyLearning(), 8), Revival(8, window=2)
+    codebook, revival = book(EntropyOnlyUpdate(), 8), Revival(8, window=2)
     z = vectors(16)
     step(revival, codebook, z, torch.zeros(16, dtype=torch.int64))
     rows = [z.tolist().index(code) for code in codebook.weight[1:].tolist()]
@@ -74,7 +74,7 @@ def test_codes_are_set_down_on_different_vectors_where_there_are_enough():
 
 @pytest.mark.parametrize("resumed", [None, 0, 1, 2, 3])
 def test_more_dead_codes_than_vectors_are_set_down_in_the_steps_that_follow(resumed):
-    codebook, revival = book(EntropyLearning(), 8), Revival(8, window=1, least=3)
+    codebook, revival = book(EntropyOnlyUpdate(), 8), Revival(8, window=1, least=3)
     before = codebook.weight.detach().clone()
     step(revival, codebook, vectors(6, seed=9), torch.zeros(6, dtype=torch.int64))
     # Seven are dead: the one of two hits is, too.
@@ -93,10 +93,10 @@ def test_more_dead_codes_than_vectors_are_set_down_in_the_steps_that_follow(resu
     assert len({tuple(code) for code in codebook.weight.tolist()}) == 8
 
 
-@pytest.mark.parametrize("learning", [*LEARNINGS, LinearLearning()])
+@pytest.mark.parametrize("learning", [*LEARNINGS, SimVQUpdate()])
 @pytest.mark.parametrize("reach", [0.1, 0.5, 1.0])
 def test_a_code_is_set_down_from_another_towards_a_vector(learning, reach):
-    codebook, revival = book(learning, 4), RevivalSettings(window=1, least=1, reach=reach).build(4)
+    codebook, revival = book(learning, 4), DeadCodeResetSettings(window_hits=1, min_hits=1, step_size=reach).build(4)
     before, z = codebook.codes.detach().clone(), vectors(4)
     revival.gather(z[:3], torch.tensor([0, 2, 2]), Share.alone(3))
     step(revival, codebook, z[3:], torch.tensor([2]))
@@ -106,7 +106,7 @@ def test_a_code_is_set_down_from_another_towards_a_vector(learning, reach):
 
 
 def test_the_next_window_starts_from_nothing():
-    codebook, revival = book(EntropyLearning(), 3), Revival(3, window=2)
+    codebook, revival = book(EntropyOnlyUpdate(), 3), Revival(3, window=2)
     step(revival, codebook, vectors(6), torch.tensor([0, 1, 0, 1, 0, 2]))
     before = codebook.weight.detach().clone()
     step(revival, codebook, vectors(5), torch.tensor([0, 0, 0, 1, 1]))
@@ -117,7 +117,7 @@ def test_the_next_window_starts_from_nothing():
 
 
 def test_the_moving_average_of_a_revived_code_starts_anew_with_the_weight_of_the_average_code():
-    codebook, revival = book(EmaLearning(decay=0.9), 3), Revival(3, window=4)
+    codebook, revival = book(EmaUpdate(decay=0.9), 3), Revival(3, window=4)
     codebook.gather(vectors(6), torch.tensor([0, 1, 2, 0, 1, 2]))
     codebook.update()
     before = state(codebook)
@@ -138,7 +138,7 @@ def test_the_moving_average_of_a_revived_code_starts_anew_with_the_weight_of_the
 
 
 def test_codes_under_a_linear_map_land_on_vectors_too():
-    codebook, revival = book(LinearLearning(), 4), Revival(4, window=2)
+    codebook, revival = book(SimVQUpdate(), 4), Revival(4, window=2)
     with torch.no_grad():
         codebook.transform.copy_(torch.randn(3, 3, generator=torch.Generator().manual_seed(4)))
     before = codebook.codes.detach().clone()
@@ -150,7 +150,7 @@ def test_codes_under_a_linear_map_land_on_vectors_too():
 
 
 def test_gathering_alone_changes_no_state():
-    codebook, revival = book(EntropyLearning(), 4), Revival(4, window=1)
+    codebook, revival = book(EntropyOnlyUpdate(), 4), Revival(4, window=1)
     before = state(revival), state(codebook)
     revival.gather(vectors(20), torch.zeros(20, dtype=torch.int64), Share.alone(20))
     assert_same_state(state(revival), before[0])
@@ -158,14 +158,14 @@ def test_gathering_alone_changes_no_state():
 
 
 def test_batches_gathered_before_one_update_count_together():
-    codebook, revival = book(EntropyLearning(), 4), Revival(4, window=3)
+    codebook, revival = book(EntropyOnlyUpdate(), 4), Revival(4, window=3)
     revival.gather(vectors(6), torch.tensor([1] * 6), Share.alone(6))
     step(revival, codebook, vectors(5, seed=1), torch.tensor([0, 0, 0, 2, 2]))
     assert revival.hits.tolist() == [3, 6, 2, 0]
 
 
 def test_discarded_batches_count_for_nothing():
-    codebook, revival = book(EntropyLearning(), 4), Revival(4, window=1)
+    codebook, revival = book(EntropyOnlyUpdate(), 4), Revival(4, window=1)
     before = codebook.weight.detach().clone()
     revival.gather(vectors(20), torch.zeros(20, dtype=torch.int64), Share.alone(20))
     revival.discard()
@@ -176,7 +176,8 @@ def test_discarded_batches_count_for_nothing():
 
 def test_a_window_goes_on_from_the_state_dict():
     one, other = (
-        VectorQuantizer(8, 3, learning=EmaLearning(), revival=RevivalSettings(window=4)).train() for _ in range(2)
+        VectorQuantizer(8, 3, update=EmaUpdate(), dead_code_reset=DeadCodeResetSettings(window_hits=4)).train()
+        for _ in range(2)
     )
     for seed in range(5):
         one(vectors(5, seed=seed))
@@ -193,10 +194,12 @@ def test_a_window_goes_on_from_the_state_dict():
 
 
 @pytest.mark.parametrize(("reach", "steps"), [(1.0, 6), (0.1, 80)])
-@pytest.mark.parametrize("learning", [*LEARNINGS, LinearLearning()])
+@pytest.mark.parametrize("learning", [*LEARNINGS, SimVQUpdate()])
 def test_a_quantizer_far_from_its_vectors_comes_to_use_every_code(learning, reach, steps):
     torch.manual_seed(0)
-    model = VectorQuantizer(8, 3, learning=learning, revival=RevivalSettings(window=2, reach=reach)).train()
+    model = VectorQuantizer(
+        8, 3, update=learning, dead_code_reset=DeadCodeResetSettings(window_hits=2, step_size=reach)
+    ).train()
     z = torch.randn(64, 3) + 50
     assert len(set(model(z).indices.tolist())) < 3
     model.update()
@@ -207,7 +210,7 @@ def test_a_quantizer_far_from_its_vectors_comes_to_use_every_code(learning, reac
 
 
 def test_no_revival_leaves_dead_codes_where_they_are():
-    model = VectorQuantizer(8, 3, learning=EmaLearning()).train()
+    model = VectorQuantizer(8, 3, update=EmaUpdate()).train()
     before = model.codebook.weight.clone()
     for _ in range(40):
         model(vectors(64))
@@ -218,18 +221,18 @@ def test_no_revival_leaves_dead_codes_where_they_are():
 
 
 def test_a_window_is_at_least_one_hit():
-    assert RevivalSettings().window == 20
-    with pytest.raises(ValidationError, match="window"):
-        RevivalSettings(window=0)
+    assert DeadCodeResetSettings().window_hits == 20
+    with pytest.raises(ValidationError, match="window_hits"):
+        DeadCodeResetSettings(window_hits=0)
 
 
 @pytest.mark.parametrize("reach", [0.0, -0.1, 1.1])
 def test_a_revived_code_goes_some_way_and_no_further_than_its_vector(reach):
-    with pytest.raises(ValidationError, match="reach"):
-        RevivalSettings(reach=reach)
+    with pytest.raises(ValidationError, match="step_size"):
+        DeadCodeResetSettings(step_size=reach)
 
 
-@pytest.mark.parametrize("key", ["window", "least"])
+@pytest.mark.parametrize("key", ["window_hits", "min_hits"])
 def test_more_hits_than_can_be_counted_are_refused(key):
     with pytest.raises(ValidationError, match="less than or equal to"):
-        RevivalSettings(**{key: 2**63})
+        DeadCodeResetSettings(**{key: 2**63})

@@ -87,22 +87,24 @@ def test_codes_keep_the_shape_of_their_indices(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("depth", [0, 1])
-@pytest.mark.parametrize(("temperature", "confidence"), [(0.05, 0.0), (0.3, 0.7), (3.0, 2.0)])
-def test_the_entropy_loss_against_all_codes(kind, depth, temperature, confidence):
-    model = BUILDS[kind](temperature=temperature, confidence=confidence, depth=depth)
+@pytest.mark.parametrize(("temperature", "sample_entropy_weight"), [(0.05, 0.0), (0.3, 0.7), (3.0, 2.0)])
+def test_the_entropy_loss_against_all_codes(kind, depth, temperature, sample_entropy_weight):
+    model = BUILDS[kind](temperature=temperature, sample_entropy_weight=sample_entropy_weight, depth=depth)
     conditioned = model.condition(vectors(40, model.dim)) * 0.4**depth
     soft = joint(model, conditioned)
     batch = sum(entropy(p) for p in marginals(model, soft.mean(dim=0)))
     sample = torch.stack([entropy(p) for p in soft]).mean()
     output = model.quantize(conditioned, model.nearest(conditioned), Share.alone(len(conditioned)))
-    assert float(output.entropy_loss) == pytest.approx(float(-batch + confidence * sample), rel=1e-6, abs=1e-6)
+    assert float(output.entropy_loss) == pytest.approx(
+        float(-batch + sample_entropy_weight * sample), rel=1e-6, abs=1e-6
+    )
     # Of independent dimensions the entropy is at least that of the joint mean.
     assert batch >= entropy(soft.mean(dim=0)) - 1e-9
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_gradient_of_the_entropy_loss_against_all_codes(kind):
-    model = BUILDS[kind](temperature=0.4, confidence=0.7)
+    model = BUILDS[kind](temperature=0.4, sample_entropy_weight=0.7)
     mine, theirs = (vectors(12, model.dim).requires_grad_() for _ in range(2))
     model(mine).entropy_loss.backward()
     soft = joint(model, model.condition(theirs))
@@ -133,7 +135,7 @@ def test_measure_gives_the_raw_sums(kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_losses_are_computed_in_float32_at_least(kind, dtype):
-    model = BUILDS[kind](confidence=0.5)
+    model = BUILDS[kind](sample_entropy_weight=0.5)
     z = vectors(7, model.dim, dtype=dtype)
     output, wide = model(z), model(z.to(torch.promote_types(dtype, torch.float32)))
     assert output.quantized.dtype == dtype
@@ -146,7 +148,7 @@ def test_losses_are_computed_in_float32_at_least(kind, dtype):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_far_beyond_the_values_everything_stays_finite(kind):
-    model = BUILDS[kind](temperature=1e-3, confidence=1.0)
+    model = BUILDS[kind](temperature=1e-3, sample_entropy_weight=1.0)
     z = (1e4 * vectors(9, model.dim, dtype=torch.float32)).requires_grad_()
     output = model(z)
     (output.quantized.sum() + output.entropy_loss + output.commitment_loss).backward()
@@ -168,7 +170,7 @@ def test_there_is_nothing_to_save_and_nothing_to_learn(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_and_evaluation_are_alike(kind):
-    model = BUILDS[kind](confidence=0.3)
+    model = BUILDS[kind](sample_entropy_weight=0.3)
     z = vectors(9, model.dim)
     for trained, evaluated in zip(model.train()(z), model.eval()(z), strict=True):
         assert torch.equal(trained, evaluated)
@@ -178,7 +180,10 @@ def test_training_and_evaluation_are_alike(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_level_further_down_is_the_first_one_made_smaller(kind):
-    first, third = BUILDS[kind](temperature=0.4, confidence=0.3), BUILDS[kind](temperature=0.4, confidence=0.3, depth=2)
+    first, third = (
+        BUILDS[kind](temperature=0.4, sample_entropy_weight=0.3),
+        BUILDS[kind](temperature=0.4, sample_entropy_weight=0.3, depth=2),
+    )
     if kind == "fsq":
         first = FiniteScalarQuantizer([3, 3, 3], 0.4, 0.3)
         third = FiniteScalarQuantizer([3, 3, 3], 0.4, 0.3, depth=2)

@@ -257,14 +257,14 @@ def test_strided_views_have_the_sums_of_what_they_show():
         torch.testing.assert_close(each, expected, **TIGHT)
 
 
-@pytest.mark.parametrize("confidence", [0.0, 0.5])
+@pytest.mark.parametrize("sample_entropy_weight", [0.0, 0.5])
 @pytest.mark.parametrize("wanted", [(True, False), (False, True)])
-def test_either_side_alone_has_the_gradient_it_has_beside_the_other(confidence, wanted):
+def test_either_side_alone_has_the_gradient_it_has_beside_the_other(sample_entropy_weight, wanted):
     inputs = [random_normal(seed, 9, 4) for seed in range(2)]
     both = [tensor.clone().requires_grad_() for tensor in inputs]
-    expected = torch.autograd.grad(entropy_loss(*both, 1.0, confidence), both)
+    expected = torch.autograd.grad(entropy_loss(*both, 1.0, sample_entropy_weight), both)
     one = [tensor.clone().requires_grad_(needed) for tensor, needed in zip(inputs, wanted, strict=True)]
-    entropy_loss(*one, 1.0, confidence).backward()
+    entropy_loss(*one, 1.0, sample_entropy_weight).backward()
     for tensor, needed, gradient in zip(one, wanted, expected, strict=True):
         assert torch.equal(tensor.grad, gradient) if needed else tensor.grad is None
 
@@ -343,12 +343,12 @@ def test_blocks_of_few_codes_are_bounded_by_the_dimensions(monkeypatch):
     assert max(sizes.made) <= 2 * 300  # two numbers a row
 
 
-@pytest.mark.parametrize("confidence", [0.0, 0.5])
+@pytest.mark.parametrize("sample_entropy_weight", [0.0, 0.5])
 @pytest.mark.parametrize(
     ("block", "rows", "most", "expected"),
     [(4 * 300, 1, 1, 4), (300, 6, 10 * 300, 6), (300, 6, 2 * 300, 2), (1, 1, 1, 1)],
 )
-def test_no_matrix_of_vectors_by_codes_is_made(monkeypatch, confidence, block, rows, most, expected):
+def test_no_matrix_of_vectors_by_codes_is_made(monkeypatch, sample_entropy_weight, block, rows, most, expected):
     n, k, d = 1000, 300, 2
     for name, number in (("_BLOCK", block), ("_ROWS", rows), ("_MOST", most)):
         monkeypatch.setattr(soft_assignment, name, number)
@@ -356,7 +356,7 @@ def test_no_matrix_of_vectors_by_codes_is_made(monkeypatch, confidence, block, r
     monkeypatch.setattr("vqtool.threads._THREAD", 1 << 60)  # a dispatch mode sees its own thread alone
     vectors, codebook = random_normal(0, n, d).requires_grad_(), random_normal(1, k, d).requires_grad_()
     with Sizes() as forth:
-        loss = entropy_loss(vectors, codebook, 1.0, confidence)
+        loss = entropy_loss(vectors, codebook, 1.0, sample_entropy_weight)
     with Sizes() as back:
         loss.backward()
     for sizes in (forth, back):

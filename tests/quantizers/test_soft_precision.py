@@ -11,15 +11,15 @@ from vqtool.quantizers import soft_assignment
 from vqtool.quantizers.entropy import entropy_loss
 
 BACKENDS = [torch.backends.mkldnn.matmul, torch.backends.cuda.matmul]
-each_confidence = pytest.mark.parametrize("confidence", [0.0, 0.5])
+each_confidence = pytest.mark.parametrize("sample_entropy_weight", [0.0, 0.5])
 
 
 def leaves(n=300, k=200, d=32):
     return [random_normal(seed, rows, d).requires_grad_() for seed, rows in enumerate((n, k))]
 
 
-def loss_and_gradients(inputs, confidence, loss=entropy_loss):
-    value = loss(*inputs, 8.0, confidence)
+def loss_and_gradients(inputs, sample_entropy_weight, loss=entropy_loss):
+    value = loss(*inputs, 8.0, sample_entropy_weight)
     return value.detach(), *torch.autograd.grad(value, inputs)
 
 
@@ -31,8 +31,8 @@ def assert_same(found, wanted):
 
 @each_confidence
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_vectors_have_the_losses_of_the_same_numbers_in_float32(confidence, dtype):
-    model = VectorQuantizer(11, 6, confidence=confidence)
+def test_half_precision_vectors_have_the_losses_of_the_same_numbers_in_float32(sample_entropy_weight, dtype):
+    model = VectorQuantizer(11, 6, sample_entropy_weight=sample_entropy_weight)
     with torch.no_grad():
         model.codebook.weight.copy_(random_normal(1, 11, 6))
     short = random_normal(0, 40, 6, dtype=dtype).requires_grad_()
@@ -50,9 +50,9 @@ def test_half_precision_vectors_have_the_losses_of_the_same_numbers_in_float32(c
 
 @each_confidence
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_codes_in_half_precision_are_lifted(confidence, dtype):
-    model = VectorQuantizer(11, 6, confidence=confidence).to(dtype)
-    lifted = VectorQuantizer(11, 6, confidence=confidence)
+def test_codes_in_half_precision_are_lifted(sample_entropy_weight, dtype):
+    model = VectorQuantizer(11, 6, sample_entropy_weight=sample_entropy_weight).to(dtype)
+    lifted = VectorQuantizer(11, 6, sample_entropy_weight=sample_entropy_weight)
     lifted.load_state_dict(model.state_dict())
     vectors = random_normal(0, 40, 6, dtype=dtype)
     found, wanted = model(vectors).entropy_loss, lifted(vectors).entropy_loss
@@ -61,12 +61,12 @@ def test_codes_in_half_precision_are_lifted(confidence, dtype):
 
 
 @each_confidence
-def test_autocast_changes_nothing_forth_or_back(confidence):
+def test_autocast_changes_nothing_forth_or_back(sample_entropy_weight):
     inputs = leaves()
-    wanted = loss_and_gradients(inputs, confidence)
+    wanted = loss_and_gradients(inputs, sample_entropy_weight)
     with torch.autocast("cpu", torch.bfloat16):
-        assert_same(loss_and_gradients(inputs, confidence), wanted)
-        value = entropy_loss(*inputs, 8.0, confidence)
+        assert_same(loss_and_gradients(inputs, sample_entropy_weight), wanted)
+        value = entropy_loss(*inputs, 8.0, sample_entropy_weight)
         assert torch.is_autocast_enabled("cpu")
     assert_same([value.detach(), *torch.autograd.grad(value, inputs)], wanted)
 
@@ -74,10 +74,10 @@ def test_autocast_changes_nothing_forth_or_back(confidence):
 @each_confidence
 @pytest.mark.parametrize("precision", ["medium", "high"])
 def test_a_lower_precision_of_products_changes_nothing_and_stays_the_users(
-    monkeypatch, matmul_precision, confidence, precision
+    monkeypatch, matmul_precision, sample_entropy_weight, precision
 ):
     inputs, during = leaves(), []
-    wanted = loss_and_gradients(inputs, confidence)
+    wanted = loss_and_gradients(inputs, sample_entropy_weight)
 
     def spied(work):
         def spy(*arguments):
@@ -89,7 +89,7 @@ def test_a_lower_precision_of_products_changes_nothing_and_stays_the_users(
     for name in ("_sums", "_gradients"):
         monkeypatch.setattr(soft_assignment, name, spied(getattr(soft_assignment, name)))
     matmul_precision(precision)
-    value = entropy_loss(*inputs, 8.0, confidence)
+    value = entropy_loss(*inputs, 8.0, sample_entropy_weight)
     assert torch.get_float32_matmul_precision() == precision
     gradients = torch.autograd.grad(value, inputs)
     assert torch.get_float32_matmul_precision() == precision

@@ -21,21 +21,23 @@ from tests.training import (
 )
 from vqtool.config import RunSettings
 from vqtool.errors import Stopped
-from vqtool.quantizers import CodebookLossLearning, EmaLearning, VectorQuantizer, VectorQuantizerSettings, kmeans
-from vqtool.quantizers.learning import LinearLearning
-from vqtool.quantizers.revival import RevivalSettings
-from vqtool.quantizers.start import _LEAST, KMeansStart, KMeansStartSettings, RandomStartSettings
+from vqtool.quantizers import CodebookLossUpdate, EmaUpdate, VectorQuantizer, VectorQuantizerSettings, kmeans
+from vqtool.quantizers.learning import SimVQUpdate
+from vqtool.quantizers.revival import DeadCodeResetSettings
+from vqtool.quantizers.start import _LEAST, KMeansInitSettings, KMeansStart, RandomInitSettings
 from vqtool.run import Run
 from vqtool.training import train
 
 K, D, FULL = 5, 3, 20
-LEARNINGS = [EmaLearning(), CodebookLossLearning(), LinearLearning()]
+LEARNINGS = [EmaUpdate(), CodebookLossUpdate(), SimVQUpdate()]
 
 
 def quantizer(learning=None, **options):
     torch.manual_seed(0)
-    learning = learning or EmaLearning()
-    return VectorQuantizer(K, D, learning=learning, starter=KMeansStart(K, D, FULL // K), **options).train()
+    learning = learning or EmaUpdate()
+    return VectorQuantizer(
+        K, D, update=learning, init=KMeansInitSettings(latents_per_code=FULL // K), **options
+    ).train()
 
 
 def vectors(n, seed=1, dtype=torch.float32):
@@ -58,7 +60,7 @@ def started_by_hand(sample):
 @pytest.mark.parametrize("learning", LEARNINGS)
 @pytest.mark.parametrize("gradient", ["straight_through", "rotation"])
 def test_vectors_pass_as_they_are_while_codes_wait(learning, gradient):
-    model, z = quantizer(learning, gradient=gradient, confidence=0.5), vectors(8).requires_grad_()
+    model, z = quantizer(learning, gradient_estimator=gradient, sample_entropy_weight=0.5), vectors(8).requires_grad_()
     output = model(z)
     assert torch.equal(output.quantized, z)
     assert torch.equal(output.indices, model.encode(z))
@@ -89,7 +91,7 @@ def test_in_evaluation_the_codes_are_used_such_as_they_are():
 
 
 def test_nothing_else_learns_while_codes_wait():
-    model = quantizer(relative=True, revival=RevivalSettings(window=1))
+    model = quantizer(temperature_unit="quantization_error", dead_code_reset=DeadCodeResetSettings(window_hits=1))
     before = state(model)
     for seed in range(2):
         step(model, vectors(8, seed))
@@ -110,7 +112,7 @@ def test_forward_changes_no_state_while_codes_wait():
 
 
 def test_they_start_exactly_when_the_sample_is_full():
-    model, z = quantizer(EmaLearning(decay=0.9)), vectors(FULL)
+    model, z = quantizer(EmaUpdate(decay=0.9)), vectors(FULL)
     for first in (0, 8):
         step(model, z[first : first + 8])
         assert not model.starter.done
@@ -129,7 +131,7 @@ def test_they_start_exactly_when_the_sample_is_full():
 
 
 def test_from_then_on_they_quantize_and_learn():
-    model = quantizer(EmaLearning(decay=0.5))
+    model = quantizer(EmaUpdate(decay=0.5))
     step(model, vectors(FULL))
     before, z = state(model), vectors(8, seed=2)
     output = step(model, z)
@@ -173,7 +175,7 @@ def test_unit_codes_start_from_unit_vectors():
 
 
 def test_the_error_scale_is_known_from_the_start():
-    model, z = quantizer(relative=True), vectors(FULL)
+    model, z = quantizer(temperature_unit="quantization_error"), vectors(FULL)
     step(model, z)
     error = (z - model.codes[model.encode(z)]).square().mean()
     torch.testing.assert_close(model.scale(), error)
@@ -320,7 +322,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def waiting(settings: RunSettings, vectors: int) -> RunSettings:
     """The same, starting from a sample of so many vectors a code."""
-    quantizer = settings.model.quantizer.model_copy(update={"start": KMeansStartSettings(vectors=vectors)})
+    quantizer = settings.model.quantizer.model_copy(update={"init": KMeansInitSettings(latents_per_code=vectors)})
     return settings.model_copy(update={"model": settings.model.model_copy(update={"quantizer": quantizer})})
 
 
@@ -338,7 +340,7 @@ def sample_sizes(folder: Path, steps: int) -> list[tuple[bool, int]]:
         (MLP, CODEBOOK_LOSS, 4),
         (IDENTITY, {"kind": "ema"}, 5),
         (IDENTITY, CODEBOOK_LOSS, 3),
-        (MLP, {"kind": "linear"}, 6),
+        (MLP, {"kind": "simvq"}, 6),
     ],
     ids=lambda value: value.get("kind", "") if isinstance(value, dict) else str(value),
 )
@@ -397,19 +399,19 @@ def test_a_validation_starts_the_codes_with_what_there_is(tmp_path: Path) -> Non
 
 
 def test_settings_choose_the_start_by_kind():
-    settings = VectorQuantizerSettings.model_validate({"start": {"kind": "kmeans", "vectors": 3}})
-    assert settings.start == KMeansStartSettings(vectors=3)
-    assert VectorQuantizerSettings().start == KMeansStartSettings(vectors=None)
-    assert VectorQuantizerSettings.model_validate({"start": {"kind": "random"}}).start == RandomStartSettings()
-    with pytest.raises(ValidationError, match="vectors"):
-        VectorQuantizerSettings.model_validate({"start": {"kind": "random", "vectors": 3}})
-    with pytest.raises(ValidationError, match="vectors"):
-        KMeansStartSettings(vectors=0)
+    settings = VectorQuantizerSettings.model_validate({"init": {"kind": "kmeans", "latents_per_code": 3}})
+    assert settings.init == KMeansInitSettings(latents_per_code=3)
+    assert VectorQuantizerSettings().init == KMeansInitSettings(latents_per_code=None)
+    assert VectorQuantizerSettings.model_validate({"init": {"kind": "random"}}).init == RandomInitSettings()
+    with pytest.raises(ValidationError, match="latents_per_code"):
+        VectorQuantizerSettings.model_validate({"init": {"kind": "random", "latents_per_code": 3}})
+    with pytest.raises(ValidationError, match="latents_per_code"):
+        KMeansInitSettings(latents_per_code=0)
 
 
 def test_settings_build_what_gathers_the_sample():
-    assert RandomStartSettings().build(K, D) is None
-    starter = KMeansStartSettings(vectors=4).build(K, D)
+    assert RandomInitSettings().build(K, D) is None
+    starter = KMeansInitSettings(latents_per_code=4).build(K, D)
     assert set(starter.state_dict()) == {"done", "sample"}
     assert starter.sample.shape == (0, D)
     recorder = Recorder(starter)
@@ -421,4 +423,4 @@ def test_settings_build_what_gathers_the_sample():
 
 def test_more_latents_than_anyone_waits_for_are_refused() -> None:
     with pytest.raises(ValidationError, match="less than or equal to 65536"):
-        KMeansStartSettings(vectors=2**62)
+        KMeansInitSettings(latents_per_code=2**62)

@@ -14,14 +14,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vqtool.config import RunSettings
-from vqtool.quantizers.start import RandomStartSettings
+from vqtool.quantizers.start import RandomInitSettings
 from vqtool.run import Run
 from vqtool.training.batches import Batches
 
 MLP = {"kind": "mlp", "width": 8, "layers": 1}
 IDENTITY = {"kind": "identity"}
 CODEBOOK_LOSS = {"kind": "codebook_loss"}
-ENTROPY = {"kind": "entropy"}
+ENTROPY = {"kind": "entropy_only"}
 
 
 def vectors() -> np.ndarray:
@@ -45,8 +45,8 @@ def tiny(
     """Settings of a run of 8 steps on an array, which is kept in `folder`; 60 vectors where it is left out."""
     np.save(folder / "data.npy", vectors() if array is None else array)
     # Dead codes are revived every other step.
-    quantizer = {"kind": "vector", "codebook_size": 8, "revival": {"window": 4}}
-    quantizer |= {"learning": learning} if learning else {}
+    quantizer = {"kind": "vector", "codebook_size": 8, "dead_code_reset": {"window_hits": 4}}
+    quantizer |= {"update": learning} if learning else {}
     few = {"steps": 8, "batch_size": 16, "warmup_steps": 2, "learning_rate": 0.01, "device": "cpu"}
     often = {"log_every": 1, "validate_every": 3, "checkpoint_every": 3}
     return RunSettings.model_validate(
@@ -63,7 +63,7 @@ def tiny(
 
 def from_random(settings: RunSettings) -> RunSettings:
     """The same, with codes that need not wait for a sample to start from."""
-    quantizer = settings.model.quantizer.model_copy(update={"start": RandomStartSettings()})
+    quantizer = settings.model.quantizer.model_copy(update={"init": RandomInitSettings()})
     return settings.model_copy(update={"model": settings.model.model_copy(update={"quantizer": quantizer})})
 
 

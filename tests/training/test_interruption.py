@@ -28,7 +28,9 @@ def settings_in(folder: Path, **training: Any) -> RunSettings:
     """A run of eight steps over three epochs, with every kind of state there is."""
     settings = tiny(folder, loss={"entropy": 0.1}, learning={"kind": "ema", "decay": 0.9}, **training)
     # A window of three steps, of which the checkpoint of step 3 has seen two.
-    return with_quantizer(settings, temperature_unit="error", revival={"window": 6, "least": 5})
+    return with_quantizer(
+        settings, temperature_unit="quantization_error", dead_code_reset={"window_hits": 6, "min_hits": 5}
+    )
 
 
 def with_quantizer(settings: RunSettings, **changes: Any) -> RunSettings:
@@ -72,7 +74,7 @@ def test_whenever_a_signal_is_heeded_the_run_goes_on_to_the_same_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantizer: str
 ) -> None:
     settings = tiny(tmp_path, loss={"entropy": 0.1}, steps=5, validate_every=2)
-    inner = settings.model.quantizer.model_dump() | {"codebook_dim": 4, "temperature_unit": "error"}
+    inner = settings.model.quantizer.model_dump() | {"codebook_dim": 4, "temperature_unit": "quantization_error"}
     sizes = {"product": {"groups": 2}, "residual": {"levels": 2}}
     block = {"kind": quantizer, **sizes[quantizer], "quantizer": inner} if quantizer in sizes else inner
     model = {**settings.model.model_dump(), "quantizer": block}
@@ -180,7 +182,7 @@ def test_each_piece_of_state_is_needed(tmp_path: Path, forgotten: str) -> None:
 def test_the_sample_that_codes_wait_for_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "_LONGEST_WAIT", 1.0)
     settings = tiny(tmp_path, encoder=IDENTITY, validate_every=8, checkpoint_every=3)
-    settings = with_quantizer(settings, start={"kind": "kmeans", "vectors": 10})
+    settings = with_quantizer(settings, init={"kind": "kmeans", "vectors": 10})
     train(settings, tmp_path / "straight")
     kill_and_resume(settings, tmp_path / "run", 4)
     assert same(outcome(tmp_path / "run"), outcome(tmp_path / "straight"))

@@ -15,9 +15,9 @@ from vqtool.training.prepare import prepare
 
 FAMILIES: dict[str, tuple[SampleSpec, dict[str, Any]]] = {
     "mlp": (SampleSpec("C", 3, (), None, "float32"), {"width": 8}),
-    "conv1d": (SampleSpec("CT", 3, (8,), None, "float32"), {"width": 8, "halvings": 1}),
-    "conv2d": (SampleSpec("HW", 1, (8, 8), 5, "int64"), {"width": 8, "halvings": 1}),
-    "transformer": (SampleSpec("HW", 1, (8, 8), 5, "int64"), {"width": 8, "depth": 1, "positions": 3}),
+    "conv1d": (SampleSpec("CT", 3, (8,), None, "float32"), {"width": 8, "downsamples": 1}),
+    "conv2d": (SampleSpec("HW", 1, (8, 8), 5, "int64"), {"width": 8, "downsamples": 1}),
+    "transformer": (SampleSpec("HW", 1, (8, 8), 5, "int64"), {"width": 8, "depth": 1, "num_tokens": 3}),
 }
 
 
@@ -27,7 +27,7 @@ def schedule(**changes: Any) -> TrainingSettings:
 
 def model_of(family: str, learning: dict[str, Any]) -> Autoencoder:
     spec, sizes = FAMILIES[family]
-    quantizer = {"kind": "vector", "codebook_size": 8, "learning": learning}
+    quantizer = {"kind": "vector", "codebook_size": 8, "update": learning}
     settings = ModelSettings.model_validate({"encoder": {"kind": family, **sizes}, "quantizer": quantizer})
     return Autoencoder(resolve_model(settings, spec), spec, (0.0,) * spec.channels, (1.0,) * spec.channels)
 

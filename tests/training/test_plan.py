@@ -17,7 +17,7 @@ from vqtool.training.prepare import prepare
 
 def test_it_agrees_with_data_and_settings(tmp_path: Path) -> None:
     images = np.random.default_rng(0).random((30, 1, 9, 8), dtype=np.float32)
-    encoder = {"kind": "conv2d", "width": 8, "halvings": 1, "blocks": 1}
+    encoder = {"kind": "conv2d", "width": 8, "downsamples": 1, "res_blocks": 1}
     plan = plan_run(tiny(tmp_path, images, encoder=encoder, batch_size=16, steps=9), tmp_path / "run")
     assert (plan.run_dir, plan.exists, plan.device) == (str(tmp_path / "run"), False, "cpu")
     assert (plan.spec.layout, plan.spec.row_shape, plan.spec.dtype) == ("CHW", (1, 9, 8), "float32")

@@ -132,4 +132,4 @@ def test_what_needs_no_data_is_told_before_they_are_opened(tmp_path: Path) -> No
     with pytest.raises(ConfigError) as error:
         prepare(settings)
     keys = [line.split(":")[0] for line in str(error.value).splitlines()]
-    assert keys == ["device", "model.quantizer.learning.kind"]
+    assert keys == ["device", "model.quantizer.update.kind"]

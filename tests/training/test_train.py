@@ -33,8 +33,8 @@ from vqtool.errors import CheckpointError, ConfigError, DataError, Stopped
 from vqtool.run import Run
 from vqtool.training import plan_run, run_folder, train
 
-CONV2D = {"kind": "conv2d", "width": 8, "halvings": 1, "blocks": 1}
-TRANSFORMER = {"kind": "transformer", "width": 8, "depth": 1, "positions": 3, "patch": 2, "heads": 2}
+CONV2D = {"kind": "conv2d", "width": 8, "downsamples": 1, "res_blocks": 1}
+TRANSFORMER = {"kind": "transformer", "width": 8, "depth": 1, "num_tokens": 3, "patch_size": 2, "heads": 2}
 GRIDS = np.random.default_rng(0).integers(0, 3, (40, 4, 5))
 IMAGES = np.random.default_rng(0).random((40, 1, 5, 5), dtype=np.float32)
 

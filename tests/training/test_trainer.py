@@ -390,10 +390,13 @@ def test_a_validation_that_is_not_finite_ends_training(tmp_path: Path, monkeypat
     [
         ({"kind": "mlp", "width": 8}, None),
         (
-            {"kind": "conv2d", "width": 8, "halvings": 1, "blocks": 1},
+            {"kind": "conv2d", "width": 8, "downsamples": 1, "res_blocks": 1},
             np.random.default_rng(0).integers(0, 3, (20, 4, 4)),
         ),
-        ({"kind": "transformer", "width": 8, "depth": 1, "patch": 2}, np.random.default_rng(0).random((20, 1, 4, 5))),
+        (
+            {"kind": "transformer", "width": 8, "depth": 1, "patch_size": 2},
+            np.random.default_rng(0).random((20, 1, 4, 5)),
+        ),
     ],
     ids=["mlp", "conv2d", "transformer"],
 )

@@ -135,6 +135,6 @@ def test_a_single_sample_has_no_other_to_be_shuffled_with(tmp_path: Path) -> Non
 
 
 def test_tokens_are_positions_of_all_training_samples(tmp_path: Path, script: Any) -> None:
-    encoder = {"kind": "mlp", "width": 8, "positions": 3}
+    encoder = {"kind": "mlp", "width": 8, "num_tokens": 3}
     train(tiny(tmp_path, encoder=encoder), tmp_path / "run")
     assert script[1][-1].tokens == 48 * 3

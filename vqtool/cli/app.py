@@ -18,8 +18,8 @@ from vqtool.errors import Stopped, TrainingError, VqtoolError
 from vqtool.launcher import place
 from vqtool.printable import printable
 
-# For commands that have no setting of their own to lower: they work in pieces of one size.
-_ADVICE = "free some, give fewer rows, or name another --device"
+# For commands without a setting to lower: they work in chunks of a fixed size.
+_ADVICE = "free memory, pass fewer rows, or choose another --device"
 
 
 class Commands(TyperGroup):
@@ -80,10 +80,10 @@ app = typer.Typer(
 @app.callback()
 def _vqtool(
     _: Annotated[
-        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Say which version this is.")
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Train, use and inspect vector-quantised autoencoders."""
+    """Train, use and inspect vector-quantized autoencoders."""
 
 
 app.command()(init)

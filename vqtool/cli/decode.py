@@ -10,14 +10,21 @@ from vqtool.cli.output import DeviceOption, JsonOption, OverwriteOption, RunArgu
 
 def decode(
     run: RunArgument,
-    indices: Annotated[Path, typer.Argument(metavar="FILE.npy", help="An index file.", show_default=False)],
-    out: Annotated[Path, typer.Option(metavar="DATA.npy", help="The array to write.", show_default=False)],
-    levels: Annotated[int | None, typer.Option(min=1, help="Decode from the first levels alone.")] = None,
+    indices: Annotated[
+        Path, typer.Argument(metavar="FILE.npy", help="Index file, as written by encode.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(metavar="DATA.npy", help="Array file to write.", show_default=False)],
+    levels: Annotated[
+        int | None, typer.Option(min=1, help="Number of levels to decode, from the first; default: all.")
+    ] = None,
     device: DeviceOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the array that an index file stands for, in the data's own units and type."""
+    """Decode an index file to an array.
+
+    The array has the units, layout and dtype of the training data.
+    """
     from vqtool.tokenizer import load
     from vqtool.transcode import decode_file
 

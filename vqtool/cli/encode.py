@@ -24,35 +24,40 @@ if TYPE_CHECKING:
 
 def encode(
     run: RunArgument,
-    out: Annotated[Path, typer.Option(metavar="FILE.npy", help="The index file.", show_default=False)],
+    out: Annotated[Path, typer.Option(metavar="FILE.npy", help="Index file to write.", show_default=False)],
     data: DataArgument = None,
     batch_size: Annotated[
         int,
         typer.Option(
-            min=1, help="Rows read at a time, in whole chunks and four of them at the most; changes no index."
+            min=1, help="Rows to read at a time, rounded up to whole chunks, four at most. Does not change indices."
         ),
     ] = 4096,
     key: KeyOption = None,
     device: DeviceOption = None,
     overwrite: OverwriteOption = False,
     unique: Annotated[
-        bool, typer.Option("--unique", help="Append a level that makes every row unique: semantic ids.")
+        bool, typer.Option("--unique", help="Append a level that makes the id of every row unique (semantic ids).")
     ] = False,
     extend: Annotated[
         Path | None,
-        typer.Option(metavar="OLD.npy", help="With --unique: an earlier file of the first rows, whose ids stay."),
+        typer.Option(metavar="OLD.npy", help="With --unique: index file of the first rows; their ids stay the same."),
     ] = None,
     part: Annotated[
         str | None,
-        typer.Option(metavar="3/16", help="Only this part of the rows; whoever completes the set joins the parts."),
+        typer.Option(
+            metavar="I/N", help="Encode part I of N only, e.g. 3/16. The last part to finish joins all parts."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the indices of DATA, or of the run's own data, and a manifest beside them."""
+    """Encode data to an index file and its manifest.
+
+    Without DATA, encode the run's own data, all rows in order.
+    """
     if extend and not unique:
-        raise typer.BadParameter("--extend goes with --unique")
+        raise typer.BadParameter("--extend needs --unique")
     if unique and (part or place().size > 1):
-        raise typer.BadParameter("--unique counts over all rows at once: leave out --part, and use one process")
+        raise typer.BadParameter("--unique needs all rows in one process; run one process without --part")
     from vqtool.parts import Part, encode_part
     from vqtool.tokenizer import load
     from vqtool.transcode import encode_file, encode_unique_file
@@ -74,7 +79,7 @@ def encode(
         return
     tell(
         f"{out}: {manifest.dtype} {tuple(manifest.shape)}, grid {tuple(manifest.grid)}; "
-        f"what it is stands in {out.with_suffix('.json')}"
+        f"manifest: {out.with_suffix('.json')}"
     )
 
 
@@ -82,4 +87,4 @@ def _tell_part(out: Path, part: "Part", as_json: bool) -> None:
     if as_json:
         print_json({"out": str(out), "part": part.number, "of": part.of, "joined": False})
     else:
-        tell(f"{out}: part {part.number} of {part.of} is done; others are still to come")
+        tell(f"{out}: part {part.number} of {part.of} written; other parts are missing")

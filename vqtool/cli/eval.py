@@ -27,11 +27,15 @@ def evaluate(
     key: KeyOption = None,
     device: DeviceOption = None,
     with_rate_distortion: Annotated[
-        bool, typer.Option("--rate-distortion", help="Set the codes beside k-means on the run's own latents.")
+        bool,
+        typer.Option("--rate-distortion", help="Compare the quantization error with k-means on the run's latents."),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say how well DATA, or the run's validation part, comes back from its indices."""
+    """Measure how well data is reconstructed from its indices.
+
+    Without DATA, evaluate the run's validation split.
+    """
     from vqtool.tokenizer import load
 
     tokenizer = load(run, device)
@@ -61,22 +65,22 @@ def _rows(report: "Report") -> list[tuple[str, ...]]:
     fidelity, evaluation = report.fidelity, report.evaluation
     rows: list[tuple[str, ...]] = [("samples", f"{evaluation.samples:,}", "")]
     if fidelity.accuracy is not None:
-        least = f"; the most common class everywhere would have {fidelity.baseline_accuracy:.4%}"
-        rows.append(("accuracy", f"{fidelity.accuracy:.4%}", f"cells whose class comes back{least}"))
+        baseline = f"always the most common class: {fidelity.baseline_accuracy:.4%}"
+        rows.append(("accuracy", f"{fidelity.accuracy:.4%}", f"cells with the correct class; {baseline}"))
     if fidelity.mse is not None:
-        rows.append(("mse", f"{fidelity.mse:.6g}", "mean squared error, in the data's own units"))
+        rows.append(("mse", f"{fidelity.mse:.6g}", "mean squared error, in the units of the data"))
         nmse = "none" if fidelity.nmse is None else f"{fidelity.nmse:.6g}"
-        rows.append(("nmse", nmse, "mse over the data's variance about its mean: 0 is perfect, 1 says nothing"))
+        rows.append(("nmse", nmse, "mse / variance of the data; 0: perfect, 1: no better than the mean"))
     units = {
-        "total": "all of them, weighted",
-        "reconstruction": "in normalised units" if fidelity.accuracy is None else "of classes, in nats",
-        "commitment": "squared, in the latents' units",
-        "entropy": "in nats",
+        "total": "weighted sum",
+        "reconstruction": "in normalised units" if fidelity.accuracy is None else "cross-entropy, in nats",
+        "commitment": "mean squared, in the units of the latents",
+        "entropy": "in nats; lower: more even usage",
     }
-    rows.append(("bits per sample", f"{report.bits_per_sample:,.1f}", "positions times log2 of the codes"))
+    rows.append(("bits per sample", f"{report.bits_per_sample:,.1f}", "tokens per sample * log2(codebook size)"))
     rows += [(f"loss/{name}", f"{value:.4g}", units[name]) for name, value in evaluation.losses.items()]
     if evaluation.distinct:
-        ids = f"{evaluation.distinct.ids:,} distinct ids of {evaluation.distinct.rows:,} rows"
+        ids = f"{evaluation.distinct.ids:,} distinct ids in {evaluation.distinct.rows:,} rows"
         rows.append(("collision rate", f"{evaluation.distinct.collision_rate:.4%}", ids))
     for number, level in enumerate(evaluation.levels):
         name = "usage" if len(evaluation.levels) == 1 else f"level {number} usage"
@@ -90,11 +94,11 @@ def _rate_distortion_rows(found: "RateDistortion") -> list[tuple[str, ...]]:
     what = f"k-means on {found.fitted_on:,} training latents, best of {found.n_init} runs"
     reference = "none" if found.reference is None else f"{found.reference:.4g}"
     rows: list[tuple[str, ...]] = [
-        ("quantizing error", f"{found.error:.4g}", "of a latent's dimension, squared"),
+        ("quantization error", f"{found.error:.4g}", "mean squared, per latent dimension"),
         ("reference", reference, what if found.reference is not None else "fewer training latents than codes"),
     ]
     if found.ratio is not None:
         rows.append(("error / reference", f"{found.ratio:.3f}", "1: as good as k-means; above: worse"))
     if found.shannon_bound is not None:
-        rows.append(("Shannon bound", f"{found.shannon_bound:.4g}", "mse below which no code of so many bits can go"))
+        rows.append(("Shannon bound", f"{found.shannon_bound:.4g}", "lowest mse that any code of this rate can reach"))
     return rows

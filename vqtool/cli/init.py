@@ -1,5 +1,6 @@
 """`vqtool init`: the shipped recipes."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -9,16 +10,24 @@ from vqtool.cli.output import print_rich, table, tell
 
 
 def init(
-    recipe: Annotated[str | None, typer.Argument(help="Which to write out; left out, they are listed.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where to; left out, RECIPE.yaml.")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="Recipe to write; default: list all recipes.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Config file to write; default: RECIPE.yaml.")] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Also write schema.json beside it, for completion in editors.")
+    ] = False,
 ) -> None:
-    """List the shipped recipes, or write one out to start from."""
+    """List the shipped recipes, or write one as a config to start from."""
     from vqtool.recipes import recipes, write_recipe
 
     if recipe is None:
-        if out is not None:
-            raise typer.BadParameter("--out needs a RECIPE to write")
+        if out is not None or schema:
+            raise typer.BadParameter("--out and --schema need a RECIPE to write")
         print_rich(table([(name, summary) for name, summary in recipes().items()]))
         return
-    written = write_recipe(recipe, out)
-    tell(f"{written}: written; next: vqtool train --config {written}")
+    written = write_recipe(recipe, out, schema)
+    command = f"vqtool train --config {shlex.quote(str(written))}"
+    tell(f"{written} written; next:")
+    tell(f"  {command}  # on synthetic data")
+    tell(f"  {command} --set data.path=YOUR.npy  # on your own array")

@@ -18,30 +18,32 @@ if TYPE_CHECKING:
 def inspect(
     targets: Annotated[
         list[Path],
-        typer.Argument(metavar="TARGET...", help="Runs, folders of runs, or index files.", show_default=False),
+        typer.Argument(
+            metavar="TARGET...", help="Run directories, folders of runs, or index files.", show_default=False
+        ),
     ],
     data: Annotated[
-        str | None, typer.Option(help="Count codes on this data; left out, on the best validation pass.")
+        str | None, typer.Option(help="Count codes on this data; default: the best validation pass.")
     ] = None,
     key: KeyOption = None,
     device: DeviceOption = None,
     report: Annotated[
-        Path | None, typer.Option(metavar="FILE.html", help="Write a page to look at, too.", show_default=False)
+        Path | None, typer.Option(metavar="FILE.html", help="Also write an HTML report.", show_default=False)
     ] = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show how a codebook is used: is it healthy?"""
+    """Report codebook health: usage, findings, and what to change."""
     if overwrite and not report:
-        raise typer.BadParameter("it replaces a --report, and there is none", param_hint="--overwrite")
+        raise typer.BadParameter("needs --report", param_hint="--overwrite")
     from vqtool.inspection import compare, inspect, render, write_report
 
     faults: list[tuple[Path, VqtoolError]] = []
-    left_out = partial(_leave_out, faults)
+    skipped = partial(_leave_out, faults)
     if report:
-        found = write_report(report, targets, data, key, device, overwrite=overwrite, left_out=left_out)
+        found = write_report(report, targets, data, key, device, overwrite=overwrite, skipped=skipped)
     else:
-        found = inspect(targets, data, key, device, left_out)
+        found = inspect(targets, data, key, device, skipped)
     if as_json:
         alone = [inspection.target for inspection in found] == [str(target) for target in targets] and len(found) == 1
         written = {"report": str(report)} if report else {}
@@ -52,18 +54,18 @@ def inspect(
     if len(found) > 1:
         print_rich(compare(found))
     if report:
-        print(f"\n{report}: the page, to open in a browser")
+        print(f"\nreport: {report}")
 
 
 def _leave_out(faults: list[tuple[Path, VqtoolError]], target: Path, error: VqtoolError) -> None:
     faults.append((target, error))
-    say(f"vqtool: {target} is left out: {_line(error)}")
+    say(f"vqtool: {target} skipped: {_line(error)}")
 
 
 def _of_several(found: Sequence["Inspection"], faults: Sequence[tuple[Path, VqtoolError]]) -> dict[str, Any]:
     return {
         "targets": [_fields(inspection) for inspection in found],
-        "left_out": [{"target": str(target), "error": _line(error)} for target, error in faults],
+        "skipped": [{"target": str(target), "error": _line(error)} for target, error in faults],
     }
 
 

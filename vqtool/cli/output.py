@@ -14,15 +14,15 @@ from vqtool.printable import printable, well_formed
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.", show_default=False)]
 DataArgument = Annotated[
     str | None,
-    typer.Argument(metavar="DATA", help="A tensor file, a folder of them, or a glob.", show_default=False),
+    typer.Argument(metavar="DATA", help="Tensor file, folder of tensor files, or glob.", show_default=False),
 ]
-KeyOption = Annotated[str | None, typer.Option(help="The name of the array in a file of several.")]
-DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1; left out, as the run says.")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it is there.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else.")]
+KeyOption = Annotated[str | None, typer.Option(help="Name of the array, for files that hold several.")]
+DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1; default: the device of the run.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the output file if it exists.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")]
 
 
 def print_json(value: Any) -> None:

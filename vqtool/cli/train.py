@@ -16,25 +16,31 @@ if TYPE_CHECKING:
 
 
 def train(
-    config: Annotated[Path, typer.Option(help="The config, a YAML file.", show_default=False)],
+    config: Annotated[Path, typer.Option(help="Config file (YAML).", show_default=False)],
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a dotted key of the config; may be repeated."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Override a config key, e.g. training.steps=100; may be repeated."
+        ),
     ] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Where the run goes; left out, runs/<name>.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that is there, if any.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
-    allow_data_change: Annotated[
-        bool, typer.Option("--allow-data-change", help="Go on although the data have changed since the run began.")
+    run_dir: Annotated[Path | None, typer.Option(help="Run directory; default: runs/<name>.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in the run directory, or start one.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, train nothing.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the run directory.")] = False,
+    allow_data_change: Annotated[
+        bool, typer.Option("--allow-data-change", help="With --resume: accept data that changed since the run started.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check config, data, model and memory without training.")
+    ] = False,
     device: Annotated[str | None, typer.Option(help="Short for --set training.device=...")] = None,
     key: Annotated[str | None, typer.Option(help="Short for --set data.key=...")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a tokenizer on the data that a config names."""
+    """Train a tokenizer as described by a config."""
     if resume and overwrite:
-        raise typer.BadParameter("--resume and --overwrite exclude each other")
+        raise typer.BadParameter("--resume and --overwrite cannot be combined")
     from vqtool.config import load_config
     from vqtool.training import plan_run, run_folder, train
 
@@ -59,7 +65,7 @@ def train(
         table(_summary_rows(summary), ("", f"best (step {summary['best_step']})", f"last (step {summary['steps']})"))
     )
     tell("")
-    tell(f"The run is in {folder}, {summary['seconds']:,.0f} s of training. Next:")
+    tell(f"run: {folder} ({summary['seconds']:,.0f} s of training); next:")
     for following in ("vqtool encode {} --out tokens.npy", "vqtool inspect {}", "tensorboard --logdir {}"):
         tell("  " + following.format(shlex.quote(str(folder))))
 
@@ -86,14 +92,24 @@ def _plan_rows(plan: "Plan") -> list[tuple[str, ...]]:
     spec = plan.spec
     kind = f"{spec.classes} classes" if spec.classes else f"values, normalize {plan.normalize}"
     return [
-        ("run directory", plan.run_dir + (" (holds a run already)" if plan.exists else "")),
+        ("run directory", plan.run_dir + (" (contains a run)" if plan.exists else "")),
         ("device", plan.device),
-        ("rows", f"{spec.row_shape} {spec.dtype}, layout {spec.layout}, {kind}"),
+        ("data", f"rows {spec.row_shape} {spec.dtype}, layout {spec.layout}, {kind}"),
         ("samples", f"{plan.training_samples:,} to train, {plan.validation_samples:,} to validate"),
-        ("codes", f"grid {tuple(plan.grid)} from {plan.codebook_sizes} codes of {plan.codebook_dim} dimensions"),
-        ("bits a sample", f"{plan.bits_per_sample:,.1f}"),
+        ("tokens", f"grid {tuple(plan.grid)}, codebook sizes {plan.codebook_sizes}, codebook dim {plan.codebook_dim}"),
+        ("bits per sample", f"{plan.bits_per_sample:,.1f}"),
         ("parameters", f"{plan.parameters:,}"),
         ("length", f"{plan.steps:,} steps, {plan.epochs:,.1f} epochs"),
-        ("memory", f"about {plan.memory_bytes / 1e6:,.0f} MB at most, mapped data aside"),
-        ("first loss", f"{plan.first_loss:.4g}"),
+        ("time", _time(plan)),
+        ("memory", f"about {plan.memory_bytes / 1e6:,.0f} MB at most, without memory-mapped data"),
+        ("first loss", f"{plan.first_loss:.4g} (reconstruction)"),
     ]
+
+
+def _time(plan: "Plan") -> str:
+    from vqtool.progress import duration
+
+    parts = [f"{plan.seconds_per_step:.2g} s a step", f"{plan.seconds_per_validation:.2g} s per validation"]
+    if plan.seconds_of_initialisation:
+        parts.append(f"initialisation about {duration(plan.seconds_of_initialisation)}")
+    return f"about {duration(plan.seconds)} ({', '.join(parts)})"

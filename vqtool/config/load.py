@@ -15,9 +15,9 @@ from vqtool.errors import ConfigError
 from vqtool.files import replacing
 from vqtool.printable import well_formed
 
-# A config is a page or two; what is larger is something else.
+# Larger files are not configs.
 _LARGEST = 1 << 20
-# Who has more problems than these mends the first, and asks again.
+# Errors shown at most.
 _MOST_PROBLEMS = 100
 
 
@@ -45,7 +45,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
         if path.stem == well_formed(path.stem):
             tree.values["name"] = path.stem
         else:
-            tree.problems.append(f"{path}: name: missing, and what the file is called is no UTF-8 text; give one")
+            tree.problems.append(f"{path}: name: missing, and the file name is not valid UTF-8; set name")
     problems: Iterable[str] = tree.problems
     try:
         settings = RunSettings.model_validate(tree.values)
@@ -53,7 +53,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
         problems = chain(problems, describe(error, tree, RunSettings))
     found = list(islice(problems, _MOST_PROBLEMS + 1))
     if len(found) > _MOST_PROBLEMS:
-        found[-1] = "and more"
+        found[-1] = f"more errors follow; only the first {_MOST_PROBLEMS} are shown"
     if found:
         raise ConfigError(*found)
     return settings
@@ -71,10 +71,10 @@ def _read(path: Path) -> str:
         with path.open("rb") as file:
             content = file.read(_LARGEST + 1)  # no more, for a device has neither size nor end
         if len(content) > _LARGEST:
-            raise ConfigError(f"{path}: over {_LARGEST:,} bytes; not a config")
+            raise ConfigError(f"{path}: larger than {_LARGEST:,} bytes; not a config file")
         return content.decode()
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file; `vqtool init` lists recipes to start from") from error
+        raise ConfigError(f"{path}: file does not exist; `vqtool init` lists recipes to start from") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -9,12 +9,15 @@ from vqtool.errors import ConfigError
 
 
 def apply_overrides(tree: Tree, overrides: Sequence[str], root: Block) -> None:
-    """Write overrides into a tree. Those that choose a `kind` go first, the outer ones before the inner.
+    """Write overrides into a tree: first those that set a `kind`, outer blocks before inner ones.
 
     Raises:
         ConfigError: one is not KEY=VALUE.
     """
     pairs = [_parse(override) for override in overrides]
+    paths = {path for path, _ in pairs}
+    if ("data", "path") in paths and ("data", "kind") not in paths:
+        pairs.append((("data", "kind"), read_yaml("tensors", "--set data.path")))
     for path, value in sorted(pairs, key=lambda pair: (pair[0][-1] != "kind", len(pair[0]))):
         _set(tree, path, value, root)
 
@@ -27,7 +30,7 @@ def _parse(override: str) -> tuple[tuple[str, ...], Tree]:
     try:
         return path, read_yaml(text, f"--set {key.strip()}")
     except ConfigError as error:
-        raise ConfigError(f"{error}; a text that YAML reads as something else wants quotes of its own") from error
+        raise ConfigError(f"{error}; quote text that has YAML syntax, e.g. --set 'name=\"a: b\"'") from error
 
 
 def _set(tree: Tree, path: tuple[str, ...], value: Tree, block: Block | None) -> None:

@@ -1,5 +1,7 @@
 """The whole run as typed, frozen settings. It only composes: each block stands beside what it configures."""
 
+from typing import Any, Literal
+
 from pydantic import Field, field_validator
 
 from vqtool.autoencoder import ModelSettings
@@ -13,20 +15,32 @@ _LONGEST_NAME = 255
 
 
 class RunSettings(Settings):
-    """All that a run depends on."""
+    """Config of one run."""
 
-    name: str | None = Field(None, min_length=1, description="left out: the config file's")
-    seed: int = Field(0, ge=0, lt=2**32, description="of weights, split, order and synthetic samples")
-    data: DataKind = Field(description="where samples come from")
-    model: ModelSettings = Field(description="what is trained")
-    loss: LossSettings = Field(LossSettings(), description="what it is trained by")
-    training: TrainingSettings = Field(TrainingSettings(), description="how")
+    format_version: Literal[1] = Field(1, description="version of the format of this file")
+    name: str | None = Field(
+        None,
+        min_length=1,
+        description="name of the run and of its directory runs/<name>; null: name of the config file",
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of weights, split, batch order and synthetic samples")
+    data: DataKind = Field(description="samples to train on and to validate on")
+    model: ModelSettings = Field(description="encoder, quantizer and decoder")
+    loss: LossSettings = Field(LossSettings(), description="loss and its weights")
+    training: TrainingSettings = Field(TrainingSettings(), description="optimization, validation and checkpoints")
+
+    @field_validator("format_version", mode="before")
+    @classmethod
+    def _is_supported(cls, version: Any) -> Any:
+        if type(version) is not int or version != 1:
+            raise ValueError("this version of vqtool reads format_version 1 only; update vqtool to read this config")
+        return version
 
     @field_validator("name")
     @classmethod
     def _is_a_folder_name(cls, name: str | None) -> str | None:
         if name is not None and (set(name) <= {"."} or any(c in "/\\" or not c.isprintable() for c in name)):
-            raise ValueError("expected a name that a folder can have, without slashes")
+            raise ValueError("expected a valid folder name, without slashes")
         if name is not None and len(name.encode()) > _LONGEST_NAME:
-            raise ValueError(f"expected a name of at most {_LONGEST_NAME} bytes, as a folder can have")
+            raise ValueError(f"expected a folder name of at most {_LONGEST_NAME} bytes")
         return name

@@ -22,27 +22,40 @@ BEST_METRICS = {
 
 
 class TrainingSettings(Settings):
-    """How long, how fast, and what is kept along the way. All intervals are in steps."""
+    """Optimization, validation and checkpoints. All intervals are in steps."""
 
-    steps: int = Field(2000, ge=1, description="updates of the weights")
-    batch_size: int = Field(128, ge=1, le=1 << 24, description="samples a step")
-    learning_rate: float = Field(1e-3, gt=0, description="of AdamW, after warm-up")
-    warmup_steps: int = Field(100, ge=0, description="over which the learning rate rises")
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="of the learning rate after warm-up")
-    weight_decay: float = Field(0.01, ge=0, description="of weight matrices; never of codes, norms and biases")
-    gradient_clip: float | None = Field(1.0, gt=0, description="largest norm of all gradients together; null: none")
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the networks in training; quantizing, validating and encoding are float32 always"
+    steps: int = Field(2000, ge=1, description="number of optimizer steps")
+    batch_size: int = Field(
+        128, ge=1, le=1 << 24, description="samples per step; torchrun splits them over its processes"
     )
-    device: str = Field("auto", description="auto: cuda where there is one, else cpu; also cuda:1")
-    loader_threads: int = Field(1, ge=0, le=64, description="each reads batches ahead; 0: read when it is needed")
-    init_from: str | None = Field(None, min_length=1, description="a run whose model to begin with; null: the seed's")
-    log_every: int = Field(50, ge=1, description="losses of the training batch")
-    validate_every: int = Field(500, ge=1, description="a pass over the validation part; the last step has one too")
-    checkpoint_every: int = Field(500, ge=1, description="what resuming needs; the last step has one too")
-    keep_checkpoints: int = Field(2, ge=1, description="how many of the last checkpoints to keep")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW, reached after warm-up")
+    warmup_steps: int = Field(100, ge=0, description="steps over which the learning rate rises linearly")
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="learning rate after warm-up; cosine: decays to 0 at the last step"
+    )
+    weight_decay: float = Field(
+        0.01, ge=0, description="AdamW weight decay of weight matrices; codes, norms and biases have none"
+    )
+    gradient_clip: float | None = Field(
+        1.0, gt=0, description="maximum global norm of the gradients; null: no clipping"
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="precision of encoder and decoder in training; validation and encoding are always float32",
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto: cuda if available, else cpu")
+    loader_threads: int = Field(1, ge=0, le=64, description="threads that prefetch batches; 0: no prefetching")
+    init_from: str | None = Field(
+        None, min_length=1, description="run directory whose model initialises the weights; null: random initialization"
+    )
+    log_every: int = Field(50, ge=1, description="steps between logged training losses")
+    validate_every: int = Field(
+        500, ge=1, description="steps between validation passes; the last step is always validated"
+    )
+    checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints; the last step always has one")
+    keep_checkpoints: int = Field(2, ge=1, description="number of recent checkpoints to keep")
     stop_on_severe: bool = Field(
-        False, description="end where two validations in a row find one fault severe, past warm-up"
+        False, description="stop when two consecutive validations after warm-up report the same severe finding"
     )
     best_metric: Literal[
         "validation/loss/total",
@@ -53,7 +66,7 @@ class TrainingSettings(Settings):
         "codebook/perplexity",
         "codebook/entropy",
         "codebook/soft_entropy",
-    ] = Field("validation/loss/reconstruction", description="what the best model is best by")
+    ] = Field("validation/loss/reconstruction", description="metric that selects the model in model.safetensors")
 
     @field_validator("device")
     @classmethod

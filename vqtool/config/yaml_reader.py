@@ -49,7 +49,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
-            raise yaml.MarkedYAMLError(problem="aliases are not read; write the block out", problem_mark=mark)
+            raise yaml.MarkedYAMLError(problem="aliases are not supported; repeat the block", problem_mark=mark)
         return super().compose_node(parent, index)
 
 
@@ -103,9 +103,9 @@ def _value(node: yaml.Node, path: Path, tree: Tree, name: str) -> Any:
     try:
         if isinstance(node, yaml.ScalarNode) and kind in _SCALARS:
             return _SCALARS[kind](node.value)
-        tree.problems.append(f"{place}: {dotted(path)}: the tag {node.tag:.60} is not read")
+        tree.problems.append(f"{place}: {dotted(path)}: the tag {node.tag:.60} is not supported")
     except (ValueError, KeyError):
-        tree.problems.append(f"{place}: {dotted(path)}: {node.value[:40]!r} is no {kind}")
+        tree.problems.append(f"{place}: {dotted(path)}: {node.value[:40]} is not a valid {kind}")
     return None
 
 
@@ -114,9 +114,11 @@ def _mapping(node: yaml.MappingNode, path: Path, tree: Tree, name: str) -> dict[
     for key_node, child in node.value:
         key, place = str(key_node.value), f"{name}:{key_node.start_mark.line + 1}"
         if not isinstance(key_node, yaml.ScalarNode) or key_node.tag.rpartition(":")[2] not in _SCALARS:
-            tree.problems.append(f"{place}: {dotted(path)}: a key must be a word without a tag")
+            tree.problems.append(f"{place}: {dotted(path)}: a key must be a plain word without a tag")
         elif key in values:
-            tree.problems.append(f"{place}: {dotted((*path, key))}: a second time; first at {tree.places[*path, key]}")
+            tree.problems.append(
+                f"{place}: {dotted((*path, key))}: duplicate key; first defined at {tree.places[*path, key]}"
+            )
         else:
             tree.places[*path, key] = place
             values[key] = _value(child, (*path, key), tree, name)

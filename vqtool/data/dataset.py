@@ -5,6 +5,8 @@ Shapes: n rows, C channels; size is (), (T,) or (H, W).
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -87,8 +89,19 @@ class Dataset:
 def open_source(settings: DataKind, seed: int) -> Source:
     """The run's own data, whole and in its order."""
     if isinstance(settings, TensorsSettings):
-        return FileSource(settings.path, settings.key)
+        with _naming_key("data.path"):
+            return FileSource(settings.path, settings.key)
     return GeneratedSource(settings, seed)
+
+
+@contextmanager
+def _naming_key(key: str) -> Iterator[None]:
+    """Put the config key before the errors of a file."""
+    try:
+        yield
+    except DataError as error:
+        first, *rest = error.args
+        raise DataError(f"{key}: {first}", *rest) from error
 
 
 def open_dataset(settings: DataKind, seed: int) -> Dataset:
@@ -130,7 +143,7 @@ def _survey(source: Source, layout: LayoutName, counted: Counted = True) -> Surv
     survey = Survey.of(from_first(lambda: asdict(source.survey(layout, counted))))
     own = _likeness(source)
     if from_first(lambda: own) != own:
-        raise DataError(f"{source.name}: these are not the data that the first process reads under this name")
+        raise DataError(f"{source.name}: differs from the data that process 0 reads at this path")
     return survey
 
 
@@ -144,7 +157,7 @@ def _likeness(source: Source) -> list[Any]:
 def spec_of(settings: DataSettings) -> SampleSpec:
     """The spec that resolved settings hold."""
     if "auto" in (settings.layout, settings.channels, settings.size, settings.classes, settings.dtype):
-        raise ConfigError("data: layout, channels, size, classes and dtype are not all resolved")
+        raise ConfigError("data: layout, channels, size, classes and dtype must be resolved, not auto")
     assert not isinstance(settings.channels, str)
     assert not isinstance(settings.classes, str)
     assert settings.layout != "auto"
@@ -154,12 +167,13 @@ def spec_of(settings: DataSettings) -> SampleSpec:
 
 def _open_validation(settings: DataKind, training: Source) -> Source:
     assert isinstance(settings.validation, str)
-    source = FileSource(settings.validation, _key(settings))
+    with _naming_key("data.validation"):
+        source = FileSource(settings.validation, _key(settings))
     ours, theirs = source.rows, training.rows
     if ours.shape != theirs.shape or ours.dtype.is_floating_point != theirs.dtype.is_floating_point:
         raise DataError(
-            f"{source.name}: rows of shape {ours.shape}, {dtype_name(ours.dtype)}, but those to train on have shape "
-            f"{theirs.shape}, {dtype_name(theirs.dtype)}"
+            f"{source.name}: rows have shape {ours.shape} and dtype {dtype_name(ours.dtype)}, but the training data "
+            f"has shape {theirs.shape} and dtype {dtype_name(theirs.dtype)}"
         )
     return source
 
@@ -179,15 +193,15 @@ def _resolve_layout(settings: DataKind, source: Source) -> LayoutName:
             raise DataError(f"{source.name}: {error}") from error
     if len(rows.shape) != LAYOUTS[settings.layout].rank:
         raise DataError(
-            f"{source.name}: data.layout {settings.layout} means rows of {LAYOUTS[settings.layout].rank} axes, "
-            f"but they have shape {rows.shape}"
+            f"{source.name}: data.layout is {settings.layout}, for rows of {LAYOUTS[settings.layout].rank} axes, but "
+            f"rows have shape {rows.shape}"
         )
     return settings.layout
 
 
 def _split(source: Source, settings: DataSettings, seed: int) -> tuple[RowNumbers, RowNumbers]:
     if len(source.rows) < 2:
-        raise DataError(f"{source.name}: holds one row; a training and a validation part need at least two")
+        raise DataError(f"{source.name}: contains one row; the training and validation splits need at least two")
     assert isinstance(settings.validation, float)
     return split(len(source.rows), settings.validation, seed)
 
@@ -203,7 +217,7 @@ def _resolve_spec(settings: DataSettings, layout: LayoutName, surveys: list[tupl
         found = list(found) if name == "size" else found
         if given not in ("auto", found):
             raise DataError(
-                f"{source.name}: data.{name} is {given}, but the array has {found} (rows {source.rows.shape})"
+                f"{source.name}: data.{name} is {given}, but the array has {found} (rows of shape {source.rows.shape})"
             )
     return spec
 
@@ -213,25 +227,29 @@ def _resolve_classes(settings: DataSettings, layout: LayoutName, surveys: list[t
     if not holds_classes(layout, source.rows.dtype):
         if settings.classes not in ("auto", None):
             raise ConfigError(
-                f"data.classes: {settings.classes}, but {source.name} holds values: classes are integers in layout "
-                f"T or HW, and this is {dtype_name(source.rows.dtype)} in layout {layout}"
+                f"data.classes: {settings.classes}, but {source.name} contains {dtype_name(source.rows.dtype)} values "
+                f"in layout {layout}; classes are integers in layout T or HW"
             )
         return None
     if settings.classes is None:
-        raise ConfigError(f"data.classes: null, but integers in layout {layout} are classes")
+        raise ConfigError(
+            f"data.classes: null, but integers in layout {layout} are classes; set it to auto or a number"
+        )
     if (
         settings.layout == settings.classes == "auto"
         and dtype_name(source.rows.dtype) == "uint8"
         and (survey.largest or 0) >= 128
     ):
         raise DataError(
-            f"{source.name}: bytes up to {survey.largest} without a channel axis can be read as classes or as grey "
-            f"values; set data.layout to {layout} for classes, or give the array a channel axis for values"
+            f"{source.name}: uint8 up to {survey.largest} without a channel axis can be classes or grey values; set "
+            f"data.layout to {layout} for classes, or add a channel axis to the array for values"
         )
     found = 1 + max(survey.largest or 0 for _, survey in surveys)
     classes = min(found, _MOST_FOUND) if settings.classes == "auto" else settings.classes
     advice = (
-        "; values take a channel axis; if that is no mistake, set data.classes" if settings.classes == "auto" else ""
+        "; for values, add a channel axis; for that many classes, set data.classes"
+        if settings.classes == "auto"
+        else ""
     )
     for part, survey in surveys:
         part.check_classes(survey, classes, advice)
@@ -243,7 +261,7 @@ def _normalization(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if spec.classes and settings.normalize != "none" and "normalize" in settings.model_fields_set:
         raise ConfigError(
-            f"data.normalize: {settings.normalize}, but classes are not normalised; leave it out, or set none"
+            f"data.normalize: {settings.normalize}, but classes are not normalised; remove it, or set it to none"
         )
     if moments is None or settings.normalize == "none":
         return (0.0,) * spec.channels, (1.0,) * spec.channels
@@ -255,8 +273,8 @@ def _normalization(
     scale = np.where(variance > 0, np.sqrt(variance), 1.0)
     if (scale < np.abs(mean) * _RESOLUTION).any():
         raise DataError(
-            f"{name}: values lie around {mean[np.argmax(np.abs(mean))]:.6g} and differ by {scale.min():.3g}, too "
-            "little for float32, which networks compute in; subtract their mean first"
+            f"{name}: a mean of {mean[np.argmax(np.abs(mean))]:.6g} with a standard deviation of {scale.min():.3g} "
+            "exceeds the precision of float32; subtract the mean from the data"
         )
     return tuple(mean.tolist()), tuple(scale.tolist())
 

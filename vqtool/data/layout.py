@@ -80,12 +80,12 @@ def guess_layout(row: tuple[int, ...], dtype: torch.dtype) -> LayoutName:
         return guesses[0]
     if not guesses:
         raise DataError(
-            f"rows of shape {row} are no vectors, sequences, images or grids: expected (N, C), (N, C, T) or "
-            "(N, C, H, W), or integers (N, T) or (N, H, W)"
+            f"rows of shape {row} have no layout; expected an array (N, C), (N, C, T) or (N, C, H, W), or integers "
+            "(N, T) or (N, H, W)"
         )
     raise DataError(
-        f"rows of shape {row} can be read as {' or '.join(guesses)}; set data.layout to the one that is meant "
-        "(C channels, T steps, H by W pixels)"
+        f"rows of shape {row} fit the layouts {' and '.join(guesses)}; set data.layout to the correct one "
+        "(C channels, T steps, H and W pixels)"
     )
 
 

@@ -145,7 +145,7 @@ def _check_finite(values: Tensor, name: str, start: int) -> None:
     if bad.any():
         row = int(bad.nonzero()[0])
         kind = "NaN" if values[row].isnan().any() else "an infinity, or a value beyond float32"
-        raise DataError(f"{name}: row {start + row} holds {kind}")
+        raise DataError(f"{name}: row {start + row} holds {kind}; remove or replace it")
 
 
 _ANY_SPLIT = "any"

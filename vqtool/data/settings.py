@@ -18,39 +18,46 @@ LONGEST_PATH = 4096
 
 
 class DataSettings(Settings):
-    """What is said of any data. All that is `auto` follows from the array, and stands resolved in the run's config."""
+    """Settings of any data. `auto` values are inferred from the array and stored resolved in the run's config."""
 
     validation: Annotated[float, Field(gt=0, lt=1)] | Annotated[str, Field(min_length=1, max_length=LONGEST_PATH)] = (
-        Field(0.1, description="the fraction held out at random, or a path to data of its own")
+        Field(0.1, description="fraction of rows held out at random, or path of separate validation data")
     )
-    layout: LayoutName | Auto = Field("auto", description="the axes of a row: C channels, T steps, H by W pixels")
-    channels: Annotated[int, Field(ge=1)] | Auto = Field("auto", description="C")
-    size: list[int] | Auto = Field("auto", description="[T] or [H, W]; [] for vectors")
+    layout: LayoutName | Auto = Field(
+        "auto", description="axes of a row: C channels, T steps, H and W pixels; auto: inferred from shape and dtype"
+    )
+    channels: Annotated[int, Field(ge=1)] | Auto = Field("auto", description="number of channels; auto: from the array")
+    size: list[int] | Auto = Field(
+        "auto", description="size of a sample without channels: [T], [H, W], or [] for vectors; auto: from the array"
+    )
     classes: Annotated[int, Field(ge=1, le=MOST_CLASSES)] | Auto | None = Field(
-        "auto", description="number of classes of an integer grid; auto: the largest one found, and one; null: values"
+        "auto", description="number of classes of integer grids; auto: largest class in the data + 1; null: not classes"
     )
-    dtype: DtypeName | Auto = Field("auto", description="the type of the array")
+    dtype: DtypeName | Auto = Field("auto", description="dtype of the array; auto: from the array")
     normalize: Literal["none", "global", "feature"] = Field(
-        "global", description="one mean and scale, or one a channel, fitted on the training part; never for classes"
+        "global",
+        description="normalization by mean and scale of the training split; global: one pair; feature: one per channel",
     )
 
 
 class TensorsSettings(DataSettings):
-    """The user's own tensors."""
+    """Arrays in files."""
 
     kind: Literal["tensors"] = "tensors"
     path: str = Field(
-        min_length=1, max_length=LONGEST_PATH, description="a tensor file, a folder of them in name order, or a glob"
+        min_length=1,
+        max_length=LONGEST_PATH,
+        description="tensor file (.npy, .npz, .safetensors, .pt), folder of such files in name order, or glob",
     )
-    key: str | None = Field(None, max_length=LONGEST_PATH, description="the name of the array in a file of several")
+    key: str | None = Field(None, max_length=LONGEST_PATH, description="name of the array, for files that hold several")
 
 
 class SyntheticSettings(DataSettings):
-    """Made-up samples, a function of the run's seed."""
+    """Generated samples, a function of the run's seed."""
 
     kind: Literal["synthetic"] = "synthetic"
-    samples: int = Field(10_000, ge=2, le=100_000_000, description="how many, the validation part included")
-    source: SyntheticSource = Field(description="what they are")
+    samples: int = Field(10_000, ge=2, le=100_000_000, description="number of samples, including the validation split")
+    source: SyntheticSource = Field(description="generator of the samples")
 
 
 DataKind = Annotated[TensorsSettings | SyntheticSettings, Field(discriminator="kind")]

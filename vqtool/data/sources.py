@@ -100,8 +100,8 @@ class Source(ABC):
         if any(scan.smallest is not None and scan.smallest < 0 for _, scan in scanned):
             others = " or ".join(with_channels(layout))
             raise DataError(
-                f"{self.name}: row {self._first_outside(None)} holds a negative integer; in layout {layout} integers "
-                f"are classes, counted from 0; if these are values, set data.layout to {others}"
+                f"{self.name}: row {self._first_outside(None)} holds a negative integer, but integers in layout "
+                f"{layout} are classes, numbered from 0; for values, set data.layout to {others}"
             )
         return Survey(
             shards=tuple(shard for shard, _ in scanned),
@@ -117,8 +117,8 @@ class Source(ABC):
         """
         if survey.largest is not None and survey.largest >= classes:
             raise DataError(
-                f"{self.name}: row {self._first_outside(classes)} holds a class of {classes} or above (the largest "
-                f"is {survey.largest}), but there are {classes} classes, counted from 0{advice}"
+                f"{self.name}: row {self._first_outside(classes)} holds a class of {classes} or above (largest: "
+                f"{survey.largest}), but there are {classes} classes, numbered from 0{advice}"
             )
 
     def check_unchanged(self) -> None:
@@ -129,7 +129,7 @@ class Source(ABC):
         """
         for path, before in zip(self.paths, self._identities, strict=True):
             if _identity(path) != before:
-                raise DataError(f"{path}: changed while it was read")
+                raise DataError(f"{path}: file changed while it was read; run the command again")
 
     def _verify(self, layout: LayoutName) -> list[tuple[Shard, Scan]]:
         return self._scan(layout, False)
@@ -161,7 +161,7 @@ class FileSource(Source):
 
     def __init__(self, path: str, key: str | None = None) -> None:
         if not path:
-            raise DataError("the path of the data is empty")
+            raise DataError("path of the data is empty; pass a file, folder or glob")
         self.name = path
         self._key = key
         self.paths = _expand(path)
@@ -214,7 +214,7 @@ def _expand(path: str) -> list[Path]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     if not found:
-        raise DataError(f"{path}: no tensor file there; expected {', '.join(READERS)}")
+        raise DataError(f"{path}: no tensor files found; expected {', '.join(READERS)}")
     return sorted(found)
 
 
@@ -251,6 +251,6 @@ def _check_agree(paths: Sequence[Path], shards: Sequence[Rows]) -> None:
     for path, rows in zip(paths, shards, strict=True):
         if (rows.shape, rows.dtype) != (first.shape, first.dtype):
             raise DataError(
-                f"{path}: rows of shape {rows.shape}, {dtype_name(rows.dtype)}, but {paths[0]} has "
-                f"{first.shape}, {dtype_name(first.dtype)}"
+                f"{path}: rows have shape {rows.shape} and dtype {dtype_name(rows.dtype)}, but those of {paths[0]} "
+                f"have shape {first.shape} and dtype {dtype_name(first.dtype)}"
             )

@@ -90,7 +90,7 @@ class SampleSpec:
         fits = len(shape) == len(expected) and (channel is None or shape[channel] == expected[channel])
         if not fits or 0 in shape or (shape != expected and not any_size):
             raise DataError(
-                f"{what}: rows of shape {shape}, but the model was trained on rows of shape {expected} "
+                f"{what}: rows have shape {shape}, but the model was trained on rows of shape {expected} "
                 f"(layout {self.layout})"
             )
 

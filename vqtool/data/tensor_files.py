@@ -43,10 +43,10 @@ def open_file(path: Path, key: str | None = None) -> Rows:
     """
     with _told_as_data_errors(path):
         if not path.is_file():
-            raise DataError(f"{path}: no such file")
+            raise DataError(f"{path} does not exist")
         reader = READERS.get(path.suffix.lower())
         if reader is None:
-            raise DataError(f"{path}: not a kind of file that can be read; expected {', '.join(READERS)}")
+            raise DataError(f"{path}: unknown file type; expected {', '.join(READERS)}")
         name, array = _choose(path, reader(path), key)
         _check(f"{path}[{name}]" if name else str(path), array)
         return array.open()
@@ -60,7 +60,7 @@ def map_npy(path: Path) -> NDArray[Any]:
     """
     with _told_as_data_errors(path):
         if not path.is_file():
-            raise DataError(f"{path}: no such file")
+            raise DataError(f"{path} does not exist")
         with path.open("rb") as file:
             _npy_header(file)
         return np.lib.format.open_memmap(path, mode="r")
@@ -76,7 +76,7 @@ def _told_as_data_errors(path: Path) -> Iterator[None]:
         raise
     except pickle.UnpicklingError as error:
         raise DataError(
-            f"{path}: holds something else than tensors, which is never unpickled; save a tensor, or a dict of tensors"
+            f"{path}: contains pickled objects, which are not loaded; save a tensor, or a dict of tensors"
         ) from error
     except Exception as error:  # a damaged file can make its parser fail in any way
         raise DataError(f"{path}: not a readable {path.suffix} file: {_first_line(error)}") from error
@@ -91,23 +91,23 @@ def _choose(path: Path, arrays: dict[str, Array], key: str | None) -> tuple[str,
     if len(listing) > _MOST_LISTED:
         listing[_MOST_LISTED:] = [f"  and {len(listing) - _MOST_LISTED:,} more"]
     if not arrays:
-        raise DataError(f"{path}: holds no array")
+        raise DataError(f"{path}: contains no array")
     if key is not None:
         if key not in arrays:
-            raise DataError(f"{path}: no array {key!r}; it holds:", *listing)
+            raise DataError(f"{path}: no array is named {key}; it contains:", *listing)
         return key, arrays[key]
     if len(arrays) > 1:
-        raise DataError(f"{path}: holds several arrays; name one with --key (data.key in the config):", *listing)
+        raise DataError(f"{path}: contains several arrays; choose one with --key, or data.key in the config:", *listing)
     return next(iter(arrays.items()))
 
 
 def _check(what: str, array: Array) -> None:
     if array.dtype not in _DTYPES:
-        raise DataError(f"{what}: arrays of type {array.dtype} are not supported; expected {', '.join(_DTYPES)}")
+        raise DataError(f"{what}: dtype {array.dtype} is not supported; expected {', '.join(_DTYPES)}")
     if len(array.shape) < 2:
-        raise DataError(f"{what}: shape {array.shape} has no axis behind the samples; expected (N, ...)")
+        raise DataError(f"{what}: shape {array.shape} has no axis after the sample axis; expected (N, ...)")
     if 0 in array.shape:
-        raise DataError(f"{what}: shape {array.shape} holds nothing")
+        raise DataError(f"{what}: shape {array.shape} is empty")
 
 
 _DTYPES = get_args(DtypeName)
@@ -131,7 +131,7 @@ def _read_npz(path: Path) -> dict[str, Array]:
             claimed = math.prod(shape) * dtype.itemsize
             if claimed > member.file_size:
                 raise DataError(
-                    f"{path}[{name}]: the header claims {claimed:,} bytes, but the archive has {member.file_size:,}"
+                    f"{path}[{name}]: header declares {claimed:,} bytes, but the archive holds {member.file_size:,}"
                 )
             arrays[name] = Array(shape, dtype.name, _unpacker(path, name, member.file_size))
     return arrays
@@ -182,12 +182,12 @@ _SAFETENSORS_DTYPES = {
 
 def _read_torch(path: Path) -> dict[str, Array]:
     if not zipfile.is_zipfile(path):
-        raise DataError(f"{path}: not a file that torch.save writes today, or cut short; save the tensor again")
+        raise DataError(f"{path}: truncated, or not in the zip format of torch.save; save the tensor again")
     content = _load_mapped(path)
     tensors = content if isinstance(content, dict) else {"": content}
     others = [type(value).__name__ for value in tensors.values() if not isinstance(value, Tensor)]
     if len(others) == len(tensors) > 0:
-        raise DataError(f"{path}: holds a {others[0]} where a tensor, or a dict of tensors, is expected")
+        raise DataError(f"{path}: contains a {others[0]}; expected a tensor, or a dict of tensors")
     arrays = {}
     for name, tensor in tensors.items():
         if isinstance(tensor, Tensor):
@@ -204,8 +204,8 @@ def _check_held(what: str, tensor: Tensor) -> None:
     held = 0 if tensor.is_meta else tensor.untyped_storage().nbytes()
     if tensor.numel() * tensor.element_size() > held:
         raise DataError(
-            f"{what}: claims {tensor.numel() * tensor.element_size():,} bytes, but holds {held:,}; save a copy of it, "
-            "as .contiguous() makes one"
+            f"{what}: needs {tensor.numel() * tensor.element_size():,} bytes, but its storage holds {held:,}; save "
+            "tensor.contiguous() instead"
         )
 
 
@@ -238,7 +238,7 @@ def _npy_header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     start, width = file.tell(), 2 if version == (1, 0) else 4
     length = int.from_bytes(file.read(width), "little")
     if length > _LONGEST_HEADER:  # NumPy would read all of it first
-        raise ValueError(f"a header of {length:,} bytes")
+        raise ValueError(f"header of {length:,} bytes is too long")
     file.seek(start)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file)

@@ -25,7 +25,7 @@ _PATIENCE = timedelta(hours=2)
 
 
 class ElsewhereError(VqtoolError):
-    """Another process of the job could not go on, and says why."""
+    """Another process of the job failed and reports the error itself."""
 
 
 @contextmanager
@@ -88,7 +88,7 @@ def _join(begun: bool) -> None:
                 dist.init_process_group()
             set_host_group(dist.new_group(backend="gloo", timeout=_PATIENCE))
     except ValueError as error:
-        raise ConfigError(f"the {place().size} processes of the job cannot join: {error}") from error
+        raise ConfigError(f"the {place().size} processes of the job cannot connect to each other: {error}") from error
 
 
 @contextmanager
@@ -113,8 +113,8 @@ def _losses_told() -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):  # gloo has no error of its own
             raise TrainingError(
-                "another process of the job has ended, or cannot be reached; where there is a checkpoint, --resume "
-                "goes on from it"
+                "another process of the job has ended or cannot be reached; if the run has a checkpoint, --resume "
+                "continues from it"
             ) from error
         raise
 
@@ -137,5 +137,5 @@ def _received() -> Any:
     if "signal" in said:
         raise Stopped(said["signal"], said["message"])
     if "made" not in said:
-        raise ElsewhereError("stopped: the first process of the job says why")
+        raise ElsewhereError("stopped: rank 0 failed; see its error message")
     return said["made"]

@@ -94,15 +94,15 @@ def same_data(runs: Sequence[Compared]) -> bool:
     return not any(key.startswith("data.") for key in differences(runs))
 
 
-# What stands under HEADER, in sentences.
+# Explains HEADER.
 MEANING = (
-    "Used is the share of K with a hit, and perplexity the codes that, used evenly, would say as much: both are means "
-    "over levels. Bits a token are what its codes carry, the entropies of levels added up; bits a sample what its "
-    "indices take, positions times log2 K. Reconstruction is the loss of the best validation pass, in normalised "
-    "units, and step when that was."
+    "Usage (used codes / K) and perplexity (effective number of codes, exp(entropy)) are means over levels. "
+    "Bits/token: entropy, summed over levels. Bits/sample: size of the indices of a sample, tokens per sample times "
+    "log2 K, summed over levels. Recon. loss: reconstruction loss of the best validation, in normalised units. Step: "
+    "step of that validation."
 )
-UNLIKE = "These runs have different data: their losses do not compare."
-HEADER = ("", "target", "K", "tokens", "used", "perplexity", "bits/token", "bits/sample", "reconstruction", "step")
+UNLIKE = "These runs have different data: their losses are not comparable."
+HEADER = ("", "target", "K", "tokens", "usage", "perplexity", "bits/token", "bits/sample", "recon. loss", "step")
 
 
 def table(runs: Sequence[Compared]) -> list[tuple[str, ...]]:

@@ -64,7 +64,7 @@ class Evidence:
     @property
     def given(self) -> bool:
         """Whether codes are known to be given: these do not learn, and have no place to move to."""
-        return bool(self._nested) and not hasattr(self._nested[-1], "learning")
+        return bool(self._nested) and not hasattr(self._nested[-1], "update")
 
     @property
     def sharing(self) -> int:

@@ -1,4 +1,4 @@
-"""What the figures of a codebook mean, in plain words: is this perplexity good?
+"""Explanations of usage and perplexity in plain words: is this perplexity good?
 
 Shapes: K codes.
 """
@@ -11,21 +11,22 @@ import numpy as np
 from vqtool.inspection.words import counted, listed, short
 from vqtool.usage import Usage
 
-# Where trained codebooks that nobody complains of lie, in shares of what even use would show.
+# The usual range of trained codebooks, as fractions of the perplexity of uniform usage.
 _LOW, _HIGH = 0.5, 0.9
 # Hits a code from which on the series in 1 / hits is exact enough.
 _MANY = 50.0
 
 _KINDS = {
-    "images": "Plain areas repeat in images, so that a few codes with far more than their share are normal.",
-    "grids": "Maps of tiles repeat few patterns: fewer codes than elsewhere may be all that there is to tell apart.",
-    "sequences": "Silence and steady stretches repeat, so that a few codes with far more than their share are normal.",
-    "vectors": "Vectors rarely repeat: the more even the use, the more samples the codes tell apart.",
+    "images": "Images contain many similar plain areas, so a few codes with far more hits than the mean are normal.",
+    "grids": "Tile maps repeat a small number of patterns, so a lower perplexity than for other data is normal.",
+    "sequences": "Sequences contain silence and constant segments, so a few codes with far more hits than the mean are "
+    "normal.",
+    "vectors": "Vectors rarely repeat. The closer the usage is to uniform, the more samples the codes distinguish.",
 }
 
 
 def expected_perplexity(codebook_size: int, tokens: int) -> float:
-    """What even use of K codes would show over so many tokens, on average: with few of them, far less than K."""
+    """The mean perplexity of uniform usage of K codes over this number of tokens; with few tokens it is far below K."""
     if tokens <= 0:
         return 1.0
     mean = tokens / codebook_size
@@ -39,10 +40,10 @@ def expected_perplexity(codebook_size: int, tokens: int) -> float:
 
 
 def explain(levels: Sequence[Usage], kind: str | None = None, batch_tokens: int | None = None) -> list[str]:
-    """Sentences on perplexity, on what is normal here, and on why a batch's own figure would mislead.
+    """Sentences on the perplexity, its usual range, and why the perplexity of a batch is misleading.
 
     Args:
-        levels: the first is explained, and the others are judged by its measure.
+        levels: the first is explained in full; the others are placed in the same range.
         kind: of the data: images, grids, sequences or vectors.
         batch_tokens: of a training batch.
     """
@@ -52,12 +53,12 @@ def explain(levels: Sequence[Usage], kind: str | None = None, batch_tokens: int 
 
 def _explain(usage: Usage, kind: str | None, batch_tokens: int | None, level: int | None) -> list[str]:
     if not usage.tokens:
-        return ["No token was counted, so there is nothing to say."]
+        return ["No tokens were counted, so usage and perplexity are undefined."]
     if usage.codebook_size == 1:
         of = "" if level is None else f" of level {level}"
-        return [f"The codebook{of} has a single code, which every token is: 0 bits a token, and nothing to judge."]
+        return [f"The codebook{of} has a single code, so every token is the same: 0 bits per token."]
     if usage.tokens == 1:
-        return ["A single token was counted, which says nothing of how evenly codes are used: count more data."]
+        return ["Only one token was counted. Count more data to measure usage and perplexity."]
     sentences = [_perplexity(usage, level), _normal(usage)]
     if kind in _KINDS:
         sentences.append(_KINDS[kind])
@@ -65,12 +66,12 @@ def _explain(usage: Usage, kind: str | None, batch_tokens: int | None, level: in
 
 
 def too_young(step: int) -> str:
-    """Why hardly anything is found of a run that has not got to this step."""
-    return f"Training has but begun: faults that it may still mend are looked for from step {step:,} on."
+    """Why a run that has not reached this step has almost no findings."""
+    return f"Before step {step:,}, only codebook_too_large is reported: other problems can still disappear in training."
 
 
 def healthy_range(usage: Usage) -> tuple[float, float]:
-    """The perplexities between which trained codebooks mostly lie, for this K and this many tokens."""
+    """The usual range of the perplexity of trained codebooks, for this K and this number of tokens."""
     reach = expected_perplexity(usage.codebook_size, usage.tokens)
     return max(1.0, _LOW * reach), max(1.0, _HIGH * reach)
 
@@ -78,33 +79,33 @@ def healthy_range(usage: Usage) -> tuple[float, float]:
 def _perplexity(usage: Usage, level: int | None) -> str:
     of = "" if level is None else f" of level {level}"
     return (
-        f"Perplexity {usage.perplexity:,.1f}{of} means that the tokens say as much as {usage.perplexity:,.1f} codes "
-        f"used evenly would, out of K = {usage.codebook_size:,}: {usage.entropy_bits:.2f} bits a token."
+        f"The perplexity{of} is {usage.perplexity:,.1f} of K = {usage.codebook_size:,}: {usage.entropy_bits:.2f} bits "
+        f"per token, as many as {usage.perplexity:,.1f} uniformly used codes have."
     )
 
 
 def _normal(usage: Usage) -> str:
     size, (low, high) = usage.codebook_size, healthy_range(usage)
     reach = expected_perplexity(size, usage.tokens)
-    few = f": few for {size:,} codes, so count more data before you judge the dead ones"
+    few = f"{counted(usage.tokens, 'token')} are few for {size:,} codes: count more data before you judge dead codes. "
     return (
-        f"{counted(usage.tokens, 'token')} were counted{few if usage.tokens < 20 * size else ''}. With as many, even "
-        f"use would show a perplexity of about {short(reach)} and {usage.expected_used:,.0f} codes used; trained "
-        f"codebooks on natural data mostly reach 0.5 to 0.9 of it, {short(low)} to {short(high)} here, and this one is "
+        f"{few if usage.tokens < 20 * size else ''}Uniform usage would give a perplexity of about {short(reach)} and "
+        f"{usage.expected_used:,.0f} used codes with {counted(usage.tokens, 'token')}. Trained codebooks on natural "
+        f"data usually reach 0.5 to 0.9 of that perplexity, here {short(low)} to {short(high)}. This codebook is "
         f"{_place(usage)}."
     )
 
 
 def _place(usage: Usage) -> str:
-    """Where a perplexity lies, seen from the range that is mostly reached."""
+    """Whether the perplexity is below, within or above the usual range."""
     low, high = healthy_range(usage)
     if usage.used == 1 or usage.perplexity < low:
-        return "below that"
-    return "above that, close to even use" if usage.perplexity > high else "within that"
+        return "below that range"
+    return "above that range, close to uniform usage" if usage.perplexity > high else "within that range"
 
 
 def _judged(others: Sequence[Usage]) -> list[str]:
-    """A sentence on the levels behind the first."""
+    """A sentence on the levels after the first."""
     places: dict[str, list[int]] = {}
     for level, usage in enumerate(others, 1):
         if usage.codebook_size > 1 and usage.tokens > 1:
@@ -112,14 +113,14 @@ def _judged(others: Sequence[Usage]) -> list[str]:
     judged = "; ".join(
         f"{listed('level', levels)} {'is' if len(levels) == 1 else 'are'} {place}" for place, levels in places.items()
     )
-    return [f"Of other levels 0.5 to 0.9 of what even use would show is the measure, too: {judged}."] if judged else []
+    return [f"The same range, 0.5 to 0.9 of uniform usage, applies to the other levels: {judged}."] if judged else []
 
 
 def _batch(usage: Usage, batch_tokens: int | None) -> str:
     tokens = batch_tokens or 256
     size = usage.codebook_size
     return (
-        f"Within a single batch of {counted(tokens, 'token')} at most {counted(min(tokens, size), 'code')} can be "
-        f"used, and even use would show a perplexity of {short(expected_perplexity(size, tokens))}, whatever the "
-        "codebook; the mean over batches says no more. So all figures here are over a whole pass."
+        f"A single batch of {counted(tokens, 'token')} can use at most {counted(min(tokens, size), 'code')}, and "
+        f"uniform usage would give it a perplexity of {short(expected_perplexity(size, tokens))}. This limit applies "
+        "to means over batches as well, so all values here are counted over a whole pass."
     )

@@ -16,7 +16,7 @@ from vqtool.indices import read_indices, read_manifest
 from vqtool.inspection.evidence import Evidence, of_run, readable_settings
 from vqtool.inspection.finding import Finding
 from vqtool.inspection.findings import diagnose
-from vqtool.inspection.targets import LeftOut, of_each
+from vqtool.inspection.targets import OnSkipped, of_each
 from vqtool.model_file import read_model
 from vqtool.progress import pass_bar
 from vqtool.run import Run
@@ -67,34 +67,34 @@ def inspect(
     data: str | None = None,
     key: str | None = None,
     device: str | None = None,
-    left_out: LeftOut | None = None,
+    skipped: OnSkipped | None = None,
 ) -> list[Inspection]:
     """Inspect each target: a run, a folder of runs, or an index file.
 
     Args:
         data: to count the codes of runs on; None: on the best validation pass.
-        left_out: called with each run of a folder that cannot be used, and why; None: that is an error.
+        skipped: called with each run of a folder that cannot be used, and why; None: that is an error.
 
     Raises:
         CheckpointError: a target is none of these.
         DataError: an index file or the data cannot be used.
     """
-    return of_each(targets, lambda target: inspect_one(target, data, key, device), left_out)
+    return of_each(targets, lambda target: inspect_one(target, data, key, device), skipped)
 
 
 def inspect_one(target: Path, data: str | None = None, key: str | None = None, device: str | None = None) -> Inspection:
     """As `inspect`, of one run or index file."""
     if target.is_file():
         if data is not None:
-            raise DataError(f"{target}: an index file has its own counts; --data goes with a run")
+            raise DataError(f"{target}: an index file has its own counts; use --data only with a run")
         return of_file(target, count_file(target))
     if data is not None:
         return of_data(target, data, load(target, device).count(data, key))
     saved, _ = read_model(Run(target).model)
     if not saved.counts:
-        raise CheckpointError(f"{target}: its model holds no counts of a validation pass")
+        raise CheckpointError(f"{target}: model.safetensors has no code counts; count codes on data with --data")
     evidence = of_run(Run(target), saved)
-    counted = "the run's best validation pass"
+    counted = "the best validation pass"
     return _inspection(target, counted, evidence, *_about_run(Run(target)))
 
 
@@ -137,7 +137,7 @@ def count_file(path: Path, look: Look | None = None) -> Tally:
             try:
                 tally.add(block)
             except IndexError as error:
-                raise DataError(f"{path}: holds {error}") from error
+                raise DataError(f"{path}: contains {error}; the file or its manifest is damaged") from error
             if look:
                 look(start, block)
             bar.update(len(block))

@@ -1,5 +1,6 @@
 """What an inspection found wrong, and what to change."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -27,11 +28,11 @@ class Finding:
 
     Attributes:
         name: stable, for scripts.
-        severity: severe: the tokens are of little use; warning: they could be better; note: worth knowing.
-        message: what was found, in one sentence with its figures.
-        evidence: these figures, by name.
-        cause: what most likely led to it.
-        changes: to try, the likeliest first.
+        severity: severe: the tokens are of little use; warning: they could be better; note: for information.
+        message: the symptom, with its values.
+        evidence: these values, by name.
+        cause: the most likely cause.
+        changes: to try, the most likely fix first.
     """
 
     name: str
@@ -40,3 +41,9 @@ class Finding:
     evidence: dict[str, float | int | str | None]
     cause: str
     changes: tuple[Change, ...] = field(default=())
+
+
+def guide(findings: Sequence[Finding]) -> str:
+    """Where the guide explains findings: `configs/findings.md#collapse` or `configs/findings.md (#collapse, ...)`."""
+    first, *others = [f"#{name}" for name in dict.fromkeys(finding.name for finding in findings)]
+    return f"configs/findings.md{first}" if not others else f"configs/findings.md ({', '.join([first, *others])})"

@@ -74,12 +74,12 @@ class Pairs:
         for level in range(min(len(self._sizes), _MOST_LEVELS)):
             codes = block[..., level]
             if self._grid[-1] > 1:
-                name = "the code before it" if len(self._grid) == 1 else "the code left of it"
+                name = "the previous code" if len(self._grid) == 1 else "the code to the left"
                 self._keep(level, name, codes[..., :-1], codes[..., 1:])
             if len(self._grid) == 2 and self._grid[0] > 1:
-                self._keep(level, "the code above it", codes[:, :-1], codes[:, 1:])
+                self._keep(level, "the code above", codes[:, :-1], codes[:, 1:])
             if level:
-                self._keep(level, f"its code at level {level - 1}", block[..., level - 1], codes)
+                self._keep(level, f"the code at level {level - 1}", block[..., level - 1], codes)
 
     def result(self) -> list[Relation]:
         """What was found, level by level."""

@@ -9,7 +9,7 @@ from vqtool.run import Run
 
 Found = TypeVar("Found")
 # Is told of a run of a folder that cannot be used, and why.
-LeftOut = Callable[[Path, VqtoolError], None]
+OnSkipped = Callable[[Path, VqtoolError], None]
 
 
 def expand(targets: Sequence[Path]) -> list[Path]:
@@ -21,11 +21,11 @@ def expand(targets: Sequence[Path]) -> list[Path]:
     return [found for target in targets for found in _expand(target)]
 
 
-def of_each(targets: Sequence[Path], look: Callable[[Path], Found], left_out: LeftOut | None) -> list[Found]:
+def of_each(targets: Sequence[Path], look: Callable[[Path], Found], skipped: OnSkipped | None) -> list[Found]:
     """What `look` gives of each run and index file.
 
     Args:
-        left_out: None: a run of a folder that cannot be used is an error, just as one that was named.
+        skipped: None: a run of a folder that cannot be used is an error, just as one that was named.
 
     Raises:
         CheckpointError, ConfigError, DataError: as `look` does; also where nothing else is left.
@@ -36,14 +36,14 @@ def of_each(targets: Sequence[Path], look: Callable[[Path], Found], left_out: Le
             try:
                 found.append(look(path))
             except (CheckpointError, ConfigError, DataError) as error:
-                if path == target or left_out is None:
+                if path == target or skipped is None:
                     raise
                 faults.append((path, error))
     if faults and not found:
         raise faults[0][1]
     for path, fault in faults:
-        assert left_out
-        left_out(path, fault)
+        assert skipped
+        skipped(path, fault)
     return found
 
 

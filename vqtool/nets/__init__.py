@@ -1,4 +1,4 @@
-"""Encoder and decoder pairs, one family a file."""
+"""Encoder and decoder families, one per file."""
 
 from typing import Annotated
 
@@ -11,7 +11,7 @@ from vqtool.nets.identity import IdentitySettings
 from vqtool.nets.mlp import MlpSettings
 from vqtool.nets.transformer import TransformerSettings
 
-# The one table of families: `kind` chooses.
+# The one table of families, selected by `kind`.
 EncoderSettings = Annotated[
     IdentitySettings | MlpSettings | Conv1dSettings | Conv2dSettings | TransformerSettings,
     Field(discriminator="kind"),

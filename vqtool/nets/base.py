@@ -1,6 +1,6 @@
-"""What an encoder family promises. One family a file; its settings build both halves.
+"""The interface of encoder and decoder families; the settings of a family build both.
 
-Shapes: B batch, C channels, L positions per sample, D code dimension; `size` is the shape behind the channels: () for
+Shapes: B batch, C channels, L tokens per sample, D code dimension; `size` is the shape after the channels: () for
 vectors, (T,) for sequences, (H, W) for images.
 """
 
@@ -14,40 +14,40 @@ Size = tuple[int, ...]
 
 
 class NetSettings(Settings):
-    """Settings of one family of encoder and decoder.
+    """Settings of one encoder and decoder family.
 
-    The encoder module maps (B, C, *size) to (B, L, D); the decoder module takes (B, L, D) and a size, and gives
-    (B, C', *size). Neither mixes the samples of a batch.
+    The encoder maps (B, C, *size) to (B, L, D). The decoder maps (B, L, D) and a size to (B, C', *size). Neither mixes
+    the samples of a batch.
     """
 
     kind: str
     ranks: ClassVar[tuple[int, ...]]
-    """The lengths of `size` that the family takes: 0 vectors, 1 sequences, 2 images."""
+    """The supported lengths of `size`: 0 vectors, 1 sequences, 2 images."""
     any_size: ClassVar[bool]
-    """Whether a trained network takes samples of another size than it was built for."""
+    """Whether a trained network supports other sample sizes than the training size."""
     takes_classes: ClassVar[bool] = True
-    """Whether integer classes, embedded, can go in."""
+    """Whether the input may be embedded integer classes."""
 
     def dim(self, channels: int) -> int:
-        """The family's own D, where the quantizer leaves it open."""
+        """Return the D used for `codebook_dim: auto`."""
         raise NotImplementedError
 
     def latent_width(self, channels: int, dim: int) -> int:
-        """The width of the vectors it makes or takes where codes have `dim`: that, if a net can have any."""
+        """Return the width of the latents for codes of `dim`: `dim`, unless the family has a fixed width."""
         return dim
 
     def grid(self, size: Size) -> Size:
-        """The row-major shape behind L for samples of `size`."""
+        """Return the row-major grid shape of the L tokens of a sample of `size`."""
         raise NotImplementedError
 
     def encoder(self, channels: int, size: Size, dim: int) -> nn.Module:
-        """The encoder from `channels` to vectors of `dim`.
+        """Return the encoder from `channels` to latents of width `dim`.
 
         Raises:
-            ConfigError: these settings do not fit that data.
+            ConfigError: the settings do not fit the data.
         """
         raise NotImplementedError
 
     def decoder(self, channels: int, size: Size, dim: int) -> nn.Module:
-        """The decoder from vectors of `dim` to `channels`."""
+        """Return the decoder from latents of width `dim` to `channels`."""
         raise NotImplementedError

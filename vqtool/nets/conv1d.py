@@ -8,7 +8,7 @@ from vqtool.nets.convolution import ConvSettings
 
 
 class Conv1dSettings(ConvSettings):
-    """Strided convolutions and residual blocks, for sequences."""
+    """Convolutional encoder for sequences: strided convolutions and residual blocks."""
 
     kind: Literal["conv1d"] = "conv1d"
     ranks: ClassVar = (1,)

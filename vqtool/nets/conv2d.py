@@ -8,7 +8,7 @@ from vqtool.nets.convolution import ConvSettings
 
 
 class Conv2dSettings(ConvSettings):
-    """Strided convolutions and residual blocks, for images and grids."""
+    """Convolutional encoder for images and grids: strided convolutions and residual blocks."""
 
     kind: Literal["conv2d"] = "conv2d"
     ranks: ClassVar = (2,)

@@ -1,4 +1,4 @@
-"""What convolutions over sequences and over images share: residual blocks, halving, doubling."""
+"""Convolutional encoder and decoder for sequences and images: residual blocks, downsampling, upsampling."""
 
 from collections.abc import Callable
 from typing import ClassVar
@@ -31,15 +31,15 @@ class ResidualBlock(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-    """(B, C, *size) to (B, L, D), each of `halvings` stages halving every axis."""
+    """Map (B, C, *size) to (B, L, D); each of the `downsamples` stages halves every axis."""
 
-    def __init__(self, conv: Conv, channels: int, width: int, halvings: int, blocks: int, dim: int) -> None:
+    def __init__(self, conv: Conv, channels: int, width: int, downsamples: int, res_blocks: int, dim: int) -> None:
         super().__init__()
-        self.stride = 2**halvings
+        self.stride = 2**downsamples
         self.net = nn.Sequential(conv(channels, width, 3, padding=1))
-        for _ in range(halvings):
+        for _ in range(downsamples):
             self.net.append(conv(width, width, 4, stride=2, padding=1))
-            self.net.extend(ResidualBlock(conv, width) for _ in range(blocks))
+            self.net.extend(ResidualBlock(conv, width) for _ in range(res_blocks))
         self.net.extend([_norm(width), nn.SiLU(), conv(width, dim, 1)])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,14 +47,14 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """(B, L, D) to (B, C, *size), each of `doublings` stages doubling every axis."""
+    """Map (B, L, D) to (B, C, *size); each of the `doublings` stages doubles every axis."""
 
-    def __init__(self, conv: Conv, channels: int, width: int, doublings: int, blocks: int, dim: int) -> None:
+    def __init__(self, conv: Conv, channels: int, width: int, doublings: int, res_blocks: int, dim: int) -> None:
         super().__init__()
         self.stride = 2**doublings
         self.net = nn.Sequential(conv(dim, width, 1))
         for _ in range(doublings):
-            self.net.extend(ResidualBlock(conv, width) for _ in range(blocks))
+            self.net.extend(ResidualBlock(conv, width) for _ in range(res_blocks))
             # Nearest, then a convolution: a transposed one leaves a checkerboard (Odena et al. 2016).
             self.net.extend([nn.Upsample(scale_factor=2, mode="nearest"), conv(width, width, 3, padding=1)])
         self.net.extend([_norm(width), nn.SiLU(), conv(width, channels, 3, padding=1)])
@@ -68,8 +68,8 @@ class ConvSettings(NetSettings):
     """Strided convolutions and residual blocks."""
 
     width: int = Field(64, ge=2, le=1 << 16, description="channels of the hidden layers")
-    halvings: int = Field(2, ge=0, le=10, description="stages that halve every axis: the stride is 2 to this power")
-    blocks: int = Field(2, ge=0, le=1000, description="residual blocks a stage")
+    downsamples: int = Field(2, ge=0, le=10, description="stages that halve each axis; stride = 2^downsamples")
+    res_blocks: int = Field(2, ge=0, le=1000, description="residual blocks per stage")
     any_size: ClassVar = True
     conv: ClassVar[Conv]
 
@@ -77,16 +77,16 @@ class ConvSettings(NetSettings):
         return self.width
 
     def grid(self, size: Size) -> Size:
-        return strided(size, 2**self.halvings)
+        return strided(size, 2**self.downsamples)
 
     def encoder(self, channels: int, size: Size, dim: int) -> nn.Module:
-        return ConvEncoder(self.conv, channels, self.width, self.halvings, self.blocks, dim)
+        return ConvEncoder(self.conv, channels, self.width, self.downsamples, self.res_blocks, dim)
 
     def decoder(self, channels: int, size: Size, dim: int) -> nn.Module:
-        return ConvDecoder(self.conv, channels, self.width, self.halvings, self.blocks, dim)
+        return ConvDecoder(self.conv, channels, self.width, self.downsamples, self.res_blocks, dim)
 
 
 def _norm(width: int) -> nn.GroupNorm:
-    # Groups of eight channels and more: where one place is left, a group of one would be normalised to nothing.
+    # Groups of at least eight channels: at one remaining position, a group of one channel would normalise to zero.
     groups = next((g for g in (8, 4, 2) if width % g == 0 and width // g >= 8), 1)
     return nn.GroupNorm(groups, width)

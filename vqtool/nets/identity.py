@@ -1,4 +1,4 @@
-"""No network at all: the codebook lies over the data itself, one position a vector, step or pixel."""
+"""No network: the data themselves are quantized, one token per vector, step or pixel."""
 
 import math
 from typing import ClassVar, Literal
@@ -23,7 +23,7 @@ class IdentityDecoder(nn.Module):
 
 
 class IdentitySettings(NetSettings):
-    """A pure codebook over the data."""
+    """No network: the data themselves are quantized, one token per vector, step or pixel."""
 
     kind: Literal["identity"] = "identity"
     ranks: ClassVar = (0, 1, 2)

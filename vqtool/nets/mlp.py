@@ -1,4 +1,4 @@
-"""Multi-layer perceptrons for vectors: (B, C) to L positions of D dimensions and back."""
+"""Multi-layer perceptrons for vectors: (B, C) to L latents of D dimensions and back."""
 
 from typing import ClassVar, Literal
 
@@ -11,33 +11,33 @@ from vqtool.nets.base import NetSettings, Size
 class MlpEncoder(nn.Module):
     """(B, C) to (B, L, D)."""
 
-    def __init__(self, channels: int, width: int, layers: int, positions: int, dim: int) -> None:
+    def __init__(self, channels: int, width: int, layers: int, num_tokens: int, dim: int) -> None:
         super().__init__()
-        self.positions = positions
-        self.net = _mlp(channels, width, layers, positions * dim)
+        self.num_tokens = num_tokens
+        self.net = _mlp(channels, width, layers, num_tokens * dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x).unflatten(1, (self.positions, -1))
+        return self.net(x).unflatten(1, (self.num_tokens, -1))
 
 
 class MlpDecoder(nn.Module):
     """(B, L, D) to (B, C)."""
 
-    def __init__(self, channels: int, width: int, layers: int, positions: int, dim: int) -> None:
+    def __init__(self, channels: int, width: int, layers: int, num_tokens: int, dim: int) -> None:
         super().__init__()
-        self.net = _mlp(positions * dim, width, layers, channels)
+        self.net = _mlp(num_tokens * dim, width, layers, channels)
 
     def forward(self, latents: Tensor, size: Size) -> Tensor:
         return self.net(latents.flatten(1))
 
 
 class MlpSettings(NetSettings):
-    """Fully connected layers, for vectors."""
+    """Multi-layer perceptron for vectors."""
 
     kind: Literal["mlp"] = "mlp"
-    width: int = Field(256, ge=1, le=1 << 16, description="of the hidden layers")
+    width: int = Field(256, ge=1, le=1 << 16, description="width of the hidden layers")
     layers: int = Field(2, ge=0, le=1000, description="number of hidden layers")
-    positions: int = Field(1, ge=1, le=1 << 16, description="L, the number of codes that a vector becomes")
+    num_tokens: int = Field(1, ge=1, le=1 << 16, description="L, tokens per sample")
     ranks: ClassVar = (0,)
     any_size: ClassVar = False
 
@@ -45,13 +45,13 @@ class MlpSettings(NetSettings):
         return self.width
 
     def grid(self, size: Size) -> Size:
-        return (self.positions,)
+        return (self.num_tokens,)
 
     def encoder(self, channels: int, size: Size, dim: int) -> nn.Module:
-        return MlpEncoder(channels, self.width, self.layers, self.positions, dim)
+        return MlpEncoder(channels, self.width, self.layers, self.num_tokens, dim)
 
     def decoder(self, channels: int, size: Size, dim: int) -> nn.Module:
-        return MlpDecoder(channels, self.width, self.layers, self.positions, dim)
+        return MlpDecoder(channels, self.width, self.layers, self.num_tokens, dim)
 
 
 def _mlp(inputs: int, width: int, layers: int, outputs: int) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""Sizes that a stride does not divide: padded on the way in, cropped on the way out."""
+"""Padding and cropping for sizes that are not a multiple of the stride."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,5 +23,5 @@ def crop(x: Tensor, size: Size) -> Tensor:
 
 
 def strided(size: Size, stride: int) -> Size:
-    """The grid that a network of this stride makes of `size`, after padding."""
+    """Return the grid shape of a network with this stride for `size`, after padding."""
     return tuple(-(-length // stride) for length in size)

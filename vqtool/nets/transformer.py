@@ -1,7 +1,9 @@
-"""Transformers with learned queries, for sequences, images and grids (after TiTok, Yu et al. 2024, "An Image is Worth
-32 Tokens"): L queries attend to the patches of a sample and come out as its L latent vectors, so L is chosen freely.
+"""Transformers with learned queries, for sequences, images and grids.
 
-Shapes: B batch, C channels, P patches, L positions, W width, D code dimension.
+As in TiTok (Yu et al. 2024, "An Image is Worth 32 Tokens"), L learned queries attend to the patches of a sample and
+become its L latents, so L does not depend on the sample size.
+
+Shapes: B batch, C channels, P patches, L tokens, W width, D code dimension.
 """
 
 import math
@@ -17,7 +19,7 @@ from vqtool.nets.padding import crop, pad_to_multiple, strided
 
 
 class Block(nn.Module):
-    """Self-attention and a perceptron on (B, S, W), each behind a LayerNorm and beside a skip."""
+    """Pre-norm transformer block on (B, S, W): self-attention and an MLP, each with a skip connection."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -40,11 +42,11 @@ class TransformerEncoder(nn.Module):
 
     def __init__(self, channels: int, size: Size, dim: int, settings: "TransformerSettings") -> None:
         super().__init__()
-        self.patch = settings.patch
+        self.patch = settings.patch_size
         width = settings.width
-        self.embed = nn.Linear(channels * settings.patch ** len(size), width)
-        self.place = _learned(math.prod(strided(size, settings.patch)), width)
-        self.queries = _learned(settings.positions, width)
+        self.embed = nn.Linear(channels * settings.patch_size ** len(size), width)
+        self.place = _learned(math.prod(strided(size, settings.patch_size)), width)
+        self.queries = _learned(settings.num_tokens, width)
         self.blocks = nn.Sequential(*(Block(width, settings.heads) for _ in range(settings.depth)))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, dim))
 
@@ -55,18 +57,18 @@ class TransformerEncoder(nn.Module):
 
 
 class TransformerDecoder(nn.Module):
-    """(B, L, D) to (B, C, *size): learned places attend to the latents and come out as patches."""
+    """Map (B, L, D) to (B, C, *size): learned position queries attend to the latents and become patches."""
 
     def __init__(self, channels: int, size: Size, dim: int, settings: "TransformerSettings") -> None:
         super().__init__()
-        self.patch = settings.patch
+        self.patch = settings.patch_size
         width = settings.width
-        self.grid = strided(size, settings.patch)
+        self.grid = strided(size, settings.patch_size)
         self.embed = nn.Linear(dim, width)
-        self.order = _learned(settings.positions, width)
+        self.order = _learned(settings.num_tokens, width)
         self.place = _learned(math.prod(self.grid), width)
         self.blocks = nn.Sequential(*(Block(width, settings.heads) for _ in range(settings.depth)))
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, channels * settings.patch ** len(size)))
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, channels * settings.patch_size ** len(size)))
 
     def forward(self, latents: Tensor, size: Size) -> Tensor:
         places = self.place.expand(len(latents), -1, -1)
@@ -76,14 +78,14 @@ class TransformerDecoder(nn.Module):
 
 
 class TransformerSettings(NetSettings):
-    """Learned query tokens attend to the input and come out as L latent vectors."""
+    """Transformer for sequences, images and grids: L learned queries attend to the patches and become the latents."""
 
     kind: Literal["transformer"] = "transformer"
-    positions: int = Field(16, ge=1, le=1 << 16, description="L, the number of codes that a sample becomes")
-    patch: int = Field(4, ge=1, le=1 << 16, description="steps, or pixels a side, of one patch")
-    width: int = Field(128, ge=1, le=1 << 16, description="of the hidden layers")
-    depth: int = Field(4, ge=1, le=1000, description="number of blocks")
-    heads: int = Field(4, ge=1, validate_default=True, description="of attention; they divide the width")
+    num_tokens: int = Field(16, ge=1, le=1 << 16, description="L, tokens per sample")
+    patch_size: int = Field(4, ge=1, le=1 << 16, description="side of a patch, in steps (sequences) or pixels (images)")
+    width: int = Field(128, ge=1, le=1 << 16, description="width of the hidden layers")
+    depth: int = Field(4, ge=1, le=1000, description="number of transformer blocks")
+    heads: int = Field(4, ge=1, validate_default=True, description="attention heads; width must be a multiple")
     ranks: ClassVar = (1, 2)
     any_size: ClassVar = False
 
@@ -92,14 +94,14 @@ class TransformerSettings(NetSettings):
     def _heads_divide_width(cls, heads: int, info: ValidationInfo) -> int:
         width: Any = info.data.get("width")
         if width is not None and width % heads:
-            raise ValueError(f"{heads} heads do not divide a width of {width}")
+            raise ValueError(f"width {width} is not a multiple of {heads} heads")
         return heads
 
     def dim(self, channels: int) -> int:
         return self.width
 
     def grid(self, size: Size) -> Size:
-        return (self.positions,)
+        return (self.num_tokens,)
 
     def encoder(self, channels: int, size: Size, dim: int) -> nn.Module:
         return TransformerEncoder(channels, size, dim, self)

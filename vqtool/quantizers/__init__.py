@@ -1,4 +1,4 @@
-"""Quantizers and their mathematics: one idea a file."""
+"""Quantizers, their settings and the functions they are built from."""
 
 from typing import Annotated
 
@@ -13,16 +13,16 @@ from vqtool.quantizers.binary import (
 )
 from vqtool.quantizers.finite_scalar import FiniteScalarQuantizer, FiniteScalarSettings
 from vqtool.quantizers.kmeans import kmeans
-from vqtool.quantizers.learning import CodebookLossLearning, EmaLearning, EntropyLearning, LinearLearning
+from vqtool.quantizers.learning import CodebookLossUpdate, EmaUpdate, EntropyOnlyUpdate, SimVQUpdate
 from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
 from vqtool.quantizers.product import ProductQuantizer, ProductQuantizerSettings
 from vqtool.quantizers.projected import ProjectedQuantizer
 from vqtool.quantizers.residual import ResidualQuantizer, ResidualQuantizerSettings
-from vqtool.quantizers.revival import RevivalSettings
+from vqtool.quantizers.revival import DeadCodeResetSettings
 from vqtool.quantizers.search import nearest_codes
 from vqtool.quantizers.vector import VectorQuantizer, VectorQuantizerSettings
 
-# The one table of quantizers: `kind` chooses.
+# The one table of quantizers, selected by `kind`.
 QuantizerSettings = Annotated[
     VectorQuantizerSettings
     | ResidualQuantizerSettings
@@ -35,12 +35,12 @@ QuantizerSettings = Annotated[
 
 __all__ = [
     "BinarySphericalQuantizer",
-    "CodebookLossLearning",
-    "EmaLearning",
-    "EntropyLearning",
+    "CodebookLossUpdate",
+    "DeadCodeResetSettings",
+    "EmaUpdate",
+    "EntropyOnlyUpdate",
     "FiniteScalarQuantizer",
     "LevelStatistics",
-    "LinearLearning",
     "LookupFreeQuantizer",
     "ProductQuantizer",
     "ProjectedQuantizer",
@@ -48,7 +48,7 @@ __all__ = [
     "QuantizerOutput",
     "QuantizerSettings",
     "ResidualQuantizer",
-    "RevivalSettings",
+    "SimVQUpdate",
     "VectorQuantizer",
     "VectorQuantizerSettings",
     "kmeans",

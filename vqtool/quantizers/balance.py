@@ -1,16 +1,17 @@
-"""Balanced assignment in training: every code gets its share of the batch.
+"""Assignment of latents to codes in training: nearest, or balanced over the batch by Sinkhorn-Knopp.
 
 Shapes: N vectors, K codes, D dimensions.
 """
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from vqtool.distributed import Share, largest
+from vqtool.quantizers.search import nearest_codes
 from vqtool.settings import Settings
 
 
@@ -18,20 +19,21 @@ from vqtool.settings import Settings
 def balanced_codes(
     vectors: Tensor, codebook: Tensor, epsilon: float, iterations: int, share: Share | None = None
 ) -> Tensor:
-    """For each vector the code to which the most of it goes in a transport that fills all codes alike.
+    """Assign vectors to codes so that all codes receive about the same number of vectors.
 
-    Entropic optimal transport by Sinkhorn-Knopp (Cuturi 2013, "Sinkhorn Distances"), in the log domain; for quantizing
-    as in SeLa (Asano et al. 2020, 3.2), for semantic ids as in LC-Rec (Zheng et al. 2024, eq. 5).
+    Solves an entropic optimal transport problem by Sinkhorn-Knopp iterations in the log domain (Cuturi 2013, "Sinkhorn
+    Distances") and takes the code with the largest mass for each vector. Used for quantization in SeLa (Asano et al.
+    2020, 3.2) and for semantic ids in LC-Rec (Zheng et al. 2024, eq. 5).
 
     Args:
         vectors: (N, D).
         codebook: (K, D).
-        epsilon: of the entropy, relative to how much distances differ; smaller is sharper.
-        iterations: of rescaling rows and columns.
-        share: which vectors of a batch these are; left out, all of them.
+        epsilon: entropic regularisation, relative to the spread of the distances; smaller is closer to nearest-code.
+        iterations: number of row and column rescalings.
+        share: position of these vectors in the global batch; default: they are the whole batch.
 
     Returns:
-        (N,) int64.
+        (N,) int64 indices.
     """
     share = share or Share.alone(len(vectors))
     distances = torch.cdist(vectors, codebook, compute_mode="donot_use_mm_for_euclid_dist").square()
@@ -48,7 +50,7 @@ def balanced_codes(
 
 
 def _logsumexp(plan: Tensor, share: Share) -> Tensor:
-    """(K,) over the rows of all processes."""
+    """(K,) logsumexp over the rows of all processes."""
     own = plan.logsumexp(dim=0)
     if not share.others:
         return own
@@ -56,13 +58,34 @@ def _logsumexp(plan: Tensor, share: Share) -> Tensor:
     return most + share.sum((own - most).exp()).log()
 
 
-class SinkhornSettings(Settings):
-    """In training, codes are assigned evenly over each batch; encoding takes the nearest code."""
+class NearestAssignment(Settings):
+    """Assign each latent to its nearest code, in training as in encoding."""
 
-    kind: Literal["sinkhorn"] = "sinkhorn"
-    epsilon: float = Field(0.05, gt=0, description="relative to how much distances differ; smaller is sharper")
-    iterations: int = Field(50, ge=1, le=10_000, description="of rescaling rows and columns")
+    kind: Literal["nearest"] = "nearest"
 
     def assign(self, vectors: Tensor, codebook: Tensor, share: Share | None = None) -> Tensor:
-        """`balanced_codes` with these settings."""
+        """Return the indices (N,) of the nearest codes (K, D) to vectors (N, D)."""
+        return nearest_codes(vectors, codebook)
+
+
+class SinkhornAssignment(Settings):
+    """In training, assign latents so that all codes are used evenly in each batch; encoding uses the nearest code.
+
+    Sinkhorn-Knopp, as in SeLa (Asano et al. 2020, 3.2).
+    """
+
+    kind: Literal["sinkhorn"] = "sinkhorn"
+    epsilon: float = Field(
+        0.05,
+        gt=0,
+        description="entropic regularisation, relative to the spread of the distances; smaller is closer to the "
+        "nearest code",
+    )
+    iterations: int = Field(50, ge=1, le=10_000, description="number of Sinkhorn-Knopp iterations")
+
+    def assign(self, vectors: Tensor, codebook: Tensor, share: Share | None = None) -> Tensor:
+        """Return the balanced indices (N,) of vectors (N, D) among codes (K, D); see `balanced_codes`."""
         return balanced_codes(vectors, codebook, self.epsilon, self.iterations, share)
+
+
+CodeAssignment = Annotated[NearestAssignment | SinkhornAssignment, Field(discriminator="kind")]

@@ -1,6 +1,6 @@
-"""What the rest of vqtool asks of a quantizer.
+"""The interface of all quantizers.
 
-Shapes: B batch, L positions per sample, D dimensions, K codes, Q levels; (...) stands for any leading axes.
+Shapes: B batch, L tokens per sample, D dimensions, K codes, Q levels; (...) any leading axes.
 """
 
 from abc import ABC, abstractmethod
@@ -9,51 +9,57 @@ import torch
 from torch import Tensor, nn
 
 from vqtool.distributed import Share, share_of
-from vqtool.quantizers.gradient import GRADIENTS, GradientName
+from vqtool.quantizers.gradient import GRADIENT_ESTIMATORS, GradientEstimator
 from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
 from vqtool.quantizers.precision import full_precision
 
 
 class Quantizer(nn.Module, ABC):
-    """Vectors to indices and back. `forward` changes no state: it gathers, and `update` applies what was gathered.
+    """Map vectors (..., D) to indices and back.
 
-    A vector is first conditioned (made a unit vector, say), then a code is chosen, then it is quantized. Quantizers
-    that are made of others call these steps of theirs.
+    `forward` does not change parameters or buffers. In training it gathers what the codebook update needs, and
+    `update()` applies it once the step is known to be finite; `discard()` drops it. Three steps follow each other:
+    `condition` (for example normalisation), `choose` (indices) and `quantize` (codes and losses).
 
     Attributes:
         codebook_sizes: K of each level.
-        dim: D, the width of the vectors it takes and gives.
-        has_levels: whether indices have an axis Q.
-        truncates: whether the first levels alone stand for a coarser vector.
-        gradient: how the gradient passes the choice of a code.
-        bypass: share of the samples of a training batch that pass unquantized.
-        confidence: weight of the confidence term in the entropy loss, the same at every level.
+        dim: D, width of input and output.
+        has_levels: whether indices have a last axis Q.
+        truncates: whether the first levels can be decoded without the others.
+        gradient_estimator: how gradients pass the argmin.
+        unquantized_fraction: fraction of the samples of a training batch that skip quantization.
+        sample_entropy_weight: weight of the sample-entropy term in the entropy loss, the same at every level.
     """
 
     codebook_sizes: tuple[int, ...]
     dim: int
     has_levels: bool = False
     truncates: bool = False
-    gradient: GradientName = "straight_through"
-    bypass: float = 0.0
-    confidence: float = 0.0
+    gradient_estimator: GradientEstimator = "straight_through"
+    unquantized_fraction: float = 0.0
+    sample_entropy_weight: float = 0.0
     _entropy_wanted: bool = True
 
     @property
     @abstractmethod
     def codes(self) -> Tensor:
-        """The codes (K, D); (Q, K, D) of a quantizer of levels, each of as many codes."""
+        """The codes (K, D); (Q, K, D) for a quantizer with Q levels."""
 
     @property
     def learned_codes(self) -> list[Tensor | None]:
-        """The codes (K, D) of each level; None of one whose codes are given, and not learned."""
+        """The codes (K, D) of each level; None for a level without a learned codebook."""
         return [None] * len(self.codebook_sizes)
 
     def forward(self, vectors: Tensor) -> QuantizerOutput:
-        """Quantize (..., D): losses in float64 for float64, in float32 for anything less.
+        """Quantize vectors (..., D).
 
-        Where torch.distributed has been begun, training is one of a batch that all processes share: all of them call
-        this, and losses are those of the whole batch, with a gradient that DistributedDataParallel averages.
+        Losses are float64 for float64 input and float32 otherwise; autocast does not apply. If torch.distributed is
+        initialised and the module is in training mode, every process must call `forward` with its part of the batch.
+        Losses are then those of the whole batch, and their gradients are correct once averaged by
+        DistributedDataParallel.
+
+        Raises:
+            ValueError: the vectors have another width than `dim`, or are not floating-point.
         """
         with full_precision(vectors.device):
             conditioned = self.condition(self._checked(vectors))
@@ -63,21 +69,22 @@ class Quantizer(nn.Module, ABC):
         return output._replace(quantized=output.quantized.to(vectors.dtype))
 
     def encode(self, vectors: Tensor) -> Tensor:
-        """The indices of (..., D) alone: (...), or (..., Q)."""
+        """Return the indices of vectors (..., D): (...) int64, or (..., Q) with levels."""
         with full_precision(vectors.device):
             return self.nearest(self.condition(self._checked(vectors)))
 
     @torch.no_grad()
     def measure(self, vectors: Tensor, indices: Tensor) -> list[LevelStatistics]:
-        """The raw terms of each level over (..., D) and the indices that `forward` or `encode` gave them."""
+        """Return the statistics of each level for vectors (..., D) and their indices from `forward` or `encode`."""
         with full_precision(vectors.device):
             return self.statistics(self.condition(self._checked(vectors)), indices)
 
     @torch.no_grad()
     def assess(self, vectors: Tensor, samples: int) -> tuple[QuantizerOutput, list[LevelStatistics]]:
-        """Output and raw terms of the first so many `samples` of a batch (B, L, D) that is padded to a fixed size.
+        """Return output and statistics of the first `samples` of a batch (B, L, D) that is padded to a fixed size.
 
-        Codes are chosen over the whole batch, just as `encode` does: products of another shape may round differently.
+        Codes are chosen over the padded batch, as in `encode`, because products of another shape may round
+        differently.
         """
         with full_precision(vectors.device):
             conditioned = self.condition(self._checked(vectors))
@@ -87,99 +94,104 @@ class Quantizer(nn.Module, ABC):
             return output, self.statistics(conditioned, indices)
 
     def condition(self, vectors: Tensor) -> Tensor:
-        """Vectors as codes are compared with them: (..., D) to (..., D)."""
+        """Return the vectors (..., D) that are compared with codes, for example normalised ones."""
         return vectors
 
     @property
     def waits(self) -> bool:
-        """Whether codes still wait for their first sample, and vectors pass unquantized in training."""
+        """Whether the codebook is not initialised yet; until then vectors pass unquantized in training."""
         return False
 
     @abstractmethod
     def nearest(self, conditioned: Tensor) -> Tensor:
-        """The indices of conditioned vectors, by distance."""
+        """Return the indices of the nearest codes of conditioned vectors."""
 
     def choose(self, conditioned: Tensor, share: Share) -> Tensor:
-        """The indices to quantize a share of a batch by; in training they need not be the nearest."""
+        """Return the indices for a share of a batch; in training they may differ from the nearest."""
         return self.nearest(conditioned)
 
     @abstractmethod
     def quantize(self, conditioned: Tensor, indices: Tensor, share: Share) -> QuantizerOutput:
-        """The output for conditioned vectors, a share of a batch, and their indices; in training, gathers."""
+        """Return the output for conditioned vectors and their indices; in training, gather for `update`."""
 
     @abstractmethod
     def decode(self, indices: Tensor) -> Tensor:
-        """The vectors (..., D) that `indices` stand for; where it `truncates`, of as many levels as are given."""
+        """Return the quantized vectors (..., D) of `indices`; if it `truncates`, indices may have fewer levels."""
 
     def embed(self, indices: Tensor) -> Tensor:
-        """The vectors (..., d) of `indices` in the space of the codes: as `decode`, but before any projection."""
+        """Return the vectors (..., d) of `indices` in code space: `decode` without the output projection."""
         return self.decode(indices)
 
     @abstractmethod
     def statistics(self, conditioned: Tensor, indices: Tensor) -> list[LevelStatistics]:
-        """The raw terms of each level over conditioned vectors."""
+        """Return the statistics of each level over conditioned vectors."""
 
     def initialise(self, conditioned: Tensor) -> None:
-        """Set the codes to fit a sample (S, D) of conditioned vectors. Quantizers without learned codes have nothing to
-        set."""
+        """Initialise the codes from a sample (S, D) of conditioned vectors; no effect without a learned codebook."""
 
     def start(self, full: bool = False) -> None:
-        """Start from what was gathered so far, if codes still wait for their first sample.
+        """Initialise the codes from the latents gathered so far, if they are not initialised yet.
 
         Args:
-            full: only where the sample is; else do not wait for more.
+            full: initialise only if the sample is complete; otherwise use the latents gathered so far.
 
         Raises:
-            Stopped: a signal came; the codes wait as they did.
+            Stopped: a signal was received; the codes are not initialised.
         """
 
     def skip_entropy(self) -> None:
-        """Give an entropy loss of 0 from now on: where it has no weight, there is no need to compute it."""
+        """Return an entropy loss of 0 from now on, to save its computation if its weight is 0."""
         for module in self.modules():
             if isinstance(module, Quantizer):
                 module._entropy_wanted = False
 
     def update(self, good: Tensor | None = None) -> None:
-        """Apply what forward gathered in training since the last update, and start codes whose sample is full.
+        """Apply the codebook update for the batches since the last call; call it after each optimizer step.
+
+        Updates EMA averages, resets dead codes, and initialises codes whose k-means sample is complete. With several
+        processes, all of them must call it.
 
         Args:
-            good: as in `learn`.
+            good: () bool on the device; if false, nothing changes. It must be true while codes are not initialised.
+                Default: the step is applied.
         """
         self.learn(good)
         if self.waits:
             self.start(full=True)
 
     def learn(self, good: Tensor | None = None) -> None:
-        """Apply what forward gathered in training since the last time, and nothing more.
+        """Apply what `forward` gathered since the last call, without initialising codes.
 
         Args:
-            good: () bool, on the device; where it is false nothing changes, and the host does not wait to learn of it.
-                While codes wait for their start it must be known to be true.
+            good: () bool on the device; if false, nothing changes. The host does not synchronise to read it. It must be
+                true while codes are not initialised.
         """
 
     def discard(self) -> None:
-        """Forget what forward gathered since the last update."""
+        """Drop what `forward` gathered since the last update; call it instead of `update()` to skip a step."""
 
     def pass_gradient(self, vectors: Tensor, codes: Tensor, share: Share) -> Tensor:
-        """The codes (..., D), with a gradient for the vectors (..., D); in training, some samples as they came.
+        """Return the codes (..., D) with a gradient for the vectors (..., D).
 
-        Some vectors without the error of quantizing help encoder and decoder to learn (Défossez et al. 2024, "Moshi",
-        3.3, quantization rate). Batches are in random order already: which samples pass need not be drawn.
+        In training, the first `unquantized_fraction` of the samples are returned unquantized (Défossez et al. 2024,
+        "Moshi", 3.3, quantization rate). Batches are in random order, so no sampling is needed.
         """
-        pass_on = GRADIENTS[self.gradient]
-        passed = share.first(round(self.bypass * share.total)) if self.training and vectors.ndim > 1 else 0
+        pass_on = GRADIENT_ESTIMATORS[self.gradient_estimator]
+        passed = (
+            share.first(round(self.unquantized_fraction * share.total)) if self.training and vectors.ndim > 1 else 0
+        )
         if not passed:  # a slice of everything would have its gradient copied
             return pass_on(vectors, codes)
         return torch.cat([vectors[:passed], pass_on(vectors[passed:], codes[passed:])])
 
     def _checked(self, vectors: Tensor) -> Tensor:
-        """Vectors in the type that is computed in, float32 at least.
+        """Return the vectors in the dtype of the computation, at least float32.
 
         Raises:
-            ValueError: they are not (..., D), or not floating-point.
+            ValueError: the vectors have another width than `dim`, or are not floating-point.
         """
         if vectors.ndim < 1 or vectors.shape[-1] != self.dim:
-            raise ValueError(f"expected vectors of width {self.dim}, got shape {tuple(vectors.shape)}")
+            raise ValueError(f"expected vectors of shape (..., {self.dim}), got {tuple(vectors.shape)}")
         if not vectors.is_floating_point():
             raise ValueError(f"expected floating-point vectors, got {vectors.dtype}")
         return vectors.to(torch.promote_types(vectors.dtype, torch.float32))

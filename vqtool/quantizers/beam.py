@@ -1,4 +1,4 @@
-"""Choosing the codes of all levels together, by beam search.
+"""Beam search over the codes of all levels.
 
 Shapes: N vectors, D dimensions, K codes, Q levels, W beams.
 """
@@ -14,16 +14,16 @@ _BLOCK = 1 << 22
 
 @torch.no_grad()
 def beam_search(vectors: Tensor, codebooks: Sequence[Tensor], width: int) -> Tensor:
-    """Indices (N, Q) whose codes add up to something near each vector.
+    """Return indices (N, Q) of codes whose sum is close to each vector.
 
-    At each level the `width` best sums so far are each extended by every code, and the `width` best of those are kept
-    (Babenko & Lempitsky 2014, "Additive Quantization for Extreme Vector Compression", 3.2; in a residual quantizer: Liu
-    et al. 2015, "Improved Residual Vector Quantization"). A width of one is the greedy choice, but for ties.
+    At each level, each of the `width` best partial sums is extended by every code, and the `width` best results are
+    kept (Babenko & Lempitsky 2014, "Additive Quantization for Extreme Vector Compression", 3.2; in a residual
+    quantizer: Liu et al. 2015, "Improved Residual Vector Quantization"). A width of 1 is greedy search, up to ties.
 
     Args:
         vectors: (N, D).
-        codebooks: of each level, (K, D).
-        width: W.
+        codebooks: (K, D) of each level.
+        width: W, beam width.
     """
     largest = max(len(codes) for codes in codebooks)
     rows = max(1, _BLOCK // (width * max(largest, vectors.shape[1])))
@@ -31,10 +31,10 @@ def beam_search(vectors: Tensor, codebooks: Sequence[Tensor], width: int) -> Ten
 
 
 def _search_block(vectors: Tensor, codebooks: Sequence[Tensor], width: int) -> Tensor:
-    remainders = vectors[:, None]  # (N, W, D), what the sums so far leave over
+    remainders = vectors[:, None]  # (N, W, D), residuals of the partial sums
     indices = torch.empty(*remainders.shape[:2], 0, dtype=torch.int64, device=vectors.device)
     for codes in codebooks:
-        # |r - e|² = |r|² - 2 r·e + |e|², about the mean code, so that nothing cancels far from the origin.
+        # |r - e|² = |r|² - 2 r·e + |e|², centred on the mean code to avoid cancellation far from the origin.
         centre = codes.mean(dim=0)
         near, about = remainders - centre, codes - centre
         scores = about.square().sum(dim=1) - 2 * near @ about.T
@@ -44,7 +44,7 @@ def _search_block(vectors: Tensor, codebooks: Sequence[Tensor], width: int) -> T
         indices = indices.gather(1, beams[..., None].expand(-1, -1, indices.shape[2]))
         indices = torch.cat([indices, chosen[..., None]], dim=2)
         remainders = remainders.gather(1, beams[..., None].expand(-1, -1, vectors.shape[1])) - codes[chosen]
-    # What is left is settled in float64, from the codes themselves.
+    # The final choice among the beams is made in float64.
     sums = torch.stack([codes[indices[..., level]].double() for level, codes in enumerate(codebooks)]).sum(dim=0)
     nearest = (vectors.double()[:, None] - sums).square().sum(dim=2).argmin(dim=1)
     return indices[torch.arange(len(indices), device=indices.device), nearest]

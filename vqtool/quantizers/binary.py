@@ -1,6 +1,6 @@
-"""One bit a dimension: look-up free and binary spherical quantization.
+"""One bit per dimension: lookup-free and binary spherical quantization.
 
-Shapes: D dimensions; (...) stands for any leading axes.
+Shapes: D dimensions; (...) any leading axes.
 """
 
 from typing import Literal
@@ -13,21 +13,24 @@ from vqtool.quantizers.scalar import ScalarQuantizer, ScalarSettings
 
 
 class LookupFreeQuantizer(ScalarQuantizer):
-    """The sign of each dimension, -1 or 1 (LFQ: Yu et al. 2023, "Language Model Beats Diffusion", eqs. 3 and 5).
+    """Quantize each dimension to its sign, -1 or 1 (LFQ).
+
+    Yu et al. 2023, "Language Model Beats Diffusion", eqs. 3 and 5.
 
     Args:
-        bits: D; K = 2^D.
-        temperature, confidence: of the entropy loss.
-        depth: level of a residual quantizer: each is half as wide as the one before it.
+        bits: D; the codebook size is K = 2^D.
+        temperature: temperature of the soft assignment in the entropy loss, in squared units of a code's dimension.
+        sample_entropy_weight: weight of the mean entropy of each vector's soft assignment in the entropy loss.
+        depth: level in a residual quantizer, from 0; each level has half the magnitude of the previous one.
     """
 
-    def __init__(self, bits: int, temperature: float = 1.0, confidence: float = 1.0, depth: int = 0) -> None:
+    def __init__(self, bits: int, temperature: float = 1.0, sample_entropy_weight: float = 1.0, depth: int = 0) -> None:
         value = self.magnitude(bits) * 0.5**depth
-        super().__init__([[-value, value]] * bits, temperature * value**2, confidence)
+        super().__init__([[-value, value]] * bits, temperature * value**2, sample_entropy_weight)
 
     @staticmethod
     def magnitude(bits: int) -> float:
-        """What a dimension of a code may be, but for its sign."""
+        """Return the absolute value of each dimension of a code."""
         return 1.0
 
     def nearest(self, conditioned: Tensor) -> Tensor:
@@ -35,9 +38,10 @@ class LookupFreeQuantizer(ScalarQuantizer):
 
 
 class BinarySphericalQuantizer(LookupFreeQuantizer):
-    """The sign of each dimension of a unit vector, ±1 / sqrt(D), a unit vector too.
+    """Normalise vectors to unit length and quantize each dimension to its sign, ±1 / sqrt(D) (BSQ).
 
-    BSQ: Zhao et al. 2024, "Image and Video Tokenization with Binary Spherical Quantization", eqs. 6 and 10.
+    Zhao et al. 2024, "Image and Video Tokenization with Binary Spherical Quantization", eqs. 6 and 10. Arguments are
+    those of `LookupFreeQuantizer`.
     """
 
     @staticmethod
@@ -49,11 +53,17 @@ class BinarySphericalQuantizer(LookupFreeQuantizer):
 
 
 class _BinarySettings(ScalarSettings):
-    bits: int = Field(ge=1, le=24, description="dimensions, one bit each; the number of codes is 2 to this power")
+    bits: int = Field(ge=1, le=24, description="number of dimensions, one bit each; K = 2^bits")
     temperature: float = Field(
-        1.0, ge=1e-30, le=1e30, description="of the soft assignment, in units of a dimension's square"
+        1.0,
+        ge=1e-30,
+        le=1e30,
+        description="temperature of the soft assignment in the entropy loss, relative to the squared value of one "
+        "dimension of a code",
     )
-    confidence: float = Field(1.0, ge=0, description="weight of the samples' own entropy in the entropy loss")
+    sample_entropy_weight: float = Field(
+        1.0, ge=0, description="weight of the mean entropy of each latent's soft assignment in the entropy loss"
+    )
 
     def dim(self, width: int) -> int:
         """D."""
@@ -61,18 +71,18 @@ class _BinarySettings(ScalarSettings):
 
 
 class LookupFreeSettings(_BinarySettings):
-    """The sign of each dimension (LFQ)."""
+    """Lookup-free quantization (LFQ): the sign of each dimension; no learned codebook."""
 
     kind: Literal["lfq"] = "lfq"
 
     def build_level(self, depth: int) -> LookupFreeQuantizer:
-        return LookupFreeQuantizer(self.bits, self.temperature, self.confidence, depth)
+        return LookupFreeQuantizer(self.bits, self.temperature, self.sample_entropy_weight, depth)
 
 
 class BinarySphericalSettings(_BinarySettings):
-    """The sign of each dimension of a unit vector (BSQ)."""
+    """Binary spherical quantization (BSQ): the sign of each dimension of a unit vector; no learned codebook."""
 
     kind: Literal["bsq"] = "bsq"
 
     def build_level(self, depth: int) -> BinarySphericalQuantizer:
-        return BinarySphericalQuantizer(self.bits, self.temperature, self.confidence, depth)
+        return BinarySphericalQuantizer(self.bits, self.temperature, self.sample_entropy_weight, depth)

@@ -1,4 +1,4 @@
-"""The codes, as a parameter that gradients move.
+"""Codebook updated by gradients.
 
 Shapes: N vectors, S vectors of a sample, K codes, D dimensions.
 """
@@ -10,7 +10,7 @@ from vqtool.distributed import Share
 
 
 class Codebook(nn.Module):
-    """Codes as a parameter, `weight` (K, D), moved by whatever gradient reaches it: in the bare form, the entropy's.
+    """Codes as a parameter `weight` (K, D), updated by the optimizer; without a codebook loss, by the entropy loss.
 
     Args:
         codebook_size: K.
@@ -32,32 +32,31 @@ class Codebook(nn.Module):
         return self.weight
 
     def codebook_loss(self, vectors: Tensor, codes: Tensor, share: Share) -> Tensor | None:
-        """What pulls the chosen `codes` (N, D) towards `vectors` (N, D), a share of a batch, by gradient; None where
-        nothing does."""
+        """Return the codebook loss () of the chosen `codes` (N, D) for `vectors` (N, D); None if there is none."""
         return None
 
     def gather(self, vectors: Tensor, indices: Tensor) -> None:
-        """Add what `update` needs of a training batch: `vectors` (N, D) and their `indices` (N,)."""
+        """Gather what `update` needs from a training batch: `vectors` (N, D) and their `indices` (N,)."""
 
     def update(self, good: Tensor | None = None) -> None:
-        """Apply what all processes gathered since the last update; nothing where `good` () bool is false."""
+        """Apply what all processes gathered since the last update; no effect if `good` () bool is false."""
 
     def discard(self) -> None:
-        """Forget what was gathered since the last update: the step was no good."""
+        """Drop what was gathered since the last update."""
 
     @torch.no_grad()
     def initialise(self, codes: Tensor, counts: Tensor) -> None:
-        """Start from `codes` (K, D), each the mean of `counts` (K,) vectors of a sample."""
+        """Set all codes to `codes` (K, D), each the mean of `counts` (K,) vectors of a sample."""
         self.replace(torch.ones_like(counts, dtype=torch.bool), codes)
 
     @torch.no_grad()
     def replace(self, which: Tensor, codes: Tensor) -> None:
-        """Set the codes that the mask `which` (K,) names to those of `codes` (K, D)."""
+        """Set the codes selected by the mask `which` (K,) to the rows of `codes` (K, D)."""
         self.weight.copy_(torch.where(which[:, None], codes.to(self.weight.dtype), self.weight))
 
 
 class GradientCodebook(Codebook):
-    """Codes that follow the codebook loss, weight · mean((stop(z) - e)²) (van den Oord et al. 2017, eq. 3)."""
+    """Codes updated by the codebook loss, weight · mean((stop(z) - e)²) (van den Oord et al. 2017, eq. 3)."""
 
     def __init__(self, codebook_size: int, codebook_dim: int, weight: float) -> None:
         super().__init__(codebook_size, codebook_dim)

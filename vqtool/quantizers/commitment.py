@@ -1,4 +1,4 @@
-"""The commitment loss, without the N x D differences being kept for its gradient.
+"""Commitment loss that does not keep the N x D differences for the backward pass.
 
 Shapes: N vectors, K codes, D dimensions.
 """
@@ -17,19 +17,19 @@ _BLOCK = 1 << 18
 
 
 def commitment_loss(vectors: Tensor, codes: Tensor, indices: Tensor, share: Share | None = None) -> Tensor:
-    """The mean over all elements of (z - stop(e[indices]))² (van den Oord et al. 2017, eq. 3); draws vectors to codes.
+    """Return the mean over all elements of (z - stop(e[indices]))² (van den Oord et al. 2017, eq. 3).
 
     Args:
         vectors: (N, D).
         codes: (K, D); no gradient reaches them.
         indices: (N,).
-        share: which vectors of a batch these are; left out, all of them.
+        share: position of these vectors in the global batch; default: they are the whole batch.
 
     Returns:
-        ().
+        () loss; gradients reach `vectors` only.
     """
     share = share or Share.alone(len(vectors))
-    # A copy, as codes may be updated before the backward pass.
+    # A copy, because codes may be updated before the backward pass.
     own: Tensor = _SumOfSquares.apply(vectors, codes.detach().clone(), indices)
     return share.sum(own) / max(1, share.total * vectors.shape[1])
 

@@ -1,4 +1,4 @@
-"""Codes as moving averages.
+"""Codebook updated by exponential moving averages.
 
 Shapes: N vectors, S vectors of a sample, K codes, D dimensions.
 """
@@ -9,33 +9,32 @@ from torch import Tensor
 from vqtool.distributed import add_up
 from vqtool.quantizers.codebook import Codebook
 
-# A moving average of hits below this says nothing any more: the code stays where it is.
+# Below this moving average of hits the mean is numerically meaningless, and the code is kept.
 _VANISHED = 1e-20
 
 
 class EmaCodebook(Codebook):
-    """Codes as the moving average of the vectors they win (van den Oord et al. 2017, eqs. 6-8).
+    """Codes that are the moving average of the vectors assigned to them (van den Oord et al. 2017, eqs. 6-8).
 
-    The averages start from nothing, so that a code stands at the mean of its first vectors after their first update;
-    a code that never won any keeps its first value. Codes and averages are buffers: no gradient writes to them.
+    The averages are initialised with 0, so the first update sets a code to the mean of its vectors. A code without
+    hits keeps its value. Codes and averages are buffers; no gradient reaches them.
 
     Args:
-        decay: of the averages, a step.
-        memory: hits of its own that a code's average reaches back over at least; where a step has few for it, the
-            average decays by less, and where it has none, not at all. So neither a large codebook nor a rare code is
-            left to its last few vectors, which would carry it off.
+        decay: EMA decay per step.
+        min_ema_hits: minimum number of a code's own hits that its average covers. A code with few hits in a step
+            decays less, a code without hits not at all. Otherwise a rarely hit code would follow its last few vectors.
 
     Attributes:
         counts: (K,) moving average of hits.
-        sums: (K, D) moving average of the sums of the vectors won.
+        sums: (K, D) moving average of the sums of the assigned vectors.
     """
 
     counts: Tensor
     sums: Tensor
 
-    def __init__(self, codebook_size: int, codebook_dim: int, decay: float, memory: float = 0.0) -> None:
+    def __init__(self, codebook_size: int, codebook_dim: int, decay: float, min_ema_hits: float = 0.0) -> None:
         super().__init__(codebook_size, codebook_dim)
-        self.decay, self.memory = decay, memory
+        self.decay, self.min_ema_hits = decay, min_ema_hits
         self.register_buffer("counts", torch.zeros(codebook_size))
         self.register_buffer("sums", torch.zeros(codebook_size, codebook_dim))
         self._gathered: tuple[Tensor, Tensor] | None = None
@@ -74,9 +73,9 @@ class EmaCodebook(Codebook):
 
     def _rate(self, counts: Tensor) -> Tensor:
         """(K,): what the averages take of a step in which the codes have `counts` (K,) hits."""
-        if not self.memory:
+        if not self.min_ema_hits:
             return torch.full_like(self.counts, 1 - self.decay)
-        return (-torch.expm1(-counts.to(self.counts.dtype) / self.memory)).clamp_max(1 - self.decay)
+        return (-torch.expm1(-counts.to(self.counts.dtype) / self.min_ema_hits)).clamp_max(1 - self.decay)
 
     @torch.no_grad()
     def initialise(self, codes: Tensor, counts: Tensor) -> None:

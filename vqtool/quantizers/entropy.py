@@ -1,4 +1,4 @@
-"""The entropy of soft assignments: even use over a batch, and confidence in each sample. Both have a gradient.
+"""Entropy of soft assignments: of the batch mean, and of each vector; both are differentiable.
 
 Shapes: N vectors, K codes, D dimensions, F factors of M values.
 """
@@ -14,37 +14,37 @@ def entropy_loss(
     vectors: Tensor,
     codebook: Tensor,
     temperature: float | Tensor,
-    confidence: float = 0.0,
+    sample_entropy_weight: float = 0.0,
     share: Share | None = None,
 ) -> Tensor:
-    """Negative entropy of the mean soft assignment, sum_k p[k] ln(p[k] + 1e-10), in nats; plus the confidence term.
+    """Return the negative entropy of the mean soft assignment, sum_k p[k] ln(p[k] + 1e-10), plus the sample term.
 
-    The entropy penalty of LFQ (Yu et al. 2023, "Language Model Beats Diffusion", eq. 5), over a learned codebook: its
-    batch term is minimised where codes are used evenly, its confidence term where each sample is sure of its code.
+    The entropy penalty of LFQ (Yu et al. 2023, "Language Model Beats Diffusion", eq. 5) for a learned codebook. The
+    batch term is minimal for even usage, the sample term for hard assignments.
 
     Args:
         vectors: (N, D).
         codebook: (K, D).
-        temperature: of the softmax over negative squared distances, in squared units of the vectors.
-        confidence: weight of the mean entropy of the samples' own soft assignments.
-        share: which vectors of a batch these are; left out, all of them.
+        temperature: temperature of the softmax over negative squared distances, in squared units of the vectors.
+        sample_entropy_weight: weight of the mean entropy of each vector's soft assignment.
+        share: position of these vectors in the global batch; default: they are the whole batch.
 
     Returns:
-        (), without the confidence term between -ln K (even use) and 0; gradients reach `vectors` and `codebook`.
+        () in nats, without the sample term between -ln K (even usage) and 0; gradients reach `vectors` and `codebook`.
     """
     share = share or Share.alone(len(vectors))
-    own = soft_sums(vectors, codebook, temperature, entropy=confidence > 0)
+    own = soft_sums(vectors, codebook, temperature, entropy=sample_entropy_weight > 0)
     means = share.sum(torch.cat([own.assignment, own.entropy[None]])) / max(1, share.total)
     loss = negative_entropy(means[:-1])
-    return loss + confidence * means[-1] if confidence else loss
+    return loss + sample_entropy_weight * means[-1] if sample_entropy_weight else loss
 
 
 def negative_entropy(probabilities: Tensor) -> Tensor:
-    """sum p ln(p + 1e-10) of a distribution (K,), or of F independent ones (F, M) together, in nats."""
+    """Return sum p ln(p + 1e-10) in nats, of one distribution (K,) or of F independent ones (F, M)."""
     return (probabilities * torch.log(probabilities + 1e-10)).sum()
 
 
 def sample_entropies(soft: Tensor) -> Tensor:
-    """The entropy (N,) of each row of soft assignments (N, K), in nats."""
-    # xlogy is 0, with a gradient of 0, where a probability has underflown.
+    """Return the entropy (N,) in nats of each row of soft assignments (N, K)."""
+    # xlogy is 0, with gradient 0, where a probability has underflowed.
     return -torch.special.xlogy(soft, soft.clamp_min(torch.finfo(soft.dtype).tiny)).sum(dim=1)

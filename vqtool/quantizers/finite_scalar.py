@@ -1,6 +1,6 @@
 """Finite scalar quantization (Mentzer et al. 2023, "Finite Scalar Quantization: VQ-VAE Made Simple").
 
-Shapes: D dimensions; (...) stands for any leading axes.
+Shapes: D dimensions; (...) any leading axes.
 """
 
 import math
@@ -19,22 +19,23 @@ _MARGIN = 1e-3
 
 
 class FiniteScalarQuantizer(ScalarQuantizer):
-    """Bounds each dimension by tanh and rounds it to one of `levels[d]` values in [-1, 1].
+    """Bound each dimension by tanh and round it to one of `levels[d]` values in [-1, 1] (FSQ).
 
-    As in the paper, an even number of levels has its values shifted by half a step, so that 0 is among them. There is
-    no commitment loss: nothing pulls a vector that is already held in bounds.
+    As in the paper, the values of an even number of levels are shifted by half a step so that 0 is among them. The
+    commitment loss is 0, because tanh already bounds the vectors. The paper has no entropy loss; it is optional here.
 
     Args:
-        levels: values of each dimension, at least 2.
-        temperature, confidence: of the entropy loss, which the paper does without.
-        depth: level of a residual quantizer: each is half a step of the one before it wide.
+        levels: number of values of each dimension, at least 2; the codebook size is their product.
+        temperature: temperature of the soft assignment in the entropy loss, in squared units of the bounded vectors.
+        sample_entropy_weight: weight of the mean entropy of each vector's soft assignment in the entropy loss.
+        depth: level in a residual quantizer, from 0; the range of each level is half a step of the previous one.
     """
 
     def __init__(
-        self, levels: Sequence[int], temperature: float = 0.1, confidence: float = 0.0, depth: int = 0
+        self, levels: Sequence[int], temperature: float = 0.1, sample_entropy_weight: float = 0.0, depth: int = 0
     ) -> None:
         values = [_values(count, depth) for count in levels]
-        super().__init__(values, temperature * (0.5 / (max(levels) // 2)) ** (2 * depth), confidence)
+        super().__init__(values, temperature * (0.5 / (max(levels) // 2)) ** (2 * depth), sample_entropy_weight)
         self._shifts = [0.5 if count % 2 == 0 else 0.0 for count in levels]
 
     def condition(self, vectors: Tensor) -> Tensor:
@@ -50,20 +51,28 @@ class FiniteScalarQuantizer(ScalarQuantizer):
 
 def _values(count: int, depth: int) -> list[float]:
     half = count // 2
-    # What is left over lies evenly about 0: below the first level nothing is shifted.
+    # Residuals are symmetric about 0, so levels after the first are not shifted.
     shift = 0.5 if depth and count % 2 == 0 else 0.0
     return [(value - half + shift) / half * (0.5 / half) ** depth for value in range(count)]
 
 
 class FiniteScalarSettings(ScalarSettings):
-    """Each dimension rounded to a few values (FSQ)."""
+    """Finite scalar quantization (FSQ): each dimension is rounded to a few values; no learned codebook."""
 
     kind: Literal["fsq"] = "fsq"
     levels: Annotated[list[Annotated[int, Field(ge=2, le=1 << 16)]], Field(min_length=1)] = Field(
-        description="values of each dimension; the number of codes is their product"
+        description="number of values of each dimension; K is their product, at most 2^24"
     )
-    temperature: float = Field(0.1, ge=1e-30, le=1e30, description="of the soft assignment; values lie in [-1, 1]")
-    confidence: float = Field(0.0, ge=0, description="weight of the samples' own entropy in the entropy loss")
+    temperature: float = Field(
+        0.1,
+        ge=1e-30,
+        le=1e30,
+        description="temperature of the soft assignment in the entropy loss, in squared units of the values, which "
+        "lie in [-1, 1]",
+    )
+    sample_entropy_weight: float = Field(
+        0.0, ge=0, description="weight of the mean entropy of each latent's soft assignment in the entropy loss"
+    )
 
     @field_validator("levels")
     @classmethod
@@ -77,4 +86,4 @@ class FiniteScalarSettings(ScalarSettings):
         return len(self.levels)
 
     def build_level(self, depth: int) -> FiniteScalarQuantizer:
-        return FiniteScalarQuantizer(self.levels, self.temperature, self.confidence, depth)
+        return FiniteScalarQuantizer(self.levels, self.temperature, self.sample_entropy_weight, depth)

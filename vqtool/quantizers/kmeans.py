@@ -3,56 +3,136 @@
 Shapes: S vectors, K codes, D dimensions.
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Generator, Tensor
 
-from vqtool.progress import Bar, pass_bar
+from vqtool.progress import pass_bar
 from vqtool.quantizers.search import nearest_codes
-from vqtool.signals import heed
 
 # Elements of one block of distances.
 _BLOCK = 1 << 22
 # Codes are seeded in this many rounds at most.
 _SEED_ROUNDS = 256
-# Multiplications and additions beyond which iterations, or exchanges, cost more time than a start should take.
+# Multiplications and additions beyond which Lloyd iterations, or exchanges, take too long for an initialisation.
 _ITERATION_LIMIT = 1 << 42
 _EXCHANGE_LIMIT = 1 << 34
+# Multiplications and additions between two updates of the progress: less than a second of them.
+_UPDATE_EVERY = 1 << 34
+# Multiplications and additions by which the speed is measured.
+_TIMED = 1 << 31
 # A gain, relative to the error, that does not count as one.
 _LITTLE = 1e-4
 # Exchanges in vain, one after the other, after which there is nothing more to be had.
 _PATIENCE = 6
+# At most, unless a caller asks for others.
+ITERATIONS, EXCHANGES = 10, 50
+# Called with how many vectors more have been compared with all codes.
+Advance = Callable[[int], None]
+
+_drawing: ContextVar[bool] = ContextVar("drawing", default=False)
 
 
-def kmeans(vectors: Tensor, clusters: int, generator: Generator, iterations: int = 10, exchanges: int = 50) -> Tensor:
-    """Codes (K, D) that fit `vectors` (S, D): a local minimum of the mean squared distance to the nearest code.
+def _ignore(number: int) -> None:
+    pass
 
-    Lloyd's iteration (Lloyd 1982, "Least Squares Quantization in PCM") from k-means++ seeds. Then, in turn, codes are
-    added where the error is large and as many are removed where they are needed least (Fritzke 2020, "The breathing
-    k-means algorithm"): so no two codes are left on one cluster while another cluster has none.
+
+def kmeans(
+    vectors: Tensor, clusters: int, generator: Generator, iterations: int = ITERATIONS, exchanges: int = EXCHANGES
+) -> Tensor:
+    """Return K codes that are a local minimum of the mean squared distance of `vectors` to their nearest code.
+
+    Runs Lloyd's iterations (Lloyd 1982, "Least Squares Quantization in PCM") from k-means++ seeds. It then repeatedly
+    adds codes where the error is large and removes as many where they reduce it least (Fritzke 2020, "The breathing
+    k-means algorithm"), which avoids two codes in one cluster while another cluster has none.
 
     Args:
-        vectors: S of at least one; where S < K, some codes are the same.
+        vectors: (S, D), at least one; if S < K, some codes are equal.
         clusters: K.
-        generator: on the CPU; the result is a function of vectors and its state.
-        iterations: of Lloyd's, each time; fewer where so many would take minutes.
-        exchanges: at most.
+        generator: a generator on the CPU; the result depends only on the vectors and its state.
+        iterations: maximum number of Lloyd's iterations per run; fewer for sizes that would take minutes.
+        exchanges: maximum number of rounds of adding and removing codes.
+
+    Returns:
+        (K, D) codes.
+
+    Raises:
+        Stopped: a signal was received.
     """
-    work = 2 * vectors.numel() * clusters
-    # Beyond the limit even seeding, and what is learned afterwards must do the rest. With a code for each vector there
-    # is no rest.
-    if work > _ITERATION_LIMIT or clusters >= len(vectors):
+    if _drawing.get():
+        return _drawn_nearby(vectors, clusters, generator)
+    limits = _limits(len(vectors), clusters, vectors.shape[1], iterations, exchanges)
+    if limits is None:
         return vectors[_draw(torch.ones(len(vectors)), clusters, generator).to(vectors.device)]
+    iterations, exchanges = limits
+    total = len(vectors) * _passes(iterations, exchanges)
+    with pass_bar(f"k-means, {clusters:,} codes", total, "assignments") as bar:
+        codes = _lloyd(vectors, seeds(vectors, clusters, generator, bar.update), iterations, bar.update)
+        return _exchanged(vectors, codes, exchanges, iterations, generator, bar.update) if exchanges else codes
+
+
+def _limits(vectors: int, clusters: int, dim: int, iterations: int, exchanges: int) -> tuple[int, int] | None:
+    """How many Lloyd iterations and exchanges k-means makes at most; None where it only draws codes evenly."""
+    work = 2 * vectors * dim * clusters
+    # Above the limit even seeding takes too long, and training has to do the rest. With a code for each vector nothing
+    # is left to do.
+    if work > _ITERATION_LIMIT or clusters >= vectors:
+        return None
     iterations = max(1, min(iterations, _ITERATION_LIMIT // max(1, work)))
-    exchanges = min(exchanges, _EXCHANGE_LIMIT // max(1, work * (iterations + 1))) if clusters > 1 else 0
-    with pass_bar("k-means", 1 + exchanges, "rounds") as bar:
-        codes = _lloyd(vectors, seeds(vectors, clusters, generator), iterations)
-        bar.update()
-        return _exchanged(vectors, codes, exchanges, iterations, generator, bar)
+    return iterations, min(exchanges, _EXCHANGE_LIMIT // max(1, work * (iterations + 1))) if clusters > 1 else 0
 
 
-def seeds(vectors: Tensor, clusters: int, generator: Generator) -> Tensor:
+def _passes(iterations: int, exchanges: int) -> int:
+    """How often k-means compares all vectors with all codes, at most."""
+    # Seeding, and Lloyd's iteration; for exchanges the error, then three passes and twice Lloyd's iteration for each.
+    return 1 + iterations + (1 + exchanges * (3 + 2 * iterations) if exchanges else 0)
+
+
+def kmeans_passes(vectors: int, clusters: int, dim: int) -> int:
+    """How often `kmeans` compares all `vectors` with all codes, at most; 0 where it only draws codes evenly."""
+    limits = _limits(vectors, clusters, dim, ITERATIONS, EXCHANGES)
+    return 0 if limits is None else _passes(*limits)
+
+
+def assignment_seconds(vectors: int, codes: Tensor, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Estimate how long one comparison of so many vectors with all `codes` (K, D) takes, by timing a few of them."""
+    timed = max(1, min(vectors, _TIMED // (2 * codes.numel())))
+    noise = torch.randn(timed, codes.shape[1], generator=Generator().manual_seed(0)).to(codes)
+    some = codes[torch.arange(timed, device=codes.device) % len(codes)] + codes.std(correction=0) * noise
+    nearest_codes(some[:1], codes).cpu()  # the first call loads kernels
+    began = clock()
+    nearest_codes(some, codes).cpu()
+    return (clock() - began) * vectors / timed
+
+
+def hold_memory(vectors: Tensor, clusters: int) -> None:
+    """Hold, for a moment, the memory that `kmeans` takes for vectors (S, D): by the same steps with two codes."""
+    limits = _limits(len(vectors), clusters, vectors.shape[1], ITERATIONS, EXCHANGES)
+    if limits:
+        kmeans(vectors, 2, Generator().manual_seed(0), iterations=1, exchanges=min(1, limits[1]))
+
+
+@contextmanager
+def codes_drawn() -> Iterator[None]:
+    """Within, `kmeans` does not fit codes but draws them near its vectors, in no time: enough for a rehearsal."""
+    before = _drawing.set(True)
+    try:
+        yield
+    finally:
+        _drawing.reset(before)
+
+
+def assigned(nearest: Callable[[Tensor], Tensor], vectors: Tensor, clusters: int) -> Tensor:
+    """`nearest` of vectors (S, D), which compares each with K codes, with its progress shown."""
+    with pass_bar(f"assign, {clusters:,} codes", len(vectors), "vectors") as bar:
+        return _in_blocks(nearest, vectors, clusters, bar.update)
+
+
+def seeds(vectors: Tensor, clusters: int, generator: Generator, advance: Advance = _ignore) -> Tensor:
     """Codes (K, D) among the vectors, each drawn with a chance in proportion to its squared distance to those before.
 
     k-means++ (Arthur & Vassilvitskii 2007); for many codes in rounds that each draw several at once, as the rounds of
@@ -66,6 +146,7 @@ def seeds(vectors: Tensor, clusters: int, generator: Generator) -> Tensor:
         fresh = vectors[_draw(distances, min(each, clusters - len(codes)), generator)]
         codes = torch.cat([codes, fresh])
         distances = torch.minimum(distances, _nearest_two(vectors, fresh)[0][:, 0])
+        advance(len(vectors) * len(fresh) // clusters)
     return codes
 
 
@@ -82,17 +163,37 @@ def _draw(weights: Tensor, number: int, generator: Generator) -> Tensor:
     return drawn
 
 
-def _lloyd(vectors: Tensor, codes: Tensor, iterations: int) -> Tensor:
+def _drawn_nearby(vectors: Tensor, clusters: int, generator: Generator) -> Tensor:
+    """Codes (K, D), each at some distance from a vector, so that no two are equal."""
+    drawn = vectors[_draw(torch.ones(len(vectors)), clusters, generator).to(vectors.device)]
+    noise = torch.randn(drawn.shape, generator=generator).to(drawn)
+    return drawn + 0.5 * vectors.std(dim=0, correction=0) * noise
+
+
+def _lloyd(vectors: Tensor, codes: Tensor, iterations: int, advance: Advance) -> Tensor:
     """Codes moved to the mean of their vectors, again and again; one without vectors stays."""
     before = None
     for _ in range(iterations):
-        heed()
-        owners = nearest_codes(vectors, codes)
+        owners = _owners(vectors, codes, advance)
         if before is not None and torch.equal(owners, before):
             break
         before = owners
         codes = centroids(vectors, owners, codes)
     return codes
+
+
+def _owners(vectors: Tensor, codes: Tensor, advance: Advance) -> Tensor:
+    """The index (S,) of each vector's nearest code."""
+    return _in_blocks(lambda block: nearest_codes(block, codes), vectors, len(codes), advance)
+
+
+def _in_blocks(nearest: Callable[[Tensor], Tensor], vectors: Tensor, clusters: int, advance: Advance) -> Tensor:
+    """`nearest` of vectors (S, D), in blocks that are small enough to show progress."""
+    found = []
+    for block in vectors.split(max(1, _UPDATE_EVERY // (2 * clusters * vectors.shape[1]))):
+        found.append(nearest(block))
+        advance(len(block))
+    return torch.cat(found)
 
 
 def centroids(vectors: Tensor, owners: Tensor, codes: Tensor) -> Tensor:
@@ -103,15 +204,15 @@ def centroids(vectors: Tensor, owners: Tensor, codes: Tensor) -> Tensor:
 
 
 def _exchanged(
-    vectors: Tensor, codes: Tensor, exchanges: int, iterations: int, generator: Generator, bar: Bar
+    vectors: Tensor, codes: Tensor, exchanges: int, iterations: int, generator: Generator, advance: Advance
 ) -> Tensor:
     """Codes after as many exchanges as pay, at most `exchanges`."""
-    error, moved, failures = _error(vectors, codes), max(1, len(codes) // 8), 0
+    error, moved, failures = _error(vectors, codes, advance), max(1, len(codes) // 8), 0
     for _ in range(exchanges):
         # Where those of the largest errors were tried in vain, others are drawn.
         pick = _draw if failures else _largest
-        candidate = _exchange(vectors, codes, min(moved, len(codes) - 1), pick, iterations, generator)
-        after = _error(vectors, candidate)
+        candidate = _exchange(vectors, codes, min(moved, len(codes) - 1), pick, iterations, generator, advance)
+        after = _error(vectors, candidate, advance)
         gained = error - after > _LITTLE * error
         failures = 0 if gained else failures + 1
         if after < error:
@@ -120,7 +221,6 @@ def _exchanged(
             moved = max(1, moved // 2)
         if failures == _PATIENCE:
             break
-        bar.update()
     return codes
 
 
@@ -135,6 +235,7 @@ def _exchange(
     pick: Callable[[Tensor, int, Generator], Tensor],
     iterations: int,
     generator: Generator,
+    advance: Advance,
 ) -> Tensor:
     """Codes of which `number` have moved from where they are needed least to where the error is largest."""
     size = len(codes)
@@ -143,8 +244,11 @@ def _exchange(
     worst = pick(errors, number, generator).to(vectors.device)
     spread = (errors[worst] / torch.bincount(owners[:, 0], minlength=size)[worst].clamp_min(1) / codes.shape[1]).sqrt()
     noise = torch.randn(number, codes.shape[1], generator=generator).to(codes)
-    grown = _lloyd(vectors, torch.cat([codes, codes[worst] + 0.5 * spread[:, None] * noise]), iterations)
-    return _lloyd(vectors, grown[_needed(vectors, grown, size)], iterations)
+    advance(len(vectors))
+    grown = _lloyd(vectors, torch.cat([codes, codes[worst] + 0.5 * spread[:, None] * noise]), iterations, advance)
+    kept = _needed(vectors, grown, size)
+    advance(len(vectors))
+    return _lloyd(vectors, grown[kept], iterations, advance)
 
 
 def _needed(vectors: Tensor, codes: Tensor, number: int) -> Tensor:
@@ -170,8 +274,8 @@ def _needed(vectors: Tensor, codes: Tensor, number: int) -> Tensor:
     return kept.nonzero()[:, 0].to(codes.device)
 
 
-def _error(vectors: Tensor, codes: Tensor) -> float:
-    return float((vectors - codes[nearest_codes(vectors, codes)]).double().square().sum())
+def _error(vectors: Tensor, codes: Tensor, advance: Advance) -> float:
+    return float((vectors - codes[_owners(vectors, codes, advance)]).double().square().sum())
 
 
 def _nearest_two(vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The ways that codes learn: settings that each build their codebook. `kind` chooses in one table."""
+"""Codebook updates: one settings class per update, each of which builds its codebook. `kind` selects the class."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -10,48 +10,71 @@ from vqtool.quantizers.linear_codebook import LinearCodebook
 from vqtool.settings import Settings
 
 
-class EntropyLearning(Settings):
-    """The bare form: codes learn from the entropy loss alone."""
+class EntropyOnlyUpdate(Settings):
+    """Update codes by the gradient of the entropy loss only.
 
-    kind: Literal["entropy"] = "entropy"
+    This is what `VectorQuantizer` does without an `update`. Reconstructions stay poor: nothing moves codes towards
+    the latents.
+    """
+
+    kind: Literal["entropy_only"] = "entropy_only"
     needs: ClassVar = "entropy"
 
     def build(self, codebook_size: int, codebook_dim: int) -> Codebook:
         return Codebook(codebook_size, codebook_dim)
 
 
-class CodebookLossLearning(Settings):
-    """Codes learn by gradient, from the codebook loss (and the entropy loss)."""
+class CodebookLossUpdate(Settings):
+    """Update codes by the gradient of the codebook loss, and of the entropy loss where it has a weight.
+
+    The codebook loss is weight · mean((stop(z) - e)²) (van den Oord et al. 2017, eq. 3); it is part of
+    `commitment_loss`.
+    """
 
     kind: Literal["codebook_loss"] = "codebook_loss"
-    weight: float = Field(1.0, gt=0, description="of the codebook loss, relative to the commitment loss")
+    weight: float = Field(1.0, gt=0, description="weight of the codebook loss, relative to the commitment loss")
     needs: ClassVar = "commitment"
 
     def build(self, codebook_size: int, codebook_dim: int) -> Codebook:
         return GradientCodebook(codebook_size, codebook_dim, self.weight)
 
 
-class LinearLearning(Settings):
-    """Codes are fixed ones under one linear map, which learns by the codebook loss (SimVQ)."""
+class SimVQUpdate(Settings):
+    """Update all codes together through one learned linear map of fixed random codes.
 
-    kind: Literal["linear"] = "linear"
-    weight: float = Field(1.0, gt=0, description="of the codebook loss, relative to the commitment loss")
+    The map is trained by the codebook loss (SimVQ: Zhu et al. 2024, "Addressing Representation Collapse in Vector
+    Quantized Models with One Linear Layer", eq. 6).
+    """
+
+    kind: Literal["simvq"] = "simvq"
+    weight: float = Field(1.0, gt=0, description="weight of the codebook loss, relative to the commitment loss")
     needs: ClassVar = "commitment"
 
     def build(self, codebook_size: int, codebook_dim: int) -> Codebook:
         return LinearCodebook(codebook_size, codebook_dim, self.weight)
 
 
-class EmaLearning(Settings):
-    """Codes learn as the moving average of the vectors they win; no gradient moves them."""
+class EmaUpdate(Settings):
+    """Update each code to an exponential moving average of the latents assigned to it.
+
+    No gradient reaches the codes (van den Oord et al. 2017, eqs. 6-8). A code with few hits in a step decays more
+    slowly: its effective decay is max(decay, exp(-hits / min_ema_hits)).
+    """
 
     kind: Literal["ema"] = "ema"
-    decay: float = Field(0.9, ge=0, lt=1, description="of the moving average, a step")
-    memory: float = Field(15.0, ge=0, description="hits of a code that it reaches back over at least")
+    decay: float = Field(0.9, ge=0, lt=1, description="EMA decay per step")
+    min_ema_hits: float = Field(
+        15.0,
+        ge=0,
+        description="minimum number of a code's own hits that its average covers; the effective decay rises for rarely "
+        "hit codes; 0: no minimum",
+    )
     needs: ClassVar = None
 
     def build(self, codebook_size: int, codebook_dim: int) -> Codebook:
-        return EmaCodebook(codebook_size, codebook_dim, self.decay, self.memory)
+        return EmaCodebook(codebook_size, codebook_dim, self.decay, self.min_ema_hits)
 
 
-Learning = Annotated[EntropyLearning | CodebookLossLearning | LinearLearning | EmaLearning, Field(discriminator="kind")]
+CodebookUpdate = Annotated[
+    EntropyOnlyUpdate | CodebookLossUpdate | SimVQUpdate | EmaUpdate, Field(discriminator="kind")
+]

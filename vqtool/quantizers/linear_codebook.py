@@ -1,4 +1,4 @@
-"""Codes that move together, as the image of fixed ones under one learned linear map.
+"""SimVQ: codes that are the product of a fixed random basis and one learned linear map.
 
 Shapes: N vectors, S vectors of a sample, K codes, D dimensions.
 """
@@ -10,11 +10,11 @@ from vqtool.quantizers.codebook import GradientCodebook
 
 
 class LinearCodebook(GradientCodebook):
-    """Codes `basis` (K, D) times `transform` (D, D), of which the transform alone is learned, by the codebook loss.
+    """Codes `basis` (K, D) @ `transform` (D, D), where only the transform is learned, by the codebook loss.
 
-    Every code moves with every step, whether it won a vector or not (SimVQ: Zhu et al. 2024, "Addressing Representation
-    Collapse in Vector Quantized Models with One Linear Layer", eq. 6). The basis is drawn normal with a standard
-    deviation of 1 / sqrt(D), the transform starts as the identity.
+    Every step moves every code, with or without hits (SimVQ: Zhu et al. 2024, "Addressing Representation Collapse in
+    Vector Quantized Models with One Linear Layer", eq. 6). The basis is normal with standard deviation 1 / sqrt(D);
+    the transform is initialised with the identity.
     """
 
     basis: Tensor

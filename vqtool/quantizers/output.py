@@ -1,4 +1,4 @@
-"""What every quantizer returns, and what it can be asked to measure."""
+"""The output of every quantizer, and the statistics of one level."""
 
 from typing import NamedTuple
 
@@ -7,36 +7,36 @@ from torch import Tensor
 
 
 class QuantizerOutput(NamedTuple):
-    """The four fields that any quantizer, with any option, returns."""
+    """Output of every quantizer; (...) are the leading axes of its input."""
 
     quantized: Tensor
-    """(..., D) the chosen codes, with the gradient of the quantizer's estimator."""
+    """(..., D) chosen codes; the gradient reaches the input through the gradient estimator."""
     indices: Tensor
-    """(...) int64; (..., Q) for a quantizer of Q levels."""
+    """(...) int64 indices of the chosen codes; (..., Q) for a residual or product quantizer."""
     commitment_loss: Tensor
-    """() mean squared distance of vectors to their codes, and the codebook loss where there is one."""
+    """() mean over all elements of (z - stop(e))², plus the codebook loss if the update has one; mean over levels."""
     entropy_loss: Tensor
-    """() negative entropy of the batch-mean soft assignment, in nats (minimised, codes are used evenly), and the
-    confidence term where there is one."""
+    """() negative entropy of the batch-mean soft assignment, in nats (minimal for even usage), plus
+    `sample_entropy_weight` times the mean entropy of each vector's soft assignment; mean over levels."""
 
 
 class LevelStatistics(NamedTuple):
-    """The raw terms of one level over N vectors, on the CPU: sums, so that passes over many batches add up."""
+    """Statistics of one level over N vectors, as sums on the CPU; the sums of several batches can be added."""
 
     counts: Tensor
-    """(K,) int64, hits of each code."""
+    """(K,) int64, number of hits of each code."""
     soft_assignment: Tensor
-    """(F, M) float64, soft assignments summed over the vectors. A codebook that is searched has one factor of M = K
-    codes; one that is a product of F scales has a factor each, padded with zeros to the longest."""
+    """(F, M) float64, soft assignments summed over the vectors. A vector quantizer has F = 1 and M = K; a scalar
+    quantizer has one row per dimension, padded with zeros to the largest number of values."""
     sample_entropy: Tensor
-    """() float64, the entropy of each vector's own soft assignment, in nats, summed over the vectors."""
+    """() float64, entropy of each vector's soft assignment in nats, summed over the vectors."""
     squared_distance: Tensor
     """() float64, squared distances to the chosen codes summed over vectors and dimensions."""
     elements: Tensor
-    """() int64, vectors times dimensions: how many numbers the squared distance is a sum over."""
+    """() int64, number of terms in `squared_distance`: vectors times dimensions."""
     total: Tensor
-    """(D,) float64, the sum of the vectors."""
+    """(D,) float64, sum of the vectors."""
     squares: Tensor
-    """() float64, the sum of their squared norms."""
+    """() float64, sum of the squared norms of the vectors."""
     errors: Tensor = torch.zeros(())
-    """(K,) float64, the squared distance by code; () where codes are given, and not learned."""
+    """(K,) float64, squared distances summed per code; () for a quantizer without a learned codebook."""

@@ -1,6 +1,6 @@
-"""Product quantization: groups of dimensions, each with a quantizer of its own.
+"""Product quantization: groups of dimensions, each with its own quantizer.
 
-Shapes: D dimensions, G groups, Q levels in all; (...) stands for any leading axes.
+Shapes: D dimensions, G groups, Q levels in total; (...) any leading axes.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from vqtool.errors import ConfigError
 from vqtool.quantizers.base import Quantizer
 from vqtool.quantizers.binary import BinarySphericalSettings, LookupFreeSettings
 from vqtool.quantizers.finite_scalar import FiniteScalarSettings
-from vqtool.quantizers.learning import Learning
+from vqtool.quantizers.learning import CodebookUpdate
 from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
 from vqtool.quantizers.residual import ResidualQuantizerSettings
 from vqtool.quantizers.vector import VectorQuantizerSettings
@@ -23,13 +23,13 @@ from vqtool.settings import Settings
 
 
 class ProductQuantizer(Quantizer):
-    """Cuts vectors into groups of dimensions and quantizes each for itself.
+    """Split vectors into groups of dimensions and quantize each group independently.
 
-    Jégou et al. 2011, "Product Quantization for Nearest Neighbor Search", 2.1. The indices of all groups stand beside
-    each other; losses are averaged over groups.
+    Jégou et al. 2011, "Product Quantization for Nearest Neighbor Search", 2.1. The indices (..., Q) of the groups are
+    concatenated; losses are averaged over groups.
 
     Args:
-        groups: a quantizer each; D is the sum of their widths.
+        groups: one quantizer per group; D is the sum of their widths.
 
     Raises:
         ValueError: there is no group.
@@ -43,7 +43,7 @@ class ProductQuantizer(Quantizer):
             raise ValueError("expected at least one group")
         self.groups = nn.ModuleList(groups)
         self.dim = sum(group.dim for group in groups)
-        self.confidence = groups[0].confidence
+        self.sample_entropy_weight = groups[0].sample_entropy_weight
         self.codebook_sizes = tuple(size for group in groups for size in group.codebook_sizes)
 
     @property
@@ -140,11 +140,11 @@ GroupSettings = Annotated[
 
 
 class ProductQuantizerSettings(Settings):
-    """Groups of dimensions, each with a quantizer of its own."""
+    """Product quantization: groups of dimensions, each with its own quantizer; one index per group."""
 
     kind: Literal["product"] = "product"
-    groups: int = Field(4, ge=1, le=1024, description="G, groups of as many dimensions each")
-    quantizer: GroupSettings = Field(VectorQuantizerSettings(), description="of each group")
+    groups: int = Field(4, ge=1, le=1024, description="G, number of groups of equal width")
+    quantizer: GroupSettings = Field(VectorQuantizerSettings(), description="quantizer of each group")
 
     def dim(self, width: int) -> int:
         """D, behind an encoder of `width`."""
@@ -163,13 +163,13 @@ class ProductQuantizerSettings(Settings):
         """
         if self.follows_width and width % self.groups:
             raise ConfigError(
-                f"model.quantizer.groups: {self.groups} groups of a width of {width}, which they do not divide; set "
-                f"groups to a divisor of {width}, or model.quantizer.quantizer.codebook_dim to a width of your own"
+                f"model.quantizer.groups: {self.groups} groups do not divide a width of {width}; set groups to a "
+                f"divisor of {width}, or set model.quantizer.quantizer.codebook_dim"
             )
         return self.model_copy(update={"quantizer": self.quantizer.resolve(self._group_width(width))})
 
     @property
-    def ways(self) -> dict[str, Learning]:
+    def ways(self) -> dict[str, CodebookUpdate]:
         """How codes learn, by key."""
         return {f"quantizer.{key}": way for key, way in self.quantizer.ways.items()}
 

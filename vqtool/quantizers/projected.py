@@ -1,6 +1,6 @@
-"""A quantizer of another width than the encoder's, behind linear projections.
+"""A quantizer between linear projections, for codes of another width than the latents.
 
-Shapes: D dimensions of the encoder's vectors, d of the codes; (...) stands for any leading axes.
+Shapes: D dimensions of the latents, d of the codes; (...) any leading axes.
 """
 
 import torch
@@ -13,13 +13,14 @@ from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
 
 
 class ProjectedQuantizer(Quantizer):
-    """Projects in, quantizes, projects out (factorized codes: Yu et al. 2022, "Vector-quantized Image Modeling with
-    Improved VQGAN", 3.2). It starts as the projection on a random subspace: out is the transpose of in.
+    """Project latents to the width of the codes, quantize, and project back.
 
-    Losses and statistics are those of the projected vectors.
+    Factorized codes (Yu et al. 2022, "Vector-quantized Image Modeling with Improved VQGAN", 3.2). The initial output
+    projection is the transpose of the input projection, which is orthogonal. Losses and statistics are those of the
+    projected vectors.
 
     Args:
-        inner: the quantizer of width d.
+        inner: quantizer of width d.
         dim: D.
     """
 
@@ -29,7 +30,7 @@ class ProjectedQuantizer(Quantizer):
         self.dim = dim
         self.codebook_sizes = inner.codebook_sizes
         self.has_levels, self.truncates = inner.has_levels, inner.truncates
-        self.confidence = inner.confidence
+        self.sample_entropy_weight = inner.sample_entropy_weight
         # Without a bias, what levels add up to is what their projections add up to.
         self.project_in = nn.Linear(dim, inner.dim)
         self.project_out = nn.Linear(inner.dim, dim, bias=False)

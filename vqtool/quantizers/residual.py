@@ -1,6 +1,6 @@
-"""Residual quantization: each level quantizes what the levels before it left over.
+"""Residual quantization: each level quantizes the residual of the previous levels.
 
-Shapes: B samples, D dimensions, Q levels; (...) stands for any leading axes.
+Shapes: B samples, D dimensions, Q levels; (...) any leading axes.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,32 +12,36 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from vqtool.distributed import Share
+from vqtool.quantizers.balance import SinkhornAssignment
 from vqtool.quantizers.base import Quantizer
 from vqtool.quantizers.beam import beam_search
 from vqtool.quantizers.binary import BinarySphericalSettings, LookupFreeSettings
 from vqtool.quantizers.finite_scalar import FiniteScalarSettings
-from vqtool.quantizers.learning import Learning
+from vqtool.quantizers.kmeans import assigned
+from vqtool.quantizers.learning import CodebookUpdate
 from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
-from vqtool.quantizers.start import KMeansStart
+from vqtool.quantizers.start import CodebookInit
 from vqtool.quantizers.vector import VectorQuantizerSettings
 from vqtool.settings import Settings
 
 
 class ResidualQuantizer(Quantizer):
-    """A vector as the sum of one code from each level (Juang & Gray 1982, "Multiple Stage Vector Quantization"; for
-    autoencoders Zeghidour et al. 2021, "SoundStream", algorithm 1).
+    """Represent a vector as the sum of one code from each level.
 
-    Losses are averaged over levels.
+    Juang & Gray 1982, "Multiple Stage Vector Quantization"; in autoencoders Zeghidour et al. 2021, "SoundStream",
+    algorithm 1. Maps (..., D) to quantized vectors (..., D) and indices (..., Q). Losses are averaged over levels.
 
     Args:
-        levels: a quantizer each, of vectors of one width; the same one several times shares its codebook.
-        beam: sums of codes kept from level to level in choosing; 1 is greedy, each level for itself.
-        dropout: the share of the samples of a training batch of which the decoder sees only the first levels, 1 to Q of
-            them in turn ("quantizer dropout", SoundStream 3.5); so that fewer levels decode well, too.
-        starter: gathers the sample that all levels start from, one after the other.
+        levels: one quantizer per level, all of the same width; repeat one quantizer to share its codebook.
+        beam_size: beam width of the search over levels; 1: greedy, level by level.
+        level_dropout: fraction of the samples of a training batch whose decoder input is the sum of the first q levels
+            only, with q cycling through 1 to Q ("quantizer dropout", SoundStream 3.5). Makes decoding from the first
+            levels usable.
+        init: how all levels are initialised, one after the other, from the same sample of latents; None: they keep
+            the codes they were built with.
 
     Raises:
-        ValueError: there is no level, or their widths differ.
+        ValueError: there is no level, or the widths differ.
     """
 
     has_levels = True
@@ -46,22 +50,25 @@ class ResidualQuantizer(Quantizer):
     def __init__(
         self,
         levels: Sequence[Quantizer],
-        beam: int = 1,
-        dropout: float = 0.0,
-        starter: KMeansStart | None = None,
+        beam_size: int = 1,
+        level_dropout: float = 0.0,
+        init: CodebookInit | None = None,
     ) -> None:
         super().__init__()
         if len({level.dim for level in levels}) != 1:
-            raise ValueError(f"expected levels of one width, got {[level.dim for level in levels]}")
+            raise ValueError(
+                f"expected at least one level, all of the same width, got {[level.dim for level in levels]}"
+            )
         self._shared = len(levels) > 1 and all(level is levels[0] for level in levels)
         self._depth = len(levels)
         self.levels = nn.ModuleList(levels[:1] if self._shared else levels)
         self.dim = levels[0].dim
         self.codebook_sizes = tuple(size for level in levels for size in level.codebook_sizes)
-        self.gradient, self.bypass = levels[0].gradient, levels[0].bypass
-        self.confidence = levels[0].confidence
-        self.beam, self.dropout = beam, dropout
-        self.starter = starter
+        self.gradient_estimator = levels[0].gradient_estimator
+        self.unquantized_fraction = levels[0].unquantized_fraction
+        self.sample_entropy_weight = levels[0].sample_entropy_weight
+        self.beam_size, self.level_dropout = beam_size, level_dropout
+        self.starter = init.build(levels[0].codebook_sizes[0], levels[0].dim) if init else None
 
     @property
     def codes(self) -> Tensor:
@@ -79,14 +86,14 @@ class ResidualQuantizer(Quantizer):
         return self._all[0].condition(vectors)
 
     def nearest(self, conditioned: Tensor) -> Tensor:
-        if self.beam > 1:
+        if self.beam_size > 1:
             codebooks = [level.codes.to(conditioned.dtype) for level in self._all]
             flat = conditioned.reshape(-1, self.dim)
-            return beam_search(flat, codebooks, self.beam).reshape(*conditioned.shape[:-1], self._depth)
+            return beam_search(flat, codebooks, self.beam_size).reshape(*conditioned.shape[:-1], self._depth)
         return self._greedy(conditioned, [level.nearest for level in self._all])
 
     def choose(self, conditioned: Tensor, share: Share) -> Tensor:
-        if self.beam > 1:
+        if self.beam_size > 1:
             return self.nearest(conditioned)
         return self._greedy(conditioned, [partial(level.choose, share=share) for level in self._all])
 
@@ -123,7 +130,8 @@ class ResidualQuantizer(Quantizer):
             # A shared codebook starts from all that its levels will see, once it is known what that is.
             level.initialise(torch.cat(remainders) if self._shared else remainders[-1])
             rest = remainders[-1]
-            remainders.append(rest - level.decode(level.nearest(rest)).to(rest.dtype))
+            indices = assigned(level.nearest, rest, level.codebook_sizes[0])
+            remainders.append(rest - level.decode(indices).to(rest.dtype))
 
     def start(self, full: bool = False) -> None:
         if self.starter:
@@ -160,7 +168,7 @@ class ResidualQuantizer(Quantizer):
 
     def _sum(self, codes: list[Tensor], share: Share) -> Tensor:
         """The codes added up; in training, of the samples that drop levels, only the first ones."""
-        dropped = round(self.dropout * share.total) if self.training else 0
+        dropped = round(self.level_dropout * share.total) if self.training else 0
         if not dropped or codes[0].ndim < 2:
             return torch.stack(codes).sum(dim=0)
         # Batches are in random order already: nothing needs to be drawn. The first may bypass; these are the last.
@@ -178,25 +186,34 @@ LevelSettings = Annotated[
 
 
 class ResidualQuantizerSettings(Settings):
-    """Several levels, each of which quantizes what those before it left over."""
+    """Residual quantization: each level quantizes the residual of the previous levels; one index per level."""
 
     kind: Literal["residual"] = "residual"
-    levels: int = Field(3, ge=1, le=256, description="Q")
-    quantizer: LevelSettings = Field(VectorQuantizerSettings(), description="of each level")
-    shared: bool = Field(False, description="one codebook for all levels")
-    beam: int = Field(1, ge=1, le=1024, description="sums of codes kept in choosing; 1: each level for itself")
-    dropout: float = Field(0.0, ge=0, le=1, description="share of samples that train with the first levels alone")
+    levels: int = Field(3, ge=1, le=256, description="Q, number of levels")
+    quantizer: LevelSettings = Field(VectorQuantizerSettings(), description="quantizer of each level")
+    shared: bool = Field(False, description="whether all levels share one codebook")
+    beam_size: int = Field(
+        1, ge=1, le=1024, description="beam width of the search over levels; 1: greedy, level by level"
+    )
+    level_dropout: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="fraction of training samples of which the decoder sees only the first 1 to Q levels",
+    )
 
     @model_validator(mode="after")
     def _goes_together(self) -> "ResidualQuantizerSettings":
         inner = self.quantizer
         if not isinstance(inner, VectorQuantizerSettings):
-            if self.beam > 1 or self.shared:
-                raise ValueError(f"beam and shared need levels with codebooks to search, and {inner.kind} has none")
+            if self.beam_size > 1 or self.shared:
+                raise ValueError(f"beam_size and shared require quantizer.kind: vector; {inner.kind} has no codebook")
         elif inner.metric == "cosine":
-            raise ValueError("quantizer.metric: what a level leaves over is no unit vector; expected euclidean")
-        elif inner.balance and self.beam > 1:
-            raise ValueError("quantizer.balance and beam: both choose the codes in training; set one alone")
+            raise ValueError("quantizer.metric: residuals do not have unit length; set it to euclidean")
+        elif isinstance(inner.assignment, SinkhornAssignment) and self.beam_size > 1:
+            raise ValueError(
+                "quantizer.assignment: sinkhorn excludes beam_size > 1, both choose codes in training; set only one"
+            )
         return self
 
     def dim(self, width: int) -> int:
@@ -213,7 +230,7 @@ class ResidualQuantizerSettings(Settings):
         return self.model_copy(update={"quantizer": self.quantizer.resolve(width)})
 
     @property
-    def ways(self) -> dict[str, Learning]:
+    def ways(self) -> dict[str, CodebookUpdate]:
         """How codes learn, by key."""
         return {f"quantizer.{key}": way for key, way in self.quantizer.ways.items()}
 
@@ -223,4 +240,4 @@ class ResidualQuantizerSettings(Settings):
             levels = [self.quantizer.build_level(0)] * self.levels
         else:
             levels = [self.quantizer.build_level(depth) for depth in range(self.levels)]
-        return ResidualQuantizer(levels, self.beam, self.dropout, self.quantizer.starter())
+        return ResidualQuantizer(levels, self.beam_size, self.level_dropout, self.quantizer.init)

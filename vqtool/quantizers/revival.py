@@ -1,4 +1,4 @@
-"""Dead codes, set down anew where the encoder's vectors are (random restarts: Dhariwal et al. 2020, "Jukebox", 3.1).
+"""Dead-code reset: move unused codes to current latents (random restarts: Dhariwal et al. 2020, "Jukebox", 3.1).
 
 Shapes: N vectors, K codes, D dimensions.
 """
@@ -15,23 +15,23 @@ from vqtool.settings import Settings
 
 
 class Revival(nn.Module):
-    """Counts hits over a window of steps; at its end, a code with too few takes the place of a current vector.
+    """Count hits over a window of steps and reset codes with too few hits at its end.
 
-    The window ends once the average code has had a given number of hits, so that dead means the same for any batch size
-    and codebook size. The device is waited for at its end alone. Nothing is drawn: a batch is in random order already.
+    The window ends when the mean number of hits per code reaches `window`, so "dead" does not depend on batch size or
+    codebook size. The host synchronises with the device only at the end of a window. The vectors are taken evenly from
+    the batch, which is already in random order.
 
     Args:
         codebook_size: K.
-        window: hits of the average code that make a window.
-        least: hits in a window with which a code lives on.
-        reach: how far it is set down from the code of a current vector towards that vector; 1 is on it. In many
-            dimensions a vector is far from all others, and a code upon it would win nothing else; a short way from the
-            code of its neighbours it takes a share of theirs (splitting: Linde, Buzo & Gray 1980, "An Algorithm for
-            Vector Quantizer Design").
+        window: length of the window, in mean hits per code.
+        least: codes with fewer hits in a window are reset.
+        reach: position of a reset code between an existing code (0) and one of its vectors (1). In many dimensions a
+            vector is far from all others, and a code placed on it gets no other hits. A code placed near an existing
+            code splits that code's vectors (Linde, Buzo & Gray 1980, "An Algorithm for Vector Quantizer Design").
 
     Attributes:
-        hits: (K,) int64 in the window so far.
-        dead: (K,) bool, found dead and not yet set down: there are no more in a step than vectors.
+        hits: (K,) int64, hits in the current window.
+        dead: (K,) bool, dead codes that are not reset yet; a step resets at most as many codes as it has vectors.
     """
 
     hits: Tensor
@@ -42,8 +42,8 @@ class Revival(nn.Module):
         self._needed, self._least, self._reach = window * codebook_size, least, reach
         self.register_buffer("hits", torch.zeros(codebook_size, dtype=torch.int64))
         self.register_buffer("dead", torch.zeros(codebook_size, dtype=torch.bool))
-        self._left = 0  # the sum of dead, known likewise
-        self._counted = 0  # the sum of hits, known without asking the device
+        self._left = 0  # the sum of dead, kept on the host
+        self._counted = 0  # the sum of hits, kept on the host
         self._gathered: Tensor | None = None
         self._batches: list[tuple[Tensor, Tensor, Share]] = []
 
@@ -57,9 +57,9 @@ class Revival(nn.Module):
 
     @torch.no_grad()
     def update(self, codebook: Codebook, good: Tensor | None = None) -> None:
-        """Apply what all processes gathered since the last update, and revive codes of `codebook` where a window ends.
+        """Apply what all processes gathered since the last update, and reset dead codes at the end of a window.
 
-        Where `good` () bool is false no code is counted or set down.
+        If `good` () bool is false, no hit is counted and no code is reset.
         """
         if self._gathered is None:
             return
@@ -76,11 +76,11 @@ class Revival(nn.Module):
         self.discard()
 
     def _set_down(self, codebook: Codebook, good: Tensor) -> None:
-        """Set dead codes down by vectors spread over the batch, as many as there are."""
+        """Reset dead codes, one per vector at most, towards vectors spread evenly over the batch."""
         number = min(self._left, self._vectors)
         rank = self.dead.cumsum(0) - 1
         now = self.dead & (rank < number) & good
-        # Where most codes are dead they lie far from all vectors, and small steps would not bring them there.
+        # If most codes are dead, the existing codes are far from all vectors; small steps would not reach them.
         reach = 1.0 if self._left > len(self.hits) // 2 else self._reach
         spread = torch.arange(number, device=rank.device) * self._vectors // number
         codebook.replace(now, self._beside(codebook.codes, spread, reach)[rank.clamp(0, number - 1)])
@@ -89,13 +89,13 @@ class Revival(nn.Module):
 
     @property
     def _vectors(self) -> int:
-        """How many were gathered, in all processes."""
+        """Number of gathered vectors, over all processes."""
         return sum(share.total for *_, share in self._batches)
 
     def _beside(self, codes: Tensor, rows: Tensor, reach: float) -> Tensor:
-        """Places (n, D) as far as `reach` from a code (K, D) towards each of these vectors of all that were gathered.
+        """Return positions (n, D) at the fraction `reach` of the way from a code (K, D) to the gathered vectors `rows`.
 
-        Each process fills in the rows that it has.
+        Each process fills in the rows that it holds.
         """
         places, first = codes.new_zeros(len(rows), codes.shape[1], dtype=self._batches[0][0].dtype), 0
         for vectors, indices, share in self._batches:
@@ -109,7 +109,7 @@ class Revival(nn.Module):
         return add_up(places)
 
     def discard(self) -> None:
-        """Forget what was gathered since the last update."""
+        """Drop what was gathered since the last update."""
         self._gathered, self._batches = None, []
 
     def _load_from_state_dict(self, *args: Any) -> None:
@@ -117,14 +117,27 @@ class Revival(nn.Module):
         self._counted, self._left = int(self.hits.sum()), int(self.dead.sum())
 
 
-class RevivalSettings(Settings):
-    """Dead codes are set down where the latents are."""
+class DeadCodeResetSettings(Settings):
+    """Reset codes that are rarely used.
 
-    window: int = Field(20, ge=1, le=1 << 31, description="hits of the average code that make a window")
-    least: int = Field(
-        2, ge=1, le=1 << 31, description="hits in a window with which a code lives on; 1: rare codes stay, too"
+    A reset code is moved next to an existing code, towards one of its latents. The window is counted in mean hits per
+    code, so the settings do not depend on batch size or codebook size.
+    """
+
+    window_hits: int = Field(20, ge=1, le=1 << 31, description="length of the window, in mean hits per code")
+    min_hits: int = Field(
+        2,
+        ge=1,
+        le=1 << 31,
+        description="codes with fewer hits in a window are reset; 1: only codes without a hit",
     )
-    reach: float = Field(0.1, gt=0, le=1, description="how far a revived code is from another towards its vector")
+    step_size: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="where a reset code is placed, as a fraction of the way from an existing code to one of its "
+        "latents; 1: on the latent",
+    )
 
     def build(self, codebook_size: int) -> Revival:
-        return Revival(codebook_size, self.window, self.least, self.reach)
+        return Revival(codebook_size, self.window_hits, self.min_hits, self.step_size)

@@ -1,14 +1,14 @@
-"""Quantizers without a codebook to learn: each dimension is rounded to one of a few fixed values.
+"""Quantizers without a learned codebook: each dimension is rounded to one of a few fixed values.
 
-A code is a choice of value in each dimension, and its index is that choice read as a number, the first dimension
-counting least. There is nothing to search: the cost of a step does not depend on the number of codes.
+The index of a code is a mixed-radix number with one digit per dimension, the first dimension being the least
+significant. There is no search: the cost of a step does not depend on the number of codes.
 
-Shapes: N vectors, K codes, D dimensions, M the most values of any dimension; (...) stands for any leading axes.
+Shapes: N vectors, K codes, D dimensions, M the largest number of values of a dimension; (...) any leading axes.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from vqtool.distributed import Share
 from vqtool.quantizers.base import Quantizer
 from vqtool.quantizers.entropy import negative_entropy, sample_entropies
-from vqtool.quantizers.learning import Learning
+from vqtool.quantizers.learning import CodebookUpdate
 from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
 from vqtool.settings import Settings
 
@@ -25,28 +25,28 @@ _FAR = 1e18
 
 
 class ScalarQuantizer(Quantizer):
-    """Rounds each dimension to the nearest of its own values, evenly spaced.
+    """Round each dimension to the nearest of its values, which are evenly spaced.
 
-    The soft assignment is a product over dimensions, so that its entropies are sums of those of the dimensions: exact
-    for each sample; for the batch mean, the entropy of the product of its marginals (Zhao et al. 2024, "Image and Video
-    Tokenization with Binary Spherical Quantization", eq. 10), at least as large as that of the joint mean.
+    The soft assignment is a product over dimensions, so its entropies are sums over dimensions. The sum is exact for
+    each vector. For the batch mean it is the entropy of the product of the marginals (Zhao et al. 2024, "Image and
+    Video Tokenization with Binary Spherical Quantization", eq. 10), an upper bound of the joint entropy.
 
     Args:
-        values: of each dimension, ascending and evenly spaced.
-        temperature: of the soft assignment, in squared units of the conditioned vectors.
-        confidence: weight of the confidence term in the entropy loss.
+        values: values of each dimension, ascending and evenly spaced.
+        temperature: temperature of the soft assignment, in squared units of the preprocessed vectors.
+        sample_entropy_weight: weight of the mean entropy of each vector's soft assignment in the entropy loss.
     """
 
     values: Tensor
     _places: Tensor
     _sizes: Tensor
 
-    def __init__(self, values: Sequence[Sequence[float]], temperature: float, confidence: float) -> None:
+    def __init__(self, values: Sequence[Sequence[float]], temperature: float, sample_entropy_weight: float) -> None:
         super().__init__()
         self.dim = len(values)
         self.sizes = [len(each) for each in values]
         self.codebook_sizes = (math.prod(self.sizes),)
-        self.temperature, self.confidence = temperature, confidence
+        self.temperature, self.sample_entropy_weight = temperature, sample_entropy_weight
         longest = max(self.sizes)
         padded = [[*each, *[_FAR] * (longest - len(each))] for each in values]
         places = [math.prod(self.sizes[:dimension]) for dimension in range(self.dim)]
@@ -75,7 +75,7 @@ class ScalarQuantizer(Quantizer):
         )
 
     def commitment(self, conditioned: Tensor, chosen: Tensor, share: Share) -> Tensor:
-        """() mean squared distance of vectors to their codes."""
+        """Return the commitment loss (): the mean squared distance of vectors to their codes."""
         return share.mean((conditioned - chosen).square())
 
     def decode(self, indices: Tensor) -> Tensor:
@@ -103,7 +103,11 @@ class ScalarQuantizer(Quantizer):
         soft = self._soft(conditioned.reshape(-1, self.dim))
         vectors = max(1, share.total * math.prod(conditioned.shape[1:-1]))
         loss = negative_entropy(share.sum(soft.sum(dim=0)) / vectors)
-        return loss + self.confidence * share.sum(_entropies(soft).sum()) / vectors if self.confidence else loss
+        return (
+            loss + self.sample_entropy_weight * share.sum(_entropies(soft).sum()) / vectors
+            if self.sample_entropy_weight
+            else loss
+        )
 
     def _soft(self, flat: Tensor) -> Tensor:
         """softmax over each dimension's values of -(z - v)² / temperature: (N, D) to (N, D, M)."""
@@ -116,7 +120,10 @@ def _entropies(soft: Tensor) -> Tensor:
 
 
 class ScalarSettings(Settings):
-    """What the settings of quantizers without a codebook share."""
+    """Base class of the settings of quantizers without a learned codebook."""
+
+    init: ClassVar[None] = None
+    """No codes to initialise."""
 
     def resolve(self, width: int) -> Self:
         """Settings with nothing left open: they never have."""
@@ -128,13 +135,9 @@ class ScalarSettings(Settings):
         return False
 
     @property
-    def ways(self) -> dict[str, Learning]:
+    def ways(self) -> dict[str, CodebookUpdate]:
         """How codes learn, by key: they do not."""
         return {}
-
-    def starter(self) -> None:
-        """Nothing has to start."""
-        return
 
     def build(self) -> ScalarQuantizer:
         """The quantizer."""

@@ -1,4 +1,4 @@
-"""The latents' own distance scale, so that a temperature means the same whatever the data's units.
+"""Moving average of the quantization error, the unit of `temperature_unit: quantization_error`.
 
 Shapes: N vectors, D dimensions.
 """
@@ -8,15 +8,15 @@ from torch import Tensor, nn
 
 
 class ErrorScale(nn.Module):
-    """A moving average of the mean squared error of quantizing, of one dimension.
+    """Moving average of the mean squared quantization error per dimension.
 
-    A temperature of twice this much makes the soft assignment the posterior of a mixture of Gaussians about the codes
-    that are as wide as the quantizing error is (Bishop 2006, "Pattern Recognition and Machine Learning", 9.3.2). It is
-    state, and not the batch's own error, so that figures do not depend on how vectors are cut into batches.
+    At a temperature of twice this value, the soft assignment is the posterior of a mixture of Gaussians centred on the
+    codes whose variance is the quantization error (Bishop 2006, "Pattern Recognition and Machine Learning", 9.3.2). It
+    is state rather than the error of the batch, so that metrics do not depend on the batch size.
 
     Attributes:
         error: () moving average of errors; 0 until the first update.
-        weight: () of that average, which starts from nothing.
+        weight: () bias correction of the average, which is initialised with 0.
     """
 
     error: Tensor
@@ -30,23 +30,23 @@ class ErrorScale(nn.Module):
         self._gathered: list[tuple[Tensor, int]] = []
 
     def forward(self) -> Tensor:
-        """The scale (); 1 while nothing is known of it."""
+        """Return the scale (); 1 before the first update."""
         tiny = torch.finfo(self.error.dtype).tiny
         return torch.where(self.weight > 0, self.error / self.weight.clamp_min(tiny), 1.0).clamp_min(1e-12)
 
     @torch.no_grad()
     def start(self, error: Tensor) -> None:
-        """Begin anew, with the mean squared error () of a first sample, which weighs as one batch would."""
+        """Restart the average from the mean squared error () of a sample, with the weight of one batch."""
         self.weight.fill_(1 - self.decay)
         self.error.copy_(self.weight * error)
 
     def gather(self, error: Tensor, elements: int) -> None:
-        """Note the mean squared error () of a whole training batch of so many elements."""
+        """Gather the mean squared error () of a training batch of `elements` numbers."""
         self._gathered.append((error.detach(), elements))
 
     @torch.no_grad()
     def update(self, good: Tensor | None = None) -> None:
-        """Apply what was gathered since the last update; nothing where `good` () bool is false."""
+        """Apply what was gathered since the last update; no effect if `good` () bool is false."""
         elements = sum(count for _, count in self._gathered)
         if elements:
             error = torch.stack([error * (count / elements) for error, count in self._gathered]).sum()
@@ -58,5 +58,5 @@ class ErrorScale(nn.Module):
         self.discard()
 
     def discard(self) -> None:
-        """Forget what was gathered since the last update."""
+        """Drop what was gathered since the last update."""
         self._gathered = []

@@ -24,25 +24,28 @@ _BESIDE = 1 << 9
 
 
 def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """The code with the smallest squared distance, summed in float64; among equals the lowest index.
+    """Return the index of the nearest code of each vector.
 
-    Scores find, for each vector, the codes that lie within their own rounding error of the best; where these are
-    several, their distances are computed again in float64 from the differences.
+    The nearest code has the smallest squared distance summed in float64; ties go to the lowest index. A fast search
+    selects the codes within its rounding error of the best score. If there are several, their distances are recomputed
+    in float64. The result does not depend on block size, number of threads or precision of the fast search.
 
     Args:
         vectors: (N, D), float64, float32, bfloat16 or float16.
-        codebook: (K, D), likewise, on the same device.
+        codebook: (K, D), same dtypes, on the same device.
 
     Returns:
-        (N,) int64.
+        (N,) int64 indices.
 
     Raises:
-        ValueError: the shapes do not fit, or there is no code.
+        ValueError: the shapes do not match, or the codebook is empty.
     """
     if vectors.ndim != 2 or codebook.ndim != 2 or vectors.shape[1] != codebook.shape[1]:
-        raise ValueError(f"expected (N, D) vectors and (K, D) codes, got {_shape(vectors)} and {_shape(codebook)}")
+        raise ValueError(
+            f"expected vectors (N, D) and codebook (K, D), got shapes {_shape(vectors)} and {_shape(codebook)}"
+        )
     if 0 in codebook.shape:
-        raise ValueError(f"the codebook is empty: {_shape(codebook)}")
+        raise ValueError(f"codebook is empty: shape {_shape(codebook)}")
     return _operators.nearest_codes(vectors.detach(), codebook.detach())
 
 

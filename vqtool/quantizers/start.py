@@ -36,6 +36,7 @@ class KMeansStart(nn.Module):
             four for each code.
 
     Attributes:
+        needed: S of a full sample.
         done: () bool.
         sample: (S, D) so far; emptied when done.
     """
@@ -45,7 +46,7 @@ class KMeansStart(nn.Module):
 
     def __init__(self, codebook_size: int, dim: int, vectors: int | None = None) -> None:
         super().__init__()
-        self._needed = vectors * codebook_size if vectors else _sample(codebook_size)
+        self.needed = vectors * codebook_size if vectors else _sample(codebook_size)
         self._gathered: list[Tensor] = []
         self.pending = True  # what `done` says, known without asking the device
         self.register_buffer("done", torch.tensor(False))
@@ -82,12 +83,12 @@ class KMeansStart(nn.Module):
         Raises:
             Stopped: a signal came; the quantizer is as it was.
         """
-        if self.pending and len(self.sample) >= (self._needed if full else 1):
+        if self.pending and len(self.sample) >= (self.needed if full else 1):
             quantizer.load_state_dict(from_first(lambda: self._started(quantizer)))
 
     def _started(self, quantizer: Quantizer) -> dict[str, Tensor]:
         """The state of `quantizer` once it has started."""
-        quantizer.initialise(self.sample[-self._needed :])
+        quantizer.initialise(self.sample[-self.needed :])
         self.sample = self.sample[:0].clone()
         self.done.fill_(True)
         return dict(quantizer.state_dict())
@@ -107,8 +108,8 @@ def _sample(codebook_size: int) -> int:
     return min(max(_EACH * codebook_size, _LEAST), max(4 * codebook_size, _LARGE))
 
 
-class RandomStartSettings(Settings):
-    """Codes start uniform in (-1/K, 1/K)."""
+class RandomInitSettings(Settings):
+    """Initialise codes uniformly in (-1/K, 1/K)."""
 
     kind: Literal["random"] = "random"
 
@@ -116,16 +117,24 @@ class RandomStartSettings(Settings):
         return None
 
 
-class KMeansStartSettings(Settings):
-    """Codes start by k-means on the first latents."""
+class KMeansInitSettings(Settings):
+    """Initialise codes by k-means on the latents of the first training batches.
+
+    Until the sample is complete, latents pass unquantized and the network trains as a plain autoencoder (Łańcucki et
+    al. 2020, "Robust Training of Vector Quantized Bottleneck Models", 3.2).
+    """
 
     kind: Literal["kmeans"] = "kmeans"
-    vectors: int | None = Field(
-        None, ge=1, le=1 << 16, description="latents to gather for each code; null: 64, but 8,192 in all at least"
+    latents_per_code: int | None = Field(
+        None,
+        ge=1,
+        le=1 << 16,
+        description="number of latents per code in the k-means sample; null: 64, but at least 8,192 latents in total "
+        "and at most 65,536 (or 4 per code, if larger)",
     )
 
     def build(self, codebook_size: int, dim: int) -> KMeansStart:
-        return KMeansStart(codebook_size, dim, self.vectors)
+        return KMeansStart(codebook_size, dim, self.latents_per_code)
 
 
-Start = Annotated[RandomStartSettings | KMeansStartSettings, Field(discriminator="kind")]
+CodebookInit = Annotated[RandomInitSettings | KMeansInitSettings, Field(discriminator="kind")]

@@ -1,6 +1,6 @@
 """Vector quantization with one codebook (van den Oord et al. 2017, "Neural Discrete Representation Learning").
 
-Shapes: N vectors, K codes, D dimensions; (...) stands for any leading axes.
+Shapes: N vectors, K codes, D dimensions; (...) any leading axes.
 """
 
 import math
@@ -12,44 +12,56 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from vqtool.distributed import Share
-from vqtool.quantizers.balance import SinkhornSettings
+from vqtool.quantizers.balance import CodeAssignment, NearestAssignment
 from vqtool.quantizers.base import Quantizer
 from vqtool.quantizers.commitment import commitment_loss
 from vqtool.quantizers.entropy import entropy_loss
-from vqtool.quantizers.gradient import GRADIENTS, GradientName
-from vqtool.quantizers.kmeans import kmeans
-from vqtool.quantizers.learning import EmaLearning, EntropyLearning, Learning
+from vqtool.quantizers.gradient import GRADIENT_ESTIMATORS, GradientEstimator
+from vqtool.quantizers.kmeans import assigned, kmeans
+from vqtool.quantizers.learning import CodebookUpdate, EmaUpdate, EntropyOnlyUpdate
 from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
-from vqtool.quantizers.revival import RevivalSettings
+from vqtool.quantizers.revival import DeadCodeResetSettings
 from vqtool.quantizers.scale import ErrorScale
 from vqtool.quantizers.search import nearest_codes
 from vqtool.quantizers.soft_assignment import soft_sums
-from vqtool.quantizers.start import KMeansStart, KMeansStartSettings, Start
+from vqtool.quantizers.start import CodebookInit, KMeansInitSettings
 from vqtool.settings import Settings
+
+TemperatureUnit = Literal["absolute", "quantization_error"]
 
 
 class VectorQuantizer(Quantizer):
-    """Each vector goes to its nearest code.
+    """Quantize each vector to its nearest code.
 
-    With the first three arguments alone it is the bare form: codes learn from the entropy loss and nothing else.
+    Maps vectors (..., D) to a `QuantizerOutput`: quantized (..., D), indices (...), commitment_loss () and
+    entropy_loss (). With z the vectors, e the codes and T the temperature:
+
+        d[n,k] = |z_n - e_k|²; indices[n] = argmin_k d[n,k], ties go to the lowest index
+        commitment_loss = mean over all elements of (z - stop(e[indices]))²
+        s[n,:] = softmax over k of -d[n,:] / T; p[k] = mean over n of s[n,k]
+        entropy_loss = sum over k of p[k]·ln(p[k] + 1e-10), in nats; minimal (-ln K) for even usage
+
+    With the first three arguments only, codes are updated by the gradient of the entropy loss and by nothing else.
+    In training, call `update()` after each step that is applied to the model.
 
     Args:
         codebook_size: K.
         codebook_dim: D.
-        temperature: of the soft assignment behind the entropy loss, in squared units of the vectors.
-        learning: how codes learn; left out, by the entropy loss alone.
-        revival: when dead codes are set down anew; left out, never.
-        relative: the temperature is in units of the mean squared quantizing error instead.
-        confidence: weight of the confidence term in the entropy loss.
-        metric: cosine makes codes and vectors unit vectors (Yu et al. 2022, "Vector-quantized Image Modeling with
-            Improved VQGAN", 3.2).
-        gradient: how the gradient passes the choice of a code.
-        bypass: share of the samples of a training batch that pass unquantized.
-        starter: gathers the sample that codes start from; left out, they start uniform in (-1/K, 1/K).
-        balance: how codes are chosen in training; left out, the nearest.
+        temperature: temperature of the soft assignment in the entropy loss, in `temperature_unit`.
+        update: how codes are updated; default: by the gradient of the entropy loss only.
+        dead_code_reset: when dead codes are reset; default: never.
+        temperature_unit: `absolute`: squared units of the vectors; `quantization_error`: multiples of the mean
+            squared quantization error per dimension.
+        sample_entropy_weight: weight of the mean entropy of each vector's soft assignment in the entropy loss.
+        metric: `euclidean`, or `cosine`: codes and vectors are normalised to unit length (Yu et al. 2022,
+            "Vector-quantized Image Modeling with Improved VQGAN", 3.2).
+        gradient_estimator: how gradients pass the argmin: `straight_through` or `rotation`.
+        unquantized_fraction: fraction of the samples of a training batch that skip quantization.
+        init: how codes are initialised; default: uniform in (-1/K, 1/K).
+        assignment: how vectors are assigned to codes in training; default: to the nearest code.
 
     Raises:
-        ValueError: an argument is out of range, or vectors of another width come in.
+        ValueError: an argument is out of range, or an input has the wrong width or dtype.
     """
 
     def __init__(
@@ -57,16 +69,16 @@ class VectorQuantizer(Quantizer):
         codebook_size: int,
         codebook_dim: int,
         temperature: float = 1.0,
-        learning: Learning | None = None,
-        revival: RevivalSettings | None = None,
+        update: CodebookUpdate | None = None,
+        dead_code_reset: DeadCodeResetSettings | None = None,
         *,
-        relative: bool = False,
-        confidence: float = 0.0,
+        temperature_unit: TemperatureUnit = "absolute",
+        sample_entropy_weight: float = 0.0,
         metric: Literal["euclidean", "cosine"] = "euclidean",
-        gradient: GradientName = "straight_through",
-        bypass: float = 0.0,
-        starter: KMeansStart | None = None,
-        balance: SinkhornSettings | None = None,
+        gradient_estimator: GradientEstimator = "straight_through",
+        unquantized_fraction: float = 0.0,
+        init: CodebookInit | None = None,
+        assignment: CodeAssignment | None = None,
     ) -> None:
         super().__init__()
         if codebook_size < 1 or codebook_dim < 1 or not temperature > 0:
@@ -74,19 +86,27 @@ class VectorQuantizer(Quantizer):
                 f"sizes and temperature must be positive, got codebook_size={codebook_size}, "
                 f"codebook_dim={codebook_dim}, temperature={temperature}"
             )
-        if metric not in ("euclidean", "cosine") or gradient not in GRADIENTS:
-            raise ValueError(f"no such metric or gradient: {metric}, {gradient}")
-        if not 0 <= bypass <= 1 or not confidence >= 0:
-            raise ValueError(f"expected a bypass from 0 to 1 and a confidence from 0, got {bypass} and {confidence}")
+        for name, value, choices in (
+            ("metric", metric, ("euclidean", "cosine")),
+            ("gradient_estimator", gradient_estimator, tuple(GRADIENT_ESTIMATORS)),
+            ("temperature_unit", temperature_unit, ("absolute", "quantization_error")),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value}")
+        if not 0 <= unquantized_fraction <= 1:
+            raise ValueError(f"unquantized_fraction: expected a number from 0 to 1, got {unquantized_fraction}")
+        if not sample_entropy_weight >= 0:
+            raise ValueError(f"sample_entropy_weight: expected a number of at least 0, got {sample_entropy_weight}")
         self.codebook_sizes = (codebook_size,)
         self.dim = codebook_dim
-        self.temperature, self.confidence = temperature, confidence
-        self.metric, self.gradient, self.bypass = metric, gradient, bypass
-        self.codebook = (learning or EntropyLearning()).build(codebook_size, codebook_dim)
-        self.starter = starter
-        self.revival = revival.build(codebook_size) if revival else None
-        self.scale = ErrorScale() if relative else None
-        self.balance = balance
+        self.temperature, self.sample_entropy_weight = temperature, sample_entropy_weight
+        self.metric = metric
+        self.gradient_estimator, self.unquantized_fraction = gradient_estimator, unquantized_fraction
+        self.codebook = (update or EntropyOnlyUpdate()).build(codebook_size, codebook_dim)
+        self.starter = init.build(codebook_size, codebook_dim) if init else None
+        self.revival = dead_code_reset.build(codebook_size) if dead_code_reset else None
+        self.scale = ErrorScale() if temperature_unit == "quantization_error" else None
+        self.assignment = assignment or NearestAssignment()
 
     @property
     def codes(self) -> Tensor:
@@ -110,8 +130,8 @@ class VectorQuantizer(Quantizer):
         return nearest_codes(flat, codes).reshape(conditioned.shape[:-1])
 
     def choose(self, conditioned: Tensor, share: Share) -> Tensor:
-        if self.balance and self.training and not self.waits:
-            chosen = self.balance.assign(*self._flat(conditioned), share.times(_positions(conditioned)))
+        if self.training and not self.waits:
+            chosen = self.assignment.assign(*self._flat(conditioned), share.times(_positions(conditioned)))
             return chosen.reshape(conditioned.shape[:-1])
         return self.nearest(conditioned)
 
@@ -156,9 +176,9 @@ class VectorQuantizer(Quantizer):
     @torch.no_grad()
     def initialise(self, conditioned: Tensor) -> None:
         flat = conditioned.reshape(-1, self.dim)
-        # A fixed seed: the vectors themselves differ from run to run.
+        # A fixed seed suffices: the vectors differ from run to run.
         codes = kmeans(flat, self.codebook_sizes[0], Generator().manual_seed(0))
-        indices = nearest_codes(flat, codes)
+        indices = assigned(lambda vectors: nearest_codes(vectors, codes), flat, len(codes))
         self.codebook.initialise(codes, torch.bincount(indices, minlength=len(codes)))
         if self.scale:
             self.scale.start((flat - codes[indices]).square().mean())
@@ -191,7 +211,7 @@ class VectorQuantizer(Quantizer):
     def _entropy_loss(self, vectors: Tensor, codes: Tensor, share: Share) -> Tensor:
         if not self._entropy_wanted:
             return vectors.new_zeros(())
-        return entropy_loss(vectors, codes, self._temperature, self.confidence, share)
+        return entropy_loss(vectors, codes, self._temperature, self.sample_entropy_weight, share)
 
     def _gather(self, vectors: Tensor, indices: Tensor, error: Tensor, share: Share) -> None:
         self.codebook.gather(vectors, indices)
@@ -206,30 +226,51 @@ class VectorQuantizer(Quantizer):
 
 
 def _positions(vectors: Tensor) -> int:
-    """How many vectors (..., D) there are of each sample."""
+    """Number of vectors (..., D) per sample."""
     return math.prod(vectors.shape[1:-1])
 
 
 class VectorQuantizerSettings(Settings):
-    """One codebook, nearest code."""
+    """Vector quantization with one codebook: each latent is replaced by its nearest code."""
 
     kind: Literal["vector"] = "vector"
-    codebook_size: int = Field(512, ge=1, le=1 << 24, description="K, the number of codes")
+    codebook_size: int = Field(512, ge=1, le=1 << 24, description="K, number of codes")
     codebook_dim: Annotated[int, Field(ge=1, le=1 << 16)] | Literal["auto"] = Field(
-        "auto", description="D, the width of a code; auto: the encoder's own width"
+        "auto", description="D, dimension of a code; auto: the encoder's output width"
     )
-    metric: Literal["euclidean", "cosine"] = Field("euclidean", description="cosine: codes and latents of unit norm")
-    learning: Learning = Field(EmaLearning(), description="how codes learn")
-    start: Start = Field(KMeansStartSettings(), description="how codes start")
-    revival: RevivalSettings | None = Field(RevivalSettings(), description="of dead codes; null: never")
-    balance: SinkhornSettings | None = Field(None, description="of codes over a training batch; null: nearest code")
-    gradient: GradientName = Field("straight_through", description="how the gradient passes the choice of a code")
-    bypass: float = Field(0.0, ge=0, le=1, description="share of training samples that pass unquantized")
-    temperature: float = Field(1.0, ge=1e-30, le=1e30, description="of the soft assignment behind the entropy loss")
-    temperature_unit: Literal["squared", "error"] = Field(
-        "squared", description="squared: the latents' units, squared; error: the mean squared quantizing error"
+    metric: Literal["euclidean", "cosine"] = Field(
+        "euclidean", description="distance to codes; cosine: codes and latents are normalised to unit length"
     )
-    confidence: float = Field(0.0, ge=0, description="weight of the samples' own entropy in the entropy loss")
+    update: CodebookUpdate = Field(EmaUpdate(), description="how codes are updated in training")
+    init: CodebookInit = Field(KMeansInitSettings(), description="how codes are initialised")
+    dead_code_reset: DeadCodeResetSettings | None = Field(
+        DeadCodeResetSettings(), description="when dead codes are reset; null: never"
+    )
+    assignment: CodeAssignment = Field(
+        NearestAssignment(),
+        description="how latents are assigned to codes in training; encoding always uses the nearest code",
+    )
+    gradient_estimator: GradientEstimator = Field(
+        "straight_through",
+        description="how gradients pass the argmin; rotation: the rotation trick (Fifty et al. 2024)",
+    )
+    unquantized_fraction: float = Field(
+        0.0, ge=0, le=1, description="fraction of the samples of a training batch that skip quantization"
+    )
+    temperature: float = Field(
+        1.0,
+        ge=1e-30,
+        le=1e30,
+        description="temperature of the soft assignment in the entropy loss, in temperature_unit",
+    )
+    temperature_unit: TemperatureUnit = Field(
+        "absolute",
+        description="unit of temperature; absolute: squared units of the latents; quantization_error: multiples of the "
+        "mean squared quantization error per dimension",
+    )
+    sample_entropy_weight: float = Field(
+        0.0, ge=0, description="weight of the mean entropy of each latent's soft assignment in the entropy loss"
+    )
 
     def dim(self, width: int) -> int:
         """D, behind an encoder of `width`."""
@@ -245,36 +286,31 @@ class VectorQuantizerSettings(Settings):
         return self.codebook_dim == "auto"
 
     @property
-    def ways(self) -> dict[str, Learning]:
+    def ways(self) -> dict[str, CodebookUpdate]:
         """How codes learn, by key."""
-        return {"learning": self.learning}
-
-    def starter(self) -> KMeansStart | None:
-        """What gathers the sample that codes start from, if they do."""
-        assert isinstance(self.codebook_dim, int)
-        return self.start.build(self.codebook_size, self.codebook_dim)
+        return {"update": self.update}
 
     def build(self) -> VectorQuantizer:
         """The quantizer."""
-        return self._build(self.starter())
+        return self._build(self.init)
 
     def build_level(self, depth: int) -> VectorQuantizer:
-        """The quantizer as level `depth` of a residual one, which starts its levels itself."""
+        """The quantizer as level `depth` of a residual quantizer, which initialises its levels itself."""
         return self._build(None)
 
-    def _build(self, starter: KMeansStart | None) -> VectorQuantizer:
+    def _build(self, init: CodebookInit | None) -> VectorQuantizer:
         assert isinstance(self.codebook_dim, int)
         return VectorQuantizer(
             self.codebook_size,
             self.codebook_dim,
             self.temperature,
-            relative=self.temperature_unit == "error",
-            confidence=self.confidence,
+            self.update,
+            self.dead_code_reset,
+            temperature_unit=self.temperature_unit,
+            sample_entropy_weight=self.sample_entropy_weight,
             metric=self.metric,
-            gradient=self.gradient,
-            bypass=self.bypass,
-            learning=self.learning,
-            starter=starter,
-            revival=self.revival,
-            balance=self.balance,
+            gradient_estimator=self.gradient_estimator,
+            unquantized_fraction=self.unquantized_fraction,
+            init=init,
+            assignment=self.assignment,
         )

@@ -115,7 +115,7 @@ def _kept(path: Path, step: int, say: Callable[[str], None]) -> Iterator[bytes]:
         if event.HasField("summary") and event.step <= step:
             yield record
     if _is_damaged(path, read):
-        say(f"{path}: damaged after {read:,} bytes; TensorBoard loses what follows, metrics.jsonl has it")
+        say(f"{path}: damaged after {read:,} bytes; later events are missing from TensorBoard; metrics.jsonl has them")
 
 
 def _is_damaged(path: Path, read: int) -> bool:

@@ -1,7 +1,7 @@
-"""Checkpoints: all that resuming needs. They hold tensors, numbers and names alone, and load as such.
+"""Checkpoints: the state of a training run, for resuming. They contain tensors, numbers and names only.
 
-A checkpoint is a file of torch's and, written after it, a marker: a JSON file with the SHA-256 of the first. Only both
-together count.
+A checkpoint is a .pt file and, written after it, a marker: a JSON file with the name and the SHA-256 of the .pt file. A
+checkpoint without its marker is incomplete.
 """
 
 import hashlib
@@ -18,14 +18,16 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from vqtool.errors import CheckpointError
-from vqtool.files import read_small, replacing, write_json
+from vqtool.files import check_format_version, read_small, replacing, write_json
 from vqtool.run import Run
 
-_FORMAT = "vqtool checkpoint 2"
-# Ends the name of the second file of a step that is saved again.
+# Version of the format of a checkpoint and its marker; a reader refuses any other.
+FORMAT_VERSION = 1
+# Suffix of the second file of a step that is saved again.
 _AGAIN = "-again"
-# A marker is a few lines; what is larger is something else.
+# Maximum bytes of a marker.
 _LARGEST_MARKER = 1 << 12
+_RESTART = "use --overwrite to start the run again"
 
 
 _STRICT = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
@@ -34,11 +36,11 @@ _Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 @dataclass(frozen=True, config=_STRICT)
 class Validation:
-    """What a validation showed.
+    """Result of a validation.
 
     Attributes:
-        step: after which it was; None where there was none.
-        metrics: all that was logged of it, by tag.
+        step: step after which it ran; None before the first one.
+        metrics: logged metrics, by tag.
     """
 
     step: int | None
@@ -47,18 +49,19 @@ class Validation:
 
 @dataclass(frozen=True, config=_STRICT)
 class State:
-    """A training run between two steps.
+    """State of a training run between two steps.
 
     Attributes:
-        step: how many steps are done. With the seed it says where in the data the run stands.
-        model, optimizer: their state dicts.
+        step: number of completed steps. Together with the seed it determines the position in the data.
+        model, optimizer: state dicts.
         last: the last validation.
-        pending: what is still to be logged of the last step, whose validation may be still to be done; None: the step
-            is complete.
-        early: whether codes started before their sample was full, which depends on how long the run was to be.
-        seconds: spent training.
-        data_sha256: of the data.
-        codes: (K, D) of each level at the last validation.
+        pending: metrics of the last step that are not logged yet, whose validation may not have run yet; None: the
+            step is complete.
+        early: whether the codebook was initialised before the sample for it was complete, which depends on
+            `training.steps`.
+        seconds: training time.
+        data_sha256: SHA-256 of the data.
+        codes: codes (K, D) of each level at the last validation.
     """
 
     step: Annotated[int, Field(ge=0, lt=1 << 53)]
@@ -72,27 +75,27 @@ class State:
     codes: list[Tensor | None]
 
     def fields(self) -> dict[str, Any]:
-        """Tensors, numbers and names, as they are saved."""
+        """The fields as tensors, numbers and names."""
         return {**vars(self), "last": asdict(self.last)}
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> "State":
-        """From its fields."""
+        """Create a state from its fields."""
         return cls(**{**fields, "last": Validation(**fields["last"])})
 
 
 def save_checkpoint(run: Run, state: State, keep: int) -> None:
-    """Write a checkpoint, then remove all but the last `keep`, and what is of later steps: of a run gone another way.
+    """Write a checkpoint, then remove all but the last `keep`, and those of later steps, which are now invalid.
 
     Raises:
-        DataError: it cannot be written; those before it are as they were.
+        DataError: the checkpoint cannot be written; earlier ones are not touched.
     """
     marker = run.checkpoints / f"step-{state.step:09d}.json"
-    # Beside an earlier one of the same step, which counts until the marker names another file.
+    # An earlier checkpoint of the same step stays valid until the marker names the new file.
     path = next(path for path in _files_of(marker) if _named_in(marker) != path.name)
     with replacing(path) as part:
-        digest = _save(state.fields(), part)
-    write_json(marker, {"format": _FORMAT, "file": path.name, "sha256": digest})
+        digest = _save({"format_version": FORMAT_VERSION, **state.fields()}, part)
+    write_json(marker, {"format_version": FORMAT_VERSION, "file": path.name, "sha256": digest})
     markers = _all(run)
     last = markers.index(marker) + 1
     for old in markers[: max(0, last - keep)] + markers[last:]:
@@ -104,32 +107,32 @@ def save_checkpoint(run: Run, state: State, keep: int) -> None:
 
 
 def load_checkpoint(run: Run, say: Callable[[str], None] = lambda line: None) -> State | None:
-    """The newest checkpoint that is whole; None where there is none at all.
+    """Load the newest usable checkpoint; None if there are no checkpoints.
 
     Args:
-        say: called with a line about each that is not, for the user.
+        say: called with one line for the user per skipped checkpoint.
 
     Raises:
-        CheckpointError: there are some, and none is whole.
+        CheckpointError: there are checkpoints, but none is usable.
     """
     markers = _all(run)
     for marker in reversed(markers):
         try:
             return _load(marker)
         except CheckpointError as error:
-            say(f"{error}; it is not used")
+            say(f"{error}; skipped")
     if any(marker.exists() for marker in markers):
-        raise CheckpointError(f"{run.checkpoints}: no checkpoint is whole; --overwrite starts the run again")
+        raise CheckpointError(f"{run.checkpoints}: no usable checkpoint; {_RESTART}")
     return None
 
 
 def _all(run: Run) -> list[Path]:
-    """The markers of all checkpoints, there or not, the oldest first."""
+    """Paths of the markers of all checkpoints, existing or not, oldest first."""
     return sorted({_marker(path) for path in run.checkpoint_files()}, key=_step)
 
 
 def _marker(path: Path) -> Path:
-    """Of a file of a checkpoint, or its marker."""
+    """Path of the marker of a file of a checkpoint."""
     return path.with_name(f"{path.stem.removesuffix(_AGAIN)}.json")
 
 
@@ -138,44 +141,48 @@ def _step(marker: Path) -> int:
 
 
 def _files_of(marker: Path) -> list[Path]:
-    """The names that the file of a marker may have, of which it says one."""
+    """The two possible paths of the .pt file of a marker; the marker names one of them."""
     return [marker.with_suffix(".pt"), marker.with_name(f"{marker.stem}{_AGAIN}.pt")]
 
 
 def _load(marker: Path) -> State:
     path = _files_of(marker)[0]
     if not marker.is_file():
-        raise CheckpointError(f"{path}: has no {marker.name}, without which it does not count")
+        raise CheckpointError(f"{path}: incomplete checkpoint: marker {marker.name} is missing")
     try:
         said = _said(marker)
         path = next(path for path in _files_of(marker) if path.name == said["file"])
         if not path.is_file():
-            raise CheckpointError(f"{path}: is missing")
+            raise CheckpointError(f"{path}: missing, although {marker.name} names it")
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest != said["sha256"]:
-                raise CheckpointError(f"{path}: damaged: its SHA-256 is not the one in {marker.name}")
+                raise CheckpointError(f"{path}: damaged: SHA-256 does not match {marker.name}")
             file.seek(0)
             fields = torch.load(file, map_location="cpu", weights_only=True)
+        _check_version(path, fields.pop("format_version", None))
         state = State.of(fields)
         if state.step != _step(marker):
-            raise ValueError("the step is not that of its name")
+            raise ValueError("the step differs from the one in the file name")
         return state
     except CheckpointError:
         raise
     except Exception as error:  # a damaged file can make its parser fail in any way
-        raise CheckpointError(f"{path}: damaged, or written by another version of vqtool") from error
+        raise CheckpointError(f"{path}: damaged: it or {marker.name} has invalid content") from error
+
+
+def _check_version(path: Path, found: Any) -> None:
+    check_format_version(path, found, FORMAT_VERSION, "checkpoint", _RESTART, CheckpointError)
 
 
 def _said(marker: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(read_small(marker, _LARGEST_MARKER))
-    if content["format"] != _FORMAT:
-        raise CheckpointError(f"{marker}: written by another version of vqtool")
+    _check_version(marker, content.get("format_version"))
     return content
 
 
 def _named_in(marker: Path) -> str | None:
-    """The file that a marker says; None where there is no whole marker."""
+    """Name of the file that a marker names; None if there is no valid marker."""
     try:
         return str(_said(marker)["file"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError, CheckpointError):
@@ -183,19 +190,19 @@ def _named_in(marker: Path) -> str | None:
 
 
 def _save(content: dict[str, Any], path: Path) -> str:
-    """Write a file of torch's, and return its SHA-256."""
+    """Write a .pt file, and return its SHA-256."""
     with _Hashing(path) as file:
         try:
             torch.save(content, file)
         except RuntimeError:
-            if file.failure:  # which torch does not pass on
+            if file.failure:  # torch does not raise it
                 raise file.failure from None
             raise
     return file.digest.hexdigest()
 
 
 class _Hashing(io.BufferedWriter):
-    """A file that hashes what it is given to write: what it should hold, whatever the disk makes of it."""
+    """File that computes the SHA-256 of everything written to it."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path, "wb"))

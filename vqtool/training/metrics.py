@@ -12,6 +12,7 @@ from torch import Tensor
 from vqtool.autoencoder import Autoencoder
 from vqtool.evaluation import Evaluation
 from vqtool.geometry import Latents, geometry, movement, pooled, varies
+from vqtool.progress import duration
 from vqtool.usage import Usage
 
 # The codes (K, D) of each level, at some time; None of one whose codes are given.
@@ -58,6 +59,27 @@ def codebook_metrics(model: Autoencoder, evaluation: Evaluation, before: Codes, 
     if len(levels) > 1:
         return _each(levels)
     return {f"codebook/{name}": value for name, value in levels[0].items()}
+
+
+def validation_line(
+    step: int, steps: int, metrics: dict[str, float], codebook_sizes: Sequence[int], seconds: float | None
+) -> str:
+    """A validation in one line for the user, and the time left, unless it is unknown or the run is at its end."""
+    usage, perplexity = metrics["codebook/usage"], metrics["codebook/perplexity"]
+    size = f" of {codebook_sizes[0]:,}" if len(set(codebook_sizes)) == 1 else ""
+    fields = [
+        f"step {step}/{steps}",
+        f"val_reconstruction {metrics['validation/loss/reconstruction']:.4g}",
+        f"usage {usage:.1%}",
+        f"perplexity {perplexity:,.1f}{size}",
+    ]
+    if len(codebook_sizes) > 1:
+        fields[-1] += f" (mean of {len(codebook_sizes)} levels)"
+    if "codebook/collision_rate" in metrics:
+        fields.append(f"collision_rate {metrics['codebook/collision_rate']:.2%}")
+    if seconds is not None and step < steps:
+        fields.append(f"ETA {duration(seconds)}")
+    return "  ".join(fields)
 
 
 def _lost(latents: Latents, whole: Latents) -> dict[str, float]:

@@ -94,10 +94,10 @@ def _check_learns(settings: RunSettings) -> None:
     weights = {"entropy": settings.loss.entropy, "commitment": settings.loss.commitment}
     for key, way in settings.model.quantizer.ways.items():
         if way.needs and not weights[way.needs]:
-            weighs = ", which weighs the codebook loss too," if way.needs == "commitment" else ""
+            loss = "codebook loss (weighted by loss.commitment)" if way.needs == "commitment" else f"{way.needs} loss"
             raise ConfigError(
-                f"model.quantizer.{key}.kind: {way.kind}, but loss.{way.needs}{weighs} is 0, so that the codes would "
-                "never move; raise it, or choose another way of learning"
+                f"model.quantizer.{key}.kind: {way.kind} updates codes by the {loss}, but loss.{way.needs} is 0; raise "
+                f"loss.{way.needs} or choose another {key}.kind"
             )
 
 
@@ -110,10 +110,11 @@ def _check_memory(settings: RunSettings, dataset: Dataset) -> None:
         model = Autoencoder(settings.model, dataset.spec, dataset.mean, dataset.scale)
     parameters = sum(parameter.nbytes for parameter in model.parameters())
     standing = 4 * parameters + sum(buffer.nbytes for buffer in model.buffers())
-    check_fits_memory(standing, "model: the widths of model.encoder and the codes of model.quantizer")
+    advice = "lower the widths in model.encoder or the codebook size in model.quantizer"
+    check_fits_memory(standing, "model: its training state", advice)
     size = settings.training.batch_size
     step = standing + _kept(model, settings.loss.reconstruction, max(1, Share.own(size).samples))
-    check_fits_memory(step, f"a step of training.batch_size {size:,}, to be lowered")
+    check_fits_memory(step, f"training.batch_size: a step with {size:,} samples", "lower training.batch_size")
 
 
 def _kept(model: Autoencoder, loss: str, batch_size: int) -> int:
@@ -152,16 +153,17 @@ def begin_from(prepared: Prepared, say: Callable[[str], None]) -> None:
     run = Run(path)
     theirs, ours = run.settings().data.normalize, prepared.settings.data.normalize
     if theirs != ours:
-        raise ConfigError(f"training.init_from: {path} has data.normalize {theirs}, and this run {ours}")
+        raise ConfigError(f"training.init_from: {path} has data.normalize {theirs}, but this run has {ours}")
     saved, _ = read_model(run.model)
     own = prepared.model.state_dict()
     other = [name for name in {**own, **saved.state} if not _alike(own.get(name), saved.state.get(name))]
     if other:
         raise ConfigError(
-            f"training.init_from: {path} holds another model: {', '.join(other[:4])}{', ...' if len(other) > 4 else ''}"
+            f"training.init_from: the model in {path} does not match model; tensors that differ: "
+            f"{', '.join(other[:4])}{', ...' if len(other) > 4 else ''}"
         )
     prepared.model.load_state_dict(saved.state)
-    say(f"weights, codes and normalisation are those of {path}, step {saved.step}")
+    say(f"model initialised from {path}, step {saved.step} (weights, codes and normalisation)")
 
 
 def _alike(one: Tensor | None, other: Tensor | None) -> bool:

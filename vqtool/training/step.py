@@ -117,11 +117,11 @@ class Stepper:
             return
         self._model.quantizer.discard()
         # A gradient is bad wherever a loss is.
-        terms = [name for name in bad if name != "gradient"] or bad
+        terms = [f"{name} loss" for name in bad if name != "gradient"] or bad
         raise TrainingError(
-            f"step {step + 1}: not finite: {', '.join(terms)}; the step was not applied. Its batch are rows "
-            f"{self._rows(step)} of the data. Try a lower training.learning_rate, more training.warmup_steps, a "
-            "training.gradient_clip, or data.normalize"
+            f"step {step + 1}: not finite: {', '.join(terms)}; the step was not applied; rows of its batch: "
+            f"{self._rows(step)}; lower training.learning_rate, raise training.warmup_steps, or set "
+            "training.gradient_clip or data.normalize"
         )
 
     def _total(self, reconstruction: Tensor, output: QuantizerOutput) -> Tensor:

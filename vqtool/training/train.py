@@ -1,5 +1,6 @@
 """Training as one call: claim a run directory, prepare, train, sum up."""
 
+import json
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -18,8 +19,8 @@ from vqtool.training.prepare import Prepared, begin_from, deterministic, prepare
 from vqtool.training.projector import write_best_codes
 from vqtool.training.trainer import Trainer
 
-# What can be done about too little memory.
-ADVICE = "lower training.batch_size first, then the widths of model.encoder, or the number of codes"
+# What to do if memory runs out.
+ADVICE = "lower training.batch_size first, then the widths in model.encoder or the codebook size in model.quantizer"
 
 
 def train(
@@ -74,7 +75,9 @@ def check_apart(run: Run, settings: RunSettings) -> None:
     data = settings.data
     for path in (data.path, data.validation) if isinstance(data, TensorsSettings) else ():
         if isinstance(path, str) and os.path.realpath(path) == os.path.realpath(run.folder):
-            raise ConfigError(f"{run.folder}: is the folder of the data; name another --run-dir")
+            raise ConfigError(
+                f"{run.folder}: contains the data, so it cannot be the run directory; use another --run-dir"
+            )
 
 
 def _train(
@@ -97,13 +100,13 @@ def _begun(
     if state is None:
         if resume and run.summary.exists():
             raise CheckpointError(
-                f"{run.folder}: is finished, and has no checkpoint to go on from; --overwrite starts the run again"
+                f"{run.folder}: the run is finished and has no checkpoint to resume from; --overwrite starts it again"
             )
         begin_from(prepared, say)
         run.clear() if run.exists else run.check_free()
     else:
         _check_data(run, state, prepared, allow_data_change, say)
-        say(f"{run.folder}: going on from step {state.step}")
+        say(f"{run.folder}: resumed from step {state.step}")
         _tell_extension(run, state, prepared, say)
     run.create(prepared.settings)
     run.summary.unlink(missing_ok=True)
@@ -136,7 +139,7 @@ def _summary(prepared: Prepared, trainer: Trainer) -> dict[str, Any]:
 
 def _refuse(run: Run, refuses: bool) -> None:
     if run.exists and refuses:
-        raise CheckpointError(f"{run.folder}: holds a run already; --resume goes on with it, --overwrite replaces it")
+        raise CheckpointError(f"{run.folder}: already contains a run; --resume continues it, --overwrite replaces it")
 
 
 def _finished(run: Run, prepared: Prepared, say: Callable[[str], None]) -> dict[str, Any] | None:
@@ -149,12 +152,12 @@ def _finished(run: Run, prepared: Prepared, say: Callable[[str], None]) -> dict[
     _check_same(run, before, prepared.settings)
     summary = run.read_summary()
     if summary and summary["steps"] >= steps:
-        say(f"{run.folder}: the run is finished, at step {summary['steps']}; nothing to do")
+        say(f"{run.folder}: the run already finished at step {summary['steps']}; nothing to do")
         return summary
     if steps < before.training.steps:
         raise ConfigError(
-            f"training.steps: {steps}, but {run.folder} was begun for {before.training.steps}; a run can only be "
-            "extended"
+            f"training.steps: {steps} is less than the {before.training.steps} of the run in {run.folder}; a run can "
+            "only be extended"
         )
     return None
 
@@ -166,36 +169,36 @@ def _check_data(
         return
     if not allow_data_change:
         raise DataError(
-            f"{run.folder}: the data have changed since the run began (SHA-256 {state.data_sha256[:12]}... then, "
-            f"{prepared.dataset.sha256[:12]}... now); --allow-data-change goes on with them as they are"
+            f"{run.folder}: the data changed since the run started (SHA-256 {state.data_sha256[:12]}... then, "
+            f"{prepared.dataset.sha256[:12]}... now); --allow-data-change continues with the changed data"
         )
-    say("the data have changed since the run began; what was best until now is not compared with")
+    say("data changed since the run started; the best model is chosen among validations on the changed data only")
 
 
 def _tell_extension(run: Run, state: State, prepared: Prepared, say: Callable[[str], None]) -> None:
-    """Say where an extended run is not what a longer one from the start would have been."""
+    """Report why an extended run differs from a run that had the new length from the start."""
     then, now = run.settings().training, prepared.settings.training
     why = []
     if now.schedule == "cosine":
-        why.append("training.schedule: cosine falls as training.steps says (constant does not)")
+        why.append("training.schedule: cosine depends on training.steps (constant does not)")
     if now.warmup_steps > then.steps:
-        why.append("training.warmup_steps was cut to the shorter length")
+        why.append("training.warmup_steps was limited to the shorter length")
     if state.early:
-        why.append("codes started before their sample was full, as they do in short runs")
+        why.append("the codebook was initialised before its sample was complete, as in short runs")
     if now.steps > then.steps and why:
         say(
-            f"extended from {then.steps} to {now.steps} steps; not the same as {now.steps} from the start: "
-            + "; ".join(why)
+            f"run extended from {then.steps} to {now.steps} steps; the result differs from {now.steps} steps from the "
+            f"start: {'; '.join(why)}"
         )
 
 
 def _reading(prepared: Prepared) -> str:
-    """How the data were read, so that a wrong guess is seen at once."""
+    """How the data were read, so that the user sees a wrong guess at once."""
     data = prepared.dataset
     holds = f"{data.spec.classes} classes" if data.spec.classes else f"values, normalize {data.settings.normalize}"
     return (
-        f"rows {data.spec.row_shape} {data.spec.dtype}, layout {data.spec.layout}, {holds}; "
-        f"{len(data.training):,} to train on, {len(data.validation):,} to validate on"
+        f"data: rows {data.spec.row_shape} {data.spec.dtype}, layout {data.spec.layout}, {holds}; "
+        f"{len(data.training):,} samples to train, {len(data.validation):,} to validate"
     )
 
 
@@ -206,15 +209,20 @@ def run_folder(settings: RunSettings) -> Path:
 
 def _check_same(run: Run, before: RunSettings, settings: RunSettings) -> None:
     changed = [
-        f"{key} ({old!r} in the run, {new!r} now)"
+        f"{key} ({_text(old)} in the run, {_text(new)} now)"
         for key, old, new in _differences(before.model_dump(), settings.model_dump(), "")
         if not (key in ("training.steps", "training.device") or key.endswith("_every"))
     ]
     if changed:
         raise ConfigError(
-            f"{run.folder}: cannot go on with other settings: {', '.join(changed)}. Only training.steps, *_every and "
-            "the device may change; train into another --run-dir instead"
+            f"{run.folder}: cannot resume with other settings: {', '.join(changed)}; only training.steps, *_every and "
+            "training.device may change; use another --run-dir for a new run"
         )
+
+
+def _text(value: Any) -> str:
+    """A value of a setting as it is written in a config."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _differences(before: Any, after: Any, key: str) -> list[tuple[str, Any, Any]]:

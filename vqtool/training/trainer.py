@@ -13,19 +13,20 @@ from vqtool.distributed import from_first, is_first, planned, voting, wait_for_a
 from vqtool.errors import CheckpointError, Stopped, TrainingError
 from vqtool.evaluation import Evaluation, evaluating
 from vqtool.model_file import read_model, write_model
-from vqtool.progress import Bar, step_bar
+from vqtool.progress import StepProgress, step_bar
 from vqtool.run import Run
 from vqtool.signals import heed
 from vqtool.training.batches import Batches
 from vqtool.training.checkpoint import State, Validation, save_checkpoint
+from vqtool.training.eta import Eta
+from vqtool.training.initialisation import LONGEST_WAIT, initialisation_seconds
 from vqtool.training.logs import Logs
+from vqtool.training.metrics import validation_line
 from vqtool.training.pictures import is_picture, side_by_side
 from vqtool.training.prepare import Prepared
 from vqtool.training.step import Stepper
 from vqtool.training.validator import Validator
 
-# The part of a run after which codes start, however few latents were gathered.
-_LONGEST_WAIT = 0.1
 # Samples in a picture of reconstructions.
 _PICTURES = 8
 
@@ -41,6 +42,7 @@ class Trainer:
     """
 
     def __init__(self, prepared: Prepared, run: Run, state: State | None, say: Callable[[str], None]) -> None:
+        self._prepared = prepared
         self._settings = prepared.settings
         self._training = prepared.settings.training
         self._data = prepared.dataset
@@ -71,11 +73,12 @@ class Trainer:
         self._model.train()
         self._clock = time.perf_counter()
         self._since = (self._step, self._clock)
+        self._eta = Eta(self._training, initialisation_seconds(self._prepared) if is_first() else 0.0)
         with (
             voting(),
             planned(self._training.batch_size),
             self._logs() as logs,
-            step_bar(self._training.steps, self._step) as bar,
+            step_bar(self._training.steps, self._step, lambda: self._eta.seconds(self._step)) as bar,
             self._batches() as batches,
         ):
             try:
@@ -83,13 +86,14 @@ class Trainer:
                 while self._step < self._training.steps:
                     heed()
                     self._take_step(batches.take(self._step))
+                    self._eta.after_step()
                     bar.update()
                     self._complete(logs, bar)
             except Stopped as stopped:
                 self._save(logs)
                 wait_for_all()  # a job is ended by the first process that leaves
                 raise Stopped(
-                    stopped.signal, f"{stopped} after step {self._step}, saved; --resume goes on from there"
+                    stopped.signal, f"{stopped} after step {self._step}; checkpoint saved; --resume continues from it"
                 ) from stopped
 
     @property
@@ -113,8 +117,8 @@ class Trainer:
             self._stepper.optimizer.load_state_dict(state.optimizer)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
-                f"{self._run.checkpoints}: step-{state.step:09d}.pt does not fit {self._run.config.name}: its tensors "
-                "are another model's"
+                f"{self._run.checkpoints}: step-{state.step:09d}.pt does not match {self._run.config.name}: it is the "
+                "checkpoint of another model"
             ) from error
         self._step, self._seconds = state.step, state.seconds
         self._last, self._pending, self._early = state.last, state.pending, state.early
@@ -126,7 +130,7 @@ class Trainer:
                 if best.data_sha256 == self._data.sha256:  # else, no figure to compare with
                     self._best = Validation(best.step, best.metrics)
             except CheckpointError as error:
-                self._say(f"{error}; the next validation writes it anew")
+                self._say(f"{error}; the next validation replaces it")
 
     def _due(self, every: int) -> bool:
         return self._step % every == 0 or self._step == self._training.steps
@@ -144,7 +148,7 @@ class Trainer:
             samples = (self._step - self._since[0]) * self._training.batch_size
             metrics["throughput/samples_per_second"] = samples / (time.perf_counter() - self._since[1])
 
-    def _complete(self, logs: Logs | None, bar: Bar) -> None:
+    def _complete(self, logs: Logs | None, bar: StepProgress) -> None:
         """What comes after a step: codes start, validation, logs, checkpoint. Interrupted, it can be done again."""
         if self._pending is None:
             return
@@ -166,7 +170,10 @@ class Trainer:
             if severe:
                 self._save(logs)
                 wait_for_all()
-                raise TrainingError(f"step {self._step}: severe, twice: {'; '.join(severe)}; saved")
+                raise TrainingError(
+                    f"step {self._step}: stopped: the same severe finding in two consecutive validations "
+                    f"({'; '.join(severe)}); checkpoint saved"
+                )
 
     def _start_codes(self) -> None:
         """Once the sample is full; with what there is of it, after a long wait or if a model is to be kept."""
@@ -174,18 +181,19 @@ class Trainer:
         if not quantizer.waits:
             return
         quantizer.start(full=True)
-        early = self._step >= self._training.steps * _LONGEST_WAIT or self._due(self._training.validate_every)
+        early = self._step >= self._training.steps * LONGEST_WAIT or self._due(self._training.validate_every)
         if quantizer.waits and early:
             quantizer.start()
             self._early = True
         if not quantizer.waits:
-            self._say(f"step {self._step}: codes start where the latents are; from here on they quantize")
+            self._eta.after_initialisation()
+            self._say(f"step {self._step}: codebook initialised by k-means; quantization is now active")
 
-    def _show(self, bar: Bar, metrics: dict[str, float]) -> None:
-        usage = f", usage {self._last.metrics['codebook/usage']:.0%}" if self._last.metrics else ""
+    def _show(self, bar: StepProgress, metrics: dict[str, float]) -> None:
+        usage = f"  usage {self._last.metrics['codebook/usage']:.0%}" if self._last.metrics else ""
         if "loss/total" in metrics:
             speed = metrics["throughput/samples_per_second"]
-            bar.set_postfix_str(f"loss {metrics['loss/total']:.4g}{usage}, {speed:,.0f} samples/s")
+            bar.show(f"loss {metrics['loss/total']:.4g}{usage}  {speed:,.0f} samples/s")
 
     def _validate(self, logs: Logs | None) -> tuple[dict[str, float], list[dict[str, str]]]:
         """The metrics of a validation pass, and what they find."""
@@ -193,17 +201,18 @@ class Trainer:
         self._model.hit_times.agree()
         evaluation, metrics = self._validator.validate(self._step)
         self._last = Validation(self._step, metrics)
+        self._eta.after_validation()
         if logs is None:
             return metrics, []
         self._draw(logs, evaluation)
-        self._say(
-            f"step {self._step}: validation reconstruction {metrics['validation/loss/reconstruction']:.4g}, "
-            f"usage {metrics['codebook/usage']:.1%}, perplexity {metrics['codebook/perplexity']:.1f}"
-        )
+        sizes, left = self._model.quantizer.codebook_sizes, self._eta.seconds(self._step)
+        self._say(validation_line(self._step, self._training.steps, metrics, sizes, left))
         if self._is_best(metrics):
             self._best = self._last
             write_model(self._run.model, self._validator.saved(self._step, evaluation, metrics))
-        return metrics, self._validator.diagnose(self._step, evaluation, metrics)
+        found = self._validator.diagnose(self._step, evaluation, metrics)
+        self._eta.after_report()
+        return metrics, found
 
     def _draw(self, logs: Logs, evaluation: Evaluation) -> None:
         logs.counts(self._step, evaluation.counts)

@@ -47,7 +47,9 @@ class Validator:
             metrics |= {"validation/loss/unshuffled": own, "validation/loss/shuffled": others}
         bad = [tag for tag, value in metrics.items() if not math.isfinite(value)]
         if bad:
-            raise TrainingError(f"step {step}: not finite: {', '.join(bad)}")
+            raise TrainingError(
+                f"step {step}: validation metrics are not finite: {', '.join(bad)}; lower the learning rate"
+            )
         self.codes = [None if codes is None else codes.detach().clone() for codes in model.quantizer.learned_codes]
         return evaluation, metrics
 

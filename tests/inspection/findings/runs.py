@@ -16,14 +16,14 @@ Array = NDArray[np.float32]
 
 IDENTITY = {"kind": "identity"}
 MLP = {"kind": "mlp", "width": 32, "layers": 1}
-TWO_TOKENS = {**MLP, "positions": 2}
-CONVOLUTION = {"width": 16, "blocks": 0}
+TWO_TOKENS = {**MLP, "num_tokens": 2}
+CONVOLUTION = {"width": 16, "res_blocks": 0}
 GAUSSIAN = {"kind": "gaussian", "dim": 8}
 MIXTURE = {"kind": "mixture", "components": 32, "dim": 8}
 # How codes start, and what becomes of dead ones, in the bare form.
-AT_RANDOM: Block = {"start": {"kind": "random"}, "revival": None}
-BARE: Block = {**AT_RANDOM, "learning": {"kind": "entropy"}}
-BY_GRADIENT: Block = {"learning": {"kind": "codebook_loss"}}
+AT_RANDOM: Block = {"init": {"kind": "random"}, "dead_code_reset": None}
+BARE: Block = {**AT_RANDOM, "update": {"kind": "entropy_only"}}
+BY_GRADIENT: Block = {"update": {"kind": "codebook_loss"}}
 
 
 def vector(size: int = 64, **more: Any) -> Block:
@@ -105,15 +105,19 @@ FAULTS: dict[str, Callable[[], tuple[Block, Array | None]]] = {
         GAUSSIAN, vector(**BY_GRADIENT, **AT_RANDOM), learning_rate=1e-6, steps=45
     ),
     "codes far outside small data": lambda: run(close(), vector(16, **AT_RANDOM), normalize="none"),
-    "40 different rows, 64 codes": lambda: run(repeated(40), vector(revival=None)),
+    "40 different rows, 64 codes": lambda: run(repeated(40), vector(dead_code_reset=None)),
     "codes learn from a loss of no weight": lambda: run(
-        GAUSSIAN, vector(learning={"kind": "entropy"}, revival=None), TWO_TOKENS, loss={"entropy": 1e-9}, steps=160
+        GAUSSIAN,
+        vector(update={"kind": "entropy_only"}, dead_code_reset=None),
+        TWO_TOKENS,
+        loss={"entropy": 1e-9},
+        steps=160,
     ),
     "temperature 1000": lambda: run(MIXTURE, vector(**AT_RANDOM, temperature=1000.0), MLP, loss={"entropy": 0.1}),
     "temperature 1e-5": lambda: run(GAUSSIAN, vector(temperature=1e-5), MLP, loss={"entropy": 0.1}),
     "no commitment": lambda: run(GAUSSIAN, vector(), MLP, loss={"commitment": 0}, learning_rate=0.03, validate_every=5),
     "no commitment, no revival": lambda: run(
-        GAUSSIAN, vector(revival=None), MLP, loss={"commitment": 0}, learning_rate=0.03, validate_every=8
+        GAUSSIAN, vector(dead_code_reset=None), MLP, loss={"commitment": 0}, learning_rate=0.03, validate_every=8
     ),
     "a second level on noise": lambda: run(
         {"kind": "mixture", "components": 8, "dim": 128, "separation": 60.0}, residual(2, 16)
@@ -128,7 +132,7 @@ HEALTHY: dict[str, Callable[[], tuple[Block, Array | None]]] = {
     "a mixture, a code for each centre": lambda: run(MIXTURE, vector(32)),
     "the same, by gradient and entropy": lambda: run(
         MIXTURE,
-        vector(32, **BY_GRADIENT, temperature=2.0, temperature_unit="error", confidence=0.5),
+        vector(32, **BY_GRADIENT, temperature=2.0, temperature_unit="quantization_error", sample_entropy_weight=0.5),
         MLP,
         loss={"entropy": 0.1},
         steps=120,
@@ -141,7 +145,7 @@ HEALTHY: dict[str, Callable[[], tuple[Block, Array | None]]] = {
     "digits": lambda: run(
         digits(),
         vector(32, codebook_dim=4),
-        {"kind": "conv2d", "halvings": 2, **CONVOLUTION},
+        {"kind": "conv2d", "downsamples": 2, **CONVOLUTION},
         batch_size=64,
         steps=120,
         validate_every=30,
@@ -149,7 +153,7 @@ HEALTHY: dict[str, Callable[[], tuple[Block, Array | None]]] = {
     "textures": lambda: run(
         {"kind": "textures", "channels": 1, "height": 16, "width": 16},
         vector(64, codebook_dim=8),
-        {"kind": "conv2d", "halvings": 2, **CONVOLUTION},
+        {"kind": "conv2d", "downsamples": 2, **CONVOLUTION},
         samples=1000,
         batch_size=64,
         steps=90,
@@ -158,7 +162,7 @@ HEALTHY: dict[str, Callable[[], tuple[Block, Array | None]]] = {
     "tile maps": lambda: run(
         {"kind": "tiles", "height": 10, "width": 10, "room": 1},
         vector(32, codebook_dim=8),
-        {"kind": "conv2d", "halvings": 1, **CONVOLUTION},
+        {"kind": "conv2d", "downsamples": 1, **CONVOLUTION},
         samples=1000,
         batch_size=64,
         steps=90,
@@ -167,13 +171,13 @@ HEALTHY: dict[str, Callable[[], tuple[Block, Array | None]]] = {
     "sequences": lambda: run(
         {"kind": "sinusoids", "length": 64, "tones": 1},
         vector(codebook_dim=8),
-        {"kind": "conv1d", "halvings": 3, **CONVOLUTION},
+        {"kind": "conv1d", "downsamples": 3, **CONVOLUTION},
         samples=2000,
         batch_size=64,
         steps=90,
         validate_every=30,
     ),
     "finite scalar quantization": lambda: run(
-        GAUSSIAN, {"kind": "fsq", "levels": [5, 5]}, {**MLP, "positions": 4}, steps=120, validate_every=30
+        GAUSSIAN, {"kind": "fsq", "levels": [5, 5]}, {**MLP, "num_tokens": 4}, steps=120, validate_every=30
     ),
 }

@@ -16,7 +16,7 @@ README = Path(__file__).parents[3] / "README.md"
 # All that fires on a run with a fault: first what it was built for, then what that brings with it.
 FIRED = {
     "bare form, many codes": (
-        ("collapse", "decoder_ignores_codes", "dominant_code", "duplicate_codes", "temperature_hot")
+        ("collapse", "decoder_ignores_codes", "dominant_code", "duplicate_codes", "temperature_too_high")
     ),
     "codes started at random": ("dead_codes",),
     "six in ten rows are zero": ("dominant_code",),
@@ -25,19 +25,19 @@ FIRED = {
     "codes learn at a rate of 1e-6": ("scale_mismatch", "dead_codes", "decoder_ignores_codes", "duplicate_codes"),
     # One code is nearest to all latents, whatever these are.
     "codes far outside small data": (
-        *("codes_outside", "collapse", "dead_codes", "decoder_ignores_codes", "dominant_code", "scale_mismatch"),
+        *("outlier_codes", "collapse", "dead_codes", "decoder_ignores_codes", "dominant_code", "scale_mismatch"),
     ),
     "40 different rows, 64 codes": ("duplicate_codes",),
     # The encoder learns on, and leaves them behind.
-    "codes learn from a loss of no weight": ("codebook_stands_still", "encoder_runs_away"),
-    "temperature 1000": ("temperature_hot", "dead_codes"),
-    "temperature 1e-5": ("temperature_cold",),
-    "no commitment": ("encoder_runs_away",),
-    "no commitment, no revival": ("usage_falls", "dead_codes", "encoder_runs_away"),
+    "codes learn from a loss of no weight": ("codebook_frozen", "latents_diverging"),
+    "temperature 1000": ("temperature_too_high", "dead_codes"),
+    "temperature 1e-5": ("temperature_too_low",),
+    "no commitment": ("latents_diverging",),
+    "no commitment, no revival": ("usage_dropping", "dead_codes", "latents_diverging"),
     "a second level on noise": ("weak_level",),
     "300 different items of 4,000": ("collisions",),
     "512 codes of 1,400 vectors": ("codebook_too_large",),
-    "8 codes on a plane": ("codebook_at_ceiling",),
+    "8 codes on a plane": ("codebook_saturated",),
 }
 
 

@@ -112,7 +112,7 @@ def test_dead_codes_tell_when_they_were_hit(metrics: dict[str, float], message: 
 
 @pytest.mark.parametrize(("never", "slower"), [(5.0, True), (6.0, False)])
 def test_codes_that_are_lost_although_they_are_revived_are_lost_too_fast(never: float, slower: bool) -> None:
-    revived = settings({"kind": "vector", "codebook_size": 16, "codebook_dim": 4, "revival": {"least": 1}})
+    revived = settings({"kind": "vector", "codebook_size": 16, "codebook_dim": 4, "dead_code_reset": {"min_hits": 1}})
     found = evidence([80] * 6 + [0] * 10, metrics={"codebook/never_hit": never}, settings=revived)
     assert ("training.learning_rate" in advice(found, "dead_codes")) == slower
 
@@ -246,7 +246,7 @@ def test_scales_that_do_not_match(spread: float, fires: bool) -> None:
 
 @pytest.mark.parametrize(("outside", "fires"), [(0.0, False), (1.0, False), (2.0, True)])
 def test_codes_outside_are_more_than_one_in_a_hundred(outside: float, fires: bool) -> None:
-    assert ("codes_outside" in names(evidence([20] * 100, metrics={"codebook/outside": outside}))) == fires
+    assert ("outlier_codes" in names(evidence([20] * 100, metrics={"codebook/outside": outside}))) == fires
 
 
 @pytest.mark.parametrize(
@@ -263,9 +263,9 @@ def test_duplicates_are_two_and_more_than_one_in_fifty(size: int, duplicates: in
 )
 def test_a_codebook_stands_still_over_a_hundred_steps(moves: tuple[float, ...], fires: bool) -> None:
     found = evidence(settings=settings(), history=history("codebook/movement", *moves))
-    assert ("codebook_stands_still" in names(found)) == fires
+    assert ("codebook_frozen" in names(found)) == fires
     # Averages of latents that no network moves may rest.
-    assert "codebook_stands_still" not in names(replace(found, settings=settings(encoder={"kind": "identity"})))
+    assert "codebook_frozen" not in names(replace(found, settings=settings(encoder={"kind": "identity"})))
 
 
 @pytest.mark.parametrize("every", [1, 3, 25, 100, 500])
@@ -276,8 +276,8 @@ def test_how_often_one_validates_does_not_make_codes_stand_still(every: int, mov
     course = [
         {"step": every * number, "codebook/movement": moved / intervals} for number in range(1, 2 * intervals + 2)
     ]
-    assert ("codebook_stands_still" in names(evidence(settings=settings(), history=course))) == fires
-    assert "codebook_stands_still" not in names(evidence(settings=settings(), history=course[:intervals]))
+    assert ("codebook_frozen" in names(evidence(settings=settings(), history=course))) == fires
+    assert "codebook_frozen" not in names(evidence(settings=settings(), history=course[:intervals]))
 
 
 def test_codes_whose_movement_is_not_known_do_not_stand_still() -> None:
@@ -291,11 +291,11 @@ def test_a_codebook_may_rest_while_the_learning_rate_is_low() -> None:
     still = history("codebook/movement", 1.0, 1.0, 1e-5)
     assert names(evidence(settings=cosine, history=still)) == set()
     stood = history("codebook/movement", 1.0, 1e-5, 1.0)
-    assert names(evidence(settings=cosine, history=stood)) == {"codebook_stands_still"}
+    assert names(evidence(settings=cosine, history=stood)) == {"codebook_frozen"}
     warming = settings(training={"steps": 9000, "schedule": "constant", "warmup_steps": 2100})
     slow = history("codebook/movement", 1e-5, 1e-5, 1e-5)  # a tenth of the rate is reached at step 210
     assert names(evidence(settings=warming, history=slow)) == set()
-    assert "codebook_stands_still" in names(evidence(settings=settings(), history=slow))
+    assert "codebook_frozen" in names(evidence(settings=settings(), history=slow))
 
 
 def test_a_single_code_is_no_fault() -> None:
@@ -318,8 +318,8 @@ UNEVEN = [400] * 8 + [1] * 24  # an entropy of 0.63 of ln 32
 def test_a_temperature_that_is_hot(soft: float, hits: list[int], fires: bool) -> None:
     weighed = settings(loss={"entropy": 0.1})
     found = evidence(hits, metrics={"codebook/soft_entropy": soft}, settings=weighed)
-    assert ("temperature_hot" in names(found)) == fires
-    assert "temperature_hot" not in names(replace(found, settings=settings()))
+    assert ("temperature_too_high" in names(found)) == fires
+    assert "temperature_too_high" not in names(replace(found, settings=settings()))
 
 
 @pytest.mark.parametrize(
@@ -328,8 +328,8 @@ def test_a_temperature_that_is_hot(soft: float, hits: list[int], fires: bool) ->
 def test_a_temperature_that_is_cold(sure: float, error: float, fires: bool) -> None:
     metrics = {"codebook/sample_entropy": sure, "validation/loss/commitment": error}
     found = evidence(metrics=metrics, settings=settings(loss={"entropy": 0.1}))
-    assert ("temperature_cold" in names(found)) == fires
-    assert "temperature_cold" not in names(replace(found, settings=settings()))
+    assert ("temperature_too_low" in names(found)) == fires
+    assert "temperature_too_low" not in names(replace(found, settings=settings()))
 
 
 @pytest.mark.parametrize(
@@ -340,15 +340,15 @@ def test_an_encoder_runs_away(last: float, error: float, fires: bool) -> None:
     """Five times the commitment, or three times where the part that is lost is half as large again."""
     errors = {"codebook/error": [0.2, 0.2, 0.2, error]}
     found = evidence(history=history("validation/loss/commitment", 1.0, 1.0, 2.0, last, **errors))
-    assert ("encoder_runs_away" in names(found)) == fires
-    assert "encoder_runs_away" not in names(replace(found, history=found.history[1:]))
+    assert ("latents_diverging" in names(found)) == fires
+    assert "latents_diverging" not in names(replace(found, history=found.history[1:]))
 
 
 @pytest.mark.parametrize(("halfway", "fires"), [(2.4, True), (2.6, False)])
 def test_a_commitment_that_levels_off_is_no_running_away(halfway: float, fires: bool) -> None:
     """It doubles, or does not, from step 200 to step 400."""
     found = evidence(history=history("validation/loss/commitment", 0.1, halfway, 4.9, 5.0))
-    assert ("encoder_runs_away" in names(found)) == fires
+    assert ("latents_diverging" in names(found)) == fires
 
 
 def course(commitment: Callable[[float], float], every: int = 1) -> list[dict[str, Any]]:
@@ -364,7 +364,7 @@ def test_how_often_one_validates_does_not_make_an_encoder_run_away(every: int) -
     for last in range(4, len(levelled) + 1):
         assert names(evidence(history=levelled[:last], settings=settings())) == set()
     for last in range(math.ceil(200 / every), len(endless) + 1):
-        assert names(evidence(history=endless[:last], settings=settings())) == {"encoder_runs_away"}
+        assert names(evidence(history=endless[:last], settings=settings())) == {"latents_diverging"}
 
 
 @pytest.mark.parametrize(("times", "fires"), [(24, False), (26, True)])
@@ -373,7 +373,7 @@ def test_as_a_run_begins_commitment_grows_in_any(times: float, fires: bool, step
     """Half of the way to step 150 went by before step 100, and whether that run goes on does not matter."""
     run = settings(training={"steps": steps, "schedule": "constant", "warmup_steps": 0})
     begins = course(lambda step: 1.0 if step < 80 else times)[:150]
-    assert ("encoder_runs_away" in names(evidence(history=begins, settings=run))) == fires
+    assert ("latents_diverging" in names(evidence(history=begins, settings=run))) == fires
 
 
 def test_an_encoder_that_a_falling_learning_rate_stops_has_run_away_all_the_same() -> None:
@@ -381,7 +381,7 @@ def test_an_encoder_that_a_falling_learning_rate_stops_has_run_away_all_the_same
     cosine = settings(training={"steps": 300, "schedule": "cosine", "warmup_steps": 5})
     away = course(lambda step: 0.03 + 1e-4 * travel(cosine.training, round(step)) ** 2)
     assert away[-1]["validation/loss/commitment"] < 2 * away[149]["validation/loss/commitment"]
-    assert names(evidence(history=away, settings=cosine)) == {"encoder_runs_away"}
+    assert names(evidence(history=away, settings=cosine)) == {"latents_diverging"}
 
 
 @pytest.mark.parametrize(
@@ -413,7 +413,7 @@ def test_a_young_run_is_no_sick_run(step: int, warmup: int, steps: int, young: b
 @pytest.mark.parametrize(("tokens", "fires"), [(99, False), (100, True)])
 def test_the_commitment_of_a_few_tokens_is_no_trend(tokens: int, fires: bool) -> None:
     course = history("validation/loss/commitment", 1.0, 1.0, 2.0, 9.0)
-    assert ("encoder_runs_away" in names(evidence([tokens - 60, 20, 20, 20], history=course))) == fires
+    assert ("latents_diverging" in names(evidence([tokens - 60, 20, 20, 20], history=course))) == fires
 
 
 def test_a_decoder_is_not_hurried_while_its_latents_run_away() -> None:
@@ -424,7 +424,7 @@ def test_a_decoder_is_not_hurried_while_its_latents_run_away() -> None:
     away = history("validation/loss/commitment", 1.0, 1.0, 2.0, 9.0)
     losses = {"validation/loss/reconstruction": [1.0, 0.8, 0.6, 0.4]}
     falling = history("codebook/usage", 0.9, 0.85, 0.85, 0.7, **losses)
-    for course, name in ((away, "encoder_runs_away"), (falling, "usage_falls")):
+    for course, name in ((away, "latents_diverging"), (falling, "usage_dropping")):
         both = replace(ignored, history=course)
         assert advice(both, name)["training.learning_rate"] == "0.0003"
         assert not {"training.learning_rate", "training.steps"} & advice(both, "decoder_ignores_codes").keys()
@@ -434,7 +434,7 @@ def test_a_decoder_is_not_hurried_while_its_latents_run_away() -> None:
 
 def test_an_encoder_that_ran_away_after_the_best_validation_is_found() -> None:
     course = history("validation/loss/commitment", 1.0, 1.0, 20.0, 50.0)
-    assert names(evidence(history=course[:2], later=course[2:])) == {"encoder_runs_away"}
+    assert names(evidence(history=course[:2], later=course[2:])) == {"latents_diverging"}
     back = history("validation/loss/commitment", 1.0, 50.0, 20.0, 8.0)
     assert names(evidence(history=back)) == set()
 
@@ -449,12 +449,17 @@ def test_ids_beyond_what_a_float_counts_are_no_trouble() -> None:
 def test_usage_falls_while_reconstruction_improves(usage: float, loss: float, fires: bool) -> None:
     losses = {"validation/loss/reconstruction": [1.0, 0.8, 0.6, loss]}
     found = evidence(history=history("codebook/usage", 0.9, 0.85, 0.85, usage, **losses))
-    assert ("usage_falls" in names(found)) == fires
-    revived = {"kind": "vector", "codebook_size": 16, "revival": {"least": 1}}
-    for quantizer, words in ((revived, "than they are brought back"), ({**revived, "revival": None}, "nothing brings")):
+    assert ("usage_dropping" in names(found)) == fires
+    revived = {"kind": "vector", "codebook_size": 16, "dead_code_reset": {"min_hits": 1}}
+    for quantizer, words in (
+        (revived, "than they are brought back"),
+        ({**revived, "dead_code_reset": None}, "nothing brings"),
+    ):
         for falls in diagnose(replace(found, settings=settings(quantizer))):
             assert words in falls.cause
-            assert ("model.quantizer.revival" in {change.key for change in falls.changes}) == ("nothing" in words)
+            assert ("model.quantizer.dead_code_reset" in {change.key for change in falls.changes}) == (
+                "nothing" in words
+            )
 
 
 @pytest.mark.parametrize(("left", "fires"), [(0.94, False), (0.96, True)])
@@ -495,7 +500,7 @@ def test_a_product_of_residual_quantizers_gets_more_levels_in_each_group() -> No
     figures = {"error": 0.4, "halving": 1.8}
     metrics = {f"codebook/level_{level}/{name}": value for level in range(4) for name, value in figures.items()}
     full = replace(same, distinct=None, metrics=metrics)
-    assert advice(full, "codebook_at_ceiling") == {key: "3"}
+    assert advice(full, "codebook_saturated") == {key: "3"}
     (found,) = diagnose(full)
     assert found.evidence["error"] == pytest.approx(0.16)  # of each group, what two levels lose
 
@@ -524,8 +529,8 @@ def test_a_code_needs_20_training_tokens(tokens: int, fires: bool) -> None:
 )
 def test_a_full_codebook(halving: float, error: float, fires: bool) -> None:
     metrics = {"codebook/halving": halving, "codebook/error": error}
-    assert ("codebook_at_ceiling" in names(evidence(metrics=metrics))) == fires
-    assert "codebook_at_ceiling" not in names(evidence([200, 100] + [20] * 14, metrics=metrics))
+    assert ("codebook_saturated" in names(evidence(metrics=metrics))) == fires
+    assert "codebook_saturated" not in names(evidence([200, 100] + [20] * 14, metrics=metrics))
 
 
 def test_levels_that_share_a_codebook_are_counted_together() -> None:
@@ -551,7 +556,7 @@ def test_a_shared_codebook_is_judged_once_by_the_figures_of_all_its_levels() -> 
     hits = [[20] * 16, [20] * 16]
     shared = evidence(*hits, metrics=metrics, history=course, settings=settings(residual(shared=True)))
     found = diagnose(shared)
-    expected = {"codes_outside", "duplicate_codes", "scale_mismatch", "codebook_stands_still"}
+    expected = {"outlier_codes", "duplicate_codes", "scale_mismatch", "codebook_frozen"}
     assert sorted(each.name for each in found) == sorted(expected)
     assert not any("level" in each.message for each in found)
     apart = diagnose(replace(shared, settings=settings(residual())))

@@ -23,9 +23,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     grids = np.random.default_rng(0).integers(0, 5, (40, 8, 8))
     return {
         "images": run("images", normal(40, 3, 8, 8), CONV2D, layout="CHW"),
-        "tiles": run("tiles", grids, {**TRANSFORMER, "patch": 2}),
+        "tiles": run("tiles", grids, {**TRANSFORMER, "patch_size": 2}),
         "sequences": run("sequences", normal(40, 2, 32), CONV1D, layout="CT"),
-        "vectors": run("vectors", normal(40, 6), {**MLP, "positions": 4}),
+        "vectors": run("vectors", normal(40, 6), {**MLP, "num_tokens": 4}),
         "ids": run("ids", normal(40, 6), IDENTITY, quantizer=RESIDUAL),
         "levels of images": run("image-levels", normal(40, 3, 8, 8), CONV2D, layout="CHW", quantizer=RESIDUAL),
         "levels of sequences": run(

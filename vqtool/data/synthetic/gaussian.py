@@ -14,7 +14,7 @@ class GaussianSettings(SourceSettings):
     """Vectors of independent standard normal numbers."""
 
     kind: Literal["gaussian"] = "gaussian"
-    dim: int = Field(8, ge=1, description="numbers a vector")
+    dim: int = Field(8, ge=1, description="dimensions of a vector")
     layout: ClassVar = "C"
 
     @property

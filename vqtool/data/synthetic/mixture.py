@@ -15,8 +15,10 @@ class MixtureSettings(SourceSettings):
 
     kind: Literal["mixture"] = "mixture"
     components: int = Field(64, ge=2, le=4096, description="number of Gaussians")
-    dim: int = Field(16, ge=1, description="numbers a vector")
-    separation: float = Field(8.0, gt=0, le=1e6, description="of the two closest centres, in standard deviations")
+    dim: int = Field(16, ge=1, description="dimensions of a vector")
+    separation: float = Field(
+        8.0, gt=0, le=1e6, description="distance of the two closest centres, in standard deviations"
+    )
     layout: ClassVar = "C"
 
     @property

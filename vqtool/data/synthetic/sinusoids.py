@@ -11,13 +11,13 @@ from vqtool.data.synthetic.base import SourceSettings
 
 
 class SinusoidsSettings(SourceSettings):
-    """Sequences that add up tones of random frequency, phase and loudness."""
+    """Sequences: sums of sinusoids of random frequency, phase and amplitude."""
 
     kind: Literal["sinusoids"] = "sinusoids"
-    channels: int = Field(1, ge=1, description="channels, each with tones of its own")
-    length: int = Field(128, ge=2, description="steps a sequence")
-    tones: int = Field(3, ge=1, le=1 << 16, description="sinusoids a channel")
-    noise: float = Field(0.02, ge=0, le=1e6, description="standard deviation of the noise on top")
+    channels: int = Field(1, ge=1, description="number of channels, each with its own tones")
+    length: int = Field(128, ge=2, description="steps per sequence")
+    tones: int = Field(3, ge=1, le=1 << 16, description="sinusoids per channel")
+    noise: float = Field(0.02, ge=0, le=1e6, description="standard deviation of the added noise")
     layout: ClassVar = "CT"
 
     @property

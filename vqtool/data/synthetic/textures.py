@@ -14,9 +14,9 @@ class TexturesSettings(SourceSettings):
     """Images in [0, 1] whose stripes differ in colour, width and direction on the two sides of an edge."""
 
     kind: Literal["textures"] = "textures"
-    channels: int = Field(3, ge=1, description="colours")
-    height: int = Field(32, ge=2, description="pixels")
-    width: int = Field(32, ge=2, description="pixels")
+    channels: int = Field(3, ge=1, description="number of channels")
+    height: int = Field(32, ge=2, description="height in pixels")
+    width: int = Field(32, ge=2, description="width in pixels")
     layout: ClassVar = "CHW"
 
     @property

@@ -16,9 +16,9 @@ class TilesSettings(SourceSettings):
     """Grids of three kinds of tile: floor 0, wall 1, door 2."""
 
     kind: Literal["tiles"] = "tiles"
-    height: int = Field(16, ge=5, description="tiles")
-    width: int = Field(16, ge=5, description="tiles")
-    room: int = Field(3, ge=1, description="a room is not divided where a side would fall under this")
+    height: int = Field(16, ge=5, description="height in tiles")
+    width: int = Field(16, ge=5, description="width in tiles")
+    room: int = Field(3, ge=1, description="smallest side of a room, in tiles")
     layout: ClassVar = "HW"
 
     @property
@@ -38,7 +38,7 @@ class TilesSettings(SourceSettings):
         """Divide a room, a view of the map whose corner is at (top, left), by a wall across its longer side."""
         if room.shape[0] < room.shape[1]:
             room, top, left = room.T, left, top
-        # Walls stand at even places of the map and doors at odd ones, so that no wall is ever built against a door.
+        # Walls are at even positions of the map and doors at odd ones, so that no wall blocks a door.
         walls = [i for i in range(self.room, room.shape[0] - self.room) if (top + i) % 2 == 0]
         doors = [i for i in range(room.shape[1]) if (left + i) % 2 == 1]
         if not walls or not doors:

@@ -4,15 +4,15 @@ from collections.abc import Callable, Iterator
 
 from vqtool.inspection.evidence import Evidence
 from vqtool.inspection.finding import Finding
-from vqtool.inspection.findings.course import encoder_runs_away, usage_falls
+from vqtool.inspection.findings.course import latents_diverging, usage_dropping
 from vqtool.inspection.findings.dead import dead_codes
 from vqtool.inspection.findings.decoder import decoder_ignores_codes
-from vqtool.inspection.findings.entropy import temperature_cold, temperature_hot
+from vqtool.inspection.findings.entropy import temperature_too_high, temperature_too_low
 from vqtool.inspection.findings.ids import collisions
 from vqtool.inspection.findings.levels import weak_level
-from vqtool.inspection.findings.place import codes_outside, duplicate_codes, scale_mismatch
-from vqtool.inspection.findings.size import codebook_at_ceiling, codebook_too_large
-from vqtool.inspection.findings.still import codebook_stands_still
+from vqtool.inspection.findings.place import duplicate_codes, outlier_codes, scale_mismatch
+from vqtool.inspection.findings.size import codebook_saturated, codebook_too_large
+from vqtool.inspection.findings.still import codebook_frozen
 from vqtool.inspection.findings.usage import collapse, dominant_code
 
 FINDINGS: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
@@ -21,17 +21,17 @@ FINDINGS: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
     dominant_code,
     decoder_ignores_codes,
     scale_mismatch,
-    codes_outside,
+    outlier_codes,
     duplicate_codes,
-    codebook_stands_still,
-    temperature_hot,
-    temperature_cold,
-    encoder_runs_away,
-    usage_falls,
+    codebook_frozen,
+    temperature_too_high,
+    temperature_too_low,
+    latents_diverging,
+    usage_dropping,
     weak_level,
     collisions,
     codebook_too_large,
-    codebook_at_ceiling,
+    codebook_saturated,
 )
 
 # What is so from the first step on. All else takes training: while that has but begun, any run looks sick.

@@ -27,7 +27,7 @@ _TOKENS = 100
 _FELL = 0.1
 
 
-def encoder_runs_away(evidence: Evidence) -> Iterator[Finding]:
+def latents_diverging(evidence: Evidence) -> Iterator[Finding]:
     """Commitment grows without end: the encoder spreads its latents, faster than codes follow."""
     tag, validations = "validation/loss/commitment", [*evidence.history, *evidence.later]
     known = [metrics for metrics in validations if tag in metrics]
@@ -43,17 +43,17 @@ def encoder_runs_away(evidence: Evidence) -> Iterator[Finding]:
     if last > much * least > 0 and last > max(_STAYED * max(commitments), _GROWS_ON * commitments[halfway]):
         keys = () if evidence.settings is None else _commit(evidence.settings.loss.commitment)
         yield Finding(
-            "encoder_runs_away",
+            "latents_diverging",
             "severe",
-            f"the commitment loss has grown from {least:.3g} to {last:.3g}, {last / commitments[halfway]:.2g} times in "
-            "the second half of training",
+            f"the commitment loss grew from {least:.3g} to {last:.3g}, in the second half of training "
+            f"by a factor of {last / commitments[halfway]:.2g}",
             {"commitment": last, "halfway": commitments[halfway], "least": least, "step": validations[-1]["step"]},
-            "the encoder spreads its latents further and further, and codes must run after them",
+            "the encoder keeps spreading its latents, faster than the codes can follow",
             (*keys, *slower(evidence)),
         )
 
 
-def usage_falls(evidence: Evidence) -> Iterator[Finding]:
+def usage_dropping(evidence: Evidence) -> Iterator[Finding]:
     """Reconstruction gets better while codes fall out of use."""
     usages = [metrics.get("codebook/usage") for metrics in evidence.history]
     losses = [metrics.get("validation/loss/reconstruction") for metrics in evidence.history]
@@ -64,14 +64,14 @@ def usage_falls(evidence: Evidence) -> Iterator[Finding]:
         return
     (most, then), (usage, now) = max(known), known[-1]
     if most - usage > _FELL and now < then:
-        lost = evidence.setting("revival") is None
+        lost = evidence.setting("dead_code_reset") is None
         yield Finding(
-            "usage_falls",
+            "usage_dropping",
             "warning",
-            f"usage has fallen from {most:.0%} to {usage:.0%} while reconstruction got better",
+            f"usage fell from {most:.0%} to {usage:.0%} while the reconstruction loss improved",
             {"usage": usage, "most": most, "reconstruction": now, "reconstruction_then": then},
-            "the encoder draws its latents together on fewer codes, and "
-            + ("nothing brings the others back" if lost else "leaves others behind faster than they are brought back"),
+            "the encoder concentrates its latents on fewer codes, and "
+            + ("dead codes are not reset" if lost else "codes lose their hits faster than they are reset"),
             (*reviving(evidence), *slower(evidence)),
         )
 
@@ -95,4 +95,4 @@ def _falls_behind(evidence: Evidence) -> bool:
 
 
 def _commit(weight: float) -> tuple[Change, ...]:
-    return (Change("loss.commitment", f"{max(1.0, 4 * weight):g}", "holds latents to their codes"),)
+    return (Change("loss.commitment", f"{max(1.0, 4 * weight):g}", "keeps the latents close to their codes"),)

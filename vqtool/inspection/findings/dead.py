@@ -28,8 +28,8 @@ def dead_codes(evidence: Evidence) -> Iterator[Finding]:
             yield Finding(
                 "dead_codes",
                 "severe" if min(dead, whole.dead if whole else dead) > _MANY * size else "warning",
-                f"{dead:,} of {size:,} codes{evidence.which(number)} have no hit ({usage.tokens / size:,.0f} tokens a "
-                f"code){_history(dead, never, last)}",
+                f"{dead:,} of {size:,} codes{evidence.which(number)} have no hits ({usage.tokens / size:,.0f} tokens "
+                f"per code){_history(dead, never, last)}",
                 {"level": number, "dead": dead, "never_hit": never, "last_hit": last, "tokens": usage.tokens},
                 _cause(evidence, dead, never) + _if_shared(whole, dead),
                 tuple(_filling(evidence, usage, never)),
@@ -46,7 +46,7 @@ def _filling(evidence: Evidence, usage: Usage, never: float | None) -> Iterator[
     if evidence.given:
         yield from spreading(evidence)
     yield from reviving(evidence)
-    if evidence.setting("revival") is not None and never is not None and never <= usage.dead / 2:
+    if evidence.setting("dead_code_reset") is not None and never is not None and never <= usage.dead / 2:
         yield from slower(evidence)
     yield from narrowing(evidence)
     if not has_collapsed(usage):
@@ -59,22 +59,22 @@ def _history(dead: int, never: float | None, last: float | None) -> str:
     if never is None:
         return ""
     if not dead - never:
-        return "; training never hit any of them"
-    when = f", on average at step {last:,.0f} for the last time" if last is not None else ""
-    return f"; training never hit {never:,.0f}, and lost {dead - never:,.0f}{when}"
+        return "; never hit in training: all of them"
+    when = f" (last hit at step {last:,.0f} on average)" if last is not None else ""
+    return f"; never hit in training: {never:,.0f}, no longer hit: {dead - never:,.0f}{when}"
 
 
 def _cause(evidence: Evidence, dead: int, never: float | None) -> str:
     if evidence.given:
-        return "codes are given and do not move: what the encoder gives is narrower than they are, or correlated"
+        return "the codes are fixed, and the encoder outputs cover a smaller range than the codes, or are correlated"
     if never is None:
-        return "codes that are far from all latents win none, and what wins none does not move"
+        return "codes far from all latents get no hits, and codes without hits are not updated"
     if never > dead / 2:
-        return "most were never reached: they started where no latents are, and what wins none does not move"
-    return "most were lost along the way: the encoder moved its latents away from codes that then won none"
+        return "most were initialised far from all latents and never hit; codes without hits are not updated"
+    return "most were hit earlier in training: the encoder then moved its latents away from these codes"
 
 
 def _if_shared(whole: Usage | None, dead: int) -> str:
     if whole is None or whole.dead == dead:
         return ""
-    return f"; {IF_SHARED} would have {counted(whole.dead, 'dead code')}"
+    return f"; {IF_SHARED} has {counted(whole.dead, 'dead code')}"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from vqtool.inspection.evidence import Evidence
 from vqtool.inspection.finding import Change, Finding
 from vqtool.inspection.findings.advice import reviving
-from vqtool.inspection.findings.course import encoder_runs_away, usage_falls
+from vqtool.inspection.findings.course import latents_diverging, usage_dropping
 
 # What shuffling indices must multiply the reconstruction loss by, at least.
 _HEEDS = 1.05
@@ -20,15 +20,16 @@ def decoder_ignores_codes(evidence: Evidence) -> Iterator[Finding]:
     if max(usage.codebook_size for usage in evidence.levels) == 1:  # a single code has nothing to say
         return
     if own is not None and others is not None and others < _HEEDS * own:
-        restless = any(True for find in (encoder_runs_away, usage_falls) for _ in find(evidence))
+        restless = any(True for find in (latents_diverging, usage_dropping) for _ in find(evidence))
         yield Finding(
             "decoder_ignores_codes",
             "severe",
-            f"from another sample's indices, samples come back as well: a loss of {others:.4g} against {own:.4g}",
+            f"the reconstruction loss hardly depends on the indices: {others:.4g} with those of another sample, "
+            f"{own:.4g} with the sample's own",
             {"shuffled": others, "unshuffled": own},
-            "what codes mean changes as latents move, faster than a decoder can learn it: hold the encoder first"
+            "the latents move faster than the decoder can learn the codes; first make the encoder stable"
             if restless
-            else "the decoder says the same whatever the codes: they carry nothing, or training has only begun",
+            else "the decoder gives the same output for all codes: they carry no information, or it is not trained yet",
             (*(() if restless else _learning(evidence)), *reviving(evidence)),
         )
 
@@ -38,5 +39,7 @@ def _learning(evidence: Evidence) -> Iterator[Change]:
     errors = [evidence.metric(number, "error") for number, _ in enumerate(evidence.levels)]
     if evidence.settings and all(error is not None and error < _SOME for error in errors):
         training = evidence.settings.training
-        yield Change("training.steps", str(2 * training.steps), "codes carry the latents: the decoder has yet to learn")
-        yield Change("training.learning_rate", f"{3 * training.learning_rate:.1g}", "it learns faster")
+        yield Change(
+            "training.steps", str(2 * training.steps), "the codes carry information; gives the decoder more steps"
+        )
+        yield Change("training.learning_rate", f"{3 * training.learning_rate:.1g}", "the decoder learns faster")

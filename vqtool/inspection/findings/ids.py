@@ -26,8 +26,8 @@ def collisions(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             "collisions",
             "warning",
-            f"{rate:.1%} of {rows:,} rows share their id with another, where chance would have {chance:.1%}",
+            f"the collision rate is {rate:.1%} over {rows:,} rows; uniformly random ids would have {chance:.1%}",
             {"collision_rate": rate, "by_chance": chance, "rows": rows},
-            "many rows are all but the same, or the levels are used unevenly; encode --unique tells them apart",
-            one_more_level(evidence, "one more code tells items apart"),
+            "many rows are nearly identical, or usage is uneven; vqtool encode --unique makes each id unique",
+            one_more_level(evidence, "one more code per id distinguishes more rows"),
         )

@@ -17,9 +17,9 @@ def weak_level(evidence: Evidence) -> Iterator[Finding]:
             yield Finding(
                 "weak_level",
                 "warning",
-                f"level {number} leaves {left:.0%} of what the levels before it left over",
+                f"level {number} leaves {left:.0%} of the variance of the residual that it quantizes",
                 {"level": number, "error": left},
-                "what is left over is noise to it, or its codes do not lie where the remainders are",
+                "the residual is noise at this level, or the codes are far from the residuals",
                 tuple(_without(evidence, number % evidence.depth)),
             )
 
@@ -29,4 +29,4 @@ def _without(evidence: Evidence, place: int) -> Iterator[Change]:
     behind = [number for number in range(len(evidence.levels)) if number % evidence.depth >= place]
     if evidence.more_levels and all((evidence.metric(number, "error") or 0) > _WEAK for number in behind):
         key, _ = evidence.more_levels
-        yield Change(key, str(place), "what comes behind these levels adds next to nothing")
+        yield Change(key, str(place), "removes the levels that reduce the error by less than 5%")

@@ -23,9 +23,10 @@ def duplicate_codes(evidence: Evidence) -> Iterator[Finding]:
             yield Finding(
                 "duplicate_codes",
                 "warning",
-                f"{duplicates:,.0f} of {usage.codebook_size:,} codes{evidence.which(number)} nearly equal another",
+                f"{duplicates:,.0f} of {usage.codebook_size:,} codes{evidence.which(number)} are nearly identical "
+                "to another code",
                 {"level": number, "duplicates": duplicates, "codebook_size": usage.codebook_size},
-                "there are more codes than different latents, or codes were set down upon each other",
+                "there are more codes than distinct latents, or codes were initialised or reset at the same position",
                 () if has_collapsed(usage) else tuple(smaller(evidence, power_above(_different(evidence)))),
             )
 
@@ -39,18 +40,18 @@ def _different(evidence: Evidence) -> int:
     return max(size - int(duplicates or 0) // 2 for size, duplicates in known)
 
 
-def codes_outside(evidence: Evidence) -> Iterator[Finding]:
+def outlier_codes(evidence: Evidence) -> Iterator[Finding]:
     """Codes outside the cloud of latents."""
     for number, usage in evidence.codebooks:
         outside = evidence.metric(number, "outside")
         if outside and outside > _OUTSIDE * usage.codebook_size:
             yield Finding(
-                "codes_outside",
+                "outlier_codes",
                 "warning",
                 f"{outside:,.0f} of {usage.codebook_size:,} codes{evidence.which(number)} "
                 f"{'lies' if outside == 1 else 'lie'} far from all latents",
                 {"level": number, "outside": outside, "codebook_size": usage.codebook_size},
-                "they started there, or were left behind when the latents moved or shrank",
+                "they were initialised there, or the latents moved or shrank away from them",
                 tuple(reviving(evidence)),
             )
 
@@ -63,9 +64,9 @@ def scale_mismatch(evidence: Evidence) -> Iterator[Finding]:
             yield Finding(
                 "scale_mismatch",
                 "severe",
-                f"the codes{evidence.which(number)} spread {spread:.3g} times as far as the latents",
+                f"the RMS spread of the codes{evidence.which(number)} is {spread:.3g} times that of the latents",
                 {"level": number, "spread": spread},
-                "codes that start on another scale than the latents win next to nothing before they have moved there",
+                "codes initialised at another scale than the latents get few hits until they have moved to the latents",
                 tuple(reviving(evidence)),
             )
 

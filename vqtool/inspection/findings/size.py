@@ -37,14 +37,14 @@ def codebook_too_large(evidence: Evidence) -> Iterator[Finding]:
                 "codebook_too_large",
                 "warning",
                 f"{counted(usage.codebook_size, 'code')}{evidence.which(number)} and "
-                f"{counted(tokens, 'training token')}: {each:,.1f} for each code",
+                f"{counted(tokens, 'training token')}: {each:,.1f} tokens per code",
                 {"level": number, "tokens_per_code": each, "codebook_size": usage.codebook_size},
-                "codes with so few tokens fit these alone: others of their kind fall elsewhere",
+                f"codes with fewer than {_ENOUGH} training tokens each overfit them",
                 tuple(smaller(evidence, power_below(tokens // _ENOUGH))),
             )
 
 
-def codebook_at_ceiling(evidence: Evidence) -> Iterator[Finding]:
+def codebook_saturated(evidence: Evidence) -> Iterator[Finding]:
     """All codes are in even use, and more of them would bring reconstruction forward."""
     lost = _lost(evidence)
     if lost is None or not all(_is_full(usage) for _, usage in evidence.codebooks):
@@ -53,12 +53,12 @@ def codebook_at_ceiling(evidence: Evidence) -> Iterator[Finding]:
         halving = evidence.metric(number, "halving")
         if halving is not None and _pays(halving, lost):
             yield Finding(
-                "codebook_at_ceiling",
+                "codebook_saturated",
                 "note",
-                f"the codebook{evidence.which(number)} is full (perplexity {usage.perplexity:,.1f} of "
-                f"{usage.codebook_size:,}), and {lost:.0%} of the latents' variance is lost",
+                f"the codebook{evidence.which(number)} is used almost uniformly (perplexity {usage.perplexity:,.1f} of "
+                f"{usage.codebook_size:,}), and the quantization error is {lost:.0%} of the variance of the latents",
                 {"level": number, "perplexity": usage.perplexity, "error": lost, "halving": halving},
-                f"more codes would pay: with half of them the error would be up to {halving:.2g} times as large",
+                f"more codes would reduce the error; with half as many it would be up to {halving:.2g} times as large",
                 tuple(_more(evidence)),
             )
             return  # what else there is of levels is full as well
@@ -84,7 +84,7 @@ def _lost(evidence: Evidence) -> float | None:
 
 def _more(evidence: Evidence) -> Iterator[Change]:
     size = evidence.setting("codebook_size")
-    if deeper := one_more_level(evidence, "one more code for what is left over"):
+    if deeper := one_more_level(evidence, "one more code for the residual"):
         yield from deeper
     elif isinstance(size, int):
-        yield Change(evidence.key("codebook_size"), str(2 * size), "one more bit a token")
+        yield Change(evidence.key("codebook_size"), str(2 * size), "one more bit per token")

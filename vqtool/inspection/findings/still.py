@@ -17,7 +17,7 @@ _LONG = 100
 _COLD = 0.1
 
 
-def codebook_stands_still(evidence: Evidence) -> Iterator[Finding]:
+def codebook_frozen(evidence: Evidence) -> Iterator[Finding]:
     """A codebook that did not move while the learning rate was high."""
     if evidence.settings is None or _rests(evidence.settings, evidence):
         return
@@ -29,11 +29,11 @@ def codebook_stands_still(evidence: Evidence) -> Iterator[Finding]:
         if moves and None not in moves and path < _STILL:
             first, last = stretch[0]["step"], stretch[-1]["step"]
             yield Finding(
-                "codebook_stands_still",
+                "codebook_frozen",
                 "severe",
                 f"the codes{evidence.which(number)} did not move from step {first:,} to step {last:,}",
                 {"level": number, "movement": path, "since": first, "step": last},
-                "nothing moves them: the loss that they learn from weighs next to nothing, or its gradient vanishes",
+                "the codes are not updated: the loss that trains them has almost no weight, or its gradient vanishes",
                 (*_moving(evidence), *reviving(evidence)),
             )
 
@@ -52,15 +52,21 @@ def _stretch(settings: RunSettings, history: Sequence[dict[str, Any]]) -> list[d
 
 def _rests(settings: RunSettings, evidence: Evidence) -> bool:
     """Whether codes may rest by right: averages of latents that no network moves arrive where they belong."""
-    averages = getattr(evidence.setting("learning"), "kind", None) == "ema"
+    averages = getattr(evidence.setting("update"), "kind", None) == "ema"
     return averages and settings.model.encoder.kind == "identity"
 
 
 def _moving(evidence: Evidence) -> Iterator[Change]:
-    learning = evidence.setting("learning")
+    learning = evidence.setting("update")
     if getattr(learning, "kind", None) != "ema":
-        yield Change(evidence.key("learning.kind"), "ema", "codes move with the latents, whatever losses weigh")
+        yield Change(
+            evidence.key("update.kind"), "ema", "updates the codes from the latents, independent of the loss weights"
+        )
         return
-    for name, usual in (("decay", 0.9), ("memory", 15.0)):
+    for name, usual in (("decay", 0.9), ("min_ema_hits", 15.0)):
         if getattr(learning, name) > usual:
-            yield Change(evidence.key(f"learning.{name}"), f"{usual:g}", "a shorter memory, so that codes follow")
+            yield Change(
+                evidence.key(f"update.{name}"),
+                f"{usual:g}",
+                "averages over fewer steps, so that the codes follow the latents",
+            )

@@ -22,8 +22,8 @@ _LARGEST_SHARE = 0.3
 _TELLING = 100
 # Perplexity as above, from which on the codes beside a large one are in good use.
 _EVEN = 0.3
-# Of index files of several levels: before what would be so.
-IF_SHARED = "the file does not say whether its levels share a codebook, as the run does: that one"
+# For index files with several levels, before what is true of a shared codebook.
+IF_SHARED = "the file does not record whether its levels share a codebook; if they do, that codebook"
 
 
 def collapse(evidence: Evidence) -> Iterator[Finding]:
@@ -35,11 +35,11 @@ def collapse(evidence: Evidence) -> Iterator[Finding]:
             yield Finding(
                 "collapse",
                 "warning" if healthy else "severe",
-                f"the codebook{evidence.which(number)} has collapsed: perplexity {usage.perplexity:,.1f}, where even "
-                f"use would show {short(even)}",
+                f"the codebook{evidence.which(number)} has collapsed: perplexity {usage.perplexity:,.1f}, uniform "
+                f"usage would give {short(even)}",
                 {"level": number, "perplexity": usage.perplexity, "expected_perplexity": even},
                 _cause(evidence)
-                + (f"; {IF_SHARED} would have a perplexity of {whole.perplexity:,.1f}" if whole and healthy else ""),
+                + (f"; {IF_SHARED} has a perplexity of {whole.perplexity:,.1f}" if whole and healthy else ""),
                 (*spreading(evidence), *reviving(evidence), *narrowing(evidence)),
             )
 
@@ -55,9 +55,9 @@ def dominant_code(evidence: Evidence) -> Iterator[Finding]:
                 "note" if _others_are_even(usage, code) else "warning",
                 f"code {code}{evidence.which(number)} has {share:.0%} of all tokens",
                 {"level": number, "code": code, "share": share},
-                "much of the data is all but the same: a background, silence, or padding, which may be as it should"
+                "much of the data is nearly identical, such as background, silence or padding; this can be correct"
                 if _others_are_even(usage, code)
-                else f"much of the data is all but the same, or {_cause(evidence)}",
+                else f"much of the data is nearly identical, or {_cause(evidence)}",
                 (*spreading(evidence), *reviving(evidence)),
             )
 
@@ -80,5 +80,5 @@ def _others_are_even(usage: Usage, code: int) -> bool:
 
 def _cause(evidence: Evidence) -> str:
     if evidence.given:
-        return "the encoder gives all latents nearly the same values"
-    return "the codes lie far from most latents, or learn nothing from them, so that the few nearest win all"
+        return "the encoder maps all latents to nearly the same values"
+    return "the codes are far from most latents or are not updated by them, so that the few nearest codes get all hits"

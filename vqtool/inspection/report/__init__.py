@@ -6,7 +6,7 @@ from pathlib import Path
 from vqtool.errors import DataError, VqtoolError
 from vqtool.files import replacing
 from vqtool.inspection.figures import Inspection
-from vqtool.inspection.targets import LeftOut, expand, of_each
+from vqtool.inspection.targets import OnSkipped, expand, of_each
 
 __all__ = ["check_report", "write_report"]
 
@@ -18,7 +18,7 @@ def write_report(
     key: str | None = None,
     device: str | None = None,
     overwrite: bool = False,
-    left_out: LeftOut | None = None,
+    skipped: OnSkipped | None = None,
 ) -> list[Inspection]:
     """Write a page about a run or an index file, or one that compares several; give what `inspect` gives.
 
@@ -26,7 +26,7 @@ def write_report(
 
     Args:
         data, key: to look at instead of a run's own validation part.
-        left_out: called with each run of a folder that cannot be used, and why; None: that is an error.
+        skipped: called with each run of a folder that cannot be used, and why; None: that is an error.
 
     Raises:
         CheckpointError: a target is no run, folder of runs or index file.
@@ -37,7 +37,7 @@ def write_report(
     if len(found) == 1:
         page, inspections = _of_one(found[0], data, key, device)
     else:
-        page, inspections = _of_several(targets, data, key, device, left_out)
+        page, inspections = _of_several(targets, data, key, device, skipped)
     with replacing(path) as part:
         part.write_text(page, encoding="utf-8")
     return inspections
@@ -52,11 +52,11 @@ def check_report(path: Path, overwrite: bool) -> None:
     if path.suffix not in (".html", ".htm"):
         raise DataError(f"{path}: the name of a report must end in .html")
     if not path.parent.is_dir():
-        raise DataError(f"{path}: there is no folder {path.parent}")
+        raise DataError(f"{path}: folder {path.parent} does not exist")
     if path.is_dir():
-        raise DataError(f"{path}: is a folder")
+        raise DataError(f"{path}: is a folder, not a file")
     if path.exists() and not overwrite:
-        raise DataError(f"{path}: is there already; --overwrite replaces it")
+        raise DataError(f"{path}: file exists; --overwrite replaces it")
 
 
 def _of_one(target: Path, data: str | None, key: str | None, device: str | None) -> tuple[str, list[Inspection]]:
@@ -70,7 +70,7 @@ def _of_one(target: Path, data: str | None, key: str | None, device: str | None)
 
 
 def _of_several(
-    targets: Sequence[Path], data: str | None, key: str | None, device: str | None, left_out: LeftOut | None
+    targets: Sequence[Path], data: str | None, key: str | None, device: str | None, skipped: OnSkipped | None
 ) -> tuple[str, list[Inspection]]:
     from vqtool.inspection.comparison import compared
     from vqtool.inspection.figures import inspect_one
@@ -79,12 +79,12 @@ def _of_several(
     missing = []
 
     def leave_out(path: Path, error: VqtoolError) -> None:
-        assert left_out
-        missing.append(f"{path} is left out: {error}.")
-        left_out(path, error)
+        assert skipped
+        missing.append(f"{path} skipped: {error}.")
+        skipped(path, error)
 
     inspections = of_each(
-        targets, lambda target: inspect_one(target, data, key, device), leave_out if left_out else None
+        targets, lambda target: inspect_one(target, data, key, device), leave_out if skipped else None
     )
     from vqtool.inspection.report.page import page_of_several
 

@@ -71,13 +71,13 @@ def map_figure(collected: Collected, levels: list[Usage]) -> Figure | None:
         rows += [(level, k, float(x), float(y), int(hits[k])) for k, (x, y) in enumerate(places)]
     return Figure(
         name="map",
-        title="Map of the codebook",
+        title="Codebook map",
         pictures=pictures,
-        axes="Across and up: the two directions in which the latents differ most (principal components), in the units "
-        "of the latents; in brackets, the share of their variance that each holds.",
-        meaning="Each disc is a code, the larger the more hits it has; grey behind is where latents lie. Red crosses "
-        "are dead codes. Codes should lie where the grey is; crosses far from it never had a chance. Two directions "
-        "cannot show all: codes that seem to touch may be far apart in the others.",
+        axes="Horizontal and vertical: the first two principal components of the latents, in the units of the latents. "
+        "In parentheses: the fraction of the variance that each component explains.",
+        meaning="Discs are codes; a larger disc has more hits. The grey background is the density of the latents. Red "
+        "crosses are dead codes. Codes should be where the latents are: a dead code far from the grey area cannot get "
+        "hits. The map is a projection, so codes that overlap in it can be far apart in the other dimensions.",
         numbers=Table(["level", "code", "x", "y", "hits"], rows),
     )
 
@@ -86,7 +86,7 @@ def _draw(level: int, plane: Plane, codes: Points, latents: Points, hits: NDArra
     used = hits > 0
     many = len(hits) > _MANY
     sizes = np.maximum(60 * hits[used] / max(1, hits.max()), 1.0 if many else 3.0)
-    with drawing(f"map-{level}", f"map of {counted(len(hits), 'code')}", height=3.7) as made:
+    with drawing(f"map-{level}", f"codebook map with {counted(len(hits), 'code')}", height=3.7) as made:
         ax = made.ax
         grid = {"gridsize": 45, "mincnt": 1, "cmap": DENSITY, "norm": LogNorm(vmin=0.3), "linewidths": 0.1}
         ax.hexbin(latents[:, 0], latents[:, 1], rasterized=True, **grid)  # type: ignore[arg-type]

@@ -50,7 +50,7 @@ def picture_of_vectors(own: Instances) -> Picture:
         made.ax.set_yticks(
             range(len(both)), [*map(str, own.numbers), "decoded", *[""] * (len(decoded) - 1)], fontsize=6.5
         )
-        made.ax.set(xlabel="place in the row")
+        made.ax.set(xlabel="index in the row")
     return Picture(made.svg, own.title)
 
 
@@ -62,8 +62,7 @@ def first_channel(rows: Tensor, own: Instances) -> NDArray[np.float64]:
 
 
 def window(own: Instances) -> tuple[int, int, int]:
-    """The first and the last step about the start of a position, and the steps of one; these are 0 for whole "
-    "samples."""
+    """First and last step around the start of a token, and the steps of one token; 0 for whole samples."""
     steps = own.seen.samples.size[0]
     if not own.seen.tokenizer.model.any_size:
         return 0, steps, 0

@@ -23,7 +23,7 @@ def curves_overlaid(metrics: Sequence[Metrics]) -> Figure | None:
     found = {tag: [series(own, tag) for own in metrics] for tag in _TAGS}
     if not any(steps for runs in found.values() for steps, _ in runs):
         return None
-    with drawing("overlaid", "curves of all runs", 4.6, 6.6, len(_TAGS), 1, sharex=True) as made:
+    with drawing("overlaid", "validation curves of all runs", 4.6, 6.6, len(_TAGS), 1, sharex=True) as made:
         for ax, (tag, runs) in zip(made.axes[:, 0], found.items(), strict=True):
             for number, (steps, values) in enumerate(runs):
                 ax.plot(steps, values, ".-", color=_colour(number), label=f"{number + 1}")
@@ -38,11 +38,12 @@ def curves_overlaid(metrics: Sequence[Metrics]) -> Figure | None:
     ]
     return Figure(
         name="overlaid",
-        title="Curves",
+        title="Validation curves",
         pictures=[Picture(made.svg)],
-        axes="Across: training steps. Up, from above: reconstruction loss in validation, in normalised units; used "
-        "codes as a share of K; perplexity; entropy of the hard counts as a share of ln K.",
-        meaning="Numbers are those of the runs in the table. Perplexities compare between codebooks of one size.",
+        axes="Horizontal: training steps. Vertical, from top to bottom: reconstruction loss in validation, in "
+        "normalised units; usage (used codes / K); perplexity; entropy of the counts as a fraction of ln K.",
+        meaning="The legend shows the run numbers of the table above. Perplexities are comparable only between "
+        "codebooks of the same size.",
         numbers=Table(["run", "tag", "step", "value"], rows),
     )
 
@@ -60,7 +61,7 @@ def rate_distortion_figure(runs: Sequence[Compared], alike: bool) -> Figure | No
     ]
     if not points:
         return None
-    with drawing("rate-distortion", "reconstruction against bits a sample", height=3.2) as made:
+    with drawing("rate-distortion", "reconstruction loss against bits per sample", height=3.2) as made:
         for number, bits, used_bits, loss in points:
             colour = _colour(number - 1)
             made.ax.plot([used_bits, bits], [loss, loss], color=colour, lw=1)
@@ -68,16 +69,18 @@ def rate_distortion_figure(runs: Sequence[Compared], alike: bool) -> Figure | No
             made.ax.plot([bits], [loss], "|", color=colour, ms=9)
             made.ax.annotate(str(number), (used_bits, loss), (0, 6), textcoords="offset points", ha="center")
         made.ax.margins(0.12, 0.18)
-        made.ax.set(xlabel="bits a sample", ylabel="reconstruction, normalised")
-    warning = "" if alike else " These runs have different data, so heights do not compare."
+        made.ax.set(xlabel="bits per sample", ylabel="reconstruction loss")
+    warning = "" if alike else " These runs have different data, so their reconstruction losses are not comparable."
     return Figure(
         name="rate-distortion",
         title="Rate and distortion",
         pictures=[Picture(made.svg)],
-        axes="Across: bits a sample; the disc is what the indices carry (positions times entropy), the tick at the "
-        "other end what they take (positions times log2 K). Up: reconstruction loss of the best validation pass.",
-        meaning=f"Down and left is better. A long line is a codebook that is paid for and not used.{warning}",
-        numbers=Table(["run", "bits taken", "bits carried", "reconstruction"], points),
+        axes="Horizontal: bits per sample. The disc is the entropy of the indices (tokens per sample times entropy), "
+        "the tick is their size (tokens per sample times log2 K). Vertical: reconstruction loss of the best "
+        "validation, in normalised units.",
+        meaning="Lower and further left is better. A long line between disc and tick means that the codebook is larger "
+        f"than the data use.{warning}",
+        numbers=Table(["run", "size (bits)", "entropy (bits)", "reconstruction"], points),
     )
 
 

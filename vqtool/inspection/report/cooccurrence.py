@@ -23,14 +23,14 @@ def cooccurrence_figure(relations: Sequence[Relation], levels: Sequence[Usage]) 
         return None
     return Figure(
         name="cooccurrence",
-        title="What neighbours tell",
+        title="Neighbouring codes",
         pictures=[_bars(relations, levels), *(_pairs(n, relation) for n, relation in enumerate(relations[:_DRAWN]))],
-        axes="Bars: bits a token takes. Squares: the most used codes, by number; across a code, up the neighbour; "
-        "blue pairs are seen more often than by chance, red ones less, clear ones as often, in about standard "
-        "deviations.",
+        axes="Bars: bits per token. Squares: pairs of the most used codes, horizontal the code, vertical its "
+        "neighbour. Blue pairs are more frequent than by chance, red pairs less frequent; the scale is in approximate "
+        "standard deviations.",
         meaning=_meaning(relations, levels),
         numbers=Table(
-            ["level", "neighbour", "pairs", "bits alone", "bits given neighbour", "the same by chance", "bits saved"],
+            ["level", "neighbour", "pairs", "entropy", "given neighbour", "given shuffled neighbour", "bits saved"],
             [(r.level, r.neighbour, r.pairs, r.alone, r.given, r.by_chance, r.gain) for r in relations],
         ),
         shown=True,
@@ -42,11 +42,12 @@ def _meaning(relations: Sequence[Relation], levels: Sequence[Usage]) -> str:
     fewest = min(relation.pairs for relation in relations)
     at = f" at level {best.level}" if len(levels) > 1 else ""
     used = levels[best.level].used
-    few = f" Here: {counted(fewest, 'pair')} for {counted(used, 'code')}, too few to be sure."
+    few = f" {counted(fewest, 'pair')} for {counted(used, 'code')} are too few for a reliable estimate."
     return (
-        f"A prior that looks at {best.neighbour} could save {best.gain:.2f} of {best.alone:.2f} bits{at}, and one that "
-        "sees more could save more. A saving counts beyond what neighbours drawn by chance seem to tell: with few "
-        f"pairs, that is much.{few if fewest < _FEW * used else ''}"
+        f"How much does a neighbouring code predict? A prior that conditions on {best.neighbour} can save "
+        f"{best.gain:.2f} of {best.alone:.2f} bits per token{at}; a prior with more context can save more. Bits saved: "
+        "conditional entropy given a shuffled neighbour, minus that given the real one. The shuffled value corrects "
+        f"for the bias of small counts.{few if fewest < _FEW * used else ''}"
     )
 
 
@@ -56,19 +57,19 @@ def _bars(relations: Sequence[Relation], levels: Sequence[Usage]) -> Picture:
     for level in sorted({relation.level for relation in relations}):
         prefix = f"level {level}: " if several else ""
         own = [relation for relation in relations if relation.level == level]
-        names += [f"{prefix}log2 K", f"{prefix}alone", *(f"{prefix}given {r.neighbour}" for r in own)]
+        names += [f"{prefix}log2 K", f"{prefix}entropy", *(f"{prefix}given {r.neighbour}" for r in own)]
         alone = levels[level].entropy_bits
         values += [math.log2(levels[level].codebook_size), alone, *(max(0.0, alone - r.gain) for r in own)]
         colours += [QUIET, ACCENT, *[SECOND] * len(own)]
-    with drawing("bits", "bits a token takes", height=0.7 + 0.27 * len(names)) as made:
+    with drawing("bits", "bits per token", height=0.7 + 0.27 * len(names)) as made:
         places = np.arange(len(names))
         made.ax.barh(places, values, color=colours, height=0.7)
         made.ax.set_yticks(places, names)
         made.ax.invert_yaxis()
-        made.ax.set(xlabel="bits a token", xlim=(0, 1.15 * max(values)))
+        made.ax.set(xlabel="bits per token", xlim=(0, 1.15 * max(values)))
         for place, value in enumerate(values):
             made.ax.text(value, place, f" {value:.2f}", va="center")
-    return Picture(made.svg, "bits a token")
+    return Picture(made.svg, "bits per token")
 
 
 def _pairs(number: int, relation: Relation) -> Picture:
@@ -81,6 +82,6 @@ def _pairs(number: int, relation: Relation) -> Picture:
             some = np.arange(0, len(codes), max(1, len(codes) // 8))
             axis.set_ticks(some, [str(codes[k]) for k in some])
         made.ax.set(xlabel="code", ylabel=relation.neighbour)
-        made.bar(shown, "more often than by chance")
-    title = f"level {relation.level} and {relation.neighbour}" if relation.level else f"a code and {relation.neighbour}"
+        made.bar(shown, "deviation from chance (standard deviations)")
+    title = f"code{f' at level {relation.level}' if relation.level else ''} and {relation.neighbour}"
     return Picture(made.svg, title)

@@ -31,14 +31,15 @@ def curves_figure(metrics: Metrics, codebook_size: int) -> Figure | None:
         entropy.set_xlabel("step")
     return Figure(
         name="curves",
-        title="Training",
+        title="Training curves",
         pictures=[Picture(made.svg)],
-        axes="Across: training steps, the same for all. Up, from above: the losses, of reconstruction and commitment "
-        "in normalised units and of entropy in nats (logarithmic where they differ much); usage and perplexity as "
-        "shares of K; soft, hard and single samples' entropy as shares of ln K.",
-        meaning="Reconstruction should fall while usage and perplexity rise and then stay. Where the soft entropy is "
-        "high and the hard one low, the entropy loss is content while few codes are used. Points are validation "
-        "passes.",
+        axes="Horizontal: training steps. Vertical, from top to bottom: reconstruction and commitment loss in "
+        "normalised units; entropy loss in nats (losses with a wide range are logarithmic); usage and perplexity as "
+        "fractions of K; entropies as fractions of ln K: soft (mean soft assignment), hard (counts of the chosen "
+        "codes), per sample (mean entropy of the soft assignment of one latent). Points are validations.",
+        meaning="The reconstruction loss should fall; usage and perplexity should rise and then stay. High soft "
+        "entropy with low hard entropy means that the entropy loss is near its minimum although few codes are used: "
+        "lower the temperature.",
         numbers=Table(["step", *tags], [[line["step"], *(line.get(tag) for tag in tags)] for line in metrics]),
     )
 
@@ -51,7 +52,7 @@ def series(metrics: Metrics, tag: str) -> tuple[list[int], list[float]]:
 
 def _losses(ax: Axes, metrics: Metrics, name: str, label: str = "") -> None:
     steps, values = series(metrics, f"loss/{name}")
-    ax.plot(steps, values, color=QUIET, lw=1, label="training batches")
+    ax.plot(steps, values, color=QUIET, lw=1, label="training")
     ax.plot(*series(metrics, f"validation/loss/{name}"), ".-", color=ACCENT, label="validation")
     if values and 0 < _SPREAD * min(values) < max(values):
         ax.set_yscale("log")
@@ -77,7 +78,7 @@ def _usage(ax: Axes, metrics: Metrics, codebook_size: int) -> None:
 
 
 def _entropy(ax: Axes, metrics: Metrics) -> None:
-    names = {"soft_entropy": "soft", "entropy": "hard", "sample_entropy": "of single samples"}
+    names = {"soft_entropy": "soft", "entropy": "hard", "sample_entropy": "per sample"}
     for colour, (tag, name) in zip(SERIES, names.items(), strict=False):
         ax.plot(*series(metrics, f"codebook/{tag}"), ".-", color=colour, label=name)
     ax.set(ylim=(0, 1.05), ylabel="entropy / ln K")
@@ -88,4 +89,4 @@ def _legend(ax: Axes) -> None:
     if any(len(line.get_xdata()) for line in ax.get_lines()):  # type: ignore[arg-type]
         ax.legend(loc="lower right", bbox_to_anchor=(1.0, 0.97), ncols=3, borderaxespad=0)
     else:
-        ax.text(0.5, 0.5, "nothing logged yet", transform=ax.transAxes, ha="center")
+        ax.text(0.5, 0.5, "not logged", transform=ax.transAxes, ha="center")

@@ -42,20 +42,23 @@ def index_maps_figure(seen: Seen) -> Figure | None:
         for position in range(seen.indices.shape[1])
         for level in range(levels)
     ]
-    which = f" Of {levels} levels the first {LEVELS} are drawn; the numbers hold all." if levels > LEVELS else ""
+    which = (
+        f" The first {LEVELS} of {levels} levels are drawn; the CSV file has all of them." if levels > LEVELS else ""
+    )
     return Figure(
         name="index-maps",
         title="Samples and their codes",
         pictures=[draw(seen, number, colours) for number in range(len(seen.shown))],
         axes=(
-            "Across and down: pixels, or positions of the grid of codes"
-            + ("." if len(seen.grid) == 2 else ", which here have no place in the picture and are laid out in order.")
+            "Left and right: pixels of the input and of its reconstruction. Codes: "
+            + ("the token grid." if len(seen.grid) == 2 else "tokens in order; they have no position in the image.")
             if len(size) == 2
-            else "Across: steps. Up: value of the first channel; below, the codes, from the first position to the last."
+            else "Horizontal: time steps. Vertical: value of the first channel. Below: the codes, first token to last."
         )
-        + f" A code's colour is its place along the three directions in which latents differ most.{which}",
-        meaning="Like colours are codes that lie near each other; the same code has the same colour everywhere. Where "
-        "the sample is plain the codes should be, too.",
+        + " The colour of a code is its position on the first three principal components of the latents, as red, green "
+        f"and blue.{which}",
+        meaning="Similar colours are codes near each other; a code has the same colour in all samples. Uniform areas "
+        "of a sample should have uniform codes.",
         numbers=Table(["row", "position", "level", "code"], rows),
     )
 
@@ -115,8 +118,8 @@ def _wave(seen: Seen, number: int, colours: Sequence[Colours]) -> Picture:
         for level, (strip, own) in enumerate(zip(strips, colours, strict=True)):
             _codes(strip, _grid(seen, number, level), own, "", aspect="auto")
             strip.set_ylabel(f"{level}" if levels > 1 else "", rotation=0, va="center", labelpad=8)
-        below = "codes" if levels == 1 else "codes by level"
-        strips[-1].set(xlabel=f"step, from 0 to {len(waves[0]) - 1}; below the wave, {below}")
+        below = "codes" if levels == 1 else "codes per level"
+        strips[-1].set(xlabel=f"step, 0 to {len(waves[0]) - 1}; strips: {below}")
     return Picture(made.svg, f"row {seen.row_number(number)}")
 
 

@@ -42,5 +42,5 @@ class Instances:
 
     @property
     def title(self) -> str:
-        """What stands over the picture."""
+        """The title of the picture."""
         return f"code {self.code}: {counted(self.hits, 'hit')} ({self.share:.1%})"

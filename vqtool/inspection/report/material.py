@@ -108,7 +108,11 @@ def gather(target: Path, data: str | None = None, key: str | None = None, device
     try:
         samples = open_dataset(tokenizer.settings.data, tokenizer.settings.seed).validation
     except (ConfigError, DataError) as error:
-        return Material(inspection, missing=f"The run's own data cannot be read: {error}.", **about)
+        return Material(
+            inspection,
+            missing=f"The data of the run cannot be read, so the sections that need them are missing: {error}.",
+            **about,
+        )
     seen = _see(tokenizer, samples)
     return Material(inspection, seen.collected.relations, seen=seen, **about)
 

@@ -47,13 +47,13 @@ def _figure(seen: Seen, level: int, levels: list[Usage]) -> Figure | None:
     instances = _instances(seen, level, codes, levels[level])
     which = f" of level {level}" if len(levels) > 1 else ""
     return Figure(
-        name=f"meanings-{level}" if level else "meanings",
-        title=f"What codes{which} mean",
+        name=f"examples-{level}" if level else "examples",
+        title=f"Example samples for the codes{which}",
         pictures=[way.draw(own) for own in instances],
         axes=way.axes,
-        meaning=f"{way.meaning} Shown are the most used codes{which}, and then the least used that have hits; of each, "
-        f"the samples whose latents{_left_over(seen, level)} lie nearest to it, nearest first. Samples of one code "
-        "should look alike.",
+        meaning=f"{way.meaning} The most used codes{which} come first, then the least used codes that have hits. For "
+        f"each code: the samples whose {_compared(seen, level)} are nearest to it, nearest first. The samples of one "
+        "code should look similar.",
         numbers=Table(
             ["code", "hits", "row", "position"],
             [
@@ -65,10 +65,9 @@ def _figure(seen: Seen, level: int, levels: list[Usage]) -> Figure | None:
     )
 
 
-def _left_over(seen: Seen, level: int) -> str:
-    """What of latents a level behind others sees."""
-    behind = level % levels_in_depth(seen.tokenizer.settings.model.quantizer)
-    return ", less what the levels before it took," if behind else ""
+def _compared(seen: Seen, level: int) -> str:
+    """The vectors that the codes of a level are compared with."""
+    return "residuals" if level % levels_in_depth(seen.tokenizer.settings.model.quantizer) else "latents"
 
 
 def shown_codes(usage: Usage, places: NDArray[np.int64]) -> list[int]:
@@ -83,34 +82,34 @@ def _way(seen: Seen) -> _Way:
     if not size:
         return _Way(
             picture_of_vectors,
-            "Across: the numbers of a row, by place. Down: samples, by their row in the data; below the line, what is "
-            "decoded in their place. Dark is low, bright is high.",
+            "Horizontal: index in the row. Vertical: samples, labelled with their row in the data; below the white "
+            "line, their reconstructions. Colour: value, from dark (low) to bright (high).",
             "Each picture is a code.",
         )
     if len(size) == 1:
         return _Way(
             picture_of_waves,
-            "Across: steps of the sample, from the first one of the code's position. Up: value of the first channel, "
-            "in the data's own units. Thin lines are samples, the thick one the mean of what is decoded in their "
-            "place; shaded is what the position covers."
+            "Horizontal: time steps, relative to the first step of the token. Vertical: value of the first channel, in "
+            "the units of the data. Thin lines: samples. Thick line: the mean of their reconstructions. Shaded: the "
+            "steps that the token covers."
             if local
-            else "Across: steps of the sample. Up: value of the first channel, in the data's own units. Thin lines are "
-            "samples, the thick one the mean of what is decoded in their place.",
+            else "Horizontal: time steps. Vertical: value of the first channel, in the units of the data. Thin lines: "
+            "samples. Thick line: the mean of their reconstructions.",
             "Each picture is a code.",
         )
     if local:
         return _Way(
             picture_of_patches,
-            "Across and down: pixels. Upper row: patches of real samples, the position's own pixels and half as many "
-            "around, clear beyond the edge. Lower row: the same patches as they are decoded.",
+            "Upper row: patches of input images, with the pixels of the token in the middle and a margin of half a "
+            "token; transparent outside the image. Lower row: the same patches of the reconstructions.",
             "Each card is a code.",
         )
     return _Way(
         picture_of_whole,
-        "Across and down: pixels, or tiles, of whole samples, for the network reads all of a sample for each code. "
-        "Upper row: real samples. Lower row: the same as they are decoded. On the left: the share of these samples, "
-        "from clear to red, in which a place is decoded otherwise when the most used other code stands instead.",
-        "Each card is a code, and the red shows where it has its say.",
+        "Whole samples are shown, because each code depends on the whole sample. Upper row: inputs. Lower row: their "
+        "reconstructions. Left: pixels or tiles of the reconstruction that change if this code is replaced by the most "
+        "used other code; more red means in more of these samples.",
+        "Each card is a code; the red area shows which part of the sample it controls.",
     )
 
 

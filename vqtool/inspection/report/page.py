@@ -13,7 +13,8 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from vqtool.inspection.comparison import HEADER, MEANING, UNLIKE, Compared, differences, same_data, table
 from vqtool.inspection.explain import explain, too_young
-from vqtool.inspection.finding import Finding
+from vqtool.inspection.finding import Finding, guide
+from vqtool.inspection.level_table import LEVEL_HEADER, LEVEL_MEANING, level_rows
 from vqtool.inspection.report.codebook_map import map_figure
 from vqtool.inspection.report.compare import curves_overlaid, rate_distortion_figure
 from vqtool.inspection.report.cooccurrence import cooccurrence_figure
@@ -36,6 +37,7 @@ class Grid:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     title: str = ""
+    meaning: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def page_of_one(material: Material) -> str:
         Page(
             title=printable(inspection.target),
             subtitle=f"Counted on {printable(inspection.counted)}: {counted(inspection.tokens, 'token')}"
-            + (f" of each of {len(levels)} levels." if len(levels) > 1 else "."),
+            + (f" at each of {len(levels)} levels." if len(levels) > 1 else "."),
             figures=[figure for figure in figures if figure],
             tables=[_levels(levels)] if len(levels) > 1 else [],
             findings=inspection.findings,
@@ -124,29 +126,25 @@ def _notes(material: Material) -> list[str]:
     if material.inspection.young_until is not None:
         notes.append(too_young(material.inspection.young_until))
     if material.seen and not material.seen.collected.codes:
-        notes.append("The codebook is too large to be drawn: there is no map of it, and no samples of its codes.")
+        notes.append("The codebook is too large for the codebook map and the example samples; both are missing.")
     return notes
 
 
 def _tiles(usage: Usage, distinct: Distinct | None, several: bool) -> list[tuple[str, str, str]]:
     tiles = [
-        ("codes, level 0" if several else "codes", f"{usage.codebook_size:,}", "K, the size of the codebook"),
-        ("used", f"{usage.used:,}", f"{usage.usage:.1%}; even use would reach {usage.expected_used:,.0f}"),
-        ("dead", f"{usage.dead:,}", "codes without a hit"),
-        ("perplexity", f"{usage.perplexity:,.1f}", "codes that, used evenly, would say as much"),
-        ("bits a token", f"{usage.entropy_bits:.2f}", f"{usage.entropy:.1%} of log2 K"),
+        ("codes, level 0" if several else "codes", f"{usage.codebook_size:,}", "K, the codebook size"),
+        ("used", f"{usage.used:,}", f"{usage.usage:.1%}; expected for uniform usage: {usage.expected_used:,.0f}"),
+        ("dead", f"{usage.dead:,}", "codes without hits"),
+        ("perplexity", f"{usage.perplexity:,.1f}", "effective number of codes, exp(entropy)"),
+        ("bits per token", f"{usage.entropy_bits:.2f}", f"entropy; {usage.entropy:.1%} of log2 K"),
     ]
     if distinct:
-        tiles.append(("collisions", f"{distinct.collision_rate:.2%}", "rows whose id another has already"))
+        tiles.append(("collisions", f"{distinct.collision_rate:.2%}", "1 - distinct ids / rows"))
     return tiles
 
 
 def _levels(levels: Sequence[Usage]) -> Grid:
-    rows = [
-        (str(n), f"{u.codebook_size:,}", f"{u.used:,}", f"{u.dead:,}", f"{u.perplexity:,.1f}", f"{u.entropy_bits:.2f}")
-        for n, u in enumerate(levels)
-    ]
-    return Grid(["level", "codes", "used", "dead", "perplexity", "bits"], rows, "Levels")
+    return Grid(LEVEL_HEADER, level_rows(levels), "Levels", LEVEL_MEANING)
 
 
 def _render(page: Page) -> str:
@@ -165,5 +163,6 @@ def _template() -> Template:
     environment: Any = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["quoted"] = shlex.quote  # to be pasted into a shell
     environment.filters["listed"] = _listed
+    environment.filters["guide"] = guide
     template: Template = environment.from_string(text)
     return template

@@ -22,15 +22,17 @@ def usage_figure(levels: Sequence[Usage]) -> Figure:
     """Hits of the codes of each level, the most used one first."""
     drawn = levels[:_MOST_DRAWN]
     more = (
-        f" The first {_MOST_DRAWN} of {len(levels)} levels are drawn; the numbers hold all." if drawn != levels else ""
+        f" The first {_MOST_DRAWN} of {len(levels)} levels are drawn; the CSV file has all of them."
+        if drawn != levels
+        else ""
     )
     return Figure(
         name="usage",
-        title="Usage by rank",
+        title="Hits per code",
         pictures=[_picture(number, usage, len(levels) > 1) for number, usage in enumerate(drawn)],
-        axes="Across: codes, the most used one first. Up: hits of a code, on a logarithmic scale.",
-        meaning="A flat line along the dashed one is even use; a steep start means that few codes take most tokens; "
-        f"the shaded end are dead codes, without a hit.{more}",
+        axes="Horizontal: codes, sorted by hits, most used first. Vertical: hits of a code, logarithmic.",
+        meaning="The dashed line is uniform usage. A curve close to it means that all codes are used about equally. A "
+        f"steep curve at the left means that few codes get most tokens. The red area marks dead codes (no hits).{more}",
         numbers=Table(
             ["level", "rank", "code", "hits"], [row for n, usage in enumerate(levels) for row in _rows(n, usage)]
         ),
@@ -49,7 +51,7 @@ def _rows(level: int, usage: Usage) -> list[tuple[int, int, int, int]]:
 
 def _picture(number: int, usage: Usage, several: bool) -> Picture:
     title = f"level {number}" if several else ""
-    label = f"hits by rank: {usage.used:,} of {counted(usage.codebook_size, 'code')} used"
+    label = f"hits per code, sorted: {usage.used:,} of {counted(usage.codebook_size, 'code')} used"
     with drawing(f"usage-{number}", label) as made:
         ax, hits = made.ax, np.sort(np.asarray(usage.counts))[::-1]
         ax.fill_between(np.arange(usage.used) + 1, 0.5, hits[: usage.used], step="mid", color=ACCENT, alpha=0.25, lw=0)
@@ -58,7 +60,7 @@ def _picture(number: int, usage: Usage, several: bool) -> Picture:
         ax.axhline(even, color=QUIET, ls="--", lw=1)
         right = (usage.codebook_size, even)  # where codes have less than their share, there is room above the line
         ax.annotate(
-            f"even use: {even:,.0f}" if even >= 100 else f"even use: {even:.3g}",
+            f"uniform: {even:,.0f}" if even >= 100 else f"uniform: {even:.3g}",
             right,
             (-2, 3),
             textcoords="offset points",
@@ -66,7 +68,7 @@ def _picture(number: int, usage: Usage, several: bool) -> Picture:
             ha="right",
         )
         ax.set(yscale="log", ylim=(0.5, 2 * max(1, hits[0])), xlim=(0.5, usage.codebook_size + 0.5))
-        ax.set(xlabel="code, by rank", ylabel="hits")
+        ax.set(xlabel="rank of the code", ylabel="hits")
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if hits[0] < 300 else (1,)))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else ""))
         ax.yaxis.set_minor_formatter(NullFormatter())
