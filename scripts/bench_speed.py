@@ -15,6 +15,7 @@ import faiss
 import speed_kernels
 import speed_runs
 import speed_scalar
+import speed_threads
 import torch
 from parts import keep, parser_of
 from rich.console import Console
@@ -28,6 +29,7 @@ PARTS = {
     "loop": speed_runs.loop,
     "encode": speed_runs.encode,
     "start": speed_runs.start,
+    "threads": speed_threads.threads,
 }
 
 

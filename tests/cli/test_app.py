@@ -1,5 +1,6 @@
 """What all commands share: help without heavy imports, exit codes, where messages go."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,6 +35,29 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("imported: []\n")
     assert done.stdout.count("Usage: vqtool") == 7
+
+
+WAITING = """
+import atexit, os, sys
+atexit.register(lambda: print("policy:", os.environ.get("OMP_WAIT_POLICY"), file=sys.stderr))
+import vqtool.cli
+if "torch" in sys.modules or "OMP_WAIT_POLICY" in os.environ:
+    sys.exit("set by the import")
+sys.argv = ["vqtool", "--help"]
+vqtool.cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("user", "policy"),
+    [({}, "PASSIVE"), ({"GOMP_SPINCOUNT": "100"}, "None"), ({"KMP_BLOCKTIME": "1"}, "None")],
+    ids=["default", "spin count", "block time"],
+)
+def test_the_command_line_lets_idle_threads_sleep_unless_the_user_chose(user: dict[str, str], policy: str) -> None:
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
+    environment = {name: value for name, value in os.environ.items() if name not in names} | user
+    done = subprocess.run([sys.executable, "-c", WAITING], capture_output=True, text=True, check=True, env=environment)
+    assert done.stderr.endswith(f"policy: {policy}\n")
 
 
 def test_the_module_runs_as_the_command_does() -> None:

@@ -17,6 +17,7 @@ def main() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed from the start, as of a daemon
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    _let_idle_threads_sleep()
     try:
         from vqtool.cli.app import app
 
@@ -26,6 +27,20 @@ def main() -> None:
         raise
     finally:
         _heed_no_stop()
+
+
+# Each of these sets how OpenMP threads wait for work; a user who sets one of them has chosen.
+_WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
+
+
+def _let_idle_threads_sleep() -> None:
+    """Make OpenMP threads sleep while they wait for work, unless the user set how they wait.
+
+    OpenMP reads the environment once, when torch is imported. By default its threads spin for some milliseconds after
+    each parallel region, and take the cores from other processes.
+    """
+    if not any(name in os.environ for name in _WAIT_SETTINGS):
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def _end(end: SystemExit) -> None:

@@ -1,0 +1,54 @@
+"""Time of `vqtool train` by how idle OpenMP threads wait, alone and beside another busy process."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from turns import Figure, compared
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+# vqtool's command line sets PASSIVE where the user sets none of these. 300,000 is the default of GNU OpenMP.
+POLICIES = {
+    "spin (default of OpenMP)": {"GOMP_SPINCOUNT": "300000"},
+    "spin 10,000 times": {"GOMP_SPINCOUNT": "10000"},
+    "spin 1,000 times": {"GOMP_SPINCOUNT": "1000"},
+}
+RUNS = (("vectors", 150), ("quickstart", 60))
+
+
+def threads(turns: int) -> Iterator[Figure]:
+    """Time whole commands: as shipped, and with threads that spin."""
+    for busy in (False, True):
+        for name, steps in RUNS:
+            taken: dict[str, list[float]] = {policy: [] for policy in ("shipped", *POLICIES)}
+            with _busy_process() if busy else nullcontext():
+                for _ in range(turns):
+                    for policy, seconds in taken.items():
+                        seconds.append(_train(name, steps, POLICIES.get(policy, {})))
+            for policy in POLICIES:
+                beside = "beside one busy process" if busy else "alone"
+                yield compared(f"{name}.yaml, {steps} steps, {beside}", taken["shipped"], policy, taken[policy])
+
+
+def _train(name: str, steps: int, policy: dict[str, str]) -> float:
+    """Return the seconds of `vqtool train`, import included."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "vqtool", "train", "--config", str(CONFIGS / f"{name}.yaml")]
+        changes = ["--set", f"training.steps={steps}", "--run-dir", f"{folder}/run"]
+        start = time.perf_counter()
+        subprocess.run([*command, *changes], check=True, capture_output=True, env={**os.environ, **policy})
+        return time.perf_counter() - start
+
+
+@contextmanager
+def _busy_process() -> Iterator[None]:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+        try:
+            yield
+        finally:
+            process.kill()
