@@ -111,7 +111,7 @@ def _values(value: Schema) -> str:
         return ", ".join(f"`{choice}`" for choice in value.get("enum", [value.get("const")]))
     if value["type"] == "array":
         return f"list of: {_values(value['items'])}"
-    return {"null": "`null`", "string": "text"}.get(value["type"], value["type"]) + _bounds(value)
+    return str({"null": "`null`", "string": "text"}.get(value["type"], value["type"])) + _bounds(value)
 
 
 def _bounds(value: Schema) -> str:

@@ -26,13 +26,13 @@ def test_a_device_that_is_there_can_be_named(monkeypatch: pytest.MonkeyPatch, na
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, cuda: int) -> None:
     having(monkeypatch, cuda)
     there = "cuda, cpu" if cuda else "cpu"
-    with pytest.raises(ConfigError, match=f"device: {name} is not available on this machine; it has {there}; "):
+    with pytest.raises(ConfigError, match=rf"device: {name} is not available on this machine \(available: {there}\); "):
         resolve_device(name)
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "", "CPU0"])
 def test_what_is_no_device_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"device: '{name}' is no device; expected auto, cpu, cuda or cuda:1"):
+    with pytest.raises(ConfigError, match=f"device: {name} is not a device; expected auto, cpu, cuda or cuda:1"):
         resolve_device(name)
 
 

@@ -81,14 +81,14 @@ def test_a_config_without_end_is_read_no_further_than_a_config_goes(folder: Path
     with (folder / "sparse.yaml").open("wb") as file:
         file.truncate(2 << 30)
     for path in (folder / "sparse.yaml", Path("/dev/zero")):
-        _refused(vqtool("train", "--config", path, "--dry-run"), str(path), "over 1,048,576 bytes; not a config")
+        _refused(vqtool("train", "--config", path, "--dry-run"), str(path), "larger than 1,048,576 bytes; not a config")
 
 
 def test_a_link_to_itself_is_no_config_and_no_run_directory(folder: Path, vqtool: Command) -> None:
     (folder / "loop").symlink_to(folder / "loop")
     np.save(folder / "x.npy", normal(20, 3))
     _refused(vqtool("train", "--config", "loop", "--dry-run"), "loop", "cannot be read")
-    _refused(vqtool("train", "--config", "c.yaml", "--run-dir", "loop"), "loop", "cannot be made")
+    _refused(vqtool("train", "--config", "c.yaml", "--run-dir", "loop"), "loop", "cannot be created")
     _refused(vqtool("encode", "loop", "x.npy", "--out", "t.npy"), "loop", "not a run")
     _refused(vqtool("inspect", "loop"), "loop", "no such file or folder")
 
@@ -142,7 +142,7 @@ RUNS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "config": (
         _replace("config.yaml", b"data: !!python/object/apply:os.mkdir [sprung]\n"),
         "config.yaml",
-        "is not read",
+        "is not supported",
     ),
     "endless config": (_replace("config.yaml", Path("/dev/zero")), "config.yaml", "is a link or a device"),
     "config loop": (_replace("config.yaml", Path("config.yaml")), "run", "is a link or a device"),

@@ -57,5 +57,5 @@ def test_a_recipe_takes_its_name_from_its_file(name, tmp_path):
 
 
 def test_an_unknown_recipe_names_the_nearest():
-    with pytest.raises(ConfigError, match=r"no recipe 'image'; did you mean images\?"):
+    with pytest.raises(ConfigError, match=r"image: unknown recipe; did you mean images\?"):
         write_recipe("image")

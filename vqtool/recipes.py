@@ -28,9 +28,9 @@ def write_recipe(name: str, out: Path | None = None, schema: bool = False) -> Pa
         raise ConfigError(f"{name}: unknown recipe; {hint}")
     out = out or Path(f"{name}.yaml")
     if out.exists():
-        raise ConfigError(f"{out}: file exists; choose another with --out")
+        raise ConfigError(f"{out}: already exists; choose another file with --out")
     if not out.parent.is_dir():
-        raise ConfigError(f"{out}: folder {out.parent} does not exist")
+        raise ConfigError(f"{out}: directory {out.parent} does not exist")
     if schema:
         _write_schema(out.with_name("schema.json"))
     with replacing(out) as part:
@@ -45,7 +45,7 @@ def _write_schema(out: Path) -> None:
             part.write_bytes(content)
     elif out.read_bytes() != content:
         raise ConfigError(
-            f"{out}: a different file of this name exists; remove it, or choose another folder with --out"
+            f"{out}: already exists with other contents; remove it, or choose another directory with --out"
         )
 
 

@@ -60,9 +60,7 @@ def test_the_name_is_the_files_where_none_is_given(load: Callable[..., RunSettin
 
 
 def test_a_file_whose_name_is_no_text_has_none_to_give(load: Callable[..., RunSettings]) -> None:
-    with pytest.raises(
-        ConfigError, match=r"^\S*r\\udcff\.yaml: name: missing, and what the file is called is no UTF-8"
-    ):
+    with pytest.raises(ConfigError, match=r"^\S*r\\udcff\.yaml: name: missing, and the file name is not valid UTF-8"):
         load(MINIMAL, "r\udcff.yaml")
     assert load(MINIMAL + "name: other\n", "r\udcff.yaml").name == "other"
 
@@ -96,7 +94,7 @@ def test_every_best_metric_can_be_chosen(load: Callable[..., RunSettings]) -> No
         (bytes(range(256)), "not UTF-8"),
         (b"\x00" * 64, "not YAML"),
         (b"\x93NUMPY\x01\x00", "not UTF-8"),
-        (b"# " + b"x" * (1 << 20), "over 1,048,576 bytes"),
+        (b"# " + b"x" * (1 << 20), "larger than 1,048,576 bytes"),
         (b"[" * 100_000, "nested too deeply"),
     ],
     ids=["empty", "comment", "list", "word", "number", "latin", "utf-16", "bytes", "nulls", "npy", "huge", "deep"],
@@ -109,7 +107,7 @@ def test_a_file_that_is_no_config_is_refused_by_name(
 
 
 def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such file"):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: file does not exist"):
         load_config(tmp_path / "nowhere.yaml")
     with pytest.raises(ConfigError, match=f"{re.escape(str(tmp_path))}: cannot be read"):
         load_config(tmp_path)
@@ -214,11 +212,11 @@ def test_of_very_many_problems_the_first_are_told(load: Callable[..., RunSetting
     lines = str(caught.value).splitlines()
     assert len(lines) == 101
     assert re.search(r"c\.yaml:3: key0: unknown key", lines[0])
-    assert lines[-1] == "and more"
+    assert "first 100" in lines[-1]
 
 
 def test_a_device_without_an_end_is_read_no_further_than_a_config_goes() -> None:
-    with pytest.raises(ConfigError, match=r"^/dev/zero: over 1,048,576 bytes; not a config$"):
+    with pytest.raises(ConfigError, match=r"^/dev/zero: larger than 1,048,576 bytes; not a config file$"):
         load_config(Path("/dev/zero"))
 
 

@@ -17,7 +17,7 @@ data:
   source: {kind: textures, channels: 3, height: 32, width: 32}
   validation: 0.2
 model:
-  encoder: {kind: conv2d, width: 8, downsamples: 2, blocks: 1}
+  encoder: {kind: conv2d, width: 8, downsamples: 2, res_blocks: 1}
   quantizer: {kind: vector, codebook_size: 16, update: {kind: ema, decay: 0.9}}
 training: {steps: 10}
 """
@@ -90,6 +90,30 @@ def test_every_recipe_takes_tensors(path: Path) -> None:
     assert (data.kind, data.path) == ("tensors", "x.npy")
 
 
+@pytest.mark.parametrize("path", sorted(Path("configs").resolve().glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_path_alone_means_tensors(path: Path) -> None:
+    data = load_config(path, ["data.path=x.npy"]).data
+    assert data == load_config(path, ["data.kind=tensors", "data.path=x.npy"]).data
+
+
+def test_a_path_keeps_the_keys_that_tensors_have(config: Path) -> None:
+    assert values("data.path=x.npy")["data"] == {"kind": "tensors", "path": "x.npy", "validation": 0.2}
+    config.write_text(SYNTHETIC.replace("kind: synthetic", "kind: tensors\n  key: a\n  path: y.npy"))
+    assert values("data.path=x.npy", text=config.read_text())["data"]["key"] == "a"
+
+
+@pytest.mark.parametrize("overrides", [["data.key=a"], ["data.path.more=x"], ["path=x.npy"], ["data={path: x.npy}"]])
+def test_nothing_but_a_path_means_tensors(overrides: list[str]) -> None:
+    assert values(*overrides)["data"].get("kind") != "tensors"
+
+
+@pytest.mark.parametrize("kind", ["synthetic", "tensor"])
+def test_a_kind_that_is_set_beside_a_path_counts(kind: str, config: Path) -> None:
+    assert values("data.path=x.npy", f"data.kind={kind}")["data"]["kind"] == kind
+    with pytest.raises(ConfigError, match=r"--set data\.(path|kind): data\.(path|kind): unknown"):
+        load_config(config, ["data.path=x.npy", f"data.kind={kind}"])
+
+
 def test_another_kind_deep_in_the_file_drops_only_its_own_block() -> None:
     quantizer = values("model.quantizer.update.kind=codebook_loss")["model"]["quantizer"]
     assert quantizer == {"kind": "vector", "codebook_size": 16, "update": {"kind": "codebook_loss"}}
@@ -123,11 +147,11 @@ def test_an_unknown_kind_drops_nothing() -> None:
         ),
         (["kind=tensors"], "--set kind: kind: unknown key"),
         (["training.steps.more=1"], "--set training.steps.more: training.steps: expected an integer"),
-        (["seed=-1"], "--set seed: seed: expected greater than or equal to 0 (got -1)"),
-        (["data.kind=tensor"], "--set data.kind: data.kind: unknown kind 'tensor'; did you mean tensors?"),
+        (["seed=-1"], "--set seed: seed: expected a value greater than or equal to 0 (got -1)"),
+        (["data.kind=tensor"], '--set data.kind: data.kind: unknown kind "tensor"; did you mean tensors?'),
         (["data.size=[1, a]"], "--set data.size: data.size.1: expected an integer"),
-        (["training={steps: 1, steps: 2}"], "--set training:1: steps: a second time"),
-        (["name=!mine x"], "--set name:1: the config: the tag !mine is not read"),
+        (["training={steps: 1, steps: 2}"], "--set training:1: steps: duplicate key"),
+        (["name=!mine x"], "--set name:1: the config: the tag !mine is not supported"),
         (["training.steps=[1"], "--set training.steps:1: not YAML"),
         (["training.steps=" + "[" * 10_000], "--set training.steps: nested too deeply"),
     ],

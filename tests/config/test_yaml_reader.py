@@ -106,10 +106,10 @@ def test_what_is_missing_stands_in_the_closest_block_around_it() -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("a: 1\nb: 2\na: 3\n", "c.yaml:3: a: a second time; first at c.yaml:1"),
-        ("a:\n  b: 1\n  c: 2\n  b: 3\n", "c.yaml:4: a.b: a second time; first at c.yaml:2"),
-        ("a: {b: 1, b: 1}\n", "c.yaml:1: a.b: a second time; first at c.yaml:1"),
-        ("l:\n- a: 1\n  a: 2\n", "c.yaml:3: l.0.a: a second time; first at c.yaml:2"),
+        ("a: 1\nb: 2\na: 3\n", "c.yaml:3: a: duplicate key; first defined at c.yaml:1"),
+        ("a:\n  b: 1\n  c: 2\n  b: 3\n", "c.yaml:4: a.b: duplicate key; first defined at c.yaml:2"),
+        ("a: {b: 1, b: 1}\n", "c.yaml:1: a.b: duplicate key; first defined at c.yaml:1"),
+        ("l:\n- a: 1\n  a: 2\n", "c.yaml:3: l.0.a: duplicate key; first defined at c.yaml:2"),
     ],
 )
 def test_a_key_twice_is_a_problem_that_names_both_lines(text: str, problem: str) -> None:
@@ -152,7 +152,7 @@ def test_a_number_of_thousands_of_digits_is_a_problem() -> None:
 
 def test_a_key_that_is_no_word_is_a_problem() -> None:
     (problem,) = read_yaml("b: 1\n? [a]\n: 1\n", "c.yaml").problems
-    assert problem == "c.yaml:2: the config: a key must be a word without a tag"
+    assert problem == "c.yaml:2: the config: a key must be a plain word without a tag"
 
 
 @pytest.mark.parametrize(

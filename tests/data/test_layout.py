@@ -64,13 +64,13 @@ def test_the_likely_layout_is_taken(row: tuple[int, ...], dtype: torch.dtype, la
 def test_two_likely_readings_are_refused_by_name(row: tuple[int, ...], named: str) -> None:
     with pytest.raises(DataError) as caught:
         guess_layout(row, torch.float32)
-    assert f"rows of shape {row} can be read as {named}; set data.layout" in str(caught.value)
+    assert f"rows of shape {row} can have layout {named}; set data.layout" in str(caught.value)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
 @pytest.mark.parametrize("row", [(), (2, 3, 4, 5)])
 def test_a_rank_without_layout_is_refused(row: tuple[int, ...], dtype: torch.dtype) -> None:
-    with pytest.raises(DataError, match=r"expected \(N, C\), \(N, C, T\) or \(N, C, H, W\)"):
+    with pytest.raises(DataError, match=r"expected an array \(N, C\), \(N, C, T\) or \(N, C, H, W\)"):
         guess_layout(row, dtype)
 
 

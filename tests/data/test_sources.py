@@ -99,12 +99,12 @@ def test_shards_that_disagree_are_named_with_both_shapes_and_types(folder: Path,
     np.save(folder / "bad.npy", other)
     with pytest.raises(DataError) as caught:
         FileSource(str(folder))
-    assert _named(caught, folder / "bad.npy", other.shape[1:], other.dtype, folder / "a.npy", "(3,), float32")
+    assert _named(caught, folder / "bad.npy", other.shape[1:], other.dtype, folder / "a.npy", "(3,) and dtype float32")
 
 
 @pytest.mark.parametrize("path", ["absent.npy", "absent/x.npy"])
 def test_a_missing_file_is_named(tmp_path: Path, path: str) -> None:
-    with pytest.raises(DataError, match=rf"{path}: no such file"):
+    with pytest.raises(DataError, match=rf"{path} does not exist"):
         FileSource(str(tmp_path / path))
 
 
@@ -113,7 +113,7 @@ def test_a_folder_or_a_glob_of_nothing_lists_what_is_looked_for(tmp_path: Path, 
     (tmp_path / ".hidden.npy").write_bytes(b"")
     with pytest.raises(DataError) as caught:
         FileSource(f"{tmp_path}{pattern}")
-    assert _named(caught, f"{tmp_path}{pattern}: no tensor file there", ".npy, .npz, .safetensors, .pt, .pth")
+    assert _named(caught, f"{tmp_path}{pattern}: no tensor files found", ".npy, .npz, .safetensors, .pt, .pth")
 
 
 def test_the_hash_of_one_shard_is_that_of_the_file(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_the_first_negative_class_is_named(tmp_path: Path, row: int) -> None:
     whole[row, 1] = whole[6, 2] = -1
     np.save(tmp_path / "a.npy", whole[:2])
     np.save(tmp_path / "b.npy", whole[2:])
-    message = rf"row {row} holds a negative integer; in layout T integers are classes.* set data\.layout to C$"
+    message = rf"row {row} holds a negative integer, but integers in layout T are classes.* set data\.layout to C$"
     with pytest.raises(DataError, match=message):
         FileSource(str(tmp_path)).survey("T")
 
@@ -180,7 +180,7 @@ def test_a_class_beyond_the_last_is_named_with_its_first_row(tmp_path: Path) -> 
     assert survey.largest == 9
     source.check_classes(survey, 10)
     for classes, row in ((9, 2), (4, 2), (3, 1), (1, 0)):
-        with pytest.raises(DataError, match=rf"x\.npy: row {row} holds a class of {classes} or above .*largest is 9"):
+        with pytest.raises(DataError, match=rf"x\.npy: row {row} holds a class of {classes} or above .*largest: 9"):
             source.check_classes(survey, classes)
 
 

@@ -81,7 +81,7 @@ def test_another_size_is_refused_or_let_through() -> None:
     spec = SampleSpec("CHW", 3, (8, 8), None, "float32")
     spec.check_row((3, 8, 8), any_size=False, what="x.npy")
     spec.check_row((3, 9, 4), any_size=True, what="x.npy")
-    with pytest.raises(DataError, match=r"x\.npy: rows of shape \(3, 9, 4\), but .* \(3, 8, 8\) \(layout CHW\)"):
+    with pytest.raises(DataError, match=r"x\.npy: rows have shape \(3, 9, 4\), but .* \(3, 8, 8\) \(layout CHW\)"):
         spec.check_row((3, 9, 4), any_size=False, what="x.npy")
 
 
@@ -90,7 +90,7 @@ def test_other_channels_or_axes_are_always_refused(shape: tuple[int, ...]) -> No
     spec = SampleSpec("CHW", 3, (8, 8), None, "float32")
     with pytest.raises(DataError) as caught:
         spec.check_row(shape, any_size=True, what="x.npy")
-    assert f"rows of shape {shape}" in str(caught.value)
+    assert f"rows have shape {shape}" in str(caught.value)
     assert "(3, 8, 8)" in str(caught.value)
 
 

@@ -59,7 +59,7 @@ def inspect(
 
 def _leave_out(faults: list[tuple[Path, VqtoolError]], target: Path, error: VqtoolError) -> None:
     faults.append((target, error))
-    say(f"vqtool: {target} skipped: {_line(error)}")
+    say(f"vqtool: skipped {target}: {_line(error)}")
 
 
 def _of_several(found: Sequence["Inspection"], faults: Sequence[tuple[Path, VqtoolError]]) -> dict[str, Any]:

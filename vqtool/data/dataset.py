@@ -169,12 +169,12 @@ def _open_validation(settings: DataKind, training: Source) -> Source:
     assert isinstance(settings.validation, str)
     with _naming_key("data.validation"):
         source = FileSource(settings.validation, _key(settings))
-    ours, theirs = source.rows, training.rows
-    if ours.shape != theirs.shape or ours.dtype.is_floating_point != theirs.dtype.is_floating_point:
-        raise DataError(
-            f"{source.name}: rows have shape {ours.shape} and dtype {dtype_name(ours.dtype)}, but the training data "
-            f"has shape {theirs.shape} and dtype {dtype_name(theirs.dtype)}"
-        )
+        ours, theirs = source.rows, training.rows
+        if ours.shape != theirs.shape or ours.dtype.is_floating_point != theirs.dtype.is_floating_point:
+            raise DataError(
+                f"{source.name}: rows have shape {ours.shape} and dtype {dtype_name(ours.dtype)}, but the training "
+                f"data has shape {theirs.shape} and dtype {dtype_name(theirs.dtype)}"
+            )
     return source
 
 

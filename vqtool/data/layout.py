@@ -84,7 +84,7 @@ def guess_layout(row: tuple[int, ...], dtype: torch.dtype) -> LayoutName:
             "(N, T) or (N, H, W)"
         )
     raise DataError(
-        f"rows of shape {row} fit the layouts {' and '.join(guesses)}; set data.layout to the correct one "
+        f"rows of shape {row} can have layout {' or '.join(guesses)}; set data.layout to the correct one "
         "(C channels, T steps, H and W pixels)"
     )
 

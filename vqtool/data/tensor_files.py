@@ -42,8 +42,7 @@ def open_file(path: Path, key: str | None = None) -> Rows:
         DataError: no such file, not a file of its kind, no or several such arrays, or one that cannot hold samples.
     """
     with _told_as_data_errors(path):
-        if not path.is_file():
-            raise DataError(f"{path} does not exist")
+        _check_is_file(path)
         reader = READERS.get(path.suffix.lower())
         if reader is None:
             raise DataError(f"{path}: unknown file type; expected {', '.join(READERS)}")
@@ -59,18 +58,22 @@ def map_npy(path: Path) -> NDArray[Any]:
         DataError: no such file, or not a .npy file.
     """
     with _told_as_data_errors(path):
-        if not path.is_file():
-            raise DataError(f"{path} does not exist")
+        _check_is_file(path)
         with path.open("rb") as file:
             _npy_header(file)
         return np.lib.format.open_memmap(path, mode="r")
+
+
+def _check_is_file(path: Path) -> None:
+    if not path.is_file():
+        raise DataError(f"{path} {'is not a regular file' if path.exists() else 'does not exist'}")
 
 
 @contextmanager
 def _told_as_data_errors(path: Path) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what parsers have to say of a file is said below, or it is fine
+            warnings.simplefilter("ignore")  # a damaged file is an error below; other warnings are irrelevant
             yield
     except VqtoolError:
         raise
