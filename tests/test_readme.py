@@ -1,70 +1,165 @@
-"""What the README shows can be typed: its commands run, its Python runs, its config loads, its links lead somewhere."""
+"""The Markdown files: their commands, Python and YAML run, in order, and their links lead to files and headings.
 
+Blocks of ```sh, ```python and ```yaml run; training is shortened to a few steps. Other blocks are not run: ```text and
+```json are output, ```py needs packages or processes that a test does not have.
+"""
+
+import ast
 import re
 import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 
 from vqtool.config import RunSettings, load_config
 
 ROOT = Path(__file__).parent.parent
-TEXT = (ROOT / "README.md").read_text()
+FILES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for pattern in ("*.md", "configs/*.md", "scripts/*.md", "tests/*.md", "vqtool/*.md", ".github/*.md")
+    for path in ROOT.glob(pattern)
+)
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+SHORT = {"training.steps": 3, "training.batch_size": 8, "training.device": "cpu"}
 
-SHORT = ["training.steps=3", "training.batch_size=8", "training.device=cpu", "model.encoder.width=8"]
+
+def blocks(path: str) -> list[tuple[str, str]]:
+    """Language and text of each block, in order."""
+    return BLOCK.findall((ROOT / path).read_text())
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+def commands(block: str) -> Iterator[list[str]]:
+    """The words of each command, without comments and environment variables."""
+    for line in block.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        while words and re.match(r"[A-Z_]+=", words[0]):
+            del words[0]
+        if words:
+            yield words
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with the recipes and arrays that the README speaks of."""
-    folder = tmp_path_factory.mktemp("readme")
-    (folder / "configs").symlink_to(ROOT / "configs")
-    (folder / "arrays").mkdir()
-    digits = np.random.default_rng(0).random((40, 1, 8, 8), dtype=np.float32)
-    np.save(folder / "arrays" / "digits.npy", digits)
-    np.save(folder / "arrays" / "digits-vectors.npy", digits.reshape(40, 64))
+def arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("arrays")
+    subprocess.run([sys.executable, ROOT / "scripts" / "make_tensors.py", folder], check=True, capture_output=True)
     return folder
 
 
-def test_commands_and_python_run_in_the_order_of_the_readme(vqtool, place, monkeypatch):
-    monkeypatch.chdir(place)
-    commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("vqtool ")]
-    assert len(commands) >= 4
-    for command in commands:
-        _, *arguments = shlex.split(command)
-        known = SHORT[:-1] if "semantic-ids" in command else SHORT
-        short = [argument for key in known for argument in ("--set", key)] if arguments[0] == "train" else []
-        result = vqtool(*arguments, *short)
-        assert result.code == 0, f"{command}: {result.err}"
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), {})
+@pytest.fixture
+def folder(tmp_path: Path, arrays: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: like a clone, with the arrays of scripts/make_tensors.py."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "arrays").symlink_to(arrays)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-def test_the_scripts_it_names_are_there():
-    scripts = [line.split()[1] for block in blocks("sh") for line in block.splitlines() if line.startswith("bash ")]
-    assert scripts == ["scripts/quickstart.sh", "scripts/test.sh"]
-    assert all((ROOT / script).is_file() for script in scripts)
+@pytest.mark.parametrize("path", FILES)
+def test_blocks_run_in_order(path, folder, vqtool):
+    names: dict[str, Any] = {}
+    for language, text in blocks(path):
+        if language == "sh":
+            for words in commands(text):
+                run(words, vqtool)
+        elif language == "python":
+            exec(compile(text, path, "exec"), names)
+        elif language == "yaml":
+            load_yaml(text, path)
+        elif language == "py":
+            ast.parse(text)
 
 
-def test_its_config_loads(tmp_path):
-    whole, part = blocks("yaml")
-    (tmp_path / "config.yaml").write_text(whole)
-    settings = load_config(tmp_path / "config.yaml")
-    assert settings.model.quantizer.codebook_size == 256
-    merged = settings.model_dump()
-    for block, changes in yaml.safe_load(part).items():
-        merged[block] = {**merged[block], **changes}
-    assert RunSettings.model_validate(merged).model.quantizer.sample_entropy_weight == 0.5
+def run(words: list[str], vqtool: Any) -> None:
+    """Run a command, or check what can be checked of one that takes long or changes the environment."""
+    match words:
+        case ["vqtool", *arguments]:
+            result = vqtool(*shortened(arguments))
+            assert result.code == 0, f"{shlex.join(words)}: {result.err}"
+        case ["torchrun", *arguments]:
+            command = [sys.executable, "-m", "torch.distributed.run", *shortened(arguments)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+            assert done.returncode == 0, done.stderr
+        case ["bash" | "python", script, *arguments]:
+            source = (ROOT / script).read_text()
+            assert all(argument.partition("=")[0] in source for argument in arguments if argument.startswith("--"))
+        case ["pip", "install", *arguments]:
+            known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+            extras = re.findall(r"\[([\w,]+)\]", " ".join(arguments))
+            assert {extra for group in extras for extra in group.split(",")} <= known.keys()
+        case [("tensorboard" | "pytest" | "ruff" | "mypy") as tool, *_]:
+            assert shutil.which(tool, path=Path(sys.executable).parent), tool
+        case _:
+            pytest.fail(f"no way to test {shlex.join(words)}; use ```text for commands that cannot run")
 
 
-@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(((?!http)[^)]+)\)", TEXT))))
-def test_links_lead_somewhere(link):
-    headings = re.findall(r"^#+ (.*)$", TEXT, re.MULTILINE)
-    anchors = ["#" + re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
-    assert link in anchors or (ROOT / link).exists()
+def shortened(arguments: list[str]) -> list[str]:
+    """The arguments of a command; of training, with overrides that make it short."""
+    if "--config" not in arguments:
+        return arguments
+    config = yaml.safe_load(Path(arguments[arguments.index("--config") + 1]).read_text())
+    keys = dict(SHORT)
+    if "width" in config["model"]["encoder"]:
+        keys["model.encoder.width"] = 8
+    if "samples" in config["data"] and not any(argument.startswith("data.path=") for argument in arguments):
+        keys["data.samples"] = 60
+    return [*arguments, *(word for key, value in keys.items() for word in ("--set", f"{key}={value}"))]
+
+
+def load_yaml(text: str, path: str) -> None:
+    """Check a whole config, or a part of one over the recipe that the file explains."""
+    found = yaml.safe_load(text)
+    if {"data", "model"} <= found.keys():
+        Path("config.yaml").write_text(text)
+        load_config(Path("config.yaml"))
+        return
+    recipe = ROOT / Path(path).with_suffix(".yaml")
+    whole = load_config(recipe if recipe.exists() else ROOT / "configs" / "images.yaml").model_dump()
+    RunSettings.model_validate(merged(whole, found))
+
+
+def merged(old: Any, new: Any) -> Any:
+    """`new` over `old`; a block of another kind replaces the old block."""
+    if not isinstance(old, dict) or not isinstance(new, dict) or new.get("kind", old.get("kind")) != old.get("kind"):
+        return new
+    return {**old, **{key: merged(old.get(key), value) for key, value in new.items()}}
+
+
+def test_the_readme_is_short_and_names_the_scripts_that_set_up_a_clone():
+    assert (ROOT / "README.md").read_text().count("\n") <= 150
+    shell = [text for language, text in blocks("README.md") if language == "sh"]
+    scripts = [text for text in shell if text.startswith("bash ")]
+    assert scripts == ["bash scripts/quickstart.sh\n", "bash scripts/test.sh\n"]
+
+
+def prose(path: str) -> str:
+    return BLOCK.sub("", (ROOT / path).read_text())
+
+
+def anchors(path: str) -> set[str]:
+    """The anchors of the headings of a file, as GitHub makes them."""
+    found: list[str] = []
+    for heading in re.findall(r"^#+ (.*?)\s*$", prose(path), re.MULTILINE):
+        anchor = re.sub(r"[^\w -]", "", re.sub(r"\[(.*?)\]\(.*?\)", r"\1", heading).lower()).replace(" ", "-")
+        repeated = sum(re.fullmatch(rf"{re.escape(anchor)}(-\d+)?", other) is not None for other in found)
+        found.append(f"{anchor}-{repeated}" if repeated else anchor)
+    return set(found)
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_links_lead_to_files_and_headings(path):
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(path)):
+        if re.match(r"https?:|mailto:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (ROOT / path).parent / name if name else ROOT / path
+        if not target.exists() or (anchor and anchor not in anchors(target.resolve().relative_to(ROOT).as_posix())):
+            broken.append(link)
+    assert not broken
