@@ -109,14 +109,19 @@ def test_a_family_that_fits_goes_there_and_back(layout: str, family: str) -> Non
     ("layout", "family"), [(layout, family) for layout in SPECS for family in FAMILIES if (layout, family) not in FITS]
 )
 def test_a_family_that_does_not_fit_is_refused_by_name(layout: str, family: str) -> None:
-    takes = {"mlp": "vectors (C,)", "conv1d": "sequences (C, T)", "conv2d": "images (C, H, W)", "identity": "values"}
+    takes = {
+        "mlp": "vectors (C,)",
+        "conv1d": "sequences (C, T)",
+        "conv2d": "images (C, H, W)",
+        "identity": "continuous values",
+    }
     takes["transformer"] = "sequences (C, T) or images (C, H, W)"
     with pytest.raises(ConfigError) as error:
         build(SPECS[layout], settings(family))
-    expected = (
-        f"model.encoder.kind: {family} takes {takes[family]}; the data are {DATA[layout]}. Choose another encoder"
-    )
-    assert str(error.value).startswith(expected)
+    message = str(error.value)
+    assert message.startswith(f"model.encoder.kind: {family} takes {takes[family]}, ")
+    assert DATA[layout] in message
+    assert "data.layout" in message
 
 
 @pytest.mark.parametrize(("layout", "family"), FITS)
@@ -164,14 +169,14 @@ def test_another_decoder_with_as_many_positions_goes(encoder: str, decoder: dict
     ],
 )
 def test_another_decoder_with_other_positions_is_refused(decoder: dict[str, Any], positions: int, grid: str) -> None:
-    expected = f"model.decoder: expects {positions} positions a sample (grid {grid}), but the encoder gives 9 (grid "
-    with pytest.raises(ConfigError, match=re.escape(expected + "(3, 3))")):
+    expected = rf"^model\.decoder: .* {positions} tokens .*\(grid {re.escape(grid)}\).* 9 \(grid \(3, 3\)\)"
+    with pytest.raises(ConfigError, match=expected):
         resolve_model(settings("conv2d", decoder), SPECS["CHW"])
 
 
 def test_a_decoder_for_other_data_is_refused_by_its_own_key() -> None:
-    expected = f"model.decoder.kind: mlp takes vectors (C,); the data are {DATA['CHW']}"
-    with pytest.raises(ConfigError, match=re.escape(expected)):
+    expected = rf"^model\.decoder\.kind: mlp takes {re.escape('vectors (C,)')}, .*{re.escape(DATA['CHW'])}"
+    with pytest.raises(ConfigError, match=expected):
         resolve_model(settings("conv2d", "mlp"), SPECS["CHW"])
 
 

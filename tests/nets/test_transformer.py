@@ -93,12 +93,12 @@ def test_patches_are_put_back(grid: tuple[int, ...], patch: int) -> None:
 
 @pytest.mark.parametrize(("width", "heads"), [(8, 3), (10, 4), (4, 8)])
 def test_heads_must_divide_the_width(width: int, heads: int) -> None:
-    with pytest.raises(ValidationError, match=f"{heads} heads do not divide a width of {width}"):
+    with pytest.raises(ValidationError, match=f"width {width} .* {heads} heads"):
         TransformerSettings(width=width, heads=heads)
 
 
 def test_the_default_heads_must_divide_a_width_too() -> None:
-    with pytest.raises(ValidationError, match="4 heads do not divide a width of 30"):
+    with pytest.raises(ValidationError, match=r"width 30 .* 4 heads"):
         TransformerSettings(width=30)
 
 

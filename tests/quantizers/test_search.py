@@ -197,11 +197,11 @@ def test_autocast_changes_nothing():
 @pytest.mark.parametrize(
     ("vectors", "codes", "message"),
     [
-        ((5, 4), (3, 2), r"expected \(N, D\) vectors and \(K, D\) codes, got \(5, 4\) and \(3, 2\)"),
-        ((2, 5, 4), (3, 4), r"expected \(N, D\) vectors .* got \(2, 5, 4\) and \(3, 4\)"),
-        ((4,), (3, 4), r"got \(4,\) and \(3, 4\)"),
-        ((5, 4), (4,), r"got \(5, 4\) and \(4,\)"),
-        ((5, 4), (0, 4), "the codebook is empty"),
+        ((5, 4), (3, 2), r"vectors \(N, D\) and codebook \(K, D\), got shapes \(5, 4\) and \(3, 2\)"),
+        ((2, 5, 4), (3, 4), r"vectors \(N, D\) .* \(2, 5, 4\) and \(3, 4\)"),
+        ((4,), (3, 4), r"\(4,\) and \(3, 4\)"),
+        ((5, 4), (4,), r"\(5, 4\) and \(4,\)"),
+        ((5, 4), (0, 4), r"codebook is empty: .*\(0, 4\)"),
     ],
 )
 def test_wrong_shapes_are_named(vectors, codes, message):

@@ -355,7 +355,7 @@ def test_impossible_sizes_are_named(arguments, message):
 
 @pytest.mark.parametrize("call", ["forward", "encode"])
 def test_vectors_of_another_width_are_named(call):
-    with pytest.raises(ValueError, match=r"expected vectors of width 4, got shape \(2, 3, 5\)"):
+    with pytest.raises(ValueError, match=r"\(\.\.\., 4\), got \(2, 3, 5\)"):
         getattr(VectorQuantizer(8, 4), call)(torch.zeros(2, 3, 5))
 
 

@@ -97,7 +97,11 @@ def test_planning_does_not_change_what_is_trained(tmp_path: Path) -> None:
     ("changes", "error", "message"),
     [
         ({"encoder": {"kind": "conv2d"}}, ConfigError, r"model\.encoder\.kind: conv2d takes images"),
-        ({"loss": {"reconstruction": "cross_entropy"}}, ConfigError, "but the data hold values"),
+        (
+            {"loss": {"reconstruction": "cross_entropy"}},
+            ConfigError,
+            r"loss\.reconstruction: cross_entropy .* continuous values",
+        ),
         ({"data": {"layout": "CHW"}}, DataError, r"data\.layout CHW means rows of 3 axes.*\(4,\)"),
         ({"data": {"channels": 5}}, DataError, r"data\.channels is 5, but the array has 4"),
         ({"array": np.full((9, 4), np.nan)}, DataError, r"data\.npy: row 0 holds NaN"),
