@@ -114,9 +114,9 @@ def test_a_damaged_run_of_a_folder_does_not_hide_the_others(damaged: str, vqtool
     done = vqtool("inspect", "runs")
     assert done.code == 0
     assert [line for line in done.out.splitlines() if line.startswith("runs/")] == ["runs/a", "runs/c"]
-    assert "compared:" in done.out
+    assert "comparison:" in done.out
     (line,) = done.err.splitlines()
-    assert line.startswith(f"vqtool: runs/b is left out: {damaged}")
+    assert line.startswith(f"vqtool: skipped runs/b: {damaged}")
     for extra in ([], ["--report", "page.html"]):
         done = vqtool("inspect", "runs", "--json", *extra)
         assert (done.code, done.err) == (0, f"{line}\n")
@@ -124,7 +124,7 @@ def test_a_damaged_run_of_a_folder_does_not_hide_the_others(damaged: str, vqtool
         assert [each["target"] for each in told["targets"]] == ["runs/a", "runs/c"]
         (fault,) = told["skipped"]
         assert fault["target"] == "runs/b"
-        assert line == f"vqtool: runs/b is left out: {fault['error']}"
+        assert line == f"vqtool: skipped runs/b: {fault['error']}"
     assert f"{line.removeprefix('vqtool: ')}." in Path("page.html").read_text().replace("&#39;", "'")
 
 
@@ -154,7 +154,7 @@ def test_the_text_shows_the_figures(trained: TrainedRun, vqtool: Command) -> Non
     assert f"{level['perplexity']:.1f}" in rows["perplexity"]
     assert f"{level['entropy_bits']:.3f} bits" in rows["entropy"]
     most = int(np.argmax(level["counts"]))
-    assert f"{most}: {level['counts'][most]}" in rows["most used"]
+    assert f"{most}:{level['counts'][most]}" in rows["most used (code:hits)"]
     assert "codes by hits" in done.out
 
 
@@ -163,10 +163,10 @@ def test_the_text_shows_the_figures(trained: TrainedRun, vqtool: Command) -> Non
     [
         (["gone"], "gone: no such file or folder"),
         (["empty"], "empty: not a run, a folder of runs, or an index file"),
-        (["few.npy"], "few.npy: has no manifest few.json beside it"),
+        (["few.npy"], "few.npy: its manifest few.json"),
         (["tokens.npy", "--data", "few.npy"], "tokens.npy: an index file has its own counts"),
-        (["run", "--data", "gone.npy"], "gone.npy: no such file"),
-        (["run", "--data", "colour.npy"], "rows of shape (3, 8, 8), but the model was trained on rows of shape (1, 8"),
+        (["run", "--data", "gone.npy"], "gone.npy does not exist"),
+        (["run", "--data", "colour.npy"], "rows have shape (3, 8, 8), but the model was trained on rows of"),
         (["tokens.npy", "gone"], "gone: no such file or folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -187,7 +187,7 @@ def test_indices_beyond_the_codebook_are_named(tokens: np.ndarray, vqtool: Comma
     np.save("tokens.npy", tokens + 200)
     done = vqtool("inspect", "tokens.npy")
     assert (done.code, done.out) == (2, "")
-    assert f"tokens.npy: holds index {tokens.max() + 200}, but the codebook has 16 codes" in done.err
+    assert f"tokens.npy: contains index {tokens.max() + 200}, but the codebook has 16 codes" in done.err
 
 
 # Levels and ids
@@ -212,7 +212,7 @@ def test_a_run_tells_the_collision_rate_of_its_best_validation_pass(catalogue: T
     rate = json.loads(vqtool("eval", catalogue.folder, "--json").out)["collision_rate"]
     assert 0 < told["collision_rate"] == best["codebook/collision_rate"] == rate
     assert told["tokens"] == 15
-    assert f"a collision rate of {rate:.4%}" in vqtool("inspect", catalogue.folder).out
+    assert f"collision rate {rate:.4%}" in vqtool("inspect", catalogue.folder).out
 
 
 def test_grids_of_classes_have_no_id(vqtool: Command, tmp_path: Path) -> None:
@@ -238,11 +238,11 @@ def test_a_report_is_written_beside_the_text(tokens: np.ndarray, vqtool: Command
     plain = vqtool("inspect", "tokens.npy")
     done = vqtool("inspect", "tokens.npy", "--report", "page.html")
     assert (done.code, done.err) == (0, "")
-    assert done.out == f"{plain.out}\npage.html: the page, to open in a browser\n"
+    assert done.out == f"{plain.out}\nreport: page.html\n"
     assert Path("page.html").read_text().startswith("<!doctype html>")
     again = vqtool("inspect", "tokens.npy", "--report", "page.html")
     assert (again.code, again.out) == (2, "")
-    assert "page.html: is there already; --overwrite replaces it" in again.err
+    assert "page.html: already exists; use --overwrite to replace it" in again.err
     told = vqtool("inspect", "tokens.npy", "--report", "page.html", "--overwrite", "--json")
     assert json.loads(told.out) == {**inspect(vqtool, "tokens.npy"), "report": "page.html"}
 
@@ -255,16 +255,16 @@ def test_overwrite_goes_with_a_report(tokens: np.ndarray, vqtool: Command) -> No
 
 def test_several_runs_are_compared_in_the_text(trained: TrainedRun, catalogue: TrainedRun, vqtool: Command) -> None:
     done = vqtool("inspect", trained.folder, catalogue.folder)
-    compared = done.out[done.out.index("compared:") :]
+    compared = done.out[done.out.index("comparison:") :]
     assert "2 x 4" in compared
     assert "conv2d (1), identity (2)" in compared
-    assert "compared:" not in vqtool("inspect", trained.folder).out
+    assert "comparison:" not in vqtool("inspect", trained.folder).out
 
 
 def test_the_text_says_what_is_normal(trained: TrainedRun, vqtool: Command) -> None:
     out = " ".join(vqtool("inspect", trained.folder).out.split())
-    assert "96 tokens were counted: few for 16 codes" in out
-    assert "Within a single batch of 256 tokens at most 16 codes" in out
+    assert "96 tokens are few for 16 codes" in out
+    assert "batch of 256 tokens can use at most 16 codes" in out
 
 
 # Findings
@@ -289,7 +289,7 @@ def test_findings_of_an_index_file_are_of_its_counts_alone(
     assert told[1]["evidence"] == {"level": 0, "dead": 15, "never_hit": None, "last_hit": None, "tokens": 480}
     assert told[2]["evidence"] == {"level": 0, "code": 3, "share": 1.0}
     shown = vqtool("inspect", "tokens.npy").out
-    assert "severe (dead_codes): 15 of 16 codes have no hit (30 tokens a code)" in shown
+    assert "severe (dead_codes): 15 of 16 codes have no hits (30 tokens per code)" in shown
 
 
 def test_findings_of_a_run_advise_keys_that_can_be_set(vqtool: Command) -> None:
@@ -309,7 +309,7 @@ def test_every_change_that_a_finding_can_advise_can_be_set(trained: TrainedRun) 
     for key, value in (
         ("model.quantizer.init.kind", "kmeans"),
         ("model.quantizer.update.kind", "codebook_loss"),
-        ("model.quantizer.dead_code_reset", "{least: 5}"),
-        ("model.quantizer.temperature_unit", "error"),
+        ("model.quantizer.dead_code_reset", "{min_hits: 5}"),
+        ("model.quantizer.temperature_unit", "quantization_error"),
     ):
         load_config(trained.config, [f"{key}={value}"])

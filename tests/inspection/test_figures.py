@@ -15,7 +15,16 @@ from vqtool.run import Run
 
 
 def write(path: Path, indices: np.ndarray, sizes: list[int]) -> Path:
-    manifest = Manifest(list(indices.shape), indices.dtype.name, [indices.shape[1]], sizes, [8], "a" * 64, "b" * 64, [])
+    manifest = Manifest(
+        shape=list(indices.shape),
+        dtype=indices.dtype.name,
+        grid=[indices.shape[1]],
+        codebook_sizes=sizes,
+        row_shape=[8],
+        model_sha256="a" * 64,
+        data_sha256="b" * 64,
+        shards=[],
+    )
     with writing_indices(path, manifest.shape, manifest.dtype, lambda: manifest) as array:
         array[:] = indices
     return path
@@ -52,14 +61,14 @@ def test_the_block_that_is_counted_at_a_time_changes_nothing(
 
 @pytest.mark.parametrize(
     ("sizes", "shape", "message"),
-    [([15], (3, 4), "holds index 15, but the codebook has 15"), ([16, 9], (3, 2, 2), "holds index 15, but .* has 9")],
+    [([15], (3, 4), "index 15, but the codebook has 15"), ([16, 9], (3, 2, 2), "index 15, but .* has 9")],
 )
 def test_an_index_beyond_its_level_is_refused(
     sizes: list[int], shape: tuple[int, ...], message: str, tmp_path: Path
 ) -> None:
     indices = np.zeros(shape, np.uint8)
     indices[-1, ..., -1] = 15
-    with pytest.raises(DataError, match=rf"t\.npy: {message}"):
+    with pytest.raises(DataError, match=rf"t\.npy: contains {message}"):
         inspect([write(tmp_path / "t.npy", indices, sizes)])
 
 
@@ -72,7 +81,7 @@ def test_a_model_without_counts_is_refused(tmp_path: Path, trained: TrainedRun) 
     shutil.copytree(trained.folder, tmp_path / "run")
     run = Run(tmp_path / "run")
     write_model(run.model, read_model(run.model)[0]._replace(counts=[]))
-    with pytest.raises(CheckpointError, match="holds no counts of a validation pass"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors has no code counts"):
         inspect([run.folder])
 
 
@@ -83,9 +92,9 @@ def test_one_unfinished_run_does_not_hide_the_others(tmp_path: Path, trained: Tr
     told: list[str] = []
     found = inspect([tmp_path], skipped=lambda path, error: told.append(str(error)))
     assert [Path(each.target).name for each in found] == ["good"]
-    assert told == [
-        f"{tmp_path / 'new'}: has no model.safetensors yet; the first validation (training.validate_every) writes it"
-    ]
+    (line,) = told
+    assert line.startswith(f"{tmp_path / 'new'}: has no model.safetensors yet")
+    assert "training.validate_every" in line
 
 
 def test_a_damaged_run_of_a_folder_is_told_to_who_asks(tmp_path: Path, trained: TrainedRun) -> None:

@@ -32,7 +32,7 @@ def test_a_grid_has_neighbours_left_and_above() -> None:
     grids = indices.reshape(40, 3, 4)
     lefts = [(g[i, j], g[i, j + 1]) for g in grids.tolist() for g in [np.array(g)] for i in range(3) for j in range(3)]
     aboves = [(g[i, j], g[i + 1, j]) for g in grids for i in range(2) for j in range(4)]
-    for relation, seen, name in ((left, lefts, "left of"), (above, aboves, "above")):
+    for relation, seen, name in ((left, lefts, "left"), (above, aboves, "above")):
         assert name in relation.neighbour
         assert relation.pairs == len(seen)
         assert (relation.alone, relation.given) == pytest.approx(textbook(seen))
@@ -42,7 +42,7 @@ def test_levels_tell_of_each_other() -> None:
     indices = np.random.default_rng(0).integers(0, 4, (50, 1, 3))
     indices[:, 0, 1] = 3 - indices[:, 0, 0]
     first, second = related(indices, [4, 4, 4], (1,))
-    assert (first.level, first.neighbour, second.level) == (1, "its code at level 0", 2)
+    assert (first.level, first.neighbour, second.level) == (1, "the code at level 0", 2)
     assert first.given == pytest.approx(0, abs=1e-12)
     assert (second.alone, second.given) == pytest.approx(textbook([tuple(row) for row in indices[:, 0, 1:].tolist()]))
 

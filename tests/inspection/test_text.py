@@ -30,35 +30,35 @@ def test_the_figures_of_a_codebook() -> None:
     shown = rows(text([4, 0, 2, 2]))
     assert shown["run"] == "run"
     assert shown["counted on some data: 8 tokens"]
-    assert shown["codes"] == "codes 4"
-    assert shown["used"].startswith("used 3 (75.0%) even use would reach 3.6 with")
+    assert shown["codes"].startswith("codes 4 ")
+    assert shown["used"] == "used 3 (75.0%) expected for uniform usage: 3.6"
     assert shown["dead"].startswith("dead 1 ")
     assert shown["perplexity"].startswith("perplexity 2.8 ")
-    assert shown["entropy"].startswith("entropy 1.500 bits 75.0% of")
+    assert shown["entropy"].startswith("entropy 1.500 bits per token, 75.0% of")
 
 
 def test_collisions_are_told_where_ids_were_counted() -> None:
     shown = text([4, 0, 2, 2], distinct=Distinct(8_000, 7_998))
-    assert "7,998 distinct ids of 8,000 rows, by codes alone: a collision rate of 0.0250%" in shown
+    assert "distinct ids: 7,998 of 8,000 rows, collision rate 0.0250%" in shown
     assert "collision" not in text([4, 0, 2, 2])
 
 
 def test_one_is_not_told_as_many() -> None:
     shown = text([1, 0], distinct=Distinct(1, 1))
     assert "some data: 1 token\n" in shown
-    assert "1 distinct id of 1 row, by codes alone:" in shown
+    assert "distinct ids: 1 of 1 row," in shown
 
 
 def test_the_most_and_least_used_codes_are_named_with_their_hits() -> None:
     shown = rows(text([5, 0, 7, 1, 1000, 3, 2, 7, 4]))
-    assert shown["most used"].startswith("most used 4: 1,000 2: 7 7: 7 0: 5 8: 4 code: hits")
-    assert shown["least used"].startswith("least used 3: 1 6: 2 5: 3 8: 4 0: 5 code: hits")
+    assert shown["most used (code:hits)"].endswith(") 4:1,000 2:7 7:7 0:5 8:4")
+    assert shown["least used (code:hits)"].endswith(") 3:1 6:2 5:3 8:4 0:5")
 
 
 def test_a_codebook_without_hits_names_no_code() -> None:
     shown = rows(text([0, 0, 0]))
-    assert shown["most used"].startswith("most used none")
-    assert shown["least used"].startswith("least used none")
+    assert shown["most used (code:hits)"].endswith(") none")
+    assert shown["least used (code:hits)"].endswith(") none")
     assert shown["used"].startswith("used 0 (0.0%)")
     assert shown["no hits"].startswith("no hits 3")
 
@@ -70,12 +70,22 @@ def test_the_histogram_counts_codes_by_multiples_of_even_use() -> None:
     assert codes == dict(zip(BINS, [2, 3, 3, 4, 2, 2, 1], strict=True))
 
 
-def test_levels_are_shown_one_by_one() -> None:
-    shown = text([1, 1], [3, 0], target="deep")
-    assert "level 0" in shown
-    assert "level 1" in shown
-    assert "level 2" not in shown
-    assert [line.split()[1] for line in shown.splitlines() if line.startswith("used")] == ["2", "1"]
+@pytest.mark.parametrize("width", [160, 60])
+def test_several_levels_are_one_table(width: int) -> None:
+    shown = text([400, 0, 200, 200], [3, 0], target="deep", width=width).splitlines()
+    assert "counted on some data: 800 tokens per level" in shown
+    levels = shown.index(next(line for line in shown if line.startswith("level"))) + 1
+    assert [line.split() for line in shown[levels - 1 : levels + 2]] == [
+        ["level", "K", "used", "usage", "expected", "dead", "perplexity", "bits"],
+        ["0", "4", "3", "75.0%", "4.0", "1", "2.8", "1.500"],
+        ["1", "2", "1", "50.0%", "1.8", "1", "1.0", "0.000"],
+    ]
+    hits = next(number for number, line in enumerate(shown) if "no hits" in line)
+    assert [line.split() for line in shown[hits + 1 : hits + 3]] == [
+        ["0", "1", "0", "0", "0", "2", "1", "0"],
+        ["1", "1", "0", "0", "0", "0", "1", "0"],
+    ]
+    assert max(map(len, shown)) <= width
     assert "level" not in text([1, 1])
 
 
@@ -91,12 +101,12 @@ FINDINGS = [
     Finding(
         "dead_codes",
         "severe",
-        "9 of 10 codes have no hit",
+        "9 of 10 codes have no hits",
         {"dead": 9},
-        "they started where no latents are",
+        "they were initialised far from the latents",
         (
-            Change("model.quantizer.init.kind", "kmeans", "codes start where the latents are"),
-            Change("model.quantizer.dead_code_reset", "{least: 5}", "dead codes are set down"),
+            Change("model.quantizer.init.kind", "kmeans", "initialises the codes"),
+            Change("model.quantizer.dead_code_reset", "{min_hits: 5}", "resets dead codes"),
         ),
     ),
     Finding("codebook_saturated", "note", "[bold]full[/bold]", {}, "more codes would pay"),
@@ -105,7 +115,7 @@ FINDINGS = [
 
 def findings(*found: Finding, **options: Any) -> list[str]:
     levels = [usage_of(torch.tensor([4, 4]))]
-    console = Console(file=StringIO(), width=120, highlight=False, **options)
+    console = Console(file=StringIO(), highlight=False, **{"width": 120, **options})
     console.print(render(Inspection("run", "some data", levels, None, findings=found)))
     lines: list[str] = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     return lines[lines.index(next(line for line in lines if "findings" in line)) :]
@@ -114,12 +124,30 @@ def findings(*found: Finding, **options: Any) -> list[str]:
 def test_a_finding_tells_what_why_and_what_to_set() -> None:
     assert findings(*FINDINGS) == [
         "findings",
-        "severe (dead_codes): 9 of 10 codes have no hit",
-        "  they started where no latents are",
-        "  try --set model.quantizer.init.kind=kmeans   codes start where the latents are",
-        "  try --set 'model.quantizer.dead_code_reset={least: 5}'   dead codes are set down",
+        "severe (dead_codes): 9 of 10 codes have no hits",
+        "  cause: they were initialised far from the latents",
+        "  try --set model.quantizer.init.kind=kmeans  # initialises the codes",
+        "  try --set 'model.quantizer.dead_code_reset={min_hits: 5}'  # resets dead codes",
         "note (codebook_saturated): [bold]full[/bold]",
-        "  more codes would pay",
+        "  cause: more codes would pay",
+        "see configs/findings.md (#dead_codes, #codebook_saturated)",
+    ]
+    assert findings(FINDINGS[1])[-1] == "see configs/findings.md#codebook_saturated"
+
+
+def test_lines_fit_a_narrow_terminal() -> None:
+    assert findings(FINDINGS[0], width=50) == [
+        "findings",
+        "severe (dead_codes): 9 of 10 codes have no hits",
+        "  cause: they were initialised far from the",
+        "    latents",
+        "  try --set model.quantizer.init.kind=kmeans",
+        "      # initialises the codes",
+        "  try --set",
+        "    'model.quantizer.dead_code_reset={min_hits:",
+        "    5}'",
+        "      # resets dead codes",
+        "see configs/findings.md#dead_codes",
     ]
 
 
@@ -127,11 +155,12 @@ def test_where_nothing_is_found_that_is_said() -> None:
     assert findings() == ["findings: none"]
 
 
-def test_a_run_that_has_but_begun_says_so() -> None:
+def test_the_step_from_which_all_findings_are_reported_is_shown() -> None:
     console = Console(file=StringIO(), width=120, highlight=False)
     console.print(render(Inspection("run", "some data", [usage_of(torch.tensor([1, 2]))], None, young_until=1500)))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "faults that it may still mend are looked for from step 1,500 on.\n\nfindings: none\n" in shown
+    assert "Before step 1,500, only codebook_too_large is reported" in shown
+    assert shown.endswith("\n\nfindings: none\n")
 
 
 def test_severities_differ_in_colour() -> None:

@@ -80,7 +80,7 @@ def _perplexity(usage: Usage, level: int | None) -> str:
     of = "" if level is None else f" of level {level}"
     return (
         f"The perplexity{of} is {usage.perplexity:,.1f} of K = {usage.codebook_size:,}: {usage.entropy_bits:.2f} bits "
-        f"per token, as many as {usage.perplexity:,.1f} uniformly used codes have."
+        f"per token, as many as {usage.perplexity:,.1f} uniformly used codes would have."
     )
 
 

@@ -178,15 +178,15 @@ class _Setting:
     """A change to try; its reason is on a line of its own where both do not fit on one."""
 
     def __init__(self, change: Change) -> None:
-        self._setting = "  try --set " + shlex.quote(f"{change.key}={change.value}")
+        self._setting = "try --set " + shlex.quote(f"{change.key}={change.value}")
         self._why = change.why
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        whole = Text(self._setting).append(f"  # {self._why}", style="dim")
+        whole = Text(f"  {self._setting}").append(f"  # {self._why}", style="dim")
         if whole.cell_len <= options.max_width:
             yield whole
             return
-        yield Text(self._setting, no_wrap=True, overflow="ignore")  # to be copied, so the line is not broken
+        yield _Hanging(Text(self._setting), 2)
         yield _Hanging(Text(f"# {self._why}", style="dim"), 6)
 
 

@@ -97,40 +97,46 @@ def digits() -> Array:
 
 # By name: the fault, and what makes the run. Where settings alone cannot have it, the data are built to.
 FAULTS: dict[str, Callable[[], tuple[Block, Array | None]]] = {
-    "bare form, many codes": lambda: run(MIXTURE, vector(256, **BARE), MLP, samples=8000, loss={"entropy": 0.1}),
-    "codes started at random": lambda: run(MIXTURE, vector(**AT_RANDOM), TWO_TOKENS),
-    "six in ten rows are zero": lambda: run(silence(), vector(32)),
-    "256 numbers of noise, 4 codes": lambda: run({"kind": "gaussian", "dim": 256}, vector(4), steps=30),
-    "codes learn at a rate of 1e-6": lambda: run(
+    "entropy_only update, random init, no reset, 256 codes": lambda: run(
+        MIXTURE, vector(256, **BARE), MLP, samples=8000, loss={"entropy": 0.1}
+    ),
+    "random init, no reset": lambda: run(MIXTURE, vector(**AT_RANDOM), TWO_TOKENS),
+    "60% of the rows are zero": lambda: run(silence(), vector(32)),
+    "256-dimensional noise, 4 codes": lambda: run({"kind": "gaussian", "dim": 256}, vector(4), steps=30),
+    "codebook_loss update, random init, no reset, learning rate 1e-6": lambda: run(
         GAUSSIAN, vector(**BY_GRADIENT, **AT_RANDOM), learning_rate=1e-6, steps=45
     ),
-    "codes far outside small data": lambda: run(close(), vector(16, **AT_RANDOM), normalize="none"),
-    "40 different rows, 64 codes": lambda: run(repeated(40), vector(dead_code_reset=None)),
-    "codes learn from a loss of no weight": lambda: run(
+    "random init far outside data near zero, no reset": lambda: run(close(), vector(16, **AT_RANDOM), normalize="none"),
+    "40 distinct rows, 64 codes, no reset": lambda: run(repeated(40), vector(dead_code_reset=None)),
+    "entropy_only update, entropy weight 1e-9, no reset": lambda: run(
         GAUSSIAN,
         vector(update={"kind": "entropy_only"}, dead_code_reset=None),
         TWO_TOKENS,
         loss={"entropy": 1e-9},
         steps=160,
     ),
-    "temperature 1000": lambda: run(MIXTURE, vector(**AT_RANDOM, temperature=1000.0), MLP, loss={"entropy": 0.1}),
+    "temperature 1000, random init, no reset": lambda: run(
+        MIXTURE, vector(**AT_RANDOM, temperature=1000.0), MLP, loss={"entropy": 0.1}
+    ),
     "temperature 1e-5": lambda: run(GAUSSIAN, vector(temperature=1e-5), MLP, loss={"entropy": 0.1}),
-    "no commitment": lambda: run(GAUSSIAN, vector(), MLP, loss={"commitment": 0}, learning_rate=0.03, validate_every=5),
-    "no commitment, no revival": lambda: run(
+    "commitment weight 0, learning rate 0.03": lambda: run(
+        GAUSSIAN, vector(), MLP, loss={"commitment": 0}, learning_rate=0.03, validate_every=5
+    ),
+    "commitment weight 0, learning rate 0.03, no reset": lambda: run(
         GAUSSIAN, vector(dead_code_reset=None), MLP, loss={"commitment": 0}, learning_rate=0.03, validate_every=8
     ),
-    "a second level on noise": lambda: run(
+    "second residual level on noise": lambda: run(
         {"kind": "mixture", "components": 8, "dim": 128, "separation": 60.0}, residual(2, 16)
     ),
-    "300 different items of 4,000": lambda: run(repeated(300), residual(3, 32)),
-    "512 codes of 1,400 vectors": lambda: run(GAUSSIAN, vector(512), samples=2000),
-    "8 codes on a plane": lambda: run({"kind": "gaussian", "dim": 2}, vector(8)),
+    "4,000 rows, 300 of them distinct": lambda: run(repeated(300), residual(3, 32)),
+    "512 codes, 1,400 training vectors": lambda: run(GAUSSIAN, vector(512), samples=2000),
+    "8 codes, 2-dimensional data": lambda: run({"kind": "gaussian", "dim": 2}, vector(8)),
 }
 
 HEALTHY: dict[str, Callable[[], tuple[Block, Array | None]]] = {
     "Gaussian vectors": lambda: run(GAUSSIAN, vector()),
-    "a mixture, a code for each centre": lambda: run(MIXTURE, vector(32)),
-    "the same, by gradient and entropy": lambda: run(
+    "mixture, one code per component": lambda: run(MIXTURE, vector(32)),
+    "mixture, codebook loss and entropy loss": lambda: run(
         MIXTURE,
         vector(32, **BY_GRADIENT, temperature=2.0, temperature_unit="quantization_error", sample_entropy_weight=0.5),
         MLP,
@@ -138,10 +144,10 @@ HEALTHY: dict[str, Callable[[], tuple[Block, Array | None]]] = {
         steps=120,
     ),
     "semantic ids": lambda: run(
-        {"kind": "gaussian", "dim": 16}, residual(3, 64, beam=4), samples=4000, steps=30, validate_every=10
+        {"kind": "gaussian", "dim": 16}, residual(3, 64, beam_size=4), samples=4000, steps=30, validate_every=10
     ),
-    "levels that share a codebook": lambda: run(GAUSSIAN, residual(2, 64, shared=True), steps=40),
-    "a product of two groups": lambda: run(GAUSSIAN, {"kind": "product", "groups": 2, "quantizer": vector(32)}),
+    "levels with a shared codebook": lambda: run(GAUSSIAN, residual(2, 64, shared=True), steps=40),
+    "product of two groups": lambda: run(GAUSSIAN, {"kind": "product", "groups": 2, "quantizer": vector(32)}),
     "digits": lambda: run(
         digits(),
         vector(32, codebook_dim=4),

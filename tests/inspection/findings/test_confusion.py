@@ -1,6 +1,7 @@
 """Every finding fires on a run that was built to have that fault, and none on a healthy one."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,33 +12,38 @@ from vqtool.inspection.finding import Finding
 from vqtool.inspection.findings import FINDINGS
 from vqtool.run import Run
 
-README = Path(__file__).parents[3] / "README.md"
+GUIDE = Path(__file__).parents[3] / "configs" / "findings.md"
 
 # All that fires on a run with a fault: first what it was built for, then what that brings with it.
 FIRED = {
-    "bare form, many codes": (
+    "entropy_only update, random init, no reset, 256 codes": (
         ("collapse", "decoder_ignores_codes", "dominant_code", "duplicate_codes", "temperature_too_high")
     ),
-    "codes started at random": ("dead_codes",),
-    "six in ten rows are zero": ("dominant_code",),
-    "256 numbers of noise, 4 codes": ("decoder_ignores_codes",),
+    "random init, no reset": ("dead_codes",),
+    "60% of the rows are zero": ("dominant_code",),
+    "256-dimensional noise, 4 codes": ("decoder_ignores_codes",),
     # Codes that stay about the origin: all alike, few of them nearest to anything, and none says much.
-    "codes learn at a rate of 1e-6": ("scale_mismatch", "dead_codes", "decoder_ignores_codes", "duplicate_codes"),
+    "codebook_loss update, random init, no reset, learning rate 1e-6": (
+        "scale_mismatch",
+        "dead_codes",
+        "decoder_ignores_codes",
+        "duplicate_codes",
+    ),
     # One code is nearest to all latents, whatever these are.
-    "codes far outside small data": (
+    "random init far outside data near zero, no reset": (
         *("outlier_codes", "collapse", "dead_codes", "decoder_ignores_codes", "dominant_code", "scale_mismatch"),
     ),
-    "40 different rows, 64 codes": ("duplicate_codes",),
+    "40 distinct rows, 64 codes, no reset": ("duplicate_codes",),
     # The encoder learns on, and leaves them behind.
-    "codes learn from a loss of no weight": ("codebook_frozen", "latents_diverging"),
-    "temperature 1000": ("temperature_too_high", "dead_codes"),
+    "entropy_only update, entropy weight 1e-9, no reset": ("codebook_frozen", "latents_diverging"),
+    "temperature 1000, random init, no reset": ("temperature_too_high", "dead_codes"),
     "temperature 1e-5": ("temperature_too_low",),
-    "no commitment": ("latents_diverging",),
-    "no commitment, no revival": ("usage_dropping", "dead_codes", "latents_diverging"),
-    "a second level on noise": ("weak_level",),
-    "300 different items of 4,000": ("collisions",),
-    "512 codes of 1,400 vectors": ("codebook_too_large",),
-    "8 codes on a plane": ("codebook_saturated",),
+    "commitment weight 0, learning rate 0.03": ("latents_diverging",),
+    "commitment weight 0, learning rate 0.03, no reset": ("usage_dropping", "dead_codes", "latents_diverging"),
+    "second residual level on noise": ("weak_level",),
+    "4,000 rows, 300 of them distinct": ("collisions",),
+    "512 codes, 1,400 training vectors": ("codebook_too_large",),
+    "8 codes, 2-dimensional data": ("codebook_saturated",),
 }
 
 
@@ -89,23 +95,34 @@ def test_figures_are_numbers_that_json_knows(found: dict[str, Inspection]) -> No
 
 
 def test_dead_codes_are_told_apart_by_when_they_were_hit(found: dict[str, Inspection]) -> None:
-    dead = _only(found["codes started at random"], "dead_codes")
+    dead = _only(found["random init, no reset"], "dead_codes")
     assert dead.evidence["never_hit"] == dead.evidence["dead"]
-    assert "training never hit any of them" in dead.message
-    assert dead.cause.startswith("most were never reached")
-    lost = _only(found["codes learn at a rate of 1e-6"], "dead_codes")
+    assert "never hit in training: all" in dead.message
+    assert dead.cause.startswith("most were initialised far")
+    lost = _only(found["codebook_loss update, random init, no reset, learning rate 1e-6"], "dead_codes")
     assert 0 < lost.evidence["never_hit"] < lost.evidence["dead"]
-    assert "for the last time" in lost.message
+    assert "last hit at step" in lost.message
 
 
-def test_the_readme_has_this_table() -> None:
-    text = README.read_text()
+def test_the_guide_has_this_table() -> None:
+    text = GUIDE.read_text()
     for name, (first, *others) in FIRED.items():
         beside = ", ".join(f"`{other}`" for other in sorted(others)) or "-"
         assert f"| {name} | `{first}` | {beside} |" in text
     assert f"| healthy: {'; '.join(HEALTHY)} | nothing | - |" in text
-    for find in FINDINGS:
-        assert f"| `{find.__name__}` | " in text
+
+
+def test_the_guide_has_a_section_for_each_finding() -> None:
+    """In the order of the code; the sections behind them are no findings."""
+    headings = re.findall(r"^## (.+)$", GUIDE.read_text(), re.MULTILINE)
+    names = [find.__name__ for find in FINDINGS]
+    assert headings[: len(names)] == names
+    assert not any(re.fullmatch(r"[a-z_]+", heading) for heading in headings[len(names) :])
+
+
+def test_each_section_tells_symptom_cause_and_fix() -> None:
+    for section in GUIDE.read_text().split("\n## ")[1 : len(FINDINGS) + 1]:
+        assert re.findall(r"^- \*\*(\w+)", section, re.MULTILINE) == ["Symptom", "Cause", "Fix"], section[:40]
 
 
 def _only(inspection: Inspection, name: str) -> Finding:

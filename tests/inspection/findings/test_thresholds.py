@@ -98,10 +98,18 @@ def test_codes_are_dead_from_20_tokens_a_code_on(dead: int, tokens: int, severit
 @pytest.mark.parametrize(
     ("metrics", "message", "cause"),
     [
-        ({}, "10 of 20 codes have no hit (40 tokens a code)", "codes that are far from"),
-        ({"codebook/never_hit": 10.0}, "; training never hit any of them", "most were never reached"),
-        ({"codebook/never_hit": 6.0, "codebook/last_hit": 1234.0}, "never hit 6, and lost 4, on", "most were never"),
-        ({"codebook/never_hit": 4.0, "codebook/last_hit": 1234.0}, "at step 1,234 for the last time", "most were lost"),
+        ({}, "10 of 20 codes have no hits (40 tokens per code)", "codes far from"),
+        ({"codebook/never_hit": 10.0}, "; never hit in training: all of them", "most were initialised far"),
+        (
+            {"codebook/never_hit": 6.0, "codebook/last_hit": 1234.0},
+            "training: 6, no longer hit: 4 (",
+            "most were initialised",
+        ),
+        (
+            {"codebook/never_hit": 4.0, "codebook/last_hit": 1234.0},
+            "last hit at step 1,234 on average",
+            "most were hit earlier",
+        ),
     ],
 )
 def test_dead_codes_tell_when_they_were_hit(metrics: dict[str, float], message: str, cause: str) -> None:
@@ -192,7 +200,7 @@ def test_given_codes_that_are_dead_are_not_brought_back(
     }
     (dead,) = [each for each in diagnose(found) if each.name == "dead_codes"]
     assert "training" not in dead.message
-    assert "given" in dead.cause
+    assert "codes are fixed" in dead.cause
     inner = settings({"kind": "residual", "levels": 2, "quantizer": quantizer})
     level = [200] * used + [0] * (size - used)
     (first, second) = diagnose(evidence(level, level, settings=inner))
@@ -206,7 +214,7 @@ def test_an_encoder_that_gives_one_value_is_told_to_spread() -> None:
     found = evidence([1000] + [0] * 24, settings=given)
     for name in ("collapse", "dead_codes", "dominant_code"):
         assert advice(found, name) == {"loss.entropy": "0.6"}
-    assert {each.name: each.cause for each in diagnose(found)}["collapse"].startswith("the encoder gives all")
+    assert {each.name: each.cause for each in diagnose(found)}["collapse"].startswith("the encoder maps all")
 
 
 @pytest.mark.parametrize(("tokens", "fires"), [(99, False), (100, True)])
@@ -305,7 +313,7 @@ def test_a_single_code_is_no_fault() -> None:
     one = settings({"kind": "vector", "codebook_size": 1, "codebook_dim": 4})
     assert diagnose(evidence([500], metrics=metrics, settings=one, tokens=20)) == []
     (found,) = diagnose(evidence([500], metrics=metrics, settings=one, tokens=19))
-    assert found.message == "1 code and 19 training tokens: 19.0 for each code"
+    assert found.message == "1 code and 19 training tokens: 19.0 tokens per code"
     assert found.changes == ()
     (far,) = diagnose(evidence(metrics={"codebook/outside": 1.0}))
     assert far.message == "1 of 16 codes lies far from all latents"
@@ -429,7 +437,7 @@ def test_a_decoder_is_not_hurried_while_its_latents_run_away() -> None:
         assert advice(both, name)["training.learning_rate"] == "0.0003"
         assert not {"training.learning_rate", "training.steps"} & advice(both, "decoder_ignores_codes").keys()
         (held,) = [each for each in diagnose(both) if each.name == "decoder_ignores_codes"]
-        assert held.cause.endswith("hold the encoder first")
+        assert held.cause.endswith("first make the encoder stable")
 
 
 def test_an_encoder_that_ran_away_after_the_best_validation_is_found() -> None:
@@ -452,13 +460,13 @@ def test_usage_falls_while_reconstruction_improves(usage: float, loss: float, fi
     assert ("usage_dropping" in names(found)) == fires
     revived = {"kind": "vector", "codebook_size": 16, "dead_code_reset": {"min_hits": 1}}
     for quantizer, words in (
-        (revived, "than they are brought back"),
-        ({**revived, "dead_code_reset": None}, "nothing brings"),
+        (revived, "than they are reset"),
+        ({**revived, "dead_code_reset": None}, "are not reset"),
     ):
         for falls in diagnose(replace(found, settings=settings(quantizer))):
             assert words in falls.cause
             assert ("model.quantizer.dead_code_reset" in {change.key for change in falls.changes}) == (
-                "nothing" in words
+                "not reset" in words
             )
 
 
@@ -569,7 +577,7 @@ def test_an_index_file_does_not_say_whether_its_levels_share_a_codebook() -> Non
     file = evidence(first, second)
     assert severities(file) == {"dead_codes": "warning"}
     (dead, _) = diagnose(file)
-    assert dead.cause.endswith("as the run does: that one would have 0 dead codes")
+    assert dead.cause.endswith("if they do, that codebook has 0 dead codes")
     few, many = [4000] + [0] * 23, [200] * 24
     assert severities(evidence(few, many))["collapse"] == "warning"
     assert severities(evidence(few, few)) == {"collapse": "severe", "dead_codes": "severe", "dominant_code": "warning"}

@@ -50,7 +50,7 @@ def test_curves_hold_all_that_was_logged() -> None:
     assert figure.numbers.columns == ["step", "codebook/entropy", "codebook/usage", "loss/reconstruction"]
     assert figure.numbers.rows == [[5, None, None, 2.0], [10, 0.7, 0.5, None]]
     assert series(metrics, "codebook/usage") == ([10], [0.5])
-    assert "nothing logged yet" in figure.pictures[0].markup
+    assert "not logged" in figure.pictures[0].markup
     assert curves_figure([{"step": 3}], 16) is None
 
 
@@ -84,7 +84,7 @@ def test_each_code_is_shown_by_samples_that_have_it(
     monkeypatch.setattr(meanings, "_MOST", 2)
     monkeypatch.setattr(meanings, "_LEAST", 1)
     figures = meanings_figures(own, levels(own))
-    assert [figure.name for figure in figures] == ["meanings", "meanings-1"][: len(levels(own))]
+    assert [figure.name for figure in figures] == ["examples", "examples-1"][: len(levels(own))]
     numbers = {own.row_number(sample): sample for sample in range(len(own.samples))}
     for level, figure in enumerate(figures):
         for code, hits, row, position in figure.numbers.rows:
@@ -95,7 +95,7 @@ def test_each_code_is_shown_by_samples_that_have_it(
         assert [int(re.findall(r"\d+", title)[0]) for title in titles] == list(
             dict.fromkeys(row[0] for row in figure.numbers.rows)
         )
-        assert ("less what the levels before it took" in figure.meaning) == (level > 0)
+        assert ("residuals" in figure.meaning) == (level > 0)
 
 
 def test_a_code_is_taken_away_in_its_own_level() -> None:
@@ -126,7 +126,7 @@ def test_samples_stand_beside_their_codes(kind: str, seen: dict[str, Seen]) -> N
         picture.markup.count("<image") == drawn + 2 * ("images" in kind or kind == "tiles")
         for picture in figure.pictures
     )
-    assert ("first 4 are drawn" in figure.axes) == (own.indices.shape[2] > 4)
+    assert (f"first 4 of {own.indices.shape[2]} levels" in figure.axes) == (own.indices.shape[2] > 4)
 
 
 def test_codes_that_lie_near_each_other_have_like_colours(seen: dict[str, Seen]) -> None:
@@ -145,12 +145,12 @@ def test_neighbours_tell_their_bits(materials: dict[str, Material]) -> None:
     assert [row[:3] for row in figure.numbers.rows] == [
         (relation.level, relation.neighbour, relation.pairs) for relation in found.relations
     ]
-    assert "too few to be sure" in figure.meaning
+    assert "too few" in figure.meaning
     pairs = Pairs([2], (64,), 50)
     pairs.add(0, (np.arange(64)[None] + np.random.default_rng(0).integers(0, 2, (50, 1))) % 2)
     sure = cooccurrence_figure(pairs.result(), [usage_of(torch.tensor([1600, 1600]))])
     assert sure
-    assert sure.meaning.startswith("A prior that looks at the code before it could save 1.00 of 1.00 bits, and")
+    assert "the previous code can save 1.00 of 1.00 bits" in sure.meaning
     assert "too few" not in sure.meaning
     assert cooccurrence_figure([], found.inspection.levels) is None
 

@@ -57,7 +57,15 @@ def index_file(path: Path, size: int, shape: tuple[int, ...] = (50, 4, 4)) -> Pa
     dtype = index_dtype((size,))
     indices = np.random.default_rng(0).integers(0, size, (shape[0], shape[1] * shape[2])).astype(dtype)
     manifest = Manifest(
-        *(list(indices.shape), dtype.name, list(shape[1:]), [size], [1, 8, 8], "a" * 64, "b" * 64, []), layout="CHW"
+        shape=list(indices.shape),
+        dtype=dtype.name,
+        grid=list(shape[1:]),
+        codebook_sizes=[size],
+        row_shape=[1, 8, 8],
+        model_sha256="a" * 64,
+        data_sha256="b" * 64,
+        shards=[],
+        layout="CHW",
     )
     with writing_indices(path, manifest.shape, manifest.dtype, lambda: manifest) as array:
         array[:] = indices
@@ -67,8 +75,8 @@ def index_file(path: Path, size: int, shape: tuple[int, ...] = (50, 4, 4)) -> Pa
 @pytest.mark.parametrize(
     ("kind", "figures"),
     [
-        ("images", ["usage", "curves", "map", "meanings", "index-maps", "cooccurrence"]),
-        ("ids", ["usage", "curves", "map", "meanings", "meanings-1", "cooccurrence"]),
+        ("images", ["usage", "curves", "map", "examples", "index-maps", "cooccurrence"]),
+        ("ids", ["usage", "curves", "map", "examples", "examples-1", "cooccurrence"]),
     ],
 )
 def test_a_page_holds_its_figures_and_nothing_from_elsewhere(
@@ -108,7 +116,7 @@ def test_a_run_whose_data_are_gone_has_what_is_left(trained: TrainedRun, tmp_pat
     write_report(tmp_path / "r.html", [tmp_path / "run"])
     reader = Reader((tmp_path / "r.html").read_text())
     assert reader.figures == ["usage", "curves"]
-    assert "gone.npy: no such file" in reader.text
+    assert "gone.npy does not exist" in reader.text
 
 
 def test_a_signal_is_no_fault_of_the_data(trained: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,8 +133,8 @@ def test_what_makes_ids_unique_is_no_level(catalogue: TrainedRun, tmp_path: Path
     encode_unique_file(load(catalogue.folder), tmp_path / "ids.npy")
     assert write_report(tmp_path / "r.html", [tmp_path / "ids.npy"]) == inspect([tmp_path / "ids.npy"])
     text = Reader((tmp_path / "r.html").read_text()).text
-    assert "its code at level 0" in text
-    assert "its code at level 1" not in text
+    assert "the code at level 0" in text
+    assert "the code at level 1" not in text
 
 
 def test_an_index_file_has_usage_and_neighbours(tmp_path: Path) -> None:
@@ -134,7 +142,7 @@ def test_an_index_file_has_usage_and_neighbours(tmp_path: Path) -> None:
     assert write_report(tmp_path / "r.html", [path]) == inspect([path])
     reader = Reader((tmp_path / "r.html").read_text())
     assert reader.figures == ["usage", "cooccurrence"]
-    assert "the code above it" in reader.text
+    assert "the code above" in reader.text
 
 
 def test_several_are_compared(runs: dict[str, Path], tmp_path: Path) -> None:
@@ -145,7 +153,7 @@ def test_several_are_compared(runs: dict[str, Path], tmp_path: Path) -> None:
     assert reader.figures == ["overlaid", "rate-distortion"]
     assert "model.encoder.kind" in reader.text
     assert "These runs have different data" in reader.text
-    assert reader.text.index("Nothing was found to be wrong.") < reader.text.index("model.encoder.kind")
+    assert reader.text.index("No findings.") < reader.text.index("model.encoder.kind")
     write_report(tmp_path / "files.html", [file, file])
     assert Reader((tmp_path / "files.html").read_text()).figures == []
 
@@ -157,8 +165,8 @@ def test_names_are_escaped_wherever_they_stand() -> None:
     reader = Reader(page_of_one(Material(inspection, config=NASTY, missing=NASTY)))
     assert "script" not in reader.tags
     assert reader.tags.count("style") == 1
-    # Title and heading, what was counted, what is missing, four of the finding, one of its change, the config.
-    assert reader.text.count(NASTY) == 10
+    # Title, heading, what was counted, what is missing, four of the finding, one of its change, the guide, the config.
+    assert reader.text.count(NASTY) == 11
     assert shlex.quote(f"{NASTY}={NASTY}") in reader.text
     assert "49" not in reader.text
 
@@ -181,10 +189,11 @@ def test_findings_stand_on_top_the_severe_first() -> None:
     assert text.index("collapse") < text.index("minor") < text.index("What is a good perplexity?")
     assert "severe" in text
     assert "--set 'a.b={x: 1}'" in text
-    assert "Read from used = 2, x = 0.3333." in text
-    assert "Nothing was found to be wrong." in Reader(page_of_one(Material(known))).text
+    assert "Evidence: used = 2, x = 0.3333." in text
+    assert "configs/findings.md (#collapse, #minor)" in text
+    assert "No findings." in Reader(page_of_one(Material(known))).text
     young = Reader(page_of_one(Material(dataclasses.replace(known, young_until=100)))).text
-    assert "looked for from step 100 on." in young
+    assert "Before step 100, only codebook_too_large" in young
 
 
 def test_a_page_of_several_has_the_findings_of_each_in_brief() -> None:
@@ -193,10 +202,10 @@ def test_a_page_of_several_has_the_findings_of_each_in_brief() -> None:
     found = [Finding(NASTY, "severe", f"few {NASTY}", {"used": 2}, "no revival", (change,))]
     runs = [Compared(Inspection("bad", "data", [usage], None, findings=found))]
     runs.append(Compared(Inspection("good", "data", [usage], None)))
-    reader = Reader(page_of_several(runs, [[], []], ["c is left out: gone."]))
+    reader = Reader(page_of_several(runs, [[], []], ["skipped c: gone."]))
     text = " ".join(reader.text.split())
-    assert f"Findings 1 bad severe{NASTY}: few {NASTY} 2 good Nothing was found to be wrong." in text
-    assert "c is left out: gone." in text
+    assert f"Findings 1 bad severe{NASTY}: few {NASTY} 2 good No findings." in text
+    assert "skipped c: gone." in text
     assert "script" not in reader.tags
     assert "revives" not in text
 
@@ -229,9 +238,9 @@ def test_a_page_of_8192_codes_is_small(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("r.txt", r"must end in \.html"),
-        ("gone/r.html", "there is no folder"),
+        ("gone/r.html", "folder .* does not exist"),
         ("folder.html", "is a folder"),
-        ("there.html", "is there already; --overwrite replaces it"),
+        ("there.html", "already exists; use --overwrite to replace it"),
     ],
 )
 def test_a_page_that_cannot_be_written_is_refused(name: str, message: str, tmp_path: Path) -> None:
@@ -245,7 +254,7 @@ def test_a_page_that_cannot_be_written_is_refused(name: str, message: str, tmp_p
 def test_what_is_no_target_leaves_no_page(tmp_path: Path, runs: dict[str, Path]) -> None:
     with pytest.raises(CheckpointError, match="no such file or folder"):
         write_report(tmp_path / "r.html", [tmp_path / "gone"])
-    with pytest.raises(DataError, match="--data goes with a run"):
+    with pytest.raises(DataError, match="--data only with a run"):
         write_report(tmp_path / "r.html", [index_file(tmp_path / "t.npy", 9)], str(runs["images"]))
     assert not (tmp_path / "r.html").exists()
     (tmp_path / "r.html").write_text("old")

@@ -56,7 +56,7 @@ def check_report(path: Path, overwrite: bool) -> None:
     if path.is_dir():
         raise DataError(f"{path}: is a folder, not a file")
     if path.exists() and not overwrite:
-        raise DataError(f"{path}: file exists; --overwrite replaces it")
+        raise DataError(f"{path}: already exists; use --overwrite to replace it")
 
 
 def _of_one(target: Path, data: str | None, key: str | None, device: str | None) -> tuple[str, list[Inspection]]:
@@ -80,7 +80,7 @@ def _of_several(
 
     def leave_out(path: Path, error: VqtoolError) -> None:
         assert skipped
-        missing.append(f"{path} skipped: {error}.")
+        missing.append(f"skipped {path}: {error}.")
         skipped(path, error)
 
     inspections = of_each(

@@ -78,8 +78,8 @@ def rate_distortion_figure(runs: Sequence[Compared], alike: bool) -> Figure | No
         axes="Horizontal: bits per sample. The disc is the entropy of the indices (tokens per sample times entropy), "
         "the tick is their size (tokens per sample times log2 K). Vertical: reconstruction loss of the best "
         "validation, in normalised units.",
-        meaning="Lower and further left is better. A long line between disc and tick means that the codebook is larger "
-        f"than the data use.{warning}",
+        meaning="Lower and further left is better. A long line between disc and tick means that much of the codebook "
+        f"is unused.{warning}",
         numbers=Table(["run", "size (bits)", "entropy (bits)", "reconstruction"], points),
     )
 

@@ -44,10 +44,10 @@ def _meaning(relations: Sequence[Relation], levels: Sequence[Usage]) -> str:
     used = levels[best.level].used
     few = f" {counted(fewest, 'pair')} for {counted(used, 'code')} are too few for a reliable estimate."
     return (
-        f"How much does a neighbouring code predict? A prior that conditions on {best.neighbour} can save "
-        f"{best.gain:.2f} of {best.alone:.2f} bits per token{at}; a prior with more context can save more. Bits saved: "
-        "conditional entropy given a shuffled neighbour, minus that given the real one. The shuffled value corrects "
-        f"for the bias of small counts.{few if fewest < _FEW * used else ''}"
+        f"A prior over tokens that conditions on {best.neighbour} can save {best.gain:.2f} of {best.alone:.2f} bits "
+        f"per token{at}; a prior with more context can save more. Bits saved: entropy given a shuffled neighbour, minus "
+        "entropy given the real one. Subtracting from the shuffled value removes the bias of small counts."
+        f"{few if fewest < _FEW * used else ''}"
     )
 
 
