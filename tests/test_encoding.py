@@ -55,7 +55,7 @@ def test_what_is_not_finite_is_told_and_nothing_is_left(tmp_path: Path) -> None:
     rows[4321, 2] = np.nan
     bad = save(tmp_path, rows, "bad")
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(DataError, match="row 4321 holds NaN"):
+    with pytest.raises(DataError, match=r"bad\.npy: row 4321 .*NaN"):
         encode_file(tokenizer, tmp_path / "tokens.npy", str(bad), batch_size=64)
     assert sorted(tmp_path.iterdir()) == before
 
@@ -66,7 +66,7 @@ def test_a_fault_that_is_found_early_ends_the_encoding(tmp_path: Path, monkeypat
     rows[0, 0] = np.inf
     with encoding(tokenizer, tmp_path / "out.npy", str(save(tmp_path, rows, "bad")), None) as job:
         job.survey.exception()
-        with pytest.raises(DataError, match="row 0 holds an infinity"):
+        with pytest.raises(DataError, match=r"bad\.npy: row 0 .*infinit"):
             next(job.encoded(64))
 
 
@@ -76,7 +76,7 @@ def test_classes_are_looked_over_before_an_encoder_sees_them(tmp_path: Path, mon
     rows[7, 3] = 4
     out = tmp_path / "tokens.npy"
     with (
-        pytest.raises(DataError, match="row 7 holds a class of 4 or above"),
+        pytest.raises(DataError, match=r"bad\.npy: row 7 .*class of 4 or above"),
         encoding(tokenizer, out, str(save(tmp_path, rows, "bad")), None),
     ):
         raise AssertionError("it was not refused")
@@ -96,7 +96,7 @@ def test_data_that_change_meanwhile_are_refused(trained: TrainedRun, tmp_path: P
         with path.open("r+b") as file:  # not cut short: the pages are mapped
             file.seek(-4, os.SEEK_END)
             file.write(bytes(4))
-        with pytest.raises(DataError, match=r"images\.npy: changed while it was read"):
+        with pytest.raises(DataError, match=r"images\.npy: file changed while it was read"):
             job.manifest()
 
 
@@ -112,7 +112,7 @@ def test_an_output_that_would_be_data_from_then_on_is_refused(trained: TrainedRu
     shards = tmp_path / "shards"
     shards.mkdir()
     save(shards, trained.array, "items")
-    with pytest.raises(DataError, match=r"tokens\.npy: would be read as data from then on"):
+    with pytest.raises(DataError, match=r"tokens\.npy: .*would be read as data"):
         encode_file(load(trained.folder), tmp_path / "." / "shards" / "tokens.npy", str(shards))
     encode_file(load(trained.folder), tmp_path / "tokens.npy", str(shards))
     encode_file(load(trained.folder), shards / "tokens.npy", str(shards / "items.npy"))

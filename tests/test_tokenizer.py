@@ -118,7 +118,7 @@ def test_a_row_encodes_alike_wherever_it_stands_in_a_chunk(trained: TrainedRun) 
 
 
 def test_training_and_encoding_share_one_look_up(trained: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vqtool.quantizers import vector
+    from vqtool.quantizers import balance, vector
 
     asked: list[int] = []
     search = vector.nearest_codes
@@ -128,6 +128,7 @@ def test_training_and_encoding_share_one_look_up(trained: TrainedRun, monkeypatc
         return search(vectors, codebook)
 
     monkeypatch.setattr(vector, "nearest_codes", counted)
+    monkeypatch.setattr(balance, "nearest_codes", counted)
     tokenizer = load(trained.folder)
     rows = chunk_rows(tokenizer.model, (8, 8))
     array = np.resize(trained.array, (rows, 1, 8, 8))
@@ -247,7 +248,7 @@ def test_the_manifest_says_what_the_file_is(case: Case) -> None:
         "model_sha256": hashlib.sha256((case.run / "model.safetensors").read_bytes()).hexdigest(),
         "data_sha256": digest,
         "shards": [{"name": data.name, "rows": 40, "sha256": digest}],
-        "format": manifest["format"],
+        "format_version": 1,
     }
     assert np.prod(manifest["grid"]) == manifest["shape"][1]
 
@@ -345,7 +346,9 @@ def test_other_rows_are_refused_with_both_shapes(
     ):
         with pytest.raises(DataError) as error:
             use()
-        assert str(error.value).startswith(f"{what}: rows of shape {other}, but the model was trained on rows of shape")
+        assert str(error.value).startswith(
+            f"{what}: rows have shape {other}, but the model was trained on rows of shape"
+        )
         assert str(shape) in str(error.value)
     assert not out.exists()
 
@@ -353,7 +356,7 @@ def test_other_rows_are_refused_with_both_shapes(
 def test_other_sizes_are_refused_where_encoder_and_decoder_would_part(tmp_path: Path) -> None:
     decoder = {**CONV1D, "downsamples": 2}
     tokenizer = load(make_run(tmp_path, normal(24, 3, 2), CONV1D, decoder=decoder, layout="CT"))
-    with pytest.raises(DataError, match="rows of shape"):
+    with pytest.raises(DataError, match=r"rows .*\(3, 8\)"):
         tokenizer.decode(tokenizer.encode(normal(5, 3, 8)), (3, 8))
 
 
@@ -375,10 +378,10 @@ def test_rows_that_are_not_finite_are_refused(trained: TrainedRun, tmp_path: Pat
     array = trained.array.copy()
     array[17, 0, 3, 3] = bad
     tokenizer = load(trained.folder)
-    with pytest.raises(DataError, match=kind):
+    with pytest.raises(DataError, match=f"row 17 .*{kind}"):
         tokenizer.encode(array)
     path = save(tmp_path, array, "bad")
-    with pytest.raises(DataError, match=f"bad.npy: row 17 holds .*{kind}"):
+    with pytest.raises(DataError, match=f"bad.npy: row 17 .*{kind}"):
         encode_file(tokenizer, tmp_path / "tokens.npy", str(path))
     assert not list(tmp_path.glob("*tokens*"))
 
@@ -386,7 +389,7 @@ def test_rows_that_are_not_finite_are_refused(trained: TrainedRun, tmp_path: Pat
 def test_a_number_beyond_float32_is_refused(trained: TrainedRun) -> None:
     array = trained.array.astype(np.float64)
     array[3, 0, 0, 0] = 1e300
-    with pytest.raises(DataError, match="infinite"):
+    with pytest.raises(DataError, match=r"encode: row 3 .*infinite in float32"):
         load(trained.folder).encode(array)
 
 
@@ -396,7 +399,7 @@ def test_classes_out_of_range_are_refused(tmp_path: Path, bad: int) -> None:
     array[0, 0, 0] = 4
     tokenizer = load(make_run(tmp_path, array, CONV2D))
     array[7, 2, 2] = bad
-    with pytest.raises(DataError, match="a class is not one of the run's, 0 to 4"):
+    with pytest.raises(DataError, match=rf"encode: class {bad} in row 7 .*0 to 4"):
         tokenizer.encode(array)
     path = save(tmp_path, array, "bad")
     with pytest.raises(DataError, match="row 7"):
@@ -407,10 +410,10 @@ def test_values_for_classes_are_refused_and_the_other_way_round(tmp_path: Path) 
     (tmp_path / "classes").mkdir()
     (tmp_path / "values").mkdir()
     classes = load(make_run(tmp_path / "classes", integers(5, 24, 4, 4, dtype=np.int64), CONV2D))
-    with pytest.raises(DataError, match="encode: float32, but the model was trained on classes, int64"):
+    with pytest.raises(DataError, match=r"encode: dtype float32 .*trained on classes \(int64\)"):
         classes.encode(normal(5, 4, 4))
     values = load(make_run(tmp_path / "values", normal(24, 4, 4), CONV2D, layout="HW"))
-    with pytest.raises(DataError, match="encode: int64, but the model was trained on values, float32"):
+    with pytest.raises(DataError, match=r"encode: dtype int64 .*trained on values \(float32\)"):
         values.encode(integers(5, 24, 4, 4, dtype=np.int64))
 
 
@@ -429,7 +432,7 @@ def test_another_type_of_values_is_encoded_alike(trained: TrainedRun) -> None:
 def test_indices_of_another_shape_are_refused_with_both(trained: TrainedRun, shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError) as error:
         load(trained.folder).decode(np.zeros(shape, dtype=np.int64))
-    assert str(error.value) == f"decode: indices of shape {shape}, but expected (N, 16)"
+    assert str(error.value) == f"decode: expected indices of shape (N, 16), got {shape}"
 
 
 @pytest.mark.parametrize("row_shape", [(3, 8, 8), (1, 8, 9), (8, 8), (1, 8, 8, 1)])
@@ -443,7 +446,7 @@ def test_rows_that_the_network_cannot_make_are_refused(tmp_path: Path, row_shape
 def test_an_index_that_is_no_code_is_refused(trained: TrainedRun, bad: int) -> None:
     indices = np.zeros((3, 16), dtype=np.int64)
     indices[1, 5] = bad
-    with pytest.raises(DataError, match=rf"decode: index {bad} in row 1 is no code; they are 0 to 15"):
+    with pytest.raises(DataError, match=rf"decode: index {bad} in row 1 .*0 to 15$"):
         load(trained.folder).decode(indices)
 
 
@@ -494,7 +497,7 @@ def test_levels_that_are_not_there_are_refused(catalogue: TrainedRun, levels: in
     tokenizer = load(catalogue.folder)
     indices = tokenizer.encode(catalogue.array)
     for what, use in (("decode", tokenizer.decode), ("embed", tokenizer.embed)):
-        with pytest.raises(DataError, match=rf"^{what}: {levels} levels do not decode; those that do are 1 to 2$"):
+        with pytest.raises(DataError, match=rf"^{what}: levels: {levels} .*1 to 2$"):
             use(indices, levels=levels)
 
 
@@ -503,7 +506,7 @@ def test_some_groups_of_a_product_do_not_decode(tmp_path: Path) -> None:
     indices = tokenizer.encode(normal(40, 6))
     assert torch.equal(tokenizer.decode(indices, levels=2), tokenizer.decode(indices))
     for use in (tokenizer.decode, tokenizer.embed):
-        with pytest.raises(DataError, match="1 levels do not decode; those that do are all, for this is no residual"):
+        with pytest.raises(DataError, match=r": levels: 1 .*only residual quantizers.*use 2$"):
             use(indices, levels=1)
 
 
@@ -511,14 +514,14 @@ def test_some_groups_of_a_product_do_not_decode(tmp_path: Path) -> None:
 def test_embedding_asks_for_all_levels(catalogue: TrainedRun, shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError) as error:
         load(catalogue.folder).embed(np.zeros(shape, dtype=np.int64), levels=1)
-    assert str(error.value) == f"embed: indices of shape {shape}, but expected (N, 1, 2)"
+    assert str(error.value) == f"embed: expected indices of shape (N, 1, 2), got {shape}"
 
 
 @pytest.mark.parametrize("bad", [4, -1])
 def test_embedding_an_index_that_is_no_code_is_refused(catalogue: TrainedRun, bad: int) -> None:
     indices = np.zeros((3, 1, 2), dtype=np.int64)
     indices[2, 0, 1] = bad
-    with pytest.raises(DataError, match=rf"embed: index {bad} in row 2 is no code; they are 0 to 3"):
+    with pytest.raises(DataError, match=rf"embed: index {bad} in row 2 .*0 to 3$"):
         load(catalogue.folder).embed(indices)
 
 
@@ -551,7 +554,7 @@ def test_the_ids_of_the_best_validation_pass_are_kept(catalogue: TrainedRun) -> 
 
 
 def test_a_missing_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"nothing: not a run: there is no such folder"):
+    with pytest.raises(CheckpointError, match=r"nothing: not a run: the directory does not exist"):
         load(tmp_path / "nothing")
 
 
@@ -568,7 +571,7 @@ def test_config_and_model_are_all_that_encode_needs(trained: TrainedRun, tmp_pat
 
 def test_a_run_without_a_model_is_refused(trained: TrainedRun, tmp_path: Path) -> None:
     (copy_run(trained, tmp_path) / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"has no model.safetensors yet; the first validation"):
+    with pytest.raises(CheckpointError, match=r"has no model.safetensors yet; .*training\.validate_every"):
         load(tmp_path)
 
 
@@ -583,7 +586,7 @@ def test_a_damaged_model_is_refused(trained: TrainedRun, tmp_path: Path, damage:
 def test_a_model_of_another_config_is_refused(trained: TrainedRun, tmp_path: Path) -> None:
     config = copy_run(trained, tmp_path) / "config.yaml"
     config.write_text(config.read_text().replace("codebook_size: 16", "codebook_size: 8"))
-    with pytest.raises(CheckpointError, match=r"model.safetensors: does not fit config.yaml"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors: .*do not match .*config.yaml"):
         load(tmp_path)
 
 

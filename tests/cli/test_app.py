@@ -74,7 +74,9 @@ def test_a_process_ends_with_the_code_of_its_command(words: str, code: int, clos
 
 
 def test_all_that_is_said_comes_through_a_pipe(vqtool: Command) -> None:
-    done = subprocess.run([sys.executable, "-m", "vqtool", "init"], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "vqtool", "init"]
+    # The environment that Python sees: readline sets COLUMNS behind its back.
+    done = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, check=True)
     assert done.stdout == vqtool("init").out
 
 
@@ -187,7 +189,7 @@ def test_too_little_memory_is_one_line(
     monkeypatch.setattr(work, fail)
     done = vqtool(*arguments)
     assert (done.code, done.out) == (2, "")
-    assert done.err == "vqtool: out of memory; free some, give fewer rows, or name another --device\n"
+    assert done.err == "vqtool: out of memory; free memory, pass fewer rows, or choose another --device\n"
     fault = RuntimeError("shapes differ")
     with pytest.raises(RuntimeError, match="shapes differ"):
         vqtool(*arguments)
@@ -206,9 +208,9 @@ def test_a_folder_that_is_no_run_is_refused(
     arguments: list[str], vqtool: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert vqtool(*arguments) == Result(2, "", "vqtool: nowhere: not a run: there is no such folder\n")
+    assert vqtool(*arguments) == Result(2, "", "vqtool: nowhere: not a run: the directory does not exist\n")
     (tmp_path / "nowhere").mkdir()
-    assert vqtool(*arguments) == Result(2, "", "vqtool: nowhere: not a run: it has no config.yaml\n")
+    assert vqtool(*arguments) == Result(2, "", "vqtool: nowhere: not a run: config.yaml is missing\n")
 
 
 def _raising(error: BaseException) -> Callable[[], None]:

@@ -40,7 +40,7 @@ def test_names_that_are_no_text_are_escaped_in_what_others_read(
 def test_the_file_holds_what_python_encodes(trained: TrainedRun, vqtool: Command) -> None:
     done = vqtool("encode", trained.folder, trained.data, "--out", "tokens.npy")
     assert (done.code, done.err) == (0, "")
-    assert done.out == "tokens.npy: uint8 (60, 16), grid (4, 4); what it is stands in tokens.json\n"
+    assert done.out == "tokens.npy: uint8 (60, 16), grid (4, 4); manifest: tokens.json\n"
     tokens = np.load("tokens.npy", mmap_mode="r")
     assert tokens.dtype == np.uint8
     assert np.array_equal(tokens, load(trained.folder).encode(trained.array))
@@ -64,7 +64,7 @@ def test_the_manifest_says_what_the_contract_promises(trained: TrainedRun, vqtoo
     assert vqtool("encode", trained.folder, "--out", "tokens.npy").code == 0
     data = hashlib.sha256(trained.data.read_bytes()).hexdigest()
     manifest = json.loads(Path("tokens.json").read_text())
-    assert manifest.pop("format")
+    assert manifest.pop("format_version")
     assert manifest == {
         "shape": [60, 16],
         "dtype": "uint8",
@@ -128,19 +128,19 @@ def test_images_of_another_size_have_another_grid(trained: TrainedRun, vqtool: C
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["gone.npy", "--out", "t.npy"], "gone.npy: no such file"),
-        (["rgb.npy", "--out", "t.npy"], "rgb.npy: rows of shape (3, 8, 8), but the model was trained on rows"),
-        (["c.npy", "--out", "t.npy"], "c.npy: rows of shape (64,), but the model was trained on rows"),
+        (["gone.npy", "--out", "t.npy"], "gone.npy does not exist"),
+        (["rgb.npy", "--out", "t.npy"], "rgb.npy: rows have shape (3, 8, 8), but the model was trained on rows"),
+        (["c.npy", "--out", "t.npy"], "c.npy: rows have shape (64,), but the model was trained on rows"),
         (["nan.npy", "--out", "t.npy"], "nan.npy: row 2 holds NaN"),
         (["text.npy", "--out", "t.npy"], "text.npy: not a readable .npy file"),
-        (["--out", "t.txt"], "t.txt: the name of an output must end in .npy"),
-        (["--out", "tokens"], "tokens: the name of an output must end in .npy"),
-        (["--out", "no/t.npy"], "no/t.npy: there is no folder no"),
-        (["--out", "there.npy"], "there.npy: is there already; --overwrite replaces it"),
-        (["--out", "folder.npy"], "folder.npy: is there already"),
+        (["--out", "t.txt"], "t.txt: the name of the output must end in .npy"),
+        (["--out", "tokens"], "tokens: the name of the output must end in .npy"),
+        (["--out", "no/t.npy"], "no/t.npy: directory no does not exist"),
+        (["--out", "there.npy"], "there.npy: already exists; use --overwrite"),
+        (["--out", "folder.npy"], "folder.npy: already exists"),
         (["--out", "folder.npy", "--overwrite"], "folder.npy: "),
-        (["--out", "t.npy", "--device", "gpu"], "device: 'gpu' is no device"),
-        (["--out", "t.npy", "--key", "x"], "no array 'x'"),
+        (["--out", "t.npy", "--device", "gpu"], "device: gpu is not a device"),
+        (["--out", "t.npy", "--key", "x"], "no array is named x"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
@@ -195,7 +195,7 @@ def test_a_model_that_does_not_fit_its_config_is_named(trained: TrainedRun, vqto
     config.write_text(config.read_text().replace("codebook_size: 16", "codebook_size: 17"))
     done = vqtool("encode", "run", "--out", "t.npy")
     assert (done.code, done.out) == (2, "")
-    assert done.err.startswith("vqtool: run/model.safetensors: does not fit config.yaml")
+    assert done.err.startswith("vqtool: run/model.safetensors: tensors do not match the model in config.yaml")
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_a_model_that_does_not_fit_its_config_is_named(trained: TrainedRun, vqto
     [
         ("codebook_dim: 4", "codebook_dim: auto"),
         ("layout: CHW", "layout: auto"),
-        ("\n  decoder:\n    kind: conv2d\n    width: 8\n    downsamples: 1\n    blocks: 1", ""),
+        ("\n  decoder:\n    kind: conv2d\n    width: 8\n    downsamples: 1\n    res_blocks: 1", ""),
         ("codebook_size: 16", "codebook_sise: 16"),
         ("kind: vector", "kind: [vector"),
     ],
@@ -224,7 +224,7 @@ def test_a_missing_data_file_of_the_run_is_named(trained: TrainedRun, vqtool: Co
     config = Path("run/config.yaml")
     config.write_text(config.read_text().replace(str(trained.data), "/gone/away.npy"))
     done = vqtool("encode", "run", "--out", "t.npy")
-    assert done == Result(2, "", "vqtool: /gone/away.npy: no such file\n")
+    assert done == Result(2, "", "vqtool: data.path: /gone/away.npy does not exist\n")
 
 
 def test_names_with_brackets_print_as_they_are(trained: TrainedRun, vqtool: Command) -> None:
@@ -241,7 +241,7 @@ def test_unique_appends_a_level_that_makes_rows_unique(catalogue: TrainedRun, vq
     assert vqtool("encode", catalogue.folder, "--out", "plain.npy").code == 0
     done = vqtool("encode", catalogue.folder, "--unique", "--out", "ids.npy")
     assert (done.code, done.err) == (0, "")
-    assert done.out == "ids.npy: uint8 (60, 1, 3), grid (1,); what it is stands in ids.json\n"
+    assert done.out == "ids.npy: uint8 (60, 1, 3), grid (1,); manifest: ids.json\n"
     plain, ids = np.load("plain.npy"), np.load("ids.npy")
     assert np.array_equal(ids[..., :-1], plain)
     assert len(np.unique(plain, axis=0)) < len(np.unique(ids, axis=0)) == 60
@@ -271,12 +271,12 @@ def test_extend_keeps_the_ids_that_are_published(catalogue: TrainedRun, vqtool: 
     ("arguments", "message"),
     [
         (["moved.npy", "--unique", "--extend", "old.npy"], "old.npy: row "),
-        (["fewer.npy", "--unique", "--extend", "old.npy"], "old.npy: has 60 rows, but the data have 9"),
-        (["--unique", "--extend", "plain.npy"], "plain.npy: was not written with --unique"),
-        (["--unique", "--extend", "other.npy"], "other.npy: written by another model, 000000000000..."),
-        (["--unique", "--extend", "gone.npy"], "gone.npy: no such file"),
-        (["--unique", "--extend", "moved.npy"], "moved.npy: has no manifest moved.json beside it"),
-        (["--extend", "old.npy"], "--extend goes with --unique"),
+        (["fewer.npy", "--unique", "--extend", "old.npy"], "old.npy: has 60 rows, but the data have only 9"),
+        (["--unique", "--extend", "plain.npy"], "plain.npy: not written with --unique"),
+        (["--unique", "--extend", "other.npy"], "other.npy: written by another model (000000000000...)"),
+        (["--unique", "--extend", "gone.npy"], "gone.npy does not exist"),
+        (["--unique", "--extend", "moved.npy"], "moved.npy: its manifest moved.json"),
+        (["--extend", "old.npy"], "--extend needs --unique"),
         (["--unique", "--overwrite", "--extend", "old.npy", "fewer.npy"], "old.npy: has 60 rows"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -299,5 +299,5 @@ def test_what_cannot_be_extended_is_2_and_leaves_nothing(
 def test_several_positions_are_no_id(trained: TrainedRun, vqtool: Command) -> None:
     done = vqtool("encode", trained.folder, "--unique", "--out", "ids.npy")
     assert (done.code, done.out) == (2, "")
-    assert "--unique: an id is one position, but samples have 16 (grid (4, 4))" in done.err
+    assert "--unique: needs one token per sample, but samples have 16 (grid (4, 4))" in done.err
     assert names() == []

@@ -119,9 +119,9 @@ def test_the_table_says_the_same(trained: TrainedRun, tiles: Path, vqtool: Comma
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("gone.npy", "gone.npy: no such file"),
-        ("gone/*.npy", "gone/*.npy: no tensor file there"),
-        ("colour.npy", "rows of shape (3, 8, 8), but the model was trained on rows of shape (1, 8, 8)"),
+        ("gone.npy", "gone.npy does not exist"),
+        ("gone/*.npy", "gone/*.npy: no tensor files found"),
+        ("colour.npy", "rows have shape (3, 8, 8), but the model was trained on rows of shape (1, 8, 8)"),
     ],
 )
 def test_wrong_data_is_2(
@@ -137,10 +137,13 @@ def test_wrong_data_is_2(
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.full((2, 12, 12), 3, np.uint8), "row 0 holds a class of 3 or above (the largest is 3)"),
+        (np.full((2, 12, 12), 3, np.uint8), "row 0 holds a class of 3 or above (largest: 3)"),
         (np.full((2, 12, 12), -1, np.int8), "row 0 holds a negative integer"),
-        (np.zeros((2, 12, 12), np.float32), "float32, but the model was trained on classes, uint8"),
-        (np.zeros((2, 8, 12), np.uint8), "rows of shape (8, 12), but the model was trained on rows of shape (12, 12)"),
+        (np.zeros((2, 12, 12), np.float32), "float32 does not match the model; it was trained on classes (uint8)"),
+        (
+            np.zeros((2, 8, 12), np.uint8),
+            "rows have shape (8, 12), but the model was trained on rows of shape (12, 12)",
+        ),
     ],
     ids=["class", "negative", "values", "size"],
 )
@@ -203,11 +206,11 @@ def test_the_table_shows_rate_and_distortion(catalogue: TrainedRun, vqtool: Comm
     told = evaluate(vqtool, catalogue.folder, "--rate-distortion")["rate_distortion"]
     done = vqtool("eval", catalogue.folder, "--rate-distortion")
     rows = {line.split("  ")[0]: line for line in done.out.splitlines()}
-    assert f"{told['error']:.4g}" in rows["quantizing error"]
+    assert f"{told['error']:.4g}" in rows["quantization error"]
     assert f"{told['reference']:.4g}" in rows["reference"]
     assert f"{told['ratio']:.3f}" in rows["error / reference"]
     assert "Shannon bound" not in rows
-    assert "quantizing error" not in vqtool("eval", catalogue.folder).out
+    assert "quantization error" not in vqtool("eval", catalogue.folder).out
 
 
 def test_without_a_reference_it_is_null(vqtool: Command, tmp_path: Path) -> None:

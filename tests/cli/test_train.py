@@ -150,9 +150,9 @@ def test_the_closing_table_names_the_figures_the_run_and_the_next_commands(here:
     assert "vqtool encode runs/tiny" in done.out
     assert "vqtool inspect runs/tiny" in done.out
     reading, start, validation, *_ = done.err.splitlines()
-    assert reading == ("rows (1, 8, 8) float32, layout CHW, values, normalize global; 54 to train on, 6 to validate on")
-    assert start.startswith("step 1: codes start ")
-    assert validation.startswith("step 1: validation reconstruction ")
+    assert reading.startswith("data: rows (1, 8, 8) float32, layout CHW, values, normalize global; 54 ")
+    assert "k-means" in start
+    assert "val_reconstruction" in validation
 
 
 def test_the_closing_table_tells_the_collision_rate_of_vectors(here: Path, vqtool: Command) -> None:
@@ -172,7 +172,7 @@ def test_json_is_one_object_and_the_messages_are_elsewhere(here: Path, vqtool: C
     assert done.code == 0
     assert json.loads(done.out) == {"run": "runs/tiny", **json.loads((here / "runs/tiny/summary.json").read_text())}
     assert done.out.count("\n") == 1
-    assert "step 1: validation" in done.err
+    assert "val_reconstruction" in done.err
 
 
 def test_a_name_with_brackets_is_printed_as_it_is(here: Path, vqtool: Command) -> None:
@@ -200,12 +200,12 @@ def test_a_dry_run_says_what_it_would_do(here: Path, vqtool: Command) -> None:
     assert "54 to train, 6 to validate" in done.out
     assert "grid (4, 4)" in done.out
     assert "runs/tiny" in done.out
-    assert "(holds a run already)" not in done.out
+    assert "(contains a run)" not in done.out
 
 
 def test_a_dry_run_says_where_a_run_is_in_the_way(finished: Path, vqtool: Command) -> None:
     before = tree(finished)
-    assert "(holds a run already)" in vqtool("train", "--config", "tiny.yaml", "--dry-run").out
+    assert "(contains a run)" in vqtool("train", "--config", "tiny.yaml", "--dry-run").out
     assert tree(finished) == before
 
 
@@ -240,15 +240,18 @@ def test_a_dry_run_finds_what_training_would(here: Path, vqtool: Command) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config", "nowhere.yaml"], "nowhere.yaml: no such file; `vqtool init` lists recipes to start from"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: file does not exist; `vqtool init` lists recipes to start from"),
         (["--config", "tiny.yaml", "--set", "training.step=3"], "did you mean steps?"),
-        (["--config", "tiny.yaml", "--set", "data.path=nowhere.npy"], "nowhere.npy: no such file"),
-        (["--config", "tiny.yaml", "--set", "data.validation=gone.npy"], "gone.npy: no such file"),
-        (["--config", "tiny.yaml", "--set", "data.path=none/*.npy"], "none/*.npy: no tensor file there"),
-        (["--config", "tiny.yaml", "--set", "data.validation=wide.npy"], "wide.npy: rows of shape (1, 8, 9)"),
+        (["--config", "tiny.yaml", "--set", "data.path=nowhere.npy"], "data.path: nowhere.npy does not exist"),
+        (["--config", "tiny.yaml", "--set", "data.validation=gone.npy"], "data.validation: gone.npy does not exist"),
+        (["--config", "tiny.yaml", "--set", "data.path=none/*.npy"], "data.path: none/*.npy: no tensor files found"),
+        (
+            ["--config", "tiny.yaml", "--set", "data.validation=wide.npy"],
+            "data.validation: wide.npy: rows have shape (1, 8, 9)",
+        ),
         (["--config", "tiny.yaml", "--set", "data.size=[8, 9]"], "data.size is [8, 9], but the array has [8, 8]"),
         (["--config", "tiny.yaml", "--set", "data.path=nan.npy"], "nan.npy: row 1 holds NaN"),
-        (["--config", "tiny.yaml", "--set", "data.path=tiny.yaml"], "tiny.yaml: not a kind of file"),
+        (["--config", "tiny.yaml", "--set", "data.path=tiny.yaml"], "data.path: tiny.yaml: unknown file type"),
         (["--config", "tiny.yaml", "--set", "data.path=text.npy"], "text.npy: not a readable .npy file"),
         (["--config", "tiny.yaml", "--set", "data.path=two.npz"], "\n  0  float32 (60, 1, 8, 8)\n  b  float32 (2, 3)"),
         (["--config", "tiny.yaml", "--device", "cuda:99"], "device: cuda:99 is not available"),
@@ -367,7 +370,7 @@ def test_resume_of_a_finished_run_says_so_and_is_0(finished: Path, vqtool: Comma
     before = tree(finished)
     done = vqtool("train", "--config", "tiny.yaml", "--resume", "--json")
     assert done.code == 0
-    assert "the run is finished, at step 12" in done.err
+    assert "finished at step 12" in done.err
     assert json.loads(done.out) == {"run": "runs/tiny", **json.loads((finished / "summary.json").read_text())}
     assert tree(finished) == before
 
@@ -378,8 +381,8 @@ def test_resume_of_a_finished_run_says_so_and_is_0(finished: Path, vqtool: Comma
         ("seed=1", "seed (0 in the run, 1 now)"),
         ("training.batch_size=8", "training.batch_size (16 in the run, 8 now)"),
         ("model.encoder.width=16", "model.encoder.width (8 in the run, 16 now)"),
-        ("data.normalize=none", "data.normalize ('global' in the run, 'none' now)"),
-        ("name=other", "name ('tiny' in the run, 'other' now)"),
+        ("data.normalize=none", "data.normalize (global in the run, none now)"),
+        ("name=other", "name (tiny in the run, other now)"),
     ],
 )
 def test_resume_with_another_setting_names_its_key(override: str, key: str, finished: Path, vqtool: Command) -> None:
@@ -436,7 +439,7 @@ def test_a_damaged_checkpoint_is_named(content: bytes, finished: Path, vqtool: C
         path.write_bytes(content)
     done = vqtool("train", "--config", "tiny.yaml", "--resume")
     assert (done.code, done.out) == (2, "")
-    assert "no checkpoint is whole" in done.err
+    assert "no usable checkpoint" in done.err
 
 
 # Stopping.
@@ -449,7 +452,7 @@ def interrupted(here: Path, vqtool: Command, monkeypatch: pytest.MonkeyPatch) ->
         stop_in_step(patch, 1)
         done = vqtool("train", "--config", "tiny.yaml")
     assert done.code == 143
-    assert done.err.endswith("\nvqtool: stopped by SIGTERM after step 1, saved; --resume goes on from there\n")
+    assert "\nvqtool: stopped by SIGTERM after step 1; checkpoint saved" in done.err
     run = here / "runs" / "tiny"
     assert [path.name for path in (run / "checkpoints").glob("*.pt")] == ["step-000000001.pt"]
     return run
@@ -499,7 +502,7 @@ def test_signals_save_and_resume_finishes(here: Path, vqtool: Command) -> None:
         assert (out, code) == ("", 128 + numbers[name])
         assert "Traceback" not in err
         step = int(max(Path(name, "checkpoints").iterdir()).stem.removeprefix("step-"))
-        assert f"stopped by {numbers[name].name} after step {step}, saved; --resume goes on from there" in err
+        assert f"stopped by {numbers[name].name} after step {step}; checkpoint saved" in err
         resumed = vqtool(*command, *seldom, "--run-dir", name, "--resume")
         assert resumed.code == 0
         assert json.loads(resumed.out)["steps"] == 300
