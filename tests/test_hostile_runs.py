@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import Result, TrainedRun
@@ -102,6 +103,47 @@ def test_a_checkpoint_of_other_things(fields: dict[str, Any], run: Path, trained
         torch.save({**torch.load(path, weights_only=True), **fields}, path)
         resign(path)
     refused(resume(vqtool, trained, run), ".pt")
+
+
+def of_a_later_version(run: Path, name: str) -> None:
+    """Set format_version to 7 in a file of a run, or in the manifest of its tokens."""
+    path = run / name
+    match path.suffix:
+        case ".safetensors":
+            with safe_open(path, "pt") as file:
+                about = {**json.loads(file.metadata()["vqtool"]), "format_version": 7}
+            save_file(load_file(path), path, metadata={"vqtool": json.dumps(about)})
+        case ".pt":
+            torch.save({**torch.load(path, weights_only=True), "format_version": 7}, path)
+            resign(path)
+        case ".json":
+            path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 7}))
+        case ".yaml":
+            path.write_text(path.read_text().replace("format_version: 1", "format_version: 7"))
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("config.yaml", ["encode", "run", "--out", "t.npy"]),
+        ("model.safetensors", ["encode", "run", "--out", "t.npy"]),
+        ("tokens.json", ["decode", "run", "run/tokens.npy", "--out", "d.npy"]),
+        ("checkpoints/step-000000012.pt", ["train", "--resume"]),
+        ("checkpoints/step-000000012.json", ["train", "--resume"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_later_format_version_is_named(
+    name: str, command: list[str], run: Path, trained: TrainedRun, vqtool: Command
+) -> None:
+    assert vqtool("encode", run, "--out", run / "tokens.npy").code == 0
+    for path in (run / "checkpoints").glob("step-000000006*"):
+        path.unlink()
+    of_a_later_version(run, name)
+    result = resume(vqtool, trained, run) if command[0] == "train" else vqtool(*command)
+    refused(result, name)
+    for part in ("format_version", "7", "update vqtool"):
+        assert part in result.err
 
 
 LONG = "x" * 300

@@ -131,10 +131,10 @@ def test_an_output_is_a_new_npy_file_in_a_folder_that_is_there(path: Path) -> No
     check_output(path.with_name("new.npy"), overwrite=False)
     check_output(path, overwrite=True)
     for wrong, message in [
-        (path, "is there already; --overwrite replaces it"),
-        (path.with_suffix(".bin"), r"must end in \.npy"),
-        (path.parent / "no" / "t.npy", "there is no folder"),
-        (path / "t.npy", "there is no folder"),
+        (path, r"tokens\.npy: already exists; .*--overwrite"),
+        (path.with_suffix(".bin"), r"tokens\.bin: .*\.npy"),
+        (path.parent / "no" / "t.npy", r"t\.npy: directory .*no does not exist"),
+        (path / "t.npy", r"t\.npy: directory .*tokens\.npy does not exist"),
     ]:
         with pytest.raises(DataError, match=message):
             check_output(wrong, overwrite=False)
@@ -142,18 +142,18 @@ def test_an_output_is_a_new_npy_file_in_a_folder_that_is_there(path: Path) -> No
 
 def test_a_missing_file_is_named(path: Path) -> None:
     path.unlink()
-    with pytest.raises(DataError, match=r"tokens\.npy: no such file"):
+    with pytest.raises(DataError, match=r"tokens\.npy does not exist"):
         read_indices(path)
 
 
 def test_a_missing_manifest_is_named(path: Path) -> None:
     manifest_path(path).unlink()
-    with pytest.raises(DataError, match=r"tokens\.npy: has no manifest tokens\.json beside it"):
+    with pytest.raises(DataError, match=r"tokens\.npy: .*manifest tokens\.json.* missing"):
         read_indices(path)
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"5", b"null", b"{}", b'{"format": "other"}', b"\xff\xfe", b'{"shape": [6, 4]}']
+    "content", [b"", b"{", b"[]", b"5", b"null", b'{"format_version": 1}', b"\xff\xfe", b"[" * 100_000]
 )
 def test_what_is_no_manifest_is_refused(content: bytes, path: Path) -> None:
     manifest_path(path).write_bytes(content)
@@ -179,6 +179,8 @@ def test_what_is_no_manifest_is_refused(content: bytes, path: Path) -> None:
         ("unique", None),
         ("unique", 1),
         ("extra", 1),
+        ("format_version", 1.0),
+        ("format_version", True),
     ],
 )
 def test_a_manifest_with_a_wrong_field_is_refused(field: str, value: Any, path: Path) -> None:
@@ -212,10 +214,10 @@ def test_a_manifest_from_before_there_were_unique_ids_is_of_plain_ones(path: Pat
 )
 def test_a_manifest_of_another_shape_or_type_is_refused(array: np.ndarray, path: Path) -> None:
     np.save(path, array)
-    found = f"holds {array.dtype.name} {list(array.shape)}, but tokens.json says uint8 [6, 4]"
     with pytest.raises(DataError) as error:
         read_indices(path)
-    assert str(error.value) == f"{path}: {found}"
+    assert str(error.value).startswith(f"{path}: contains {array.dtype.name} {list(array.shape)}, ")
+    assert "tokens.json describes uint8 [6, 4]" in str(error.value)
 
 
 def npz(path: Path) -> None:
@@ -241,6 +243,32 @@ def test_what_is_no_npy_file_is_refused(damage: Any, path: Path) -> None:
         read_indices(path)
 
 
+# Format version
+
+
+def test_the_manifest_begins_with_its_format_version(path: Path) -> None:
+    fields = json.loads(manifest_path(path).read_text())
+    assert next(iter(fields)) == "format_version"
+    assert fields["format_version"] == 1
+
+
+@pytest.mark.parametrize("version", [2, 0, "1", [1]])
+def test_a_manifest_of_an_unknown_format_version_is_refused(version: Any, path: Path) -> None:
+    changed = {"format_version": version, "a field of a later version": 1}
+    manifest_path(path).write_text(json.dumps({**asdict(MANIFEST), **changed}))
+    with pytest.raises(DataError) as error:
+        read_indices(path)
+    for part in ("tokens.json: format_version: ", str(version), "reads 1", "update vqtool", "encode the data again"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("fields", [{}, {"shape": [6, 4]}, {**asdict(MANIFEST), "format": "vqtool indices 1"}])
+def test_a_manifest_without_a_format_version_is_refused(fields: dict[str, Any], path: Path) -> None:
+    manifest_path(path).write_text(json.dumps({key: value for key, value in fields.items() if key != "format_version"}))
+    with pytest.raises(DataError, match=r"tokens\.json: format_version is missing.*encode the data again"):
+        read_indices(path)
+
+
 # Written whole, or not at all
 
 
@@ -248,7 +276,7 @@ def test_a_manifest_alone_may_be_replaced_for_its_writer_was_killed(path: Path) 
     path.unlink()
     check_indices_output(path, overwrite=False)
     manifest_path(path).write_text('{"mine": 1}')
-    with pytest.raises(DataError, match=r"tokens\.json: is there already; --overwrite replaces it"):
+    with pytest.raises(DataError, match=r"tokens\.json: already exists; .*--overwrite"):
         check_indices_output(path, overwrite=False)
 
 

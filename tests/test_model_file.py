@@ -4,9 +4,11 @@ import hashlib
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -69,7 +71,7 @@ def test_equal_models_are_equal_bytes(path: Path) -> None:
 
 
 def test_a_run_without_a_model_says_what_writes_it(path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"has no model\.safetensors yet; .*training\.validate_every"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors .*training\.validate_every"):
         read_model(path)
 
 
@@ -105,6 +107,43 @@ def test_a_file_of_another_program_is_read_but_no_digest_of_another_file_is_beli
     save_file({"a": torch.ones(3)}, path)
     model, _ = read_model(path)
     assert (list(model.state), model.step, model.metrics) == (["a"], None, {})
-    save_file({"a": torch.ones(3)}, path, metadata={"vqtool": json.dumps({"sha256": "0" * 64, "step": 1})})
-    with pytest.raises(CheckpointError, match="what it holds is not what its SHA-256 says"):
+    about = json.dumps({"format_version": 1, "sha256": "0" * 64, "step": 1})
+    save_file({"a": torch.ones(3)}, path, metadata={"vqtool": about})
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged: SHA-256"):
+        read_model(path)
+
+
+def about(path: Path) -> dict[str, Any]:
+    """vqtool's metadata of a file."""
+    with safe_open(path, "pt") as file:
+        found: dict[str, Any] = json.loads(file.metadata()["vqtool"])
+    return found
+
+
+def test_the_metadata_have_the_format_version(path: Path) -> None:
+    write_model(path, saved())
+    assert about(path)["format_version"] == 1
+
+
+@pytest.mark.parametrize("version", [2, 0, "1"])
+def test_a_model_of_an_unknown_format_version_is_refused(version: Any, path: Path) -> None:
+    write_model(path, saved())
+    fields = {**about(path), "format_version": version}
+    save_file({"a": torch.ones(3)}, path, metadata={"vqtool": json.dumps(fields)})
+    with pytest.raises(CheckpointError) as error:
+        read_model(path)
+    for part in (
+        "model.safetensors: format_version: ",
+        str(version),
+        "reads 1",
+        "update vqtool",
+        "train the run again",
+    ):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("fields", [{}, {"step": 1, "sha256": "0" * 64}])
+def test_a_model_without_a_format_version_is_refused(fields: dict[str, Any], path: Path) -> None:
+    save_file({"a": torch.ones(3)}, path, metadata={"vqtool": json.dumps(fields)})
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: format_version is missing.*train the run again"):
         read_model(path)

@@ -44,13 +44,13 @@ def test_a_folder_may_be_given_as_text(run: Run) -> None:
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"not a run: it has no config\.yaml"):
+    with pytest.raises(CheckpointError, match=r"not a run: config\.yaml is missing"):
         Run(tmp_path).settings()
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="file/run: cannot be made"):
+    with pytest.raises(CheckpointError, match="file/run: cannot be created"):
         Run(tmp_path / "file" / "run").create(SETTINGS)
 
 
@@ -78,7 +78,7 @@ def test_two_processes_cannot_claim_one_folder(run: Run) -> None:
     again = f"from vqtool.run import Run\nwith Run({str(run.folder)!r}).claimed(): print('claimed')"
     with run.claimed():
         second = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True)
-        assert "another process is training in it" in second.stderr
+        assert "another process is training in this directory" in second.stderr
     third = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True)
     assert third.stdout == "claimed\n"
 
@@ -156,3 +156,30 @@ def test_a_damaged_summary_is_named(content: bytes, run: Run) -> None:
     run.summary.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"summary\.json: damaged"):
         run.read_summary()
+
+
+def test_a_summary_without_a_key_names_it(run: Run) -> None:
+    run.write_summary({"steps": 3, "seconds": 1.5, "best_step": 2, "final": {}})
+    with pytest.raises(CheckpointError, match=r"summary\.json: damaged: missing keys: best;"):
+        run.read_summary()
+
+
+# Format version
+
+
+def test_the_config_of_a_run_begins_with_its_format_version(run: Run) -> None:
+    assert run.config.read_text().startswith("format_version: 1\n")
+
+
+def test_a_config_without_a_format_version_is_of_version_1(run: Run) -> None:
+    run.config.write_text(run.config.read_text().removeprefix("format_version: 1\n"))
+    assert run.settings() == SETTINGS
+
+
+@pytest.mark.parametrize("version", ["2", "0", "'1'", "1.0", "true", "null"])
+def test_a_config_of_an_unknown_format_version_is_refused(run: Run, version: str) -> None:
+    run.config.write_text(run.config.read_text().replace("format_version: 1", f"format_version: {version}"))
+    with pytest.raises(
+        ConfigError, match=r"config\.yaml:1: format_version: .*reads format_version 1 only; update vqtool"
+    ):
+        run.settings()

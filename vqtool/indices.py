@@ -190,7 +190,7 @@ def read_manifest(path: Path) -> Manifest:
     """
     manifest = manifest_path(path)
     if not path.exists():
-        raise DataError(f"{path}: does not exist")
+        raise DataError(f"{path} does not exist")
     if not manifest.exists():
         raise DataError(
             f"{path}: its manifest {manifest.name}, which describes the indices, is missing; restore it, or {_AGAIN}"

@@ -2,6 +2,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,7 +72,7 @@ def test_one_whose_writing_was_cut_short_does_not_count(run: Run) -> None:
     (run.checkpoints / "step-000000003.pt").write_bytes(b"whole, perhaps")
     lines: list[str] = []
     assert load_checkpoint(run, lines.append) is None
-    assert "step-000000003.pt: has no step-000000003.json, without which it does not count" in lines[0]
+    assert "step-000000003.pt: incomplete checkpoint: marker step-000000003.json" in lines[0]
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
@@ -152,7 +153,14 @@ def flip(content: bytes) -> bytes:
     return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
 
 
-DAMAGES = [cut, scramble, flip, lambda content: b"", lambda content: b"PK\x03\x04", lambda content: b"{}"]
+DAMAGES = [
+    cut,
+    scramble,
+    flip,
+    lambda content: b"",
+    lambda content: b"PK\x03\x04",
+    lambda content: b'{"format_version": 1}',
+]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -170,7 +178,7 @@ def test_a_damaged_one_is_told_and_the_one_before_is_used(
     assert state.step == 3
     assert len(lines) == 1
     assert "step-000000006.pt: damaged" in lines[0]
-    assert lines[0].endswith("it is not used")
+    assert lines[0].endswith("skipped")
 
 
 @pytest.mark.parametrize("kind", ["pt", "json"])
@@ -193,7 +201,7 @@ def test_where_none_is_whole_nothing_is_begun_anew(tmp_path: Path) -> None:
     for path in run.checkpoints.glob("*.pt"):
         path.write_bytes(flip(path.read_bytes()))
     model = run.model.read_bytes()
-    with pytest.raises(CheckpointError, match="no checkpoint is whole; --overwrite starts the run again"):
+    with pytest.raises(CheckpointError, match=r"checkpoints: no usable checkpoint; .*--overwrite"):
         train(settings, tmp_path / "run", resume=True)
     assert run.model.read_bytes() == model
 
@@ -203,26 +211,63 @@ class _Code:
         return (pytest.fail, ("code in a checkpoint ran",))
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"model": {}}, torch.zeros(3), {"step": _Code()}])
+@pytest.mark.parametrize(
+    "content", [[1, 2], {"format_version": 1, "model": {}}, torch.zeros(3), {"format_version": 1, "step": _Code()}]
+)
 def test_what_is_no_checkpoint_is_no_traceback_and_no_code_runs(run: Run, content: object) -> None:
     save_checkpoint(run, state_at(3), keep=1)
     path = run.checkpoints / "step-000000003.pt"
     torch.save(content, path)
     resign(path)
     lines: list[str] = []
-    with pytest.raises(CheckpointError, match="no checkpoint is whole"):
+    with pytest.raises(CheckpointError, match="no usable checkpoint"):
         load_checkpoint(run, lines.append)
     assert "step-000000003.pt: damaged" in lines[0]
 
 
-def test_one_of_another_version_is_refused(run: Run) -> None:
+def read_pair(run: Run) -> dict[str, dict[str, Any]]:
+    """The only checkpoint and its marker, by suffix."""
+    path = run.checkpoints / "step-000000003.pt"
+    return {"pt": torch.load(path, weights_only=True), "json": json.loads(path.with_suffix(".json").read_text())}
+
+
+def write_pair(run: Run, pair: dict[str, dict[str, Any]]) -> None:
+    path = run.checkpoints / "step-000000003.pt"
+    torch.save(pair["pt"], path)
+    path.with_suffix(".json").write_text(json.dumps(pair["json"]))
+    resign(path)
+
+
+def test_checkpoint_and_marker_have_the_format_version(run: Run) -> None:
     save_checkpoint(run, state_at(3), keep=1)
-    marker = run.checkpoints / "step-000000003.json"
-    marker.write_text(json.dumps({**json.loads(marker.read_text()), "format": "vqtool checkpoint 99"}))
+    assert [content["format_version"] for content in read_pair(run).values()] == [1, 1]
+
+
+@pytest.mark.parametrize("kind", ["pt", "json"])
+@pytest.mark.parametrize("version", [2, 0, "1"])
+def test_an_unknown_format_version_is_refused(run: Run, kind: str, version: Any) -> None:
+    save_checkpoint(run, state_at(3), keep=1)
+    pair = read_pair(run)
+    pair[kind]["format_version"] = version
+    write_pair(run, pair)
     lines: list[str] = []
-    with pytest.raises(CheckpointError, match="no checkpoint is whole"):
+    with pytest.raises(CheckpointError, match="no usable checkpoint"):
         load_checkpoint(run, lines.append)
-    assert "step-000000003.json: written by another version of vqtool" in lines[0]
+    for part in (f"step-000000003.{kind}: format_version: {version} ", "reads 1", "update vqtool", "--overwrite"):
+        assert part in lines[0]
+
+
+@pytest.mark.parametrize("kind", ["pt", "json"])
+def test_a_missing_format_version_is_refused(run: Run, kind: str) -> None:
+    save_checkpoint(run, state_at(3), keep=1)
+    pair = read_pair(run)
+    del pair[kind]["format_version"]
+    write_pair(run, pair)
+    lines: list[str] = []
+    with pytest.raises(CheckpointError, match="no usable checkpoint"):
+        load_checkpoint(run, lines.append)
+    assert f"step-000000003.{kind}: format_version is missing" in lines[0]
+    assert "--overwrite" in lines[0]
 
 
 @pytest.mark.parametrize("kind", ["pt", "json"])
@@ -236,7 +281,7 @@ def test_a_run_goes_on_from_the_one_before_a_damaged_one(tmp_path: Path, kind: s
     run.summary.unlink()
     lines: list[str] = []
     train(settings, tmp_path / "run", resume=True, say=lines.append)
-    assert any("step-000000008" in line and "not used" in line for line in lines)
+    assert any("step-000000008" in line and "skipped" in line for line in lines)
     assert run.model.read_bytes() == model
     after = load_checkpoint(run)
     assert before is not None
