@@ -45,8 +45,8 @@ def _meaning(relations: Sequence[Relation], levels: Sequence[Usage]) -> str:
     few = f" {counted(fewest, 'pair')} for {counted(used, 'code')} are too few for a reliable estimate."
     return (
         f"A prior over tokens that conditions on {best.neighbour} can save {best.gain:.2f} of {best.alone:.2f} bits "
-        f"per token{at}; a prior with more context can save more. Bits saved: entropy given a shuffled neighbour, minus "
-        "entropy given the real one. Subtracting from the shuffled value removes the bias of small counts."
+        f"per token{at}; a prior with more context can save more. Bits saved: entropy given a shuffled neighbour, "
+        "minus entropy given the real one. Subtracting from the shuffled value removes the bias of small counts."
         f"{few if fewest < _FEW * used else ''}"
     )
 
