@@ -22,7 +22,7 @@ torch.set_num_threads(1)
 TINY = """
 data: {{kind: tensors, path: {path}}}
 model:
-  encoder: {{kind: conv2d, width: 8, downsamples: 1, blocks: 1}}
+  encoder: {{kind: conv2d, width: 8, downsamples: 1, res_blocks: 1}}
   quantizer: {{kind: vector, codebook_size: 16, codebook_dim: 4}}
 training:
   {{steps: 12, batch_size: 16, warmup_steps: 2, log_every: 4, validate_every: 6, checkpoint_every: 6, device: cpu}}
