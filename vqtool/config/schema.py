@@ -27,7 +27,7 @@ class RunSettings(Settings):
     data: DataKind = Field(description="samples to train on and to validate on")
     model: ModelSettings = Field(description="encoder, quantizer and decoder")
     loss: LossSettings = Field(LossSettings(), description="loss and its weights")
-    training: TrainingSettings = Field(TrainingSettings(), description="optimization, validation and checkpoints")
+    training: TrainingSettings = Field(TrainingSettings(), description="optimizer, validation and checkpoints")
 
     @field_validator("format_version", mode="before")
     @classmethod

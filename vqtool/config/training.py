@@ -22,7 +22,7 @@ BEST_METRICS = {
 
 
 class TrainingSettings(Settings):
-    """Optimization, validation and checkpoints. All intervals are in steps."""
+    """Optimizer, validation and checkpoints. All intervals are in steps."""
 
     steps: int = Field(2000, ge=1, description="number of optimizer steps")
     batch_size: int = Field(
@@ -46,7 +46,7 @@ class TrainingSettings(Settings):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto: cuda if available, else cpu")
     loader_threads: int = Field(1, ge=0, le=64, description="threads that prefetch batches; 0: no prefetching")
     init_from: str | None = Field(
-        None, min_length=1, description="run directory whose model initialises the weights; null: random initialization"
+        None, min_length=1, description="run directory whose model initialises the weights; null: random initialisation"
     )
     log_every: int = Field(50, ge=1, description="steps between logged training losses")
     validate_every: int = Field(

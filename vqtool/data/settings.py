@@ -36,7 +36,7 @@ class DataSettings(Settings):
     dtype: DtypeName | Auto = Field("auto", description="dtype of the array; auto: from the array")
     normalize: Literal["none", "global", "feature"] = Field(
         "global",
-        description="normalization by mean and scale of the training split; global: one pair; feature: one per channel",
+        description="normalisation by mean and scale of the training split; global: one pair; feature: one per channel",
     )
 
 
