@@ -98,7 +98,7 @@ def _ended(folder: Path, victim: int | None, number: signal.Signals) -> Ended:
         while any(Path(f"/proc/{process}").exists() for process in processes):
             time.sleep(0.05)
     words = (folder / "said.txt").read_text()
-    expected = "another process of the job has ended" if number == signal.SIGKILL else "stopped by SIGTERM after step"
+    expected = "another process of the job" if number == signal.SIGKILL else "stopped by SIGTERM after step"
     return Ended(run, config, time.monotonic() - begun, expected in words)
 
 

@@ -85,7 +85,9 @@ class TransformerSettings(NetSettings):
     patch_size: int = Field(4, ge=1, le=1 << 16, description="side of a patch, in steps (sequences) or pixels (images)")
     width: int = Field(128, ge=1, le=1 << 16, description="width of the hidden layers")
     depth: int = Field(4, ge=1, le=1000, description="number of transformer blocks")
-    heads: int = Field(4, ge=1, validate_default=True, description="attention heads; width must be a multiple")
+    heads: int = Field(
+        4, ge=1, validate_default=True, description="number of attention heads; width must be a multiple of it"
+    )
     ranks: ClassVar = (1, 2)
     any_size: ClassVar = False
 

@@ -255,7 +255,10 @@ class VectorQuantizerSettings(Settings):
         description="how gradients pass the argmin; rotation: the rotation trick (Fifty et al. 2024)",
     )
     unquantized_fraction: float = Field(
-        0.0, ge=0, le=1, description="fraction of the samples of a training batch that skip quantization"
+        0.0,
+        ge=0,
+        le=1,
+        description="fraction of the samples of a training batch whose latents reach the decoder unquantized",
     )
     temperature: float = Field(
         1.0,
