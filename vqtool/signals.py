@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: recorded when they arrive, acted on between two pieces of work, so that no file is half written."""
+"""SIGINT and SIGTERM: recorded when they arrive, acted on between two pieces of work."""
 
 import signal
 import threading

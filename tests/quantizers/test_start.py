@@ -317,7 +317,7 @@ def test_a_module_that_has_started_can_go_back_to_a_start_in_the_middle():
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a run this short codes would start in the first step."""
-    monkeypatch.setattr("vqtool.training.trainer._LONGEST_WAIT", 1.0)
+    monkeypatch.setattr("vqtool.training.trainer.LONGEST_WAIT", 1.0)
 
 
 def waiting(settings: RunSettings, vectors: int) -> RunSettings:
@@ -384,7 +384,7 @@ def test_codes_wait_for_a_tenth_of_the_run_at_most(tmp_path: Path, steps: int, f
     said: list[str] = []
     train(waiting(settings, vectors=10), tmp_path / "run", say=said.append)
     assert sample_sizes(tmp_path / "run", first) == [*((False, 16 * step) for step in range(1, first)), (True, 0)]
-    assert [line.partition(" start ")[0] for line in said if "codes start" in line] == [f"step {first}: codes"]
+    assert [line.partition(":")[0] for line in said if "initialised by k-means" in line] == [f"step {first}"]
     assert ["loss/commitment" in line for line in logged(tmp_path / "run")[: first + 1]] == [False] * first + [True]
 
 

@@ -180,9 +180,9 @@ def test_each_piece_of_state_is_needed(tmp_path: Path, forgotten: str) -> None:
 
 
 def test_the_sample_that_codes_wait_for_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "_LONGEST_WAIT", 1.0)
+    monkeypatch.setattr(trainer, "LONGEST_WAIT", 1.0)
     settings = tiny(tmp_path, encoder=IDENTITY, validate_every=8, checkpoint_every=3)
-    settings = with_quantizer(settings, init={"kind": "kmeans", "vectors": 10})
+    settings = with_quantizer(settings, init={"kind": "kmeans", "latents_per_code": 10})
     train(settings, tmp_path / "straight")
     kill_and_resume(settings, tmp_path / "run", 4)
     assert same(outcome(tmp_path / "run"), outcome(tmp_path / "straight"))
@@ -220,7 +220,7 @@ def test_a_damaged_best_model_is_told_and_written_anew(tmp_path: Path) -> None:
     run.summary.unlink()
     longer = settings_in(tmp_path, steps=9)
     summary = train(longer, tmp_path / "run", resume=True, say=lines.append)
-    assert any("model.safetensors: damaged" in line and "writes it anew" in line for line in lines)
+    assert any("model.safetensors: damaged" in line and "validation replaces it" in line for line in lines)
     assert read_model(run.model)[0].step == summary["best_step"] == 9
 
 
@@ -236,11 +236,11 @@ def test_data_that_changed_are_refused_unless_that_is_allowed(tmp_path: Path) ->
     content = bytearray((tmp_path / "data.npy").read_bytes())
     content[-1] ^= 1
     (tmp_path / "data.npy").write_bytes(content)
-    with pytest.raises(DataError, match=r"the data have changed since the run began .*--allow-data-change"):
+    with pytest.raises(DataError, match=r"/run: the data changed .*SHA-256 .*--allow-data-change"):
         train(settings, tmp_path / "run", resume=True)
     lines: list[str] = []
     train(settings, tmp_path / "run", resume=True, allow_data_change=True, say=lines.append)
-    assert any("the data have changed" in line for line in lines)
+    assert any("data changed" in line for line in lines)
 
 
 def _stop_at(calls: int) -> Callable[[], None]:

@@ -1,3 +1,4 @@
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,13 @@ import pytest
 import torch
 
 from tests.training import IDENTITY, from_random, logged, tiny
-from vqtool.data import BatchOrder
+from vqtool.config import RunSettings
 from vqtool.errors import ConfigError, DataError
 from vqtool.quantizers import kmeans
 from vqtool.run import Run
 from vqtool.training import plan_run, train
-from vqtool.training.prepare import prepare
+from vqtool.training.initialisation import Initialisation
+from vqtool.training.step import Stepper
 
 
 def test_it_agrees_with_data_and_settings(tmp_path: Path) -> None:
@@ -39,26 +41,63 @@ def test_it_counts_parameters_and_memory(tmp_path: Path) -> None:
     assert larger.memory_bytes - plan.memory_bytes > size * 64 * 4 * 6
 
 
+@pytest.mark.parametrize("init", [from_random, lambda settings: settings], ids=["random", "kmeans"])
 @pytest.mark.parametrize("learning", ["ema", "codebook_loss"])
-def test_its_first_loss_is_that_of_the_first_step(tmp_path: Path, learning: str) -> None:
-    settings = from_random(tiny(tmp_path, learning={"kind": learning}, steps=1))
+def test_its_first_loss_is_that_of_the_first_step(tmp_path: Path, learning: str, init: Any) -> None:
+    settings = init(tiny(tmp_path, learning={"kind": learning}, steps=1))
     plan = plan_run(settings, tmp_path / "run")
     train(settings, tmp_path / "run")
     assert math.isfinite(plan.first_loss)
     assert plan.first_loss == pytest.approx(logged(tmp_path / "run")[0]["loss/reconstruction"], rel=1e-6)
 
 
-def test_codes_that_would_wait_start_from_the_first_batch(tmp_path: Path) -> None:
-    settings = tiny(tmp_path, encoder=IDENTITY, batch_size=48)
-    prepared = prepare(settings)
-    x = prepared.dataset.training.take(BatchOrder(48, 48, seed=0).batch(0))
-    z = prepared.model.latents(x).flatten(0, 1)
-    codes = kmeans(z, 8, torch.Generator().manual_seed(0))
-    quantized = codes[torch.cdist(z, codes).argmin(dim=1)]
-    assert plan_run(settings).first_loss == pytest.approx(float((z - quantized).square().mean()), rel=1e-5)
+RESIDUAL = {"kind": "residual", "levels": 3, "quantizer": {"kind": "vector", "codebook_size": 32}}
 
 
-@pytest.mark.parametrize("learning", ["ema", "codebook_loss", "entropy"])
+@pytest.mark.parametrize("quantizer", [None, RESIDUAL, {**RESIDUAL, "shared": True}], ids=["vector", "own", "shared"])
+def test_it_rehearses_steps_that_quantize_without_k_means(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantizer: dict[str, Any] | None
+) -> None:
+    settings = tiny(tmp_path)
+    if quantizer:  # of more codes than a batch has latents
+        fields = settings.model_dump()
+        fields["model"]["quantizer"] = quantizer
+        settings = RunSettings.model_validate(fields)
+    waiting, distinct, seeded, held = [], [], [], []
+    forward, seeds = Stepper.forward, kmeans.__globals__["seeds"]
+
+    def watched(stepper: Stepper, x: torch.Tensor) -> Any:
+        model = stepper._model
+        waiting.append(model.quantizer.waits)
+        distinct.append([len(codes.unique(dim=0)) for codes in model.quantizer.learned_codes if codes is not None])
+        return forward(stepper, x)
+
+    def counted(vectors: torch.Tensor, clusters: int, *arguments: Any) -> torch.Tensor:
+        seeded.append(clusters)
+        return seeds(vectors, clusters, *arguments)
+
+    monkeypatch.setattr(Stepper, "forward", watched)
+    monkeypatch.setitem(kmeans.__globals__, "seeds", counted)
+    monkeypatch.setattr(Initialisation, "hold_memory", lambda each: held.append(each))
+    plan = plan_run(settings)
+    assert len(held) == 1
+    assert waiting[:3] == [True, False, False]
+    assert distinct[1] == plan.codebook_sizes  # equal codes would make the search slow
+    assert not seeded
+
+
+def test_its_time_is_that_of_steps_validations_and_initialisation(tmp_path: Path) -> None:
+    ticks = itertools.count()
+    plan = plan_run(tiny(tmp_path, steps=50, validate_every=20, log_every=4), clock=lambda: float(next(ticks)))
+    # With a clock that advances at every look: one step, of which a quarter measures, and the check of its time.
+    assert plan.seconds_per_step == 3 + 1 / 4
+    assert plan.seconds_per_validation == 2  # one chunk, and another for the shuffled indices
+    assert plan.seconds_of_initialisation > 0
+    assert plan.seconds == 50 * plan.seconds_per_step + 3 * 2 + plan.seconds_of_initialisation
+    assert plan_run(from_random(tiny(tmp_path))).seconds_of_initialisation == 0
+
+
+@pytest.mark.parametrize("learning", ["ema", "codebook_loss", "entropy_only"])
 def test_it_plans_without_a_network_too(tmp_path: Path, learning: str) -> None:
     settings = tiny(tmp_path, encoder=IDENTITY, learning={"kind": learning}, loss={"entropy": 0.1})
     plan = plan_run(settings)
@@ -102,7 +141,7 @@ def test_planning_does_not_change_what_is_trained(tmp_path: Path) -> None:
             ConfigError,
             r"loss\.reconstruction: cross_entropy .* continuous values",
         ),
-        ({"data": {"layout": "CHW"}}, DataError, r"data\.layout CHW means rows of 3 axes.*\(4,\)"),
+        ({"data": {"layout": "CHW"}}, DataError, r"data\.layout is CHW.* 3 axes.*\(4,\)"),
         ({"data": {"channels": 5}}, DataError, r"data\.channels is 5, but the array has 4"),
         ({"array": np.full((9, 4), np.nan)}, DataError, r"data\.npy: row 0 holds NaN"),
     ],

@@ -45,7 +45,7 @@ def stop(
     """Train up to a step, or go on to it."""
     with monkeypatch.context() as patch:
         stop_in_step(patch, step, number)
-        with pytest.raises(Stopped, match=f"after step {step}, saved"):
+        with pytest.raises(Stopped, match=f"after step {step}; checkpoint saved"):
             train(settings, folder, resume=True)
 
 
@@ -105,7 +105,7 @@ def test_interrupted_and_resumed_is_as_never_interrupted(
     stop(settings, tmp_path / "resumed", monkeypatch, step)
     lines: list[str] = []
     resumed = train(settings, tmp_path / "resumed", resume=True, say=lines.append)
-    assert f"{tmp_path / 'resumed'}: going on from step {step}" in lines
+    assert f"{tmp_path / 'resumed'}: resumed from step {step}" in lines
     assert without_seconds(resumed) == without_seconds(straight)
     assert Run(tmp_path / "resumed").model.read_bytes() == Run(tmp_path / "straight").model.read_bytes()
     states = [checkpoint(tmp_path / name, 8) for name in ("resumed", "straight")]
@@ -210,7 +210,7 @@ def test_the_summary_says_how_it_ended(tmp_path: Path) -> None:
 def test_a_run_that_is_there_is_refused(tmp_path: Path) -> None:
     train(tiny(tmp_path, steps=1), tmp_path / "run")
     before = Run(tmp_path / "run").model.read_bytes()
-    with pytest.raises(CheckpointError, match=r"run: holds a run already; --resume goes on with it, --overwrite repl"):
+    with pytest.raises(CheckpointError, match=r"/run: .*--resume .*--overwrite"):
         train(tiny(tmp_path, steps=1, seed=1), tmp_path / "run")
     assert Run(tmp_path / "run").model.read_bytes() == before
 
@@ -235,7 +235,7 @@ def test_a_run_is_not_given_up_for_settings_that_do_not_go(tmp_path: Path) -> No
         train(tiny(tmp_path, encoder={"kind": "conv1d"}), tmp_path / "run", overwrite=True)
     settings = tiny(tmp_path)
     (tmp_path / "data.npy").unlink()
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="does not exist"):
         train(settings, tmp_path / "run", overwrite=True)
     assert Run(tmp_path / "run").model.read_bytes() == before
     assert Run(tmp_path / "run").summary.exists()
@@ -255,7 +255,7 @@ def test_files_that_are_no_run_are_not_removed(tmp_path: Path, resume: bool) -> 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match=r"file/run: cannot be made: Not a directory"):
+    with pytest.raises(CheckpointError, match=r"file/run: cannot be created: Not a directory"):
         train(tiny(tmp_path, steps=1), tmp_path / "file" / "run")
 
 
@@ -281,7 +281,7 @@ def test_a_finished_run_without_its_checkpoints_is_not_begun_anew(tmp_path: Path
     model = Run(tmp_path / "run").model.read_bytes()
     for path in Run(tmp_path / "run").checkpoint_files():
         path.unlink()
-    with pytest.raises(CheckpointError, match="has no checkpoint to go on from; --overwrite starts the run again"):
+    with pytest.raises(CheckpointError, match=r"/run: .*no checkpoint .*--overwrite"):
         train(tiny(tmp_path, steps=4), tmp_path / "run", resume=True)
     assert Run(tmp_path / "run").model.read_bytes() == model
 
@@ -322,7 +322,7 @@ def test_the_folder_of_the_data_is_no_run_directory(tmp_path: Path, key: str, ca
     shards.mkdir()
     settings = tiny(tmp_path, data={key: str(shards)})
     shutil.copy(tmp_path / "data.npy", shards)
-    with pytest.raises(ConfigError, match=r"shards: is the folder of the data; name another --run-dir"):
+    with pytest.raises(ConfigError, match=r"shards: .*data.*--run-dir"):
         call(settings, tmp_path / "." / "shards")
     assert [path.name for path in shards.iterdir()] == ["data.npy"]
     call(settings, shards / "run")
@@ -334,7 +334,9 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(tmp_path: Path, ste
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     lines: list[str] = []
     assert train(tiny(tmp_path, steps=steps), tmp_path / "run", resume=True, say=lines.append) == summary
-    assert lines == [f"{tmp_path / 'run'}: the run is finished, at step 4; nothing to do"]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"{tmp_path / 'run'}: ")
+    assert "finished at step 4" in lines[0]
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
@@ -358,7 +360,8 @@ def test_other_settings_cannot_be_changed_and_all_are_named(tmp_path: Path) -> N
     with pytest.raises(ConfigError) as error:
         train(changed, tmp_path / "run", resume=True)
     said = str(error.value)
-    assert "cannot go on with other settings" in said
+    assert said.startswith(f"{tmp_path / 'run'}: ")
+    assert "--run-dir" in said
     for key, before, after in (
         ("seed", 0, 1),
         ("model.encoder.width", 8, 9),
@@ -392,8 +395,9 @@ def test_an_extension_that_is_not_the_longer_run_says_so(tmp_path: Path) -> None
     lines: list[str] = []
     train(tiny(tmp_path, steps=4), tmp_path / "run")
     train(tiny(tmp_path, steps=8), tmp_path / "run", resume=True, say=lines.append)
-    (said,) = [line for line in lines if line.startswith("extended")]
-    assert said.startswith("extended from 4 to 8 steps; not the same as 8 from the start: training.schedule: cosine")
+    (said,) = [line for line in lines if "extended" in line]
+    for part in ("from 4 to 8 steps", "training.schedule: cosine", "initialised before its sample"):
+        assert part in said
 
 
 def test_an_extension_that_is_the_longer_run_says_nothing(tmp_path: Path) -> None:
@@ -401,7 +405,7 @@ def test_an_extension_that_is_the_longer_run_says_nothing(tmp_path: Path) -> Non
     settings = {"schedule": "constant", "validate_every": 2}
     train(from_random(tiny(tmp_path, steps=4, **settings)), tmp_path / "run")
     train(from_random(tiny(tmp_path, steps=8, **settings)), tmp_path / "run", resume=True, say=lines.append)
-    assert not [line for line in lines if line.startswith("extended")]
+    assert not [line for line in lines if "extended" in line]
 
 
 @pytest.mark.parametrize("threads", [0, 3])
@@ -423,7 +427,7 @@ def test_a_run_begins_with_the_model_of_another(tmp_path: Path, monkeypatch: pyt
     before, after = model_of(tmp_path / "first"), model_of(tmp_path / "second")
     for name in ("encoder.net.0.weight", "modality.mean", "quantizer.starter.done"):
         assert torch.allclose(before[name], after[name]), name
-    assert f"weights, codes and normalisation are those of {tmp_path / 'first'}, step 8" in lines
+    assert any(line.startswith(f"model initialised from {tmp_path / 'first'}, step 8 ") for line in lines)
     assert Run(tmp_path / "second").settings().training.init_from == str(tmp_path / "first")
 
 
@@ -440,8 +444,8 @@ def test_what_it_began_with_is_not_needed_to_go_on(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"encoder": {"kind": "mlp", "width": 9, "layers": 1}}, r"first holds another model: .*encoder\.net"),
-        ({"data": {"normalize": "none"}}, r"first has data\.normalize global, and this run none"),
+        ({"encoder": {"kind": "mlp", "width": 9, "layers": 1}}, r"/first .*encoder\.net"),
+        ({"data": {"normalize": "none"}}, r"/first .*data\.normalize global, .* none"),
     ],
 )
 def test_another_kind_of_model_is_no_beginning(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -463,13 +467,13 @@ def test_a_beginning_that_is_not_there_is_named_and_nothing_is_lost(tmp_path: Pa
 
 
 def test_a_second_process_in_the_same_directory_is_refused(tmp_path: Path) -> None:
-    with Run(tmp_path / "run").claimed(), pytest.raises(CheckpointError, match="another process is training in it"):
+    with Run(tmp_path / "run").claimed(), pytest.raises(CheckpointError, match="another process is training"):
         train(tiny(tmp_path), tmp_path / "run")
 
 
 def test_too_little_memory_is_told_before_any_is_taken(tmp_path: Path) -> None:
     wide = {"kind": "mlp", "width": 4096, "layers": 8}
-    with pytest.raises(DataError, match=r"a step of training\.batch_size 16,777,216, to be lowered: needs"):
+    with pytest.raises(DataError, match=r"training\.batch_size: .*16,777,216 .*needs"):
         train(tiny(tmp_path, encoder=wide, batch_size=1 << 24), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -479,9 +483,7 @@ def test_logits_of_more_classes_than_memory_has_room_for_are_refused(tmp_path: P
     settings = tiny(
         tmp_path, grids, data={"classes": 1_000_000}, encoder={"kind": "conv2d", "width": 2}, batch_size=10_000
     )
-    with pytest.raises(
-        DataError, match=r"a step of training\.batch_size 10,000, to be lowered: needs [\d,]{15,} bytes"
-    ):
+    with pytest.raises(DataError, match=r"training\.batch_size: .*10,000 .*needs [\d,]{15,} bytes"):
         plan_run(settings, tmp_path / "run")
 
 

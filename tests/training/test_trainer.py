@@ -228,7 +228,7 @@ def test_what_was_logged_chooses_the_best(tmp_path: Path) -> None:
 
 def test_a_signal_stops_after_the_step_and_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stop_in_step(monkeypatch, 4)
-    with pytest.raises(Stopped, match="stopped by SIGTERM after step 4, saved; --resume goes on from there") as stopped:
+    with pytest.raises(Stopped, match="stopped by SIGTERM after step 4; checkpoint saved; --resume") as stopped:
         train(tiny(tmp_path, checkpoint_every=100), tmp_path / "run")
     assert stopped.value.signal == signal.SIGTERM
     assert [path.stem for path in Run(tmp_path / "run").checkpoints.glob("*.pt")] == ["step-000000004"]
@@ -241,7 +241,7 @@ def test_after_a_signal_in_the_last_step_its_validation_is_still_to_come(
 ) -> None:
     with monkeypatch.context() as patch:
         stop_in_step(patch, 8)
-        with pytest.raises(Stopped, match="after step 8, saved"):
+        with pytest.raises(Stopped, match="after step 8; checkpoint saved"):
             train(tiny(tmp_path), tmp_path / "run")
     assert logged(tmp_path / "run")[-1]["step"] == 7
     assert train(tiny(tmp_path), tmp_path / "run", resume=True)["steps"] == 8
@@ -286,8 +286,9 @@ def test_a_loss_that_is_not_finite_is_refused(
         with pytest.raises(TrainingError) as error:
             loop.train()
     rows = ", ".join(map(str, split(60, 0.2, 0)[0][BatchOrder(48, 16, seed=0).batch(4)[:8]]))
-    said = f"step 5: not finite: {term}; the step was not applied. Its batch are rows {rows}, ... of the data"
-    assert str(error.value).startswith(said)
+    name = term if term == "gradient" else f"{term} loss"
+    assert str(error.value).startswith(f"step 5: not finite: {name}; ")
+    assert f": {rows}, ...; lower training.learning_rate" in str(error.value)
     assert_same(dict(model.state_dict()), dict(checkpoint(tmp_path / "clean", 4)["model"]))
     model.quantizer.update()  # type: ignore[operator]
     assert_same(dict(model.state_dict()), dict(checkpoint(tmp_path / "clean", 4)["model"]))
@@ -324,7 +325,7 @@ def test_between_looks_nothing_changes_after_a_bad_step(
     poison(monkeypatch, "commitment", 3)
     monkeypatch.setattr(step_module, "_known_at_once", lambda device: False)
     loop, model = trainer_in(tmp_path / "run", settings)
-    with pytest.raises(TrainingError, match="step 3: not finite: commitment; the step was not applied"):
+    with pytest.raises(TrainingError, match="step 3: not finite: commitment loss; the step was not applied"):
         loop.train()
     assert len(taken) == 4  # the next look is before the checkpoint of step 4
     assert_same(dict(model.state_dict()), dict(checkpoint(tmp_path / "clean", 2)["model"]))
@@ -358,7 +359,7 @@ def too_large(tmp_path: Path) -> RunSettings:
 
 
 def test_every_bad_term_is_named(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="step 1: not finite: reconstruction, commitment"):
+    with pytest.raises(TrainingError, match="step 1: not finite: reconstruction loss, commitment loss"):
         train(from_random(too_large(tmp_path)), tmp_path / "run")
 
 
@@ -446,9 +447,14 @@ def test_bfloat16_trains_about_as_float32(tmp_path: Path) -> None:
 def test_each_validation_is_told(tmp_path: Path) -> None:
     lines: list[str] = []
     train(tiny(tmp_path), tmp_path / "run", say=lines.append)
-    assert lines[1].startswith("step 1: codes start ")
-    told = [line for line in lines if ": validation reconstruction " in line]
-    assert [line.partition(":")[0] for line in told] == ["step 3", "step 6", "step 8"]
+    assert lines[1] == "step 1: codebook initialised by k-means; quantization is now active"
+    told = [line.split("  ") for line in lines if "  val_reconstruction " in line]
+    assert [fields[0] for fields in told] == ["step 3/8", "step 6/8", "step 8/8"]
+    assert [fields[-1].startswith("ETA ") for fields in told] == [True, True, False]
     last = logged(tmp_path / "run")[-1]
-    assert f"reconstruction {last['validation/loss/reconstruction']:.4g}, " in told[-1]
-    assert f"usage {last['codebook/usage']:.1%}" in told[-1]
+    assert told[-1][1:] == [
+        f"val_reconstruction {last['validation/loss/reconstruction']:.4g}",
+        f"usage {last['codebook/usage']:.1%}",
+        f"perplexity {last['codebook/perplexity']:.1f} of 8",
+        f"collision_rate {last['codebook/collision_rate']:.2%}",
+    ]

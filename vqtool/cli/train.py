@@ -91,6 +91,7 @@ def _summary_rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
 def _plan_rows(plan: "Plan") -> list[tuple[str, ...]]:
     spec = plan.spec
     kind = f"{spec.classes} classes" if spec.classes else f"values, normalize {plan.normalize}"
+    waiting = ", not quantized before the initialisation" if plan.seconds_of_initialisation else ""
     return [
         ("run directory", plan.run_dir + (" (contains a run)" if plan.exists else "")),
         ("device", plan.device),
@@ -102,7 +103,7 @@ def _plan_rows(plan: "Plan") -> list[tuple[str, ...]]:
         ("length", f"{plan.steps:,} steps, {plan.epochs:,.1f} epochs"),
         ("time", _time(plan)),
         ("memory", f"about {plan.memory_bytes / 1e6:,.0f} MB at most, without memory-mapped data"),
-        ("first loss", f"{plan.first_loss:.4g} (reconstruction)"),
+        ("first loss", f"{plan.first_loss:.4g} (reconstruction{waiting})"),
     ]
 
 

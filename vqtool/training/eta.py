@@ -29,22 +29,21 @@ class Eta:
         self._mark = clock()
         self._steps, self._step_seconds = 0, 0.0
         self._validations, self._validation_seconds = 0, 0.0
-        self._warm = False
+        self._alike = 0  # steps since the start, or since the initialisation
 
     def after_step(self) -> None:
         """Account for a step."""
-        if self._steps and not self._warm:  # the first step loads kernels: only counted until there is another
-            self._steps, self._step_seconds, self._warm = 0, 0.0, True
+        if self._alike < 2:  # the first of them loads kernels, and only counts until there is another
+            self._steps, self._step_seconds = 0, 0.0
+        self._alike += 1
         self._steps += 1
         self._step_seconds += self._elapsed()
 
     def after_initialisation(self) -> None:
-        """Account for the initialisation: steps from here on quantize, and are measured anew."""
+        """Account for the initialisation. Later steps quantize, so the earlier ones no longer count."""
         self._elapsed()
         self._initialisation = 0.0
-        if self._steps:
-            self._steps, self._step_seconds = 1, self._step_seconds / self._steps
-        self._warm = False
+        self._alike = 0
 
     def after_validation(self) -> None:
         """Account for a validation."""

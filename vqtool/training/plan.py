@@ -20,7 +20,7 @@ from vqtool.run import Run
 from vqtool.training.batches import Batches
 from vqtool.training.eta import validations_after
 from vqtool.training.initialisation import initialisation_seconds, initialisations
-from vqtool.training.prepare import Prepared, begin_from, deterministic, prepare
+from vqtool.training.prepare import begin_from, deterministic, prepare
 from vqtool.training.step import Stepper
 from vqtool.training.train import ADVICE, check_apart, run_folder
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from vqtool.autoencoder import Autoencoder
 from vqtool.files import replacing, writing
 from vqtool.model_file import read_model
+from vqtool.progress import pass_bar
 from vqtool.run import Run
 
 # Points that a browser can still turn.
@@ -26,6 +27,7 @@ def write_best_codes(run: Run, model: Autoencoder) -> None:
     Raises:
         CheckpointError: the best model is damaged.
         DataError: a file cannot be written.
+        Stopped: a signal asked to stop.
     """
     saved, _ = read_model(run.model)
     model.load_state_dict(saved.state)
@@ -36,8 +38,10 @@ def write_best_codes(run: Run, model: Autoencoder) -> None:
     config = ProjectorConfig()
     with writing(run.projector):
         run.projector.mkdir(exist_ok=True)
-    for number, codes, hits in learned:
-        _write_level(run, config, number, codes, hits)
+    with pass_bar("write codes", len(learned), "levels") as bar:
+        for number, codes, hits in learned:
+            _write_level(run, config, number, codes, hits)
+            bar.update()
     with replacing(run.projector_config) as part:
         part.write_text(MessageToString(config), encoding="utf-8")
 
