@@ -1,12 +1,14 @@
 """K-means against scikit-learn's, a loop by hand, and mixtures whose centres are known."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
 from vqtool.data.synthetic.mixture import MixtureSettings
 from vqtool.quantizers import kmeans
-from vqtool.quantizers.kmeans import centroids, seeds
+from vqtool.quantizers.kmeans import KMeansSpeed, centroids, codes_drawn, seeds
 
 
 def random(seed=0):
@@ -215,3 +217,51 @@ def test_more_codes_than_vectors_by_far_take_no_iterations():
     codes = kmeans(vectors, 1 << 20, torch.Generator().manual_seed(0))
     assert codes.shape == (1 << 20, 2)
     assert torch.equal(codes.unique(dim=0), vectors.unique(dim=0))
+
+
+# What is known of it beforehand
+
+
+def test_the_speed_is_that_of_the_vectors_timed():
+    ticks = itertools.count()
+    codes = vectors(1 << 12, 64)
+    speed = KMeansSpeed.measure(1 << 20, codes, lambda: float(next(ticks)))
+    assert speed == (1 / (1 << 12), 1 / (1 << 16))
+
+
+@pytest.mark.parametrize(
+    ("s", "k", "d", "passes", "rounds"),
+    [
+        (100, 200, 4, 0, 0),  # drawn
+        (1 << 22, 1 << 18, 64, 0, 0),  # drawn, as it is too much
+        (1 << 18, 1 << 16, 64, 2, 256),  # few iterations
+        (1 << 16, 1 << 10, 256, 10, 256),  # no exchanges
+        (1000, 10, 4, 10 + 1 + 50 * 23, 10),
+        (1000, 1, 4, 10, 1),
+    ],
+)
+def test_its_time_is_that_of_passes_and_rounds(s, k, d, passes, rounds):
+    assert KMeansSpeed(1.0, 0.0).seconds(s, k, d) == s * passes
+    assert KMeansSpeed(0.0, 1.0).seconds(s, k, d) == s * rounds
+
+
+def test_no_more_is_compared_than_was_said(monkeypatch):
+    z, compared = vectors(600, 4), []
+    nearest = kmeans.__globals__["nearest_codes"]
+
+    def counted(block, codes):
+        compared.append(len(block))
+        return nearest(block, codes)
+
+    monkeypatch.setitem(kmeans.__globals__, "nearest_codes", counted)
+    kmeans(z, 40, random(), iterations=3, exchanges=2)
+    assert sum(compared) <= 600 * (3 + 1 + 2 * (1 + 2 * 3))
+
+
+def test_drawn_codes_lie_among_the_vectors_and_differ():
+    z = vectors(10, 3) + 100
+    with codes_drawn():
+        codes = kmeans(z, 40, random())
+    assert len(codes.unique(dim=0)) == 40
+    assert error(codes, z) / 40 < 4 * 3
+    assert error(z, kmeans(z, 40, random())) == 0

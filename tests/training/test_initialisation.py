@@ -12,13 +12,13 @@ from tests.training import from_random, tiny
 from vqtool.config import RunSettings
 from vqtool.memory import peak_memory
 from vqtool.quantizers import ResidualQuantizer, VectorQuantizer, kmeans
-from vqtool.quantizers.kmeans import assignment_seconds, kmeans_passes
+from vqtool.quantizers.kmeans import KMeansSpeed
 from vqtool.training import train
 from vqtool.training.initialisation import Initialisation, initialisation_seconds, initialisations
 from vqtool.training.prepare import prepare
 
 
-def settings_of(folder: Path, quantizer: dict[str, Any], **training: int) -> RunSettings:
+def settings_of(folder: Path, quantizer: dict[str, Any], **training: Any) -> RunSettings:
     fields = tiny(folder, **training).model_dump()
     fields["model"]["quantizer"] = quantizer
     return RunSettings.model_validate(fields)
@@ -80,17 +80,12 @@ def test_its_time_is_that_of_all_passes(tmp_path: Path) -> None:
         )
         for name, quantizer in (("own", residual(5)), ("shared", residual(5, shared=True)), ("vector", vector(5)))
     }
-    # One second an assignment of 40 latents, as the clock advances at every look: k-means, and the codes it counts.
-    assert every["vector"] == kmeans_passes(40, 8, 8) + 1
-    assert every["own"] == 3 * (kmeans_passes(40, 8, 8) + 2)
-    assert every["shared"] == sum(samples * (kmeans_passes(40 * samples, 8, 8) + 2) for samples in (1, 2, 3))
-
-
-def test_an_assignment_of_more_vectors_takes_longer() -> None:
-    ticks = itertools.count()
-    codes = torch.randn(1 << 12, 64, generator=torch.Generator().manual_seed(0))
-    timed = 1 << 12  # of as many operations as are timed
-    assert assignment_seconds(3 * timed, codes, lambda: float(next(ticks))) == 3.0
+    # The clock advances at every look: a second for the assignment, or a round of seeding, of all 40 latents. Codes
+    # are assigned after k-means to count them, and those of several levels once more.
+    speed = KMeansSpeed(1 / 40, 1 / 40)
+    assert every["vector"] == pytest.approx(speed.seconds(40, 8, 8) + 1)
+    assert every["own"] == pytest.approx(3 * (speed.seconds(40, 8, 8) + 2))
+    assert every["shared"] == pytest.approx(sum(speed.seconds(40 * each, 8, 8) + 2 * each for each in (1, 2, 3)))
 
 
 @pytest.mark.parametrize(("levels", "shared"), [(1, False), (2, False), (2, True)])

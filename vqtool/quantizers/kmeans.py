@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -23,8 +24,9 @@ _ITERATION_LIMIT = 1 << 42
 _EXCHANGE_LIMIT = 1 << 34
 # Multiplications and additions between two updates of the progress: less than a second of them.
 _UPDATE_EVERY = 1 << 34
-# Multiplications and additions by which the speed is measured.
-_TIMED = 1 << 31
+# Multiplications and additions, and numbers of vectors, by which the speed is measured.
+_TIMED_WORK = 1 << 31
+_TIMED_NUMBERS = 1 << 22
 # A gain, relative to the error, that does not count as one.
 _LITTLE = 1e-4
 # Exchanges in vain, one after the other, after which there is nothing more to be had.
@@ -35,10 +37,6 @@ ITERATIONS, EXCHANGES = 10, 50
 Advance = Callable[[int], None]
 
 _drawing: ContextVar[bool] = ContextVar("drawing", default=False)
-
-
-def _ignore(number: int) -> None:
-    pass
 
 
 def kmeans(
@@ -69,14 +67,14 @@ def kmeans(
     if limits is None:
         return vectors[_draw(torch.ones(len(vectors)), clusters, generator).to(vectors.device)]
     iterations, exchanges = limits
-    total = len(vectors) * _passes(iterations, exchanges)
-    with pass_bar(f"k-means, {clusters:,} codes", total, "assignments") as bar:
-        codes = _lloyd(vectors, seeds(vectors, clusters, generator, bar.update), iterations, bar.update)
+    codes = seeds(vectors, clusters, generator)
+    with pass_bar(f"k-means, {clusters:,} codes", len(vectors) * _passes(*limits), "assignments") as bar:
+        codes = _lloyd(vectors, codes, iterations, bar.update)
         return _exchanged(vectors, codes, exchanges, iterations, generator, bar.update) if exchanges else codes
 
 
 def _limits(vectors: int, clusters: int, dim: int, iterations: int, exchanges: int) -> tuple[int, int] | None:
-    """How many Lloyd iterations and exchanges k-means makes at most; None where it only draws codes evenly."""
+    """How many Lloyd iterations and exchanges k-means makes at most; None if it only draws codes evenly."""
     work = 2 * vectors * dim * clusters
     # Above the limit even seeding takes too long, and training has to do the rest. With a code for each vector nothing
     # is left to do.
@@ -87,26 +85,39 @@ def _limits(vectors: int, clusters: int, dim: int, iterations: int, exchanges: i
 
 
 def _passes(iterations: int, exchanges: int) -> int:
-    """How often k-means compares all vectors with all codes, at most."""
-    # Seeding, and Lloyd's iteration; for exchanges the error, then three passes and twice Lloyd's iteration for each.
-    return 1 + iterations + (1 + exchanges * (3 + 2 * iterations) if exchanges else 0)
+    """How often k-means compares all vectors with all codes after seeding, at most."""
+    # For exchanges the error, then three passes and two of Lloyd's iterations for each.
+    return iterations + (1 + exchanges * (3 + 2 * iterations) if exchanges else 0)
 
 
-def kmeans_passes(vectors: int, clusters: int, dim: int) -> int:
-    """How often `kmeans` compares all `vectors` with all codes, at most; 0 where it only draws codes evenly."""
-    limits = _limits(vectors, clusters, dim, ITERATIONS, EXCHANGES)
-    return 0 if limits is None else _passes(*limits)
+class KMeansSpeed(NamedTuple):
+    """How fast k-means is with codes (K, D), in seconds for each vector."""
 
+    assignment: float
+    """Of finding its nearest code."""
+    round: float
+    """Of a round of seeding."""
 
-def assignment_seconds(vectors: int, codes: Tensor, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Estimate how long one comparison of so many vectors with all `codes` (K, D) takes, by timing a few of them."""
-    timed = max(1, min(vectors, _TIMED // (2 * codes.numel())))
-    noise = torch.randn(timed, codes.shape[1], generator=Generator().manual_seed(0)).to(codes)
-    some = codes[torch.arange(timed, device=codes.device) % len(codes)] + codes.std(correction=0) * noise
-    nearest_codes(some[:1], codes).cpu()  # the first call loads kernels
-    began = clock()
-    nearest_codes(some, codes).cpu()
-    return (clock() - began) * vectors / timed
+    @classmethod
+    def measure(cls, vectors: int, codes: Tensor, clock: Callable[[], float] = time.perf_counter) -> "KMeansSpeed":
+        """Time the work on at most `vectors` vectors, made from the `codes` (K, D)."""
+        assigned = max(1, min(vectors, _TIMED_WORK // (2 * codes.numel())))
+        seeded = max(1, min(vectors, _TIMED_NUMBERS // codes.shape[1]))
+        noise = torch.randn(max(assigned, seeded), codes.shape[1], generator=Generator().manual_seed(0)).to(codes)
+        some = codes[torch.arange(len(noise), device=codes.device) % len(codes)] + codes.std(correction=0) * noise
+        nearest_codes(some[:1], codes).cpu()  # the first call loads kernels
+        began = clock()
+        nearest_codes(some[:assigned], codes).cpu()
+        between = clock()
+        _seeded(some[:seeded], noise[:seeded, 0].square(), _round(len(codes)), Generator().manual_seed(0))[1].cpu()
+        return cls((between - began) / assigned, (clock() - between) / seeded)
+
+    def seconds(self, vectors: int, clusters: int, dim: int) -> float:
+        """Estimate how long `kmeans` takes at most."""
+        limits = _limits(vectors, clusters, dim, ITERATIONS, EXCHANGES)
+        if limits is None:
+            return 0.0
+        return vectors * (_passes(*limits) * self.assignment + clusters / _round(clusters) * self.round)
 
 
 def hold_memory(vectors: Tensor, clusters: int) -> None:
@@ -132,7 +143,7 @@ def assigned(nearest: Callable[[Tensor], Tensor], vectors: Tensor, clusters: int
         return _in_blocks(nearest, vectors, clusters, bar.update)
 
 
-def seeds(vectors: Tensor, clusters: int, generator: Generator, advance: Advance = _ignore) -> Tensor:
+def seeds(vectors: Tensor, clusters: int, generator: Generator) -> Tensor:
     """Codes (K, D) among the vectors, each drawn with a chance in proportion to its squared distance to those before.
 
     k-means++ (Arthur & Vassilvitskii 2007); for many codes in rounds that each draw several at once, as the rounds of
@@ -141,13 +152,23 @@ def seeds(vectors: Tensor, clusters: int, generator: Generator, advance: Advance
     drawn = torch.randint(len(vectors), (1,), generator=generator).to(vectors.device)
     codes = vectors[drawn]
     distances = (vectors - codes).square().sum(dim=1)
-    each = -(-clusters // _SEED_ROUNDS)
-    while len(codes) < clusters:
-        fresh = vectors[_draw(distances, min(each, clusters - len(codes)), generator)]
-        codes = torch.cat([codes, fresh])
-        distances = torch.minimum(distances, _nearest_two(vectors, fresh)[0][:, 0])
-        advance(len(vectors) * len(fresh) // clusters)
+    with pass_bar("k-means, seeding", clusters, "codes") as bar:
+        while len(codes) < clusters:
+            fresh, distances = _seeded(vectors, distances, min(_round(clusters), clusters - len(codes)), generator)
+            codes = torch.cat([codes, fresh])
+            bar.update(len(fresh))
     return codes
+
+
+def _seeded(vectors: Tensor, distances: Tensor, number: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """A round of seeding: `number` more codes, and the squared distances (S,) to the nearest code of all so far."""
+    fresh = vectors[_draw(distances, number, generator)]
+    return fresh, torch.minimum(distances, _nearest_two(vectors, fresh)[0][:, 0])
+
+
+def _round(clusters: int) -> int:
+    """How many codes are seeded together."""
+    return -(-clusters // _SEED_ROUNDS)
 
 
 def _draw(weights: Tensor, number: int, generator: Generator) -> Tensor:

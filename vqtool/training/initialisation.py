@@ -14,7 +14,7 @@ from torch import Tensor
 from vqtool.config import TrainingSettings
 from vqtool.memory import check_fits_memory
 from vqtool.quantizers import ResidualQuantizer, VectorQuantizer
-from vqtool.quantizers.kmeans import assignment_seconds, hold_memory, kmeans_passes
+from vqtool.quantizers.kmeans import KMeansSpeed, hold_memory
 from vqtool.training.prepare import Prepared
 
 # Fraction of a run after which codebooks are initialised, however small the sample is.
@@ -37,11 +37,11 @@ class Initialisation(NamedTuple):
 
     def seconds(self, clock: Callable[[], float] = time.perf_counter) -> float:
         """Estimate how long it takes at most."""
+        speed = KMeansSpeed.measure(self.vectors, self.codes, clock)
         beside = 2 if self.levels > 1 else 1  # the fitted codes are assigned to count them, and for the next level
-        return assignment_seconds(self.vectors, self.codes, clock) * sum(
-            samples * (kmeans_passes(samples * self.vectors, *self.codes.shape) + beside)
-            for samples in (range(1, self.levels + 1) if self.shared else [1] * self.levels)
-        )
+        samples = range(1, self.levels + 1) if self.shared else [1] * self.levels
+        vectors = [each * self.vectors for each in samples]
+        return sum(speed.seconds(each, *self.codes.shape) + beside * each * speed.assignment for each in vectors)
 
     def hold_memory(self) -> None:
         """Hold, for a moment, the memory that it takes.

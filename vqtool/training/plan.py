@@ -25,7 +25,7 @@ from vqtool.training.step import Stepper
 from vqtool.training.train import ADVICE, check_apart, run_folder
 
 Clock = Callable[[], float]
-# Steps that are timed, unless they take longer than so many seconds together.
+# Number of timed steps; fewer if they take longer than a second.
 _TIMED_STEPS = 8
 _TIMED_SECONDS = 1.0
 # A validation passes some of its samples again, from indices of others: about as long as another chunk takes.

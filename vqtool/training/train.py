@@ -38,17 +38,17 @@ def train(
 
     Args:
         folder: the run directory; None: runs/<name>.
-        resume: go on where the folder's run stands; where there is none, start.
-        overwrite: remove the folder's run first.
-        allow_data_change: go on even though the data are not those that the run began with.
+        resume: continue the run in the folder; start one if there is none.
+        overwrite: remove the run in the folder first.
+        allow_data_change: resume even if the data changed since the run started.
         say: called with each line for the user.
 
     Raises:
         ValueError: both `resume` and `overwrite`.
-        ConfigError, DataError: the settings or the data are wrong, or there is too little memory or room on the disk.
-        CheckpointError: the folder holds a run, or one that cannot go on, or another process trains in it.
-        TrainingError: a loss or a gradient is not finite.
-        Stopped: a signal came.
+        ConfigError, DataError: the settings or the data are invalid, or memory or disk space is too small.
+        CheckpointError: the folder already contains a run or one that cannot be resumed, or another process uses it.
+        TrainingError: a loss or a gradient is not finite, or a severe finding stopped the run.
+        Stopped: a signal arrived; the checkpoint is saved.
     """
     if resume and overwrite:
         raise ValueError("resume and overwrite exclude each other")
@@ -95,7 +95,7 @@ def _train(
 def _begun(
     run: Run, prepared: Prepared, resume: bool, allow_data_change: bool, say: Callable[[str], None]
 ) -> dict[str, Any] | None:
-    """Make the run directory ready; the fields of the state to go on from, None where it is the start."""
+    """Prepare the run directory; return the fields of the state to resume from, or None for a new run."""
     state = load_checkpoint(run, say) if run.exists and resume else None
     if state is None:
         if resume and run.summary.exists():
@@ -143,10 +143,10 @@ def _refuse(run: Run, refuses: bool) -> None:
 
 
 def _finished(run: Run, prepared: Prepared, say: Callable[[str], None]) -> dict[str, Any] | None:
-    """The summary of a run that is as long as it is to be; None where it can go on.
+    """The summary of a run that has all its steps; None if it can continue.
 
     Raises:
-        ConfigError: it cannot go on with these settings.
+        ConfigError: the run cannot be resumed with these settings.
     """
     before, steps = run.settings(), prepared.settings.training.steps
     _check_same(run, before, prepared.settings)

@@ -37,7 +37,7 @@ class Trainer:
     Args:
         prepared: the model and its data.
         run: a directory that holds these settings; in the first process.
-        state: where to go on; None: at the start.
+        state: the state to resume from; None: start at step 0.
         say: what to call with a line for the user.
     """
 
@@ -63,12 +63,12 @@ class Trainer:
             self._go_on(state)
 
     def train(self) -> None:
-        """Go on to the last step.
+        """Train to the last step.
 
         Raises:
             TrainingError: a loss or a gradient is not finite; the step was not applied. Or a finding stays severe.
             Stopped: a signal came; the state after the last step is saved.
-            DataError: a file cannot be written; what was saved before is as it was.
+            DataError: a file cannot be written; files saved before are intact.
         """
         self._model.train()
         self._clock = time.perf_counter()
@@ -176,7 +176,7 @@ class Trainer:
                 )
 
     def _start_codes(self) -> None:
-        """Once the sample is full; with what there is of it, after a long wait or if a model is to be kept."""
+        """Initialise codebooks once the sample is complete, or before a validation or after a tenth of the run."""
         quantizer = self._model.quantizer
         if not quantizer.waits:
             return
