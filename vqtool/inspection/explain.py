@@ -21,7 +21,7 @@ _KINDS = {
     "grids": "Tile maps repeat a small number of patterns, so a lower perplexity than for other data is normal.",
     "sequences": "Sequences contain silence and constant segments, so a few codes with far more hits than the mean are "
     "normal.",
-    "vectors": "Vectors rarely repeat. The closer the usage is to uniform, the more samples the codes distinguish.",
+    "vectors": "Vectors rarely repeat, so usage close to uniform is best: it distinguishes the most samples.",
 }
 
 
