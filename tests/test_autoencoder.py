@@ -50,15 +50,15 @@ FITS = {
     **{(layout, "transformer"): 5 for layout in SPECS if layout != "C"},
 }
 DATA = {
-    "C": "vectors (C,) of rows (3,), layout C",
-    "CT": "sequences (C, T) of rows (3, 7), layout CT",
-    "TC": "sequences (C, T) of rows (7, 3), layout TC",
-    "CHW": "images (C, H, W) of rows (3, 6, 5), layout CHW",
-    "HWC": "images (C, H, W) of rows (6, 5, 3), layout HWC",
-    "T": "sequences (C, T) of rows (7,), layout T",
-    "HW": "images (C, H, W) of rows (6, 5), layout HW",
-    "T of classes": "classes of rows (7,), layout T",
-    "HW of classes": "classes of rows (6, 5), layout HW",
+    "C": "vectors (C,) (layout C, row shape (3,))",
+    "CT": "sequences (C, T) (layout CT, row shape (3, 7))",
+    "TC": "sequences (C, T) (layout TC, row shape (7, 3))",
+    "CHW": "images (C, H, W) (layout CHW, row shape (3, 6, 5))",
+    "HWC": "images (C, H, W) (layout HWC, row shape (6, 5, 3))",
+    "T": "sequences (C, T) (layout T, row shape (7,))",
+    "HW": "images (C, H, W) (layout HW, row shape (6, 5))",
+    "T of classes": "classes (layout T, row shape (7,))",
+    "HW of classes": "classes (layout HW, row shape (6, 5))",
 }
 
 
@@ -122,6 +122,8 @@ def test_a_family_that_does_not_fit_is_refused_by_name(layout: str, family: str)
     assert message.startswith(f"model.encoder.kind: {family} takes {takes[family]}, ")
     assert DATA[layout] in message
     assert "data.layout" in message
+    choices = message.split("; choose ")[1].split(", or correct")[0]
+    assert sorted(re.split(", | or ", choices)) == sorted(fits for name, fits in FITS if name == layout)
 
 
 @pytest.mark.parametrize(("layout", "family"), FITS)

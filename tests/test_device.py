@@ -22,7 +22,7 @@ def test_a_device_that_is_there_can_be_named(monkeypatch: pytest.MonkeyPatch, na
     assert resolve_device(name) == torch.device(name)
 
 
-@pytest.mark.parametrize(("name", "cuda"), [("cuda", 0), ("cuda:0", 0), ("cuda:2", 2), ("mps", 1), ("meta", 1)])
+@pytest.mark.parametrize(("name", "cuda"), [("cuda", 0), ("cuda:0", 0), ("cuda:2", 2), ("cuda:127", 2)])
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, cuda: int) -> None:
     having(monkeypatch, cuda)
     there = "cuda, cpu" if cuda else "cpu"
@@ -30,10 +30,15 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, 
         resolve_device(name)
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:x", "", "CPU0"])
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "", "CPU0", "meta", "cuda:01", "cuda:128", "cuda:-1"])
 def test_what_is_no_device_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"device: {name} is not a device; expected auto, cpu, cuda or cuda:1"):
-        resolve_device(name)
+    with pytest.raises(ConfigError, match=rf'^--device: expected auto, cpu, cuda .* cuda:1 \(got "{name}"\)$'):
+        resolve_device(name, "--device")
+
+
+def test_mps_is_refused_with_the_reason() -> None:
+    with pytest.raises(ConfigError, match=r"^training\.device: mps .* float64"):
+        resolve_device("mps")
 
 
 def test_each_process_of_a_job_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ Shapes: B batch, C channels, L tokens per sample, D code dimension, Q levels; si
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from vqtool.data import SampleSpec, sample_shape
 from vqtool.errors import ConfigError, DataError
 from vqtool.modality import Classes, Values
 from vqtool.nets import EncoderSettings, NetSettings, Size
+from vqtool.printable import listed
 from vqtool.quantizers import ProjectedQuantizer, Quantizer, QuantizerOutput, QuantizerSettings
 from vqtool.quantizers.hit_times import HitTimes
 from vqtool.settings import Settings
@@ -130,9 +131,6 @@ class Autoencoder(nn.Module):
             )
 
 
-_HINT = "; choose another kind, or set data.layout if the layout is wrong"
-
-
 def resolve_model(settings: ModelSettings, spec: SampleSpec) -> ModelSettings:
     """Return settings with the code dimension and the decoder filled in.
 
@@ -146,7 +144,7 @@ def resolve_model(settings: ModelSettings, spec: SampleSpec) -> ModelSettings:
     if math.prod(encoded) != math.prod(decoded):
         raise ConfigError(
             f"model.decoder: expects {math.prod(decoded)} tokens per sample (grid {decoded}), but the encoder produces "
-            f"{math.prod(encoded)} (grid {encoded}); choose settings with equal numbers of tokens"
+            f"{math.prod(encoded)} (grid {encoded}); make num_tokens or downsamples equal, or omit model.decoder"
         )
     width = settings.encoder.dim(spec.channels)
     for net in (settings.encoder, decoder):
@@ -157,9 +155,16 @@ def resolve_model(settings: ModelSettings, spec: SampleSpec) -> ModelSettings:
 
 def _check_net(where: str, net: NetSettings, spec: SampleSpec) -> None:
     kinds = {0: "vectors (C,)", 1: "sequences (C, T)", 2: "images (C, H, W)"}
-    what = f"{'classes' if spec.classes else kinds[len(spec.size)]} of rows {spec.row_shape}, layout {spec.layout}"
-    if len(spec.size) not in net.ranks:
-        takes = " or ".join(kinds[rank] for rank in net.ranks)
-        raise ConfigError(f"{where}.kind: {net.kind} takes {takes}, but the data are {what}{_HINT}")
-    if spec.classes and not net.takes_classes:
-        raise ConfigError(f"{where}.kind: {net.kind} takes continuous values, but the data are {what}{_HINT}")
+    what = f"{'classes' if spec.classes else kinds[len(spec.size)]} (layout {spec.layout}, row shape {spec.row_shape})"
+    fit = [
+        str(other.model_fields["kind"].default)
+        for other in get_args(get_args(EncoderSettings)[0])
+        if len(spec.size) in other.ranks and (other.takes_classes or not spec.classes)
+    ]
+    if net.kind not in fit:
+        fits_size = len(spec.size) in net.ranks
+        takes = "continuous values" if fits_size else " or ".join(kinds[rank] for rank in net.ranks)
+        raise ConfigError(
+            f"{where}.kind: {net.kind} takes {takes}, but the data are {what}; choose {listed(fit)}, or correct "
+            "data.layout"
+        )

@@ -1,9 +1,11 @@
 """Files that are whole or not there: written beside, synced, renamed."""
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +15,8 @@ from vqtool.errors import DataError, VqtoolError
 
 # A name may have 255 bytes; from here on, a part's name is made of a digest.
 _LONGEST_NAME = 200
+# Characters of the text of an exception that a message shows.
+_LONGEST_REASON = 120
 
 
 @contextmanager
@@ -50,7 +54,29 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise DataError(f"{path}: {_unwritable(path, error)}") from error
+
+
+def _unwritable(path: Path, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError) and not path.parent.is_dir():
+        return f"directory {path.parent} does not exist; create it"
+    if isinstance(error, IsADirectoryError):
+        return "is a directory; name a file"
+    counts = re.fullmatch(r"(\d+) requested and (\d+) written", str(error))  # NumPy, on a full disk
+    if counts:
+        return f"cannot be written: only {counts[2]} of {counts[1]} values written; check the free disk space"
+    return f"cannot be written: {error.strerror or error}"
+
+
+def unreadable(error: OSError) -> str:
+    """Why a file cannot be read."""
+    known = {
+        errno.ENOENT: "does not exist",
+        errno.ENOTDIR: "does not exist",
+        errno.EISDIR: "is a directory; name a file",
+        errno.ELOOP: "is a symbolic link to itself",
+    }
+    return known.get(error.errno or 0, f"cannot be read: {error.strerror or error}")
 
 
 def part_of(path: Path) -> Path:
@@ -83,6 +109,35 @@ def read_small(path: Path, most: int) -> bytes:
     return content
 
 
+def parse_json(content: str | bytes) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Raises:
+        ValueError: says what is wrong, in a few words.
+    """
+    try:
+        value = json.loads(content)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    except UnicodeDecodeError as error:
+        raise ValueError("not UTF-8 text") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON (line {error.lineno}, column {error.colno})") from error
+    except ValueError as error:
+        raise ValueError("a number has too many digits") from error
+    if not isinstance(value, dict):
+        raise ValueError("expected a JSON object")
+    return value
+
+
+def reason(error: Exception) -> str:
+    """What an exception says of a damaged file: one line, without a path, and a key in words."""
+    if isinstance(error, KeyError):
+        return f"{error.args[0]}: missing"
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return text.split("\n")[0][:_LONGEST_REASON] or type(error).__name__
+
+
 def check_format_version(
     path: Path, found: Any, supported: int, kind: str, again: str, error: type[VqtoolError]
 ) -> None:
@@ -98,13 +153,18 @@ def check_format_version(
     """
     if found is None:
         raise error(
-            f"{path}: format_version is missing: not a {kind}, or written by an earlier version of vqtool; {again}"
+            f"{path}: format_version: missing (not a {kind}, or written by an earlier version of vqtool); {again}"
         )
     if found != supported:
-        raise error(
-            f"{path}: format_version: {str(found)[:40]} is not supported; this version of vqtool reads {supported}; "
-            f"update vqtool, or {again}"
-        )
+        raise error(f"{path}: format_version: {unsupported(found, supported, again)}")
+
+
+def unsupported(found: Any, supported: int, again: str) -> str:
+    """What is wrong with a version of a format that this version of vqtool cannot read."""
+    return (
+        f"{json.dumps(found, default=str):.40} is not supported; this version of vqtool reads {supported}; "
+        f"update vqtool, or {again}"
+    )
 
 
 def to_json(value: Any) -> str:

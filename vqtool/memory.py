@@ -24,7 +24,7 @@ _REFUSED = (
 )
 
 
-def check_fits_memory(size: int, what: str, advice: str = "") -> None:
+def check_fits_memory(size: int, what: str, advice: str) -> None:
     """Check that `size` bytes are free.
 
     Args:
@@ -36,8 +36,7 @@ def check_fits_memory(size: int, what: str, advice: str = "") -> None:
     """
     free = free_memory()
     if size > free:
-        end = f"; {advice}" if advice else ""
-        raise DataError(f"{what}: needs {size:,} bytes of memory, and only {free:,} are free{end}")
+        raise DataError(f"{what} needs {_shown(size)} of memory, but only {_shown(free)} is free; {advice}")
 
 
 def free_memory() -> int:
@@ -81,6 +80,10 @@ def ran_out(fault: Exception) -> bool:
     if isinstance(fault, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(fault, RuntimeError) and any(words in str(fault).lower() for words in _REFUSED)
+
+
+def _shown(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 10**8 else f"{size / 1e6:,.1f} MB"
 
 
 def _forget_peak() -> None:

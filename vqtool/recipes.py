@@ -30,7 +30,7 @@ def write_recipe(name: str, out: Path | None = None, schema: bool = False) -> Pa
     if out.exists():
         raise ConfigError(f"{out}: already exists; choose another file with --out")
     if not out.parent.is_dir():
-        raise ConfigError(f"{out}: directory {out.parent} does not exist")
+        raise ConfigError(f"{out}: directory {out.parent} does not exist; create it")
     if schema:
         _write_schema(out.with_name("schema.json"))
     with replacing(out) as part:

@@ -119,8 +119,8 @@ def test_the_table_says_the_same(trained: TrainedRun, tiles: Path, vqtool: Comma
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("gone.npy", "gone.npy does not exist"),
-        ("gone/*.npy", "gone/*.npy: no tensor files found"),
+        ("gone.npy", "gone.npy: does not exist"),
+        ("gone/*.npy", "gone/*.npy: matches no file"),
         ("colour.npy", "rows have shape (3, 8, 8), but the model was trained on rows of shape (1, 8, 8)"),
     ],
 )
@@ -137,8 +137,8 @@ def test_wrong_data_is_2(
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.full((2, 12, 12), 3, np.uint8), "row 0 holds a class of 3 or above (largest: 3)"),
-        (np.full((2, 12, 12), -1, np.int8), "row 0 holds a negative integer"),
+        (np.full((2, 12, 12), 3, np.uint8), "row 0 contains class 3 (largest: 3), but valid classes are 0 to 2"),
+        (np.full((2, 12, 12), -1, np.int8), "row 0 contains a negative integer"),
         (np.zeros((2, 12, 12), np.float32), "float32 does not match the model; it was trained on classes (uint8)"),
         (
             np.zeros((2, 8, 12), np.uint8),

@@ -54,7 +54,7 @@ UNKNOWN = [
     ("{kind: textures}", "{kind: texture}", "4: data.source.kind: unknown kind \"texture\"; did you mean textures?"),
     ("{kind: conv2d}", "{kind: cnov2d}", "8: model.encoder.kind: unknown kind \"cnov2d\"; did you mean conv2d?"),
     ("kind: synthetic", "kind: xyz", "3: data.kind: unknown kind \"xyz\"; expected one of tensors, synthetic"),
-    (": cosine", ": cosin", "18: training.schedule: expected cosine or constant; did you mean cosine?"),
+    (": cosine", ": cosin", "18: training.schedule: expected cosine or constant (got \"cosin\"); did you mean cosine?"),
 ]  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def test_what_is_missing_stands_at_its_block(old: str, new: str, line: str, tmp_
 
 
 STRICT = [
-    ("steps: 10", "steps: '10'", "16: training.steps: expected an integer (got \"10\")"),
+    ("steps: 10", "steps: '10'", "16: training.steps: expected an integer (got the string \"10\"; remove the quotes)"),
     ("steps: 10", "steps: true", "16: training.steps: expected an integer (got true)"),
     ("steps: 10", "steps: 10.0", "16: training.steps: expected an integer (got 10.0)"),
     ("steps: 10", "steps: 1e1", "16: training.steps: expected an integer (got 10.0)"),
@@ -89,20 +89,20 @@ STRICT = [
     ("steps: 10", "steps: [10]", "16: training.steps: expected an integer (got [10])"),
     ("steps: 10", "steps: {a: 1}", "16: training.steps: expected an integer"),
     ("rate: 0.001", "rate: fast", "17: training.learning_rate: expected a number (got \"fast\")"),
-    ("rate: 0.001", "rate: '1e-3'", "17: training.learning_rate: expected a number (got \"1e-3\")"),
+    ("rate: 0.001", "rate: '1e-3'", "17: training.learning_rate: expected a number (got the string \"1e-3\"; remove"),
     ("rate: 0.001", "rate: false", "17: training.learning_rate: expected a number (got false)"),
     ("rate: 0.001", "rate: .nan", "17: training.learning_rate: expected a finite number (got NaN)"),
     ("rate: 0.001", "rate: .inf", "17: training.learning_rate: expected a finite number (got Infinity)"),
     ("rate: 0.001", "rate: 1e999", "17: training.learning_rate: expected a finite number (got Infinity)"),
-    ("rate: 0.001", "rate: 0", "17: training.learning_rate: expected a value greater than 0 (got 0)"),
-    ("steps: 10", "steps: 0", "16: training.steps: expected a value greater than or equal to 1 (got 0)"),
-    ("entropy: 0.0", "entropy: -0.1", "14: loss.entropy: expected a value greater than or equal to 0 (got -0.1)"),
-    ("size: 16", "size: 0", "11: model.quantizer.codebook_size: expected a value greater than or equal to 1 (got 0)"),
-    ("seed: 0", "seed: 4294967296", "1: seed: expected a value less than 4294967296 (got 4294967296)"),
+    ("rate: 0.001", "rate: 0", "17: training.learning_rate: expected a number greater than 0 (got 0)"),
+    ("steps: 10", "steps: 0", "16: training.steps: expected at least 1 (got 0)"),
+    ("entropy: 0.0", "entropy: -0.1", "14: loss.entropy: expected at least 0 (got -0.1)"),
+    ("size: 16", "size: 0", "11: model.quantizer.codebook_size: expected at least 1 (got 0)"),
+    ("seed: 0", "seed: 4294967296", "1: seed: expected a number less than 4,294,967,296 (got 4294967296)"),
     ("seed: 0", "name: 5", "1: name: expected a string (got 5)"),
-    ("validation: 0.1", "validation: 1.0", "5: data.validation: expected a value less than 1 or a string (got 1.0)"),
-    ("size: auto", "size: [8, 8.0]", "6: data.size.1: expected an integer (got 8.0)"),
-    ("size: auto", "layout: chw", "6: data.layout: expected C, CT, TC, CHW, HWC, T or HW"),
+    ("validation: 0.1", "validation: 1.0", "5: data.validation: expected a number less than 1 or a string (got 1.0)"),
+    ("size: auto", "size: [8, 8.0]", "6: data.size[1]: expected an integer (got 8.0)"),
+    ("size: auto", "layout: chw", "6: data.layout: expected auto, C, CT, TC, CHW, HWC, T or HW"),
 ]  # fmt: skip
 
 
@@ -144,7 +144,7 @@ def test_a_block_that_is_no_block_is_refused(key: str, start: int, value: str, t
     top = [line for line in lines if not line.startswith(" ")]
     text = f"{key}: {value}\n" + "\n".join(top).replace("seed: 0", "")
     (found,) = [line for line in problems(tmp_path, text) if f" {key}: " in line]
-    assert found.startswith(f"c.yaml:1: {key}: expected")
+    assert found.startswith(f"c.yaml:1: {key}: {'expected' if value else 'is empty; expected'} a block of keys")
 
 
 def test_all_errors_come_at_once_each_with_its_line_and_key(tmp_path: Path) -> None:
@@ -198,4 +198,29 @@ def test_a_path_longer_than_any_is_refused(key: str, tmp_path: Path) -> None:
             "  validation: 0.1\n", "" if key == "validation" else "  validation: 0.1\n"
         ),
     )
-    assert [line for line in found if f"data.{key}: " in line and "at most 4096 characters" in line]
+    assert [line for line in found if f"data.{key}: " in line and "at most 4,096 characters" in line]
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        ("{kind: residual, beam_size: 2, quantizer: {kind: fsq, levels: [3]}}", "beam_size: needs quantizer.kind"),
+        ("{kind: residual, quantizer: {kind: vector, metric: cosine}}", "quantizer.metric: "),
+    ],
+)
+def test_an_error_of_a_block_names_the_key_inside(value: str, line: str, tmp_path: Path) -> None:
+    start = GOOD.index("  quantizer:")
+    text = GOOD[:start] + f"  quantizer: {value}\n" + GOOD[GOOD.index("loss:") :]
+    (found,) = problems(tmp_path, text)
+    assert found.startswith(f"c.yaml:9: model.quantizer.{line}")
+
+
+def test_a_key_of_another_block_names_that_block(tmp_path: Path) -> None:
+    (found,) = problems(tmp_path, GOOD.replace("  entropy: 0.0", "  steps: 3"))
+    assert found == "c.yaml:14: loss.steps: unknown key; did you mean training.steps?"
+
+
+@pytest.mark.parametrize(("value", "shown"), [("", "null"), ("{}", "{}"), ("false", "false"), ("5", "5")])
+def test_a_kind_that_is_no_word_is_shown_as_written(value: str, shown: str, tmp_path: Path) -> None:
+    (found,) = problems(tmp_path, GOOD.replace("{kind: conv2d}", f"{{kind: {value}}}"))
+    assert f"model.encoder.kind: unknown kind {shown}; expected" in found

@@ -98,7 +98,8 @@ def test_an_old_key_that_is_set_names_the_new_one(
     for key, inner in (pairs or {f"{at}.{old}": value}).items():
         override = f"{key}={yaml.safe_dump(inner).splitlines()[0]}"
         message = error(config(tmp_path, block), override)
-        assert message == f"--set {key}: {at}.{old}: unknown key; did you mean {new}?"
+        subject = f"--set {key}" if key == f"{at}.{old}" else f"--set {key}: {at}.{old}"
+        assert message == f"{subject}: unknown key; did you mean {new}?"
 
 
 @pytest.mark.parametrize(("key", "old", "new"), VALUES, ids=lambda value: value)
@@ -116,5 +117,5 @@ def test_an_old_key_elsewhere_names_no_key_that_is_not_valid_there(
     block: dict[str, Any], key: str, tmp_path: Path
 ) -> None:
     message = error(config(tmp_path, block), f"{key}=1")
-    assert f" {key}: unknown key" in message
+    assert f"--set {key}: unknown key" in message
     assert not any(f"did you mean {new}?" in message for new in ("patch_size", "level_dropout", "beam_size"))

@@ -51,10 +51,10 @@ def test_the_likely_layout_is_taken(row: tuple[int, ...], dtype: torch.dtype, la
 @pytest.mark.parametrize(
     ("row", "named"),
     [
-        ((28, 28), "CT or TC or HW"),
-        ((3, 8), "CT or TC or HW"),
-        ((16, 16), "CT or TC or HW"),
-        ((17, 17), "CT or TC or HW"),
+        ((28, 28), "CT, TC or HW"),
+        ((3, 8), "CT, TC or HW"),
+        ((16, 16), "CT, TC or HW"),
+        ((17, 17), "CT, TC or HW"),
         ((3, 3, 3), "CHW or HWC"),
         ((3, 32, 3), "CHW or HWC"),
         ((8, 8, 8), "CHW or HWC"),

@@ -131,10 +131,10 @@ def test_values_have_moments_and_no_bounds(layout: LayoutName, dtype: str) -> No
     ("value", "kind"),
     [
         (np.nan, "NaN"),
-        (np.inf, "infinity"),
-        (-np.inf, "infinity"),
-        (1e39, "beyond float32"),
-        (-1e300, "beyond float32"),
+        (np.inf, "infinite"),
+        (-np.inf, "infinite"),
+        (1e39, "too large for float32"),
+        (-1e300, "too large for float32"),
     ],
 )
 def test_the_first_row_that_is_not_finite_is_named(
@@ -143,7 +143,7 @@ def test_the_first_row_that_is_not_finite_is_named(
     monkeypatch.setattr(scan, "_CHUNK", chunk)
     array = np.ones((40, 3))
     array[bad, 1] = array[-1, 2] = value
-    with pytest.raises(DataError, match=rf"^x\.npy: row {bad} holds .*{kind}"):
+    with pytest.raises(DataError, match=rf"^x\.npy: row {bad} contains .*{kind}"):
         _scan(NumpyRows(array))
 
 
@@ -152,17 +152,17 @@ def test_the_first_row_that_is_not_finite_is_named(
 def test_every_float_type_is_searched(dtype: torch.dtype) -> None:
     rows = torch.ones(40, 3, dtype=dtype)
     rows[21, 0] = torch.inf
-    with pytest.raises(DataError, match="row 21 holds an infinity"):
+    with pytest.raises(DataError, match="row 21 contains a value that is infinite"):
         _scan(TensorRows(rows))
 
 
 def test_opposite_infinities_do_not_cancel() -> None:
-    with pytest.raises(DataError, match="row 0 holds an infinity"):
+    with pytest.raises(DataError, match="row 0 contains a value that is infinite"):
         _scan(NumpyRows(np.array([[np.inf, -np.inf]])))
 
 
 def test_rows_left_out_of_the_training_part_are_searched_too() -> None:
-    with pytest.raises(DataError, match="row 1 holds NaN"):
+    with pytest.raises(DataError, match="row 1 contains NaN"):
         _scan(NumpyRows(np.array([[0.0], [np.nan]])), training=np.array([True, False]))
 
 
@@ -249,7 +249,7 @@ def test_another_array_of_the_file_asks_for_a_new_scan(tmp_path: Path) -> None:
 def test_a_refusal_is_not_forgotten(tmp_path: Path) -> None:
     path = _saved(tmp_path, np.full((4, 3), np.nan))
     for _ in range(2):
-        with pytest.raises(DataError, match="row 0 holds NaN"):
+        with pytest.raises(DataError, match="row 0 contains NaN"):
             _scan_saved(path)
 
 
@@ -310,5 +310,5 @@ def test_a_file_is_verified_without_moments_and_refused_all_the_same(tmp_path: P
     assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert scan_file(path, open_file(path), "C", None, True).moments is not None
     path = _saved(tmp_path, np.array([[1.0, 2.0], [3.0, np.nan]]))
-    with pytest.raises(DataError, match="row 1 holds NaN"):
+    with pytest.raises(DataError, match="row 1 contains NaN"):
         verify_file(path, open_file(path), "C", None)

@@ -99,12 +99,16 @@ def test_shards_that_disagree_are_named_with_both_shapes_and_types(folder: Path,
     np.save(folder / "bad.npy", other)
     with pytest.raises(DataError) as caught:
         FileSource(str(folder))
-    assert _named(caught, folder / "bad.npy", other.shape[1:], other.dtype, folder / "a.npy", "(3,) and dtype float32")
+    assert _named(caught, folder / "bad.npy", folder / "a.npy")
+    pairs = {"shape": (other.shape[1:], (3,)), "dtype": (other.dtype.name, "float32")}
+    for name, (found, expected) in pairs.items():
+        shown = [f"{name} {value}" in str(caught.value) for value in (found, expected)]
+        assert shown == [str(found) != str(expected)] * 2
 
 
 @pytest.mark.parametrize("path", ["absent.npy", "absent/x.npy"])
 def test_a_missing_file_is_named(tmp_path: Path, path: str) -> None:
-    with pytest.raises(DataError, match=rf"{path} does not exist"):
+    with pytest.raises(DataError, match=rf"{path}: does not exist"):
         FileSource(str(tmp_path / path))
 
 
@@ -113,7 +117,17 @@ def test_a_folder_or_a_glob_of_nothing_lists_what_is_looked_for(tmp_path: Path, 
     (tmp_path / ".hidden.npy").write_bytes(b"")
     with pytest.raises(DataError) as caught:
         FileSource(f"{tmp_path}{pattern}")
-    assert _named(caught, f"{tmp_path}{pattern}: no tensor files found", ".npy, .npz, .safetensors, .pt, .pth")
+    if pattern:
+        assert _named(caught, f"{tmp_path}{pattern}: matches no file; check the pattern")
+    else:
+        assert _named(caught, f"{tmp_path}: no tensor files found", ".npy, .npz, .safetensors, .pt or .pth")
+
+
+def test_a_glob_of_other_files_lists_the_suffixes(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes(b"")
+    with pytest.raises(DataError) as caught:
+        FileSource(f"{tmp_path}/*.csv")
+    assert _named(caught, f"{tmp_path}/*.csv: no tensor files found", ".npy, .npz, .safetensors, .pt or .pth")
 
 
 def test_the_hash_of_one_shard_is_that_of_the_file(tmp_path: Path) -> None:
@@ -142,7 +156,7 @@ def test_moments_are_those_of_the_training_rows_of_all_shards(folder: Path) -> N
 def test_a_shard_with_nan_is_named_with_its_row(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((5, 2)))
     np.save(tmp_path / "b.npy", np.array([[0.0, 0.0], [0.0, np.nan]]))
-    with pytest.raises(DataError, match=re.escape(f"{tmp_path}/b.npy: row 1 holds NaN")):
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path}/b.npy: row 1 contains NaN")):
         FileSource(str(tmp_path)).survey("C")
 
 
@@ -152,14 +166,14 @@ def test_the_first_negative_class_is_named(tmp_path: Path, row: int) -> None:
     whole[row, 1] = whole[6, 2] = -1
     np.save(tmp_path / "a.npy", whole[:2])
     np.save(tmp_path / "b.npy", whole[2:])
-    message = rf"row {row} holds a negative integer, but integers in layout T are classes.* set data\.layout to C$"
+    message = rf"row {row} contains a negative integer, but integers in layout T are classes.* set data\.layout to C$"
     with pytest.raises(DataError, match=message):
         FileSource(str(tmp_path)).survey("T")
 
 
 def test_a_huge_unsigned_integer_is_not_called_negative(tmp_path: Path) -> None:
     source = _save(tmp_path / "x.npy", np.full((3, 2), 1 << 63, dtype=np.uint64))
-    with pytest.raises(DataError, match=r"row 0 holds") as caught:
+    with pytest.raises(DataError, match=r"row 0 contains class") as caught:
         _check_classes(source, 1 << 20)
     assert "negative" not in str(caught.value)
 
@@ -180,7 +194,7 @@ def test_a_class_beyond_the_last_is_named_with_its_first_row(tmp_path: Path) -> 
     assert survey.largest == 9
     source.check_classes(survey, 10)
     for classes, row in ((9, 2), (4, 2), (3, 1), (1, 0)):
-        with pytest.raises(DataError, match=rf"x\.npy: row {row} holds a class of {classes} or above .*largest: 9"):
+        with pytest.raises(DataError, match=rf"x\.npy: row {row} contains class \d .*largest: 9.* 0 to {classes - 1};"):
             source.check_classes(survey, classes)
 
 
@@ -218,7 +232,9 @@ def test_generated_rows_are_hashed_and_measured() -> None:
     ],
 )
 def test_more_than_fits_in_memory_is_refused(samples: int, source: SyntheticSource) -> None:
-    with pytest.raises(DataError, match=rf"data.samples: {samples:,} of synthetic-{source.kind}: needs [\d,]+ bytes"):
+    with pytest.raises(
+        DataError, match=rf"data.samples: {samples:,} of synthetic-{source.kind} needs [\d,.]+ GB .*lower data.samples"
+    ):
         GeneratedSource(SyntheticSettings(samples=samples, source=source), 0)
 
 
@@ -237,7 +253,7 @@ def test_generating_takes_the_memory_that_was_asked_for(
     source: SyntheticSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(sources, "check_fits_memory", lambda size, what: asked.append(size))
+    monkeypatch.setattr(sources, "check_fits_memory", lambda size, what, advice: asked.append(size))
     settings = SyntheticSettings(samples=2000 if source.kind != "tiles" else 200, source=source)
     tracemalloc.start()
     try:

@@ -195,7 +195,8 @@ def test_a_bad_array_beside_the_chosen_one_does_no_harm(tmp_path: Path) -> None:
 def test_a_name_for_an_array_without_one_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.ones((2, 3), dtype=np.float32))
     assert re.search(
-        r"no array is named x; it contains:\s+\(unnamed\)\s+float32 \(2, 3\)", _refusal(tmp_path / "a.npy", "x")
+        r"no array is named x; omit --key; it contains:\s+\(unnamed\)\s+float32 \(2, 3\)",
+        _refusal(tmp_path / "a.npy", "x"),
     )
 
 
@@ -215,14 +216,16 @@ def test_an_unknown_suffix_lists_the_known_ones(tmp_path: Path, name: str) -> No
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 3, 4)])
 def test_an_array_of_nothing_is_refused(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
     WRITERS[name](tmp_path / name, torch.zeros(shape))
-    assert f"shape {shape} is empty" in _refusal(tmp_path / name)
+    what = "rows" if shape[0] == 0 else "values"
+    assert f"contains no {what} (shape {shape})" in _refusal(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", NAMES_OF_ONE)
 @pytest.mark.parametrize("shape", [(), (3,)])
 def test_an_array_without_rows_of_something_is_refused(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
     WRITERS[name](tmp_path / name, torch.zeros(shape))
-    assert f"shape {shape} has no axis after the sample axis; expected (N, ...)" in _refusal(tmp_path / name)
+    refusal = _refusal(tmp_path / name)
+    assert ("shape (3,) has no axis" in refusal and "(3, 1)" in refusal) if shape else "a single number" in refusal
 
 
 @pytest.mark.parametrize(
@@ -256,7 +259,8 @@ def test_other_types_are_named(tmp_path: Path, suffix: str, array: np.ndarray[An
 )
 def test_other_torch_types_are_named(tmp_path: Path, tensor: Tensor, named: str) -> None:
     torch.save(tensor, tmp_path / "a.pt")
-    assert re.search(rf"dtype \S*{named} is not supported", _refusal(tmp_path / "a.pt"))
+    expected = r"sparse tensor \(\S*sparse_coo\); .*to_dense" if tensor.is_sparse else f"dtype {named} is not supported"
+    assert re.search(expected, _refusal(tmp_path / "a.pt"))
 
 
 def test_another_safetensors_type_is_named(tmp_path: Path) -> None:
@@ -267,12 +271,14 @@ def test_another_safetensors_type_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [3, "text", [torch.ones(2, 2)], {"epoch": 3}])
 def test_a_pt_file_of_something_else_says_what_it_holds(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "a.pt")
-    assert re.search(r"contains a (int|str|list); expected a tensor, or a dict of tensors", _refusal_of_pt(tmp_path))
+    assert re.search(
+        r"contains an object of type (int|str|list); expected a tensor, or a dict of tensors", _refusal_of_pt(tmp_path)
+    )
 
 
 def test_a_pt_file_of_the_old_kind_says_to_save_it_again(tmp_path: Path) -> None:
     torch.save(torch.ones(3, 2), tmp_path / "a.pt", _use_new_zipfile_serialization=False)
-    assert "save the tensor again" in _refusal_of_pt(tmp_path)
+    assert "zip format of torch.save); save the array again" in _refusal_of_pt(tmp_path)
 
 
 def _refusal_of_pt(folder: Path) -> str:
@@ -348,13 +354,13 @@ def test_a_truncated_file_is_refused(tmp_path: Path, name: str, kept: int) -> No
     WRITERS[name](tmp_path / name, torch.rand(200, 3))
     whole = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(whole[:kept])
-    assert re.search("not a readable|not in the zip format of torch.save", _refusal(tmp_path / name))
+    assert re.search(r"damaged or truncated \.\w+ file \(.+\); save the array again$", _refusal(tmp_path / name))
 
 
 @pytest.mark.parametrize("name", NAMES_OF_ONE)
 def test_a_file_of_noise_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(np.random.default_rng(0).bytes(1000))
-    assert re.search("not a readable|not in the zip format of torch.save", _refusal(tmp_path / name))
+    assert re.search(r"damaged or truncated \.\w+ file \(.+\); save the array again$", _refusal(tmp_path / name))
 
 
 @pytest.mark.parametrize("name", ["plain.npz", "compressed.npz"])
@@ -363,7 +369,7 @@ def test_a_damaged_archive_is_refused(tmp_path: Path, name: str) -> None:
     content = bytearray((tmp_path / name).read_bytes())
     content[600:700] = bytes(100)
     (tmp_path / name).write_bytes(content)
-    assert "not a readable .npz file" in _refusal(tmp_path / name)
+    assert "damaged or truncated .npz file" in _refusal(tmp_path / name)
 
 
 def test_an_archive_damaged_at_its_start_is_refused(tmp_path: Path) -> None:
@@ -371,7 +377,7 @@ def test_an_archive_damaged_at_its_start_is_refused(tmp_path: Path) -> None:
     content = bytearray((tmp_path / "a.npz").read_bytes())
     content[60:100] = b"\xff" * 40
     (tmp_path / "a.npz").write_bytes(content)
-    assert "not a readable .npz file" in _refusal(tmp_path / "a.npz")
+    assert "damaged or truncated .npz file" in _refusal(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
@@ -401,17 +407,21 @@ def test_a_nonsense_header_is_refused(tmp_path: Path, suffix: str, header: str) 
 
 def test_an_npy_header_that_claims_more_than_the_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.npy").write_bytes(_npy_bytes(_npy_header("(1000000000000000, 4)")))
-    assert "not a readable .npy file" in _refusal(tmp_path / "a.npy")
+    assert "damaged or truncated .npy file" in _refusal(tmp_path / "a.npy")
 
 
 def test_an_npz_header_that_claims_petabytes_is_refused(tmp_path: Path) -> None:
     _write_npz(tmp_path / "a.npz", _npy_bytes(_npy_header("(1000000000000000, 4)")))
-    assert "[x]: header declares 16,000,000,000,000,000 bytes, but the archive holds" in _refusal(tmp_path / "a.npz")
+    refusal = _refusal(tmp_path / "a.npz")
+    assert "a.npz[x]: damaged" in refusal
+    assert "16,000,000,000,000,000 bytes" in refusal
 
 
 def test_an_npz_archive_that_claims_petabytes_is_refused(tmp_path: Path) -> None:
     _write_npz(tmp_path / "a.npz", _npy_bytes(_npy_header("(1000000000000000, 4)")), claimed=20 * 10**15)
-    assert re.search(r"\[x\]: needs 20,000,\S+ bytes of memory, and only \S+ are free", _refusal(tmp_path / "a.npz"))
+    assert re.search(
+        r"\[x\]: needs 20,000,000.0 GB of memory, but only \S+ .B is free; split", _refusal(tmp_path / "a.npz")
+    )
 
 
 def _write_npz(path: Path, content: bytes, claimed: int | None = None) -> None:
@@ -422,8 +432,8 @@ def _write_npz(path: Path, content: bytes, claimed: int | None = None) -> None:
 
 
 def test_an_npz_is_not_unpacked_where_memory_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(size: int, what: str) -> None:
-        raise DataError(f"{what}: needs {size:,}")
+    def refuse(size: int, what: str, advice: str) -> None:
+        raise DataError(f"{what} needs {size:,}")
 
     monkeypatch.setattr(tensor_files, "check_fits_memory", refuse)
     np.savez_compressed(tmp_path / "a.npz", x=np.zeros((1000, 1000), dtype=np.float32))
@@ -432,22 +442,24 @@ def test_an_npz_is_not_unpacked_where_memory_is_short(tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize("size", [0, 1, 1000])
 def test_a_little_memory_is_there(size: int) -> None:
-    check_fits_memory(size, "x")
+    check_fits_memory(size, "x", "lower y")
 
 
 def test_a_petabyte_of_memory_is_not(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"x: needs 1,000,000,000,000,000 bytes of memory, and only [\d,]+ are free"):
-        check_fits_memory(10**15, "x")
+    with pytest.raises(
+        DataError, match=r"^x needs 1,000,000\.0 GB of memory, but only [\d,.]+ [GM]B is free; lower y$"
+    ):
+        check_fits_memory(10**15, "x", "lower y")
 
 
 def test_a_safetensors_header_that_claims_more_than_the_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(_safetensors_bytes([10**12, 4], 16 * 10**12) + bytes(48))
-    assert "not a readable .safetensors file" in _refusal(tmp_path / "a.safetensors")
+    assert "damaged or truncated .safetensors file" in _refusal(tmp_path / "a.safetensors")
 
 
 def test_a_folder_with_a_files_name_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "a.npy").mkdir()
-    assert "is not a regular file" in _refusal(tmp_path / "a.npy")
+    assert "is a directory" in _refusal(tmp_path / "a.npy")
 
 
 @pytest.mark.parametrize(
@@ -458,8 +470,10 @@ def test_a_folder_with_a_files_name_is_no_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("inside", [False, True])
 def test_a_tensor_that_claims_more_than_it_holds_is_refused(tmp_path: Path, tensor: Tensor, inside: bool) -> None:
     torch.save({"x": tensor} if inside else tensor, tmp_path / "a.pt")
-    claimed = tensor.numel() * 4
-    assert re.search(rf"a.pt(\[x\])?: needs {claimed:,} bytes, but its storage holds \d+;", _refusal(tmp_path / "a.pt"))
+    expected = f"{tensor.numel() * 4:,} bytes needed, \\d+ stored; save tensor.contiguous"
+    if tensor.is_meta:
+        expected = "no values .*device meta"
+    assert re.search(rf"a.pt(\[x\])?: .*{expected}", _refusal(tmp_path / "a.pt"))
 
 
 def test_a_part_of_a_tensor_is_read_as_it_is(tmp_path: Path) -> None:
@@ -480,12 +494,12 @@ def test_memory_is_short_where_a_limit_makes_it_short(monkeypatch: pytest.Monkey
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = (pages + 4096) * resource.getpagesize()
     monkeypatch.setattr(resource, "getrlimit", lambda which: (limit, limit))
-    check_fits_memory(1 << 20, "x")
-    with pytest.raises(DataError, match="x: needs 1,073,741,824 bytes of memory"):
-        check_fits_memory(1 << 30, "x")
+    check_fits_memory(1 << 20, "x", "lower y")
+    with pytest.raises(DataError, match=r"x needs 1\.1 GB of memory"):
+        check_fits_memory(1 << 30, "x", "lower y")
     monkeypatch.setattr(resource, "getrlimit", lambda which: (0, 0))
-    with pytest.raises(DataError, match="and only 0 are free"):
-        check_fits_memory(1, "x")
+    with pytest.raises(DataError, match=r"needs 0\.0 MB of memory, but only 0\.0 MB is free"):
+        check_fits_memory(1, "x", "lower y")
 
 
 def test_of_very_many_arrays_the_first_are_listed(tmp_path: Path) -> None:

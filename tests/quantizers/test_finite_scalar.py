@@ -165,7 +165,7 @@ def test_settings_build_what_they_say():
         ([], "at least 1 item"),
         ([8, 1], "greater than or equal to 2"),
         ([1 << 17], "less than or equal to 65536"),
-        ([4096, 4097], r"product is at most 2\^24, got 16781312"),
+        ([4096, 4097], r"product is at most 16,777,216, not 16,781,312"),
     ],
 )
 def test_levels_that_cannot_be_are_refused(levels, message):

@@ -431,7 +431,7 @@ def test_levels_are_of_one_width(widths):
     ("settings", "message"),
     [
         *(
-            ({"quantizer": INNER[kind], "beam_size": 2}, "beam_size and shared .*kind: vector")
+            ({"quantizer": INNER[kind], "beam_size": 2}, "beam_size: needs quantizer.kind: vector, .*no codebook")
             for kind in ("fsq", "lfq", "bsq")
         ),
         *(({"quantizer": INNER[kind], "shared": True}, f"{kind} has no codebook") for kind in ("fsq", "lfq", "bsq")),

@@ -141,9 +141,9 @@ def test_planning_does_not_change_what_is_trained(tmp_path: Path) -> None:
             ConfigError,
             r"loss\.reconstruction: cross_entropy .* continuous values",
         ),
-        ({"data": {"layout": "CHW"}}, DataError, r"data\.layout is CHW.* 3 axes.*\(4,\)"),
+        ({"data": {"layout": "CHW"}}, DataError, r"data\.layout: CHW .* 3 axes.*\(4,\)"),
         ({"data": {"channels": 5}}, DataError, r"data\.channels is 5, but the array has 4"),
-        ({"array": np.full((9, 4), np.nan)}, DataError, r"data\.npy: row 0 holds NaN"),
+        ({"array": np.full((9, 4), np.nan)}, DataError, r"data\.npy: row 0 contains NaN"),
     ],
 )
 def test_it_refuses_what_training_would(

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.", show_default=False)]
 DataArgument = Annotated[
     str | None,
-    typer.Argument(metavar="DATA", help="Tensor file, folder of tensor files, or glob.", show_default=False),
+    typer.Argument(metavar="DATA", help="Tensor file, directory of tensor files, or glob.", show_default=False),
 ]
 KeyOption = Annotated[str | None, typer.Option(help="Name of the array, for files that hold several.")]
-DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1; default: the device of the run.")]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="auto, cpu, cuda or a numbered GPU such as cuda:1; default: the device of the run.")
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the output file if it exists.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")]
 

@@ -12,7 +12,7 @@ from vqtool.config.problems import describe
 from vqtool.config.schema import RunSettings
 from vqtool.config.yaml_reader import CORE_SCHEMA, read_yaml
 from vqtool.errors import ConfigError
-from vqtool.files import replacing
+from vqtool.files import replacing, unreadable
 from vqtool.printable import well_formed
 
 # Larger files are not configs.
@@ -74,8 +74,8 @@ def _read(path: Path) -> str:
             raise ConfigError(f"{path}: larger than {_LARGEST:,} bytes; not a config file")
         return content.decode()
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: file does not exist; `vqtool init` lists recipes to start from") from error
+        raise ConfigError(f"{path}: does not exist; `vqtool init` lists recipes to start from") from error
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{path}: {unreadable(error)}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text") from error
+        raise ConfigError(f"{path}: not UTF-8 text; save it as UTF-8") from error

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vqtool.config.fields import Block, blocks_under
-from vqtool.config.yaml_reader import Tree, read_yaml
+from vqtool.config.yaml_reader import Tree, dotted, name_of, read_yaml
 from vqtool.errors import ConfigError
 
 
@@ -17,7 +17,7 @@ def apply_overrides(tree: Tree, overrides: Sequence[str], root: Block) -> None:
     pairs = [_parse(override) for override in overrides]
     paths = {path for path, _ in pairs}
     if ("data", "path") in paths and ("data", "kind") not in paths:
-        pairs.append((("data", "kind"), read_yaml("tensors", "--set data.path")))
+        pairs.append((("data", "kind"), read_yaml("tensors", "--set data.path", ("data", "kind"))))
     for path, value in sorted(pairs, key=lambda pair: (pair[0][-1] != "kind", len(pair[0]))):
         _set(tree, path, value, root)
 
@@ -26,9 +26,11 @@ def _parse(override: str) -> tuple[tuple[str, ...], Tree]:
     key, equals, text = override.partition("=")
     path = tuple(key.strip().split("."))
     if not equals or not all(path):
-        raise ConfigError(f"--set {override}: expected KEY=VALUE, with a dotted key such as training.steps=100")
+        empty = "the key has an empty part; " if equals and any(path) else ""
+        shown = override or '""'
+        raise ConfigError(f"--set {shown}: {empty}expected KEY=VALUE, with a dotted key such as training.steps=100")
     try:
-        return path, read_yaml(text, f"--set {key.strip()}")
+        return path, read_yaml(text, f"--set {key.strip()}", path)
     except ConfigError as error:
         raise ConfigError(f"{error}; quote text that has YAML syntax, e.g. --set 'name=\"a: b\"'") from error
 
@@ -36,16 +38,20 @@ def _parse(override: str) -> tuple[tuple[str, ...], Tree]:
 def _set(tree: Tree, path: tuple[str, ...], value: Tree, block: Block | None) -> None:
     values = tree.values
     for depth, key in enumerate(path[:-1]):
+        members = blocks_under(block, key) if block else {}
+        if block and key in block.model_fields and not members:
+            single = dotted(path[: depth + 1])
+            tree.problems.append(f"{name_of(value.places[path], path)}: unknown key; {single} is a single value")
+            return
         if not isinstance(values.get(key), dict):
             values[key] = {}
-            tree.places[path[: depth + 1]] = value.places[()]
-        members = blocks_under(block, key) if block else {}
+            tree.places[path[: depth + 1]] = value.places[path]
         if depth == len(path) - 2 and path[-1] == "kind":
             _drop_unknown(values[key], members, value.values)
         values = values[key]
         block = members.get("") or members.get(str(values.get("kind")))
     values[path[-1]] = value.values
-    tree.places |= {(*path, *inner): value.places[()] for inner in value.places}
+    tree.places |= dict.fromkeys(value.places, value.places[path])
     tree.problems += value.problems
 
 

@@ -1,6 +1,7 @@
 """What validation found, in words: place, key, what is wrong, and the nearest name that would do."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from vqtool.config.fields import Block, block_at, blocks_under
-from vqtool.config.yaml_reader import Path, Tree, dotted
+from vqtool.config.yaml_reader import CORE_SCHEMA, Path, Tree, dotted, name_of, shortened
+from vqtool.printable import listed
 
 
 def describe(error: ValidationError, tree: Tree, root: Block) -> Iterator[str]:
@@ -26,17 +28,69 @@ def describe(error: ValidationError, tree: Tree, root: Block) -> Iterator[str]:
         yield _line(path, found[path], tree, root)
 
 
+def first_problem(error: ValidationError) -> str:
+    """The first key that is wrong, in a file that is not a config: `shape: expected a list (got 5)`."""
+    fault = error.errors(include_url=False)[0]
+    message = _statement(fault)
+    return f"{dotted(fault['loc'])}: {message}{_got(message, fault['input'])}"
+
+
 _ABSENT = object()
+# What pydantic expected, by the type of its error. Numbers of its context are filled in.
+_EXPECTED = {
+    "int_type": "an integer",
+    "float_type": "a number",
+    "string_type": "a string",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "finite_number": "a finite number",
+    "greater_than": "a number greater than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "a number less than {lt}",
+    "less_than_equal": "at most {le}",
+    "string_too_short": "a non-empty string",
+    "string_too_long": "at most {max_length} characters",
+    "string_pattern_mismatch": "text that matches {pattern}",
+    "too_short": "at least {min_length} item",
+    "too_long": "at most {max_length} items",
+    "model_type": "a block of keys",
+    "model_attributes_type": "a block of keys",
+    "dict_type": "a block of keys",
+}
 
 
 def _line(path: Path, faults: list[Any], tree: Tree, root: Block) -> str:
-    messages = [_message(fault, path, tree, root) for fault in faults]
-    value = _value_at(tree.values, path)
-    got = "" if value is _ABSENT or isinstance(value, dict) else f" (got {_json(value)})"
-    told = any(message.startswith(("unknown", "missing")) for message in messages)
-    first, *rest = dict.fromkeys(messages)
-    expected = " or ".join([first, *(message.removeprefix("expected ") for message in rest)])
-    return f"{tree.place(path)}: {dotted(path)}: {expected}" + ("" if told else got)
+    messages = list(dict.fromkeys(_message(fault, path, tree, root) for fault in faults))
+    value, hint = _value_at(tree.values, path), ""
+    choices = [choice for fault in faults if fault["type"] == "literal_error" for choice in _choices(fault)]
+    if all(message.startswith("expected ") for message in messages):
+        others = [message.removeprefix("expected ") for message in messages]
+        names = sorted([*choices, *(other for other in others if other)], key=lambda name: name != "auto")
+        messages = [f"expected {listed(names)}"]
+        hint = _nearest(value, choices, only_close=True) if isinstance(value, str) else ""
+    message = " or ".join(messages)
+    if value is None and message == "expected a block of keys":
+        message = "is empty; expected a block of keys"
+    inner = re.match(r"([a-z_.]+): ", message)
+    if inner and isinstance(value, dict):  # a check of a whole block, which names the key inside
+        path, message = (*path, *inner[1].split(".")), message[inner.end() :]
+    return f"{name_of(tree.place(path), path)}: {message}{_got(message, value)}{hint}"
+
+
+def _choices(fault: Any) -> list[str]:
+    choices: str = fault["ctx"]["expected"].replace("'", "")
+    return choices.replace(" or ", ", ").split(", ")
+
+
+def _got(message: str, value: Any) -> str:
+    """The value behind what was expected instead, if the message does not show it."""
+    if value is _ABSENT or isinstance(value, dict) or not message.startswith("expected") or "(got " in message:
+        return ""
+    if isinstance(value, str) and any(word in message for word in ("integer", "a number", "true or false")):
+        looks_plain = any(pattern.match(value) for tag, pattern, _ in CORE_SCHEMA if tag != "null")
+        if looks_plain and "string" not in message:
+            return f" (got the string {_json(value)}; remove the quotes)"
+    return f" (got {_json(value)})"
 
 
 def _path(location: tuple[int | str, ...], values: Any, block: Block | None) -> Path:
@@ -77,26 +131,39 @@ def _message(fault: Any, path: Path, tree: Tree, root: Block) -> str:
             others = [kind for kind, member in members.items() if kind and key in member.model_fields]
             if others:
                 return f"unknown key for this kind; it needs {dotted((*path[:-1], 'kind'))}: {' or '.join(others)}"
-            return "unknown key" + _nearest(key, block.model_fields if block else ())
-        case "missing":
-            return "missing"
+            fields = list(block.model_fields) if block else []
+            homes = [] if _nearest(key, fields, only_close=True) else list(_homes(key, root, tree.values))
+            return "unknown key" + (f"; did you mean {homes[0]}?" if len(homes) == 1 else _nearest(key, fields))
         case "union_tag_not_found":
             return f"missing kind; expected one of {', '.join(_members(path, root, tree))}"
         case "union_tag_invalid":
             names = [name.strip("' ") for name in fault["ctx"]["expected_tags"].split(", ")]
-            return f"unknown kind {_json(fault['ctx']['tag'])}" + _nearest(fault["ctx"]["tag"], names)
+            return f"unknown kind {_json(_value_at(tree.values, path))}" + _nearest(fault["ctx"]["tag"], names)
         case "literal_error":
-            expected = fault["ctx"]["expected"].replace("'", "")
-            names = expected.replace(" or ", ", ").split(", ")
-            return f"expected {expected}" + _nearest(str(fault["input"]), names, only_close=True)
-        case "model_type" | "model_attributes_type" | "dict_type":
-            return "expected keys and values"
-    message: str = fault["msg"]
-    message = message.removeprefix("Value error, ").replace("Input should be", "expected", 1)
-    message = message.replace("expected greater", "expected a value greater").replace(
-        "expected less", "expected a value less"
-    )
-    return message.replace("a valid integer", "an integer").replace("a valid", "a")
+            return "expected "  # the choices of all branches are listed together
+    return _statement(fault)
+
+
+def _statement(fault: Any) -> str:
+    """What is wrong, in the words of vqtool: `expected an integer`."""
+    kind, context = fault["type"], fault.get("ctx", {})
+    if kind in ("missing", "unexpected_keyword_argument"):
+        return "missing" if kind == "missing" else "unknown key"
+    if kind not in _EXPECTED:
+        message: str = fault["msg"]
+        return message.removeprefix("Value error, ").replace("Input should be", "expected", 1)
+    shown = {name: f"{x:,}".removesuffix(".0") if isinstance(x, int | float) else x for name, x in context.items()}
+    return f"expected {_EXPECTED[kind].format(**shown)}"
+
+
+def _homes(key: str, block: Block, values: Any, path: Path = ()) -> Iterator[str]:
+    """The dotted names that a key has in the blocks where it is valid."""
+    for name in block.model_fields if key != "kind" else ():
+        inner = block_at(block, values, (name,))
+        if inner is not None:
+            if key in inner.model_fields:
+                yield dotted((*path, name, key))
+            yield from _homes(key, inner, values.get(name), (*path, name))
 
 
 def _members(path: Path, root: Block, tree: Tree) -> dict[str, Block]:
@@ -134,7 +201,7 @@ _RENAMED = {
 
 def _nearest(name: str, names: Iterable[str], only_close: bool = False) -> str:
     names = list(names)
-    close = [_RENAMED[name]] if _RENAMED.get(name) in names else get_close_matches(name, names, n=1)
+    close = [_RENAMED[name]] if _RENAMED.get(name) in names else get_close_matches(name, names, n=1, cutoff=0.7)
     if close:
         return f"; did you mean {close[0]}?"
     return "" if only_close or not names else f"; expected one of {', '.join(names)}"
@@ -142,4 +209,4 @@ def _nearest(name: str, names: Iterable[str], only_close: bool = False) -> str:
 
 def _json(value: Any) -> str:
     """A value in the notation of YAML, cut to 60 characters."""
-    return f"{json.dumps(value, ensure_ascii=False):.60}"
+    return shortened(json.dumps(value, ensure_ascii=False))

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 from vqtool.autoencoder import ModelSettings
 from vqtool.config.training import TrainingSettings
 from vqtool.data import DataKind
+from vqtool.files import unsupported
 from vqtool.losses import LossSettings
 from vqtool.settings import Settings
 
@@ -33,14 +34,14 @@ class RunSettings(Settings):
     @classmethod
     def _is_supported(cls, version: Any) -> Any:
         if type(version) is not int or version != 1:
-            raise ValueError("this version of vqtool reads format_version 1 only; update vqtool to read this config")
+            raise ValueError(unsupported(version, 1, "use a config with format_version 1"))
         return version
 
     @field_validator("name")
     @classmethod
     def _is_a_folder_name(cls, name: str | None) -> str | None:
         if name is not None and (set(name) <= {"."} or any(c in "/\\" or not c.isprintable() for c in name)):
-            raise ValueError("expected a valid folder name, without slashes")
+            raise ValueError("expected a directory name without slashes and control characters")
         if name is not None and len(name.encode()) > _LONGEST_NAME:
-            raise ValueError(f"expected a folder name of at most {_LONGEST_NAME} bytes")
+            raise ValueError(f"expected a directory name of at most {_LONGEST_NAME} bytes")
         return name

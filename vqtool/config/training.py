@@ -1,11 +1,11 @@
 """The training block of the config."""
 
 import math
-import re
 from typing import Literal
 
 from pydantic import Field, field_validator
 
+from vqtool.device import check_device_name
 from vqtool.settings import Settings
 
 # Metrics that can choose the best model, and whether smaller is better.
@@ -71,9 +71,7 @@ class TrainingSettings(Settings):
     @field_validator("device")
     @classmethod
     def _is_a_device(cls, device: str) -> str:
-        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
-            raise ValueError("expected auto, cpu, cuda or cuda:1 (mps has no float64, which exact search needs)")
-        return device
+        return check_device_name(device)
 
 
 def learning_rate(settings: TrainingSettings, step: int) -> float:

@@ -18,8 +18,8 @@ from vqtool.data.layout import LAYOUTS, LayoutName, guess_layout, holds_classes,
 from vqtool.data.order import split
 from vqtool.data.rows import RowNumbers, Rows
 from vqtool.data.scan import Counted, Moments
-from vqtool.data.settings import DataKind, DataSettings, TensorsSettings
-from vqtool.data.sources import FileSource, GeneratedSource, Source, Survey, combined_sha256
+from vqtool.data.settings import MOST_CLASSES, DataKind, DataSettings, TensorsSettings
+from vqtool.data.sources import FileSource, GeneratedSource, Source, Survey, combined_sha256, mismatch
 from vqtool.data.spec import SampleSpec, dtype_name
 from vqtool.distributed import from_first, world_size
 from vqtool.errors import ConfigError, DataError
@@ -156,8 +156,12 @@ def _likeness(source: Source) -> list[Any]:
 
 def spec_of(settings: DataSettings) -> SampleSpec:
     """The spec that resolved settings hold."""
-    if "auto" in (settings.layout, settings.channels, settings.size, settings.classes, settings.dtype):
-        raise ConfigError("data: layout, channels, size, classes and dtype must be resolved, not auto")
+    for name in ("layout", "channels", "size", "classes", "dtype"):
+        if getattr(settings, name) == "auto":
+            raise ConfigError(
+                f"data.{name}: is auto, but a run directory needs the resolved value; restore the config.yaml that the "
+                "run wrote"
+            )
     assert not isinstance(settings.channels, str)
     assert not isinstance(settings.classes, str)
     assert settings.layout != "auto"
@@ -171,10 +175,7 @@ def _open_validation(settings: DataKind, training: Source) -> Source:
         source = FileSource(settings.validation, _key(settings))
         ours, theirs = source.rows, training.rows
         if ours.shape != theirs.shape or ours.dtype.is_floating_point != theirs.dtype.is_floating_point:
-            raise DataError(
-                f"{source.name}: rows have shape {ours.shape} and dtype {dtype_name(ours.dtype)}, but the training "
-                f"data has shape {theirs.shape} and dtype {dtype_name(theirs.dtype)}"
-            )
+            raise DataError(mismatch(f"{source.name}: rows", ours, "the rows of the training data", theirs))
     return source
 
 
@@ -192,9 +193,10 @@ def _resolve_layout(settings: DataKind, source: Source) -> LayoutName:
         except DataError as error:
             raise DataError(f"{source.name}: {error}") from error
     if len(rows.shape) != LAYOUTS[settings.layout].rank:
+        rank = LAYOUTS[settings.layout].rank
         raise DataError(
-            f"{source.name}: data.layout is {settings.layout}, for rows of {LAYOUTS[settings.layout].rank} axes, but "
-            f"rows have shape {rows.shape}"
+            f"data.layout: {settings.layout} needs rows with {rank} {'axis' if rank == 1 else 'axes'}, but the rows of "
+            f"{source.name} have shape {rows.shape}"
         )
     return settings.layout
 
@@ -246,12 +248,10 @@ def _resolve_classes(settings: DataSettings, layout: LayoutName, surveys: list[t
         )
     found = 1 + max(survey.largest or 0 for _, survey in surveys)
     classes = min(found, _MOST_FOUND) if settings.classes == "auto" else settings.classes
-    advice = (
-        "; for values, add a channel axis; for that many classes, set data.classes"
-        if settings.classes == "auto"
-        else ""
-    )
     for part, survey in surveys:
+        advice = ", or add a channel axis if these are values" if settings.classes == "auto" else ""
+        if (survey.largest or 0) < MOST_CLASSES:
+            advice += f", or set data.classes to {(survey.largest or 0) + 1}"
         part.check_classes(survey, classes, advice)
     return classes
 

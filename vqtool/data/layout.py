@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vqtool.errors import DataError
+from vqtool.printable import listed
 
 LayoutName = Literal["C", "CT", "TC", "CHW", "HWC", "T", "HW"]
 
@@ -84,7 +85,7 @@ def guess_layout(row: tuple[int, ...], dtype: torch.dtype) -> LayoutName:
             "(N, T) or (N, H, W)"
         )
     raise DataError(
-        f"rows of shape {row} can have layout {' or '.join(guesses)}; set data.layout to the correct one "
+        f"rows of shape {row} can have layout {listed(guesses)}; set data.layout to the correct one "
         "(C channels, T steps, H and W pixels)"
     )
 

@@ -144,8 +144,8 @@ def _check_finite(values: Tensor, name: str, start: int) -> None:
     bad = (~values.flatten(1).isfinite()).any(dim=1)
     if bad.any():
         row = int(bad.nonzero()[0])
-        kind = "NaN" if values[row].isnan().any() else "an infinity, or a value beyond float32"
-        raise DataError(f"{name}: row {start + row} holds {kind}; remove or replace it")
+        kind = "NaN" if values[row].isnan().any() else "a value that is infinite or too large for float32"
+        raise DataError(f"{name}: row {start + row} contains {kind}; remove or replace it")
 
 
 _ANY_SPLIT = "any"

@@ -47,7 +47,7 @@ class TensorsSettings(DataSettings):
     path: str = Field(
         min_length=1,
         max_length=LONGEST_PATH,
-        description="tensor file (.npy, .npz, .safetensors, .pt), folder of such files in name order, or glob",
+        description="tensor file (.npy, .npz, .safetensors, .pt), directory of such files in name order, or glob",
     )
     key: str | None = Field(None, max_length=LONGEST_PATH, description="name of the array, for files that hold several")
 

@@ -4,6 +4,7 @@ import functools
 import glob
 import hashlib
 import io
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from vqtool.data.spec import dtype_name
 from vqtool.data.tensor_files import READERS, open_file
 from vqtool.errors import DataError
 from vqtool.memory import check_fits_memory
+from vqtool.printable import listed
 
 # Rows looked through at a time.
 _BLOCK = 4096
@@ -98,9 +100,9 @@ class Source(ABC):
         moments = [scan.moments for _, scan in scanned if scan.moments is not None]
         largest = [scan.largest for _, scan in scanned if scan.largest is not None]
         if any(scan.smallest is not None and scan.smallest < 0 for _, scan in scanned):
-            others = " or ".join(with_channels(layout))
+            others = listed(with_channels(layout))
             raise DataError(
-                f"{self.name}: row {self._first_outside(None)} holds a negative integer, but integers in layout "
+                f"{self.name}: row {self._first_outside(None)[0]} contains a negative integer, but integers in layout "
                 f"{layout} are classes, numbered from 0; for values, set data.layout to {others}"
             )
         return Survey(
@@ -116,9 +118,10 @@ class Source(ABC):
             DataError: there is one; names the first row.
         """
         if survey.largest is not None and survey.largest >= classes:
+            row, found = self._first_outside(classes)
             raise DataError(
-                f"{self.name}: row {self._first_outside(classes)} holds a class of {classes} or above (largest: "
-                f"{survey.largest}), but there are {classes} classes, numbered from 0{advice}"
+                f"{self.name}: row {row} contains class {found} (largest: {survey.largest}), but valid classes are 0 "
+                f"to {classes - 1}; correct the row{advice}"
             )
 
     def check_unchanged(self) -> None:
@@ -138,13 +141,13 @@ class Source(ABC):
     def _scan(self, layout: LayoutName, counted: Counted) -> list[tuple[Shard, Scan]]:
         """Each shard and what is found in it."""
 
-    def _first_outside(self, classes: int | None) -> int:
-        """The number of the first row with an integer below 0, or of `classes` or above."""
+    def _first_outside(self, classes: int | None) -> tuple[int, int]:
+        """The number of the first row with an integer below 0, or of `classes` or above; and its largest integer."""
         for start in range(0, len(self.rows), _BLOCK):
             rows = self.rows.read(start, min(start + _BLOCK, len(self.rows))).flatten(1).numpy()
             outside = (rows < 0).any(axis=1) if classes is None else (rows >= classes).any(axis=1)
             if outside.any():
-                return start + int(outside.argmax())
+                return start + int(outside.argmax()), int(rows[outside.argmax()].max())
         raise AssertionError("the scan saw such a row")
 
 
@@ -161,7 +164,7 @@ class FileSource(Source):
 
     def __init__(self, path: str, key: str | None = None) -> None:
         if not path:
-            raise DataError("path of the data is empty; pass a file, folder or glob")
+            raise DataError("path of the data is empty; pass a file, directory or glob")
         self.name = path
         self._key = key
         self.paths = _expand(path)
@@ -198,7 +201,11 @@ class GeneratedSource(Source):
         self.name = f"synthetic-{settings.source.kind}"
         self.paths = []
         numbers = settings.samples * settings.source.numbers + settings.source.shared_numbers
-        check_fits_memory(numbers * _WORKING_BYTES, f"data.samples: {settings.samples:,} of {self.name}")
+        what, advice = (
+            f"data.samples: {settings.samples:,} of {self.name}",
+            "lower data.samples or the size of a sample",
+        )
+        check_fits_memory(numbers * _WORKING_BYTES, what, advice)
         self._array = settings.source.generate(settings.samples, np.random.default_rng(seed))
         self.rows = NumpyRows(self._array)
 
@@ -213,8 +220,10 @@ def _expand(path: str) -> list[Path]:
         found = _found(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    if not found and not os.path.isdir(path) and not _matches(path):
+        raise DataError(f"{path}: matches no file; check the pattern")
     if not found:
-        raise DataError(f"{path}: no tensor files found; expected {', '.join(READERS)}")
+        raise DataError(f"{path}: no tensor files found; expected {listed(READERS)}")
     return sorted(found)
 
 
@@ -250,7 +259,12 @@ def _check_agree(paths: Sequence[Path], shards: Sequence[Rows]) -> None:
     first = shards[0]
     for path, rows in zip(paths, shards, strict=True):
         if (rows.shape, rows.dtype) != (first.shape, first.dtype):
-            raise DataError(
-                f"{path}: rows have shape {rows.shape} and dtype {dtype_name(rows.dtype)}, but those of {paths[0]} "
-                f"have shape {first.shape} and dtype {dtype_name(first.dtype)}"
-            )
+            raise DataError(mismatch(f"{path}: rows", rows, f"those of {paths[0]}", first))
+
+
+def mismatch(what: str, rows: Rows, others: str, expected: Rows) -> str:
+    """How rows differ from the others: in shape, dtype or both."""
+    shapes, dtypes = (rows.shape, expected.shape), (dtype_name(rows.dtype), dtype_name(expected.dtype))
+    differing = [(name, pair) for name, pair in (("shape", shapes), ("dtype", dtypes)) if pair[0] != pair[1]]
+    ours, theirs = (" and ".join(f"{name} {pair[side]}" for name, pair in differing) for side in (0, 1))
+    return f"{what} have {ours}, but {others} have {theirs}"

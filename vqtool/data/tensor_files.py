@@ -24,7 +24,9 @@ from torch import Tensor
 from vqtool.data.rows import NumpyRows, Rows, TensorRows
 from vqtool.data.spec import DtypeName, dtype_name
 from vqtool.errors import DataError, VqtoolError
+from vqtool.files import unreadable
 from vqtool.memory import check_fits_memory
+from vqtool.printable import listed
 
 
 class Array(NamedTuple):
@@ -45,7 +47,7 @@ def open_file(path: Path, key: str | None = None) -> Rows:
         _check_is_file(path)
         reader = READERS.get(path.suffix.lower())
         if reader is None:
-            raise DataError(f"{path}: unknown file type; expected {', '.join(READERS)}")
+            raise DataError(f"{path}: unknown file type; expected {listed(READERS)}")
         name, array = _choose(path, reader(path), key)
         _check(f"{path}[{name}]" if name else str(path), array)
         return array.open()
@@ -60,17 +62,21 @@ def map_npy(path: Path) -> NDArray[Any]:
     with _told_as_data_errors(path):
         _check_is_file(path)
         with path.open("rb") as file:
-            _npy_header(file)
+            _check_dtype(str(path), _npy_header(file)[1].name)
         return np.lib.format.open_memmap(path, mode="r")
 
 
 def _check_is_file(path: Path) -> None:
+    path.stat()  # an OSError says why there is no file
+    if path.is_dir():
+        raise DataError(f"{path}: is a directory; name a file")
     if not path.is_file():
-        raise DataError(f"{path} {'is not a regular file' if path.exists() else 'does not exist'}")
+        raise DataError(f"{path}: is not a regular file; copy its contents to a file")
 
 
 @contextmanager
-def _told_as_data_errors(path: Path) -> Iterator[None]:
+def _told_as_data_errors(path: Path, name: str = "") -> Iterator[None]:
+    what = f"{path}[{name}]" if name else str(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a damaged file is an error below; other warnings are irrelevant
@@ -79,10 +85,13 @@ def _told_as_data_errors(path: Path) -> Iterator[None]:
         raise
     except pickle.UnpicklingError as error:
         raise DataError(
-            f"{path}: contains pickled objects, which are not loaded; save a tensor, or a dict of tensors"
+            f"{what}: contains pickled objects, which are not loaded; save a tensor, or a dict of tensors"
         ) from error
     except Exception as error:  # a damaged file can make its parser fail in any way
-        raise DataError(f"{path}: not a readable {path.suffix} file: {_first_line(error)}") from error
+        if isinstance(error, OSError) and error.errno:
+            raise DataError(f"{what}: {unreadable(error)}") from error
+        detail = _detail(error)
+        raise DataError(f"{what}: damaged or truncated {path.suffix} file ({detail}); save the array again") from error
 
 
 # Arrays of a file that are listed when one is to be chosen.
@@ -97,7 +106,8 @@ def _choose(path: Path, arrays: dict[str, Array], key: str | None) -> tuple[str,
         raise DataError(f"{path}: contains no array")
     if key is not None:
         if key not in arrays:
-            raise DataError(f"{path}: no array is named {key}; it contains:", *listing)
+            hint = "omit --key; " if list(arrays) == [""] else ""
+            raise DataError(f"{path}: no array is named {key}; {hint}it contains:", *listing)
         return key, arrays[key]
     if len(arrays) > 1:
         raise DataError(f"{path}: contains several arrays; choose one with --key, or data.key in the config:", *listing)
@@ -105,12 +115,21 @@ def _choose(path: Path, arrays: dict[str, Array], key: str | None) -> tuple[str,
 
 
 def _check(what: str, array: Array) -> None:
-    if array.dtype not in _DTYPES:
-        raise DataError(f"{what}: dtype {array.dtype} is not supported; expected {', '.join(_DTYPES)}")
+    _check_dtype(what, array.dtype)
+    if not array.shape:
+        raise DataError(f"{what}: contains a single number; expected an array (N, ...)")
     if len(array.shape) < 2:
-        raise DataError(f"{what}: shape {array.shape} has no axis after the sample axis; expected (N, ...)")
+        count = array.shape[0]
+        raise DataError(f"{what}: shape ({count},) has no axis after the sample axis; reshape it to ({count}, 1)")
     if 0 in array.shape:
-        raise DataError(f"{what}: shape {array.shape} is empty")
+        raise DataError(f"{what}: contains no {'rows' if array.shape[0] == 0 else 'values'} (shape {array.shape})")
+
+
+def _check_dtype(what: str, dtype: str) -> None:
+    if dtype.startswith("torch.sparse"):
+        raise DataError(f"{what}: is a sparse tensor ({dtype}); save tensor.to_dense()")
+    if dtype not in _DTYPES:
+        raise DataError(f"{what}: dtype {dtype} is not supported; expected {listed(_DTYPES)}")
 
 
 _DTYPES = get_args(DtypeName)
@@ -129,21 +148,20 @@ def _read_npz(path: Path) -> dict[str, Array]:
             if not member.filename.endswith(".npy"):
                 continue
             name = member.filename.removesuffix(".npy")
-            with archive.open(member) as file:
-                shape, dtype = _npy_header(file)
-            claimed = math.prod(shape) * dtype.itemsize
-            if claimed > member.file_size:
-                raise DataError(
-                    f"{path}[{name}]: header declares {claimed:,} bytes, but the archive holds {member.file_size:,}"
-                )
+            with _told_as_data_errors(path, name):
+                with archive.open(member) as file:
+                    shape, dtype = _npy_header(file)
+                claimed = math.prod(shape) * dtype.itemsize
+                if claimed > member.file_size:
+                    raise ValueError(f"header declares {claimed:,} bytes, archive contains {member.file_size:,}")
             arrays[name] = Array(shape, dtype.name, _unpacker(path, name, member.file_size))
     return arrays
 
 
 def _unpacker(path: Path, name: str, size: int) -> Callable[[], Rows]:
     def unpack() -> Rows:
-        check_fits_memory(size, f"{path}[{name}]")
-        with np.load(path, allow_pickle=False) as archive:
+        check_fits_memory(size, f"{path}[{name}]:", "split the file, or save it as .npy")
+        with _told_as_data_errors(path, name), np.load(path, allow_pickle=False) as archive:
             return NumpyRows(archive[name])
 
     return unpack
@@ -185,12 +203,12 @@ _SAFETENSORS_DTYPES = {
 
 def _read_torch(path: Path) -> dict[str, Array]:
     if not zipfile.is_zipfile(path):
-        raise DataError(f"{path}: truncated, or not in the zip format of torch.save; save the tensor again")
+        raise ValueError("not in the zip format of torch.save")
     content = _load_mapped(path)
     tensors = content if isinstance(content, dict) else {"": content}
     others = [type(value).__name__ for value in tensors.values() if not isinstance(value, Tensor)]
     if len(others) == len(tensors) > 0:
-        raise DataError(f"{path}: contains a {others[0]}; expected a tensor, or a dict of tensors")
+        raise DataError(f"{path}: contains an object of type {others[0]}; expected a tensor, or a dict of tensors")
     arrays = {}
     for name, tensor in tensors.items():
         if isinstance(tensor, Tensor):
@@ -204,11 +222,12 @@ def _check_held(what: str, tensor: Tensor) -> None:
     """Refuse a tensor that repeats what it holds, or holds nothing: few bytes can claim any number of rows."""
     if tensor.layout != torch.strided:
         return  # refused for that
-    held = 0 if tensor.is_meta else tensor.untyped_storage().nbytes()
-    if tensor.numel() * tensor.element_size() > held:
+    if tensor.is_meta:
+        raise DataError(f"{what}: contains no values (a tensor on device meta); save a tensor with values")
+    needed, stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+    if needed > stored:
         raise DataError(
-            f"{what}: needs {tensor.numel() * tensor.element_size():,} bytes, but its storage holds {held:,}; save "
-            "tensor.contiguous() instead"
+            f"{what}: is an expanded view: {needed:,} bytes needed, {stored:,} stored; save tensor.contiguous()"
         )
 
 
@@ -232,6 +251,8 @@ READERS: dict[str, Callable[[Path], dict[str, Array]]] = {
 }
 
 
+# Characters of another library's message that are shown.
+_LONGEST_DETAIL = 120
 # Of a .npy file; a few hundred bytes are usual.
 _LONGEST_HEADER = 1 << 16
 
@@ -248,5 +269,7 @@ def _npy_header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     return shape, dtype
 
 
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def _detail(error: Exception) -> str:
+    # The error of a tokenizer has a text and a position.
+    text = error.args[0] if len(error.args) == 2 and isinstance(error.args[0], str) else str(error)
+    return (text.splitlines() or [type(error).__name__])[0][:_LONGEST_DETAIL]

@@ -96,7 +96,7 @@ class TransformerSettings(NetSettings):
     def _heads_divide_width(cls, heads: int, info: ValidationInfo) -> int:
         width: Any = info.data.get("width")
         if width is not None and width % heads:
-            raise ValueError(f"width {width} is not a multiple of {heads} heads")
+            raise ValueError(f"width {width} is not a multiple of {heads} heads; change width or heads")
         return heads
 
     def dim(self, channels: int) -> int:

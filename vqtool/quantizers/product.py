@@ -163,8 +163,8 @@ class ProductQuantizerSettings(Settings):
         """
         if self.follows_width and width % self.groups:
             raise ConfigError(
-                f"model.quantizer.groups: {self.groups} groups do not divide a width of {width}; set groups to a "
-                f"divisor of {width}, or set model.quantizer.quantizer.codebook_dim"
+                f"model.quantizer.groups: {self.groups} groups do not divide the encoder width of {width}; set groups "
+                f"to a divisor of {width}, or set model.quantizer.quantizer.codebook_dim"
             )
         return self.model_copy(update={"quantizer": self.quantizer.resolve(self._group_width(width))})
 

@@ -207,7 +207,10 @@ class ResidualQuantizerSettings(Settings):
         inner = self.quantizer
         if not isinstance(inner, VectorQuantizerSettings):
             if self.beam_size > 1 or self.shared:
-                raise ValueError(f"beam_size and shared require quantizer.kind: vector; {inner.kind} has no codebook")
+                key, default = ("shared", "false") if self.shared else ("beam_size", "1")
+                raise ValueError(
+                    f"{key}: needs quantizer.kind: vector, because {inner.kind} has no codebook; set {key} to {default}"
+                )
         elif inner.metric == "cosine":
             raise ValueError("quantizer.metric: residuals do not have unit length; set it to euclidean")
         elif isinstance(inner.assignment, SinkhornAssignment) and self.beam_size > 1:

@@ -53,7 +53,7 @@ class Initialisation(NamedTuple):
         samples = self.levels if self.shared else 1
         if device.type == "cpu":
             elements = (self.levels + (1 + _COPIES) * samples) * self.vectors * dim
-            check_fits_memory(4 * elements, "model.quantizer.init: k-means", "lower init.latents_per_code")
+            check_fits_memory(4 * elements, "model.quantizer.init: k-means", "lower latents_per_code")
         remainders = torch.ones(self.levels, self.vectors, dim, device=device)
         hold_memory(remainders.flatten(0, 1).clone() if self.shared else remainders[-1], clusters)
 
