@@ -1,4 +1,4 @@
-"""vqtool: train, use and inspect vector-quantised autoencoders."""
+"""vqtool: train, use and inspect vector-quantized autoencoders."""
 
 from typing import TYPE_CHECKING, Any
 
