@@ -72,7 +72,7 @@ def test_encode_and_decode_leave_what_was_there(trained: TrainedRun, tmp_path: P
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_may_not_be_written_to_is_named(tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o555)
-    with pytest.raises(CheckpointError, match=r"locked/run: cannot be created: Permission denied"):
+    with pytest.raises(CheckpointError, match=r"locked/run: cannot be created: permission denied"):
         train(tiny(tmp_path, steps=1), tmp_path / "locked" / "run")
 
 
@@ -85,5 +85,5 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path, monkeypatch
         made(self, *args, **kwargs)
 
     monkeypatch.setattr(Path, "mkdir", refused)
-    with pytest.raises(CheckpointError, match=r"run: cannot be created: Permission denied"):
+    with pytest.raises(CheckpointError, match=r"run: cannot be created: permission denied"):
         train(tiny(tmp_path, steps=1), tmp_path / "run")

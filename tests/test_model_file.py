@@ -145,5 +145,5 @@ def test_a_model_of_an_unknown_format_version_is_refused(version: Any, path: Pat
 @pytest.mark.parametrize("fields", [{}, {"step": 1, "sha256": "0" * 64}])
 def test_a_model_without_a_format_version_is_refused(fields: dict[str, Any], path: Path) -> None:
     save_file({"a": torch.ones(3)}, path, metadata={"vqtool": json.dumps(fields)})
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: format_version is missing.*train the run again"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: format_version: missing.*train the run again"):
         read_model(path)

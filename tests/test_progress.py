@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from vqtool.progress import Bar, Lines, duration, pass_bar, step_bar
+from vqtool.progress import Bar, Lines, duration, pass_bar, step_bar, with_progress
 
 PATIENCE = 20
 
@@ -86,6 +86,14 @@ def test_the_last_line_has_no_eta(clock: Clock, capsys: pytest.CaptureFixture[st
         clock.now += 11
         bar.update(7)
     assert lines(capsys) == ["validate: 7 of 7 rows (100%)"]
+
+
+def test_items_in_use_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    monkeypatch.setattr("vqtool.progress.PassProgress.update", lambda self, n=1: counted.append(n))
+    for item in with_progress(range(3), "generate data"):
+        assert len(counted) == item
+    assert counted == [1, 1, 1]
 
 
 def test_short_passes_write_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:

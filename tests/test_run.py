@@ -179,7 +179,5 @@ def test_a_config_without_a_format_version_is_of_version_1(run: Run) -> None:
 @pytest.mark.parametrize("version", ["2", "0", "'1'", "1.0", "true", "null"])
 def test_a_config_of_an_unknown_format_version_is_refused(run: Run, version: str) -> None:
     run.config.write_text(run.config.read_text().replace("format_version: 1", f"format_version: {version}"))
-    with pytest.raises(
-        ConfigError, match=r"config\.yaml:1: format_version: .*reads format_version 1 only; update vqtool"
-    ):
+    with pytest.raises(ConfigError, match=r"config\.yaml:1: format_version: .*reads 1; update vqtool"):
         run.settings()

@@ -58,5 +58,5 @@ def test_levels_are_a_state_of_their_own():
 def test_an_index_beyond_its_own_codebook_is_named(level, size):
     whole = indices()
     whole[50, 2, level] = size
-    with pytest.raises(IndexError, match=rf"^index {size}, but the codebook has {size} codes$"):
+    with pytest.raises(IndexError, match=rf"^index {size}, but valid indices are 0 to {size - 1}$"):
         Tally(SIZES, ids=True).add(whole)

@@ -56,6 +56,20 @@ def test_indices_of_another_model_are_refused(trained: TrainedRun, tmp_path: Pat
     assert not (tmp_path / "out.npy").exists()
 
 
+def test_an_index_out_of_range_is_named_by_its_row_in_the_file(
+    trained: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, path = load(trained.folder), tmp_path / "tokens.npy"
+    encode_file(tokenizer, path)
+    indices = np.load(path)
+    indices[50, 3] = 16
+    np.save(path, indices)
+    monkeypatch.setattr("vqtool.transcode.chunk_rows", lambda *_: 8)
+    with pytest.raises(DataError, match=r"tokens\.npy: index 16 in row 50 .*0 to 15$"):
+        decode_file(tokenizer, path, tmp_path / "out.npy")
+    assert not (tmp_path / "out.npy").exists()
+
+
 def test_outputs_that_are_there_are_kept(trained: TrainedRun, tmp_path: Path) -> None:
     tokenizer, out = load(trained.folder), tmp_path / "tokens.npy"
     encode_file(tokenizer, out)
@@ -193,7 +207,7 @@ def test_one_codebook_has_unique_ids_too(tmp_path: Path) -> None:
 
 
 def test_samples_of_several_positions_have_no_unique_ids(trained: TrainedRun, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"--unique: needs one token .*16 \(grid \(4, 4\)\); .*num_tokens: 1"):
+    with pytest.raises(DataError, match=r"--unique: requires one token .*16 \(grid \(4, 4\)\); .*num_tokens: 1"):
         encode_unique_file(load(trained.folder), tmp_path / "tokens.npy")
     assert not list(tmp_path.iterdir())
 
@@ -297,8 +311,8 @@ def test_a_row_that_has_changed_is_named(grown: Grown) -> None:
     grown.array[17] = grown.array[other]
     with pytest.raises(DataError) as error:
         grown.extend(grown.array)
-    told = f"row 17 has codes {codes[17].tolist()} in this file, but {codes[other].tolist()} in the data"
-    assert f"old.npy: {told}: 1 of the old rows" in str(error.value)
+    told = f"row 17, codes {codes[17].tolist()} in the file, {codes[other].tolist()} in the data"
+    assert f"old.npy: 1 of its rows do not match the data (first: {told})" in str(error.value)
     assert not grown.old.with_name("new.npy").exists()
 
 
@@ -306,7 +320,7 @@ def test_a_row_that_has_moved_is_named(grown: Grown) -> None:
     codes = np.load(grown.old)[:, 0, :-1]
     other = unlike(codes, 17)
     grown.array[[17, other]] = grown.array[[other, 17]]
-    with pytest.raises(DataError, match=rf"old\.npy: row {min(17, other)} has codes .*: 2 of the old rows"):
+    with pytest.raises(DataError, match=rf"old\.npy: 2 of its rows do not match .*row {min(17, other)}, codes "):
         grown.extend(grown.array)
 
 
@@ -327,7 +341,7 @@ def test_ids_that_were_made_alike_since_cannot_be_extended(grown: Grown) -> None
     changed[[17, 23]] = changed[3]
     with writing_indices(grown.old, manifest.shape, manifest.dtype, lambda: manifest) as array:
         array[:] = changed
-    with pytest.raises(DataError, match=r"old\.npy: 2 rows share an id with another row"):
+    with pytest.raises(DataError, match=r"old\.npy: damaged: 2 rows .*row 17, id "):
         grown.extend(grown.array)
     assert not grown.old.with_name("new.npy").exists()
 
@@ -342,7 +356,7 @@ def test_ids_of_another_model_cannot_be_extended(grown: Grown, tmp_path: Path) -
 
 def test_ids_that_are_not_there_cannot_be_extended(grown: Grown) -> None:
     grown.old = grown.old.with_name("gone.npy")
-    with pytest.raises(DataError, match=r"gone\.npy does not exist"):
+    with pytest.raises(DataError, match=r"gone\.npy: does not exist"):
         grown.extend(grown.array)
 
 

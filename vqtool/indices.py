@@ -3,7 +3,6 @@
 Shapes: N samples, L tokens per sample, Q levels.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,12 +12,13 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
+from vqtool.config.problems import first_problem
 from vqtool.data import map_npy
 from vqtool.errors import DataError
-from vqtool.files import check_format_version, read_small, replacing, reserve, sync, to_json
+from vqtool.files import check_format_version, parse_json, read_small, reason, replacing, reserve, sync, to_json
 
 # Version of the manifest's format; a reader refuses any other.
 FORMAT_VERSION = 1
@@ -80,12 +80,14 @@ def check_output(path: Path, overwrite: bool) -> None:
     """
     if path.suffix != ".npy":
         raise DataError(f"{path}: the name of the output must end in .npy")
+    if path.parent.exists() and not path.parent.is_dir():
+        raise DataError(f"{path}: {path.parent} is a file, not a directory; name another output")
     if not path.parent.is_dir():
         raise DataError(f"{path}: directory {path.parent} does not exist; create it, or name another output")
-    if path.exists() and not overwrite:
-        raise DataError(f"{path}: already exists; use --overwrite to replace it")
     if path.is_dir():
         raise DataError(f"{path}: is a directory; name a file")
+    if path.exists() and not overwrite:
+        raise DataError(f"{path}: already exists; use --overwrite to replace it")
 
 
 def check_indices_output(path: Path, overwrite: bool) -> None:
@@ -171,13 +173,13 @@ def read_indices(path: Path) -> tuple[NDArray[Any], Manifest]:
     levels = array.shape[2] if array.ndim == 3 else 1
     if levels != len(manifest.codebook_sizes):
         raise DataError(
-            f"{manifest_path(path)}: codebook_sizes: {len(manifest.codebook_sizes)} sizes, but {path.name} has "
-            f"{levels} levels; {_AGAIN}"
+            f"{manifest_path(path)}: damaged: codebook_sizes: {_counted(len(manifest.codebook_sizes), 'size')}, but "
+            f"{path.name} has {_counted(levels, 'level')}; {_AGAIN}"
         )
     if manifest.unique and (levels < 2 or array.shape[1] != 1):
         raise DataError(
-            f"{manifest_path(path)}: unique: true requires shape (N, 1, Q) with Q of at least 2, got {manifest.shape}; "
-            f"{_AGAIN}"
+            f"{manifest_path(path)}: damaged: unique: true, but shape is {manifest.shape}; unique ids have one token "
+            f"and at least two levels; {_AGAIN}"
         )
     return array, manifest
 
@@ -190,7 +192,7 @@ def read_manifest(path: Path) -> Manifest:
     """
     manifest = manifest_path(path)
     if not path.exists():
-        raise DataError(f"{path} does not exist")
+        raise DataError(f"{path}: does not exist")
     if not manifest.exists():
         raise DataError(
             f"{path}: its manifest {manifest.name}, which describes the indices, is missing; restore it, or {_AGAIN}"
@@ -200,24 +202,20 @@ def read_manifest(path: Path) -> Manifest:
 
 def _parse(path: Path) -> Manifest:
     try:
-        text = read_small(path, _LARGEST_MANIFEST)
-        content = json.loads(text)
-        if not isinstance(content, dict):
-            raise ValueError("expected a JSON object")
+        content = parse_json(read_small(path, _LARGEST_MANIFEST))
         check_format_version(path, content.get("format_version"), FORMAT_VERSION, "manifest", _AGAIN, DataError)
-        manifest = TypeAdapter(Manifest).validate_json(text)
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not a manifest: {_reason(error)}; {_AGAIN}") from error
+        manifest = Manifest(**content)
+    except (OSError, ValueError, TypeError) as error:
+        what = first_problem(error) if isinstance(error, ValidationError) else reason(error)
+        raise DataError(f"{path}: damaged: {what}; {_AGAIN}") from error
     dtype = index_dtype(tuple(manifest.codebook_sizes)).name
     if manifest.dtype != dtype:
         raise DataError(
-            f"{path}: dtype: {manifest.dtype}, but codebook_sizes {manifest.codebook_sizes} require {dtype}; {_AGAIN}"
+            f"{path}: damaged: dtype: {manifest.dtype}, but codebook_sizes {manifest.codebook_sizes} require {dtype}; "
+            f"{_AGAIN}"
         )
     return manifest
 
 
-def _reason(error: Exception) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
-    fault = error.errors(include_url=False)[0]
-    return ": ".join([".".join(map(str, fault["loc"])), fault["msg"]]) if fault["loc"] else fault["msg"]
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"

@@ -5,6 +5,7 @@ Shapes: K codes.
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from vqtool.errors import CheckpointError
-from vqtool.files import check_format_version, replacing
+from vqtool.files import check_format_version, parse_json, reason, replacing, unreadable
 from vqtool.semantic_ids import Distinct
 
 # Version of the file's format; a reader refuses any other.
@@ -86,11 +87,20 @@ def read_model(path: Path) -> tuple[SavedModel, str]:
     """
     if not path.is_file():
         raise CheckpointError(
-            f"{path.parent}: has no {path.name} yet; it is written at the first validation (training.validate_every)"
+            f"{path.parent}: has no {path.name} yet; let the run reach its first validation (training.validate_every), "
+            "or continue it with --resume"
         )
     try:
         content = path.read_bytes()
         tensors = load(content)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {unreadable(error)}") from error
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        detail = re.sub("^Error while deserializing( header)?: ", "", reason(error))
+        raise CheckpointError(
+            f"{path}: damaged: its header is invalid or the file is truncated ({detail}); {_RESTORE}"
+        ) from error
+    try:
         about = _about(content)
         if about is not None:
             found = about.get("format_version")
@@ -98,15 +108,19 @@ def read_model(path: Path) -> tuple[SavedModel, str]:
             if about.pop("sha256") != _digest(tensors, about):
                 raise CheckpointError(f"{path}: damaged: SHA-256 does not match the content; {_RESTORE}")
         return _model(tensors, about or {}), hashlib.sha256(content).hexdigest()
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: damaged: {error or type(error).__name__}; {_RESTORE}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: damaged: its metadata are invalid ({reason(error)}); {_RESTORE}") from error
 
 
 def _model(tensors: dict[str, Tensor], about: dict[str, Any]) -> SavedModel:
-    levels = sorted((name for name in tensors if name.startswith(_COUNTS)), key=lambda name: int(name[len(_COUNTS) :]))
-    counts = [tensors.pop(name) for name in levels]
+    levels = [name.removeprefix(_COUNTS) for name in tensors if name.startswith(_COUNTS)]
+    if not all(level.isdecimal() for level in levels):
+        raise ValueError(f"{_COUNTS}*: expected a level number at the end of the name")
+    counts = [tensors.pop(f"{_COUNTS}{level}") for level in sorted(levels, key=int)]
     if any(hits.ndim != 1 for hits in counts):
-        raise ValueError(f"{_COUNTS}* must have one axis")
+        raise ValueError(f"{_COUNTS}*: expected tensors with one axis")
+    if _DISTINCT in tensors and tensors[_DISTINCT].shape != (2,):
+        raise ValueError(f"{_DISTINCT}: expected shape (2,), got {tuple(tensors[_DISTINCT].shape)}")
     distinct = Distinct(*tensors.pop(_DISTINCT).tolist()) if _DISTINCT in tensors else None
     return SavedModel(
         tensors, counts, distinct, about.get("step"), _metrics(about), about.get("tokens"), about.get("data_sha256")
@@ -115,18 +129,19 @@ def _model(tensors: dict[str, Tensor], about: dict[str, Any]) -> SavedModel:
 
 def _metrics(about: dict[str, Any]) -> dict[str, float]:
     metrics: dict[str, float] = about.get("metrics", {})
-    if not all(isinstance(value, int | float) for value in metrics.values()):
-        raise ValueError("metrics must be numbers")
+    if not isinstance(metrics, dict) or not all(isinstance(value, int | float) for value in metrics.values()):
+        raise ValueError("metrics: expected a number for each name")
     return metrics
 
 
 def _about(content: bytes) -> dict[str, Any] | None:
     """vqtool's metadata of a safetensors file; None if the file has no metadata: another program wrote it."""
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    if "__metadata__" not in header:
+    metadata = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__")
+    if metadata is None:
         return None
-    about: dict[str, Any] = json.loads(header["__metadata__"][_ABOUT])
-    return about
+    if _ABOUT not in metadata:
+        raise ValueError(f"entry {_ABOUT} is missing")
+    return parse_json(metadata[_ABOUT])
 
 
 def _digest(tensors: dict[str, Tensor], about: dict[str, Any]) -> str:

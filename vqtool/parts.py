@@ -23,7 +23,7 @@ from vqtool.chunks import chunk_rows
 from vqtool.data import Samples, Source, map_npy
 from vqtool.encoding import encoded, encoding
 from vqtool.errors import ConfigError, DataError
-from vqtool.files import lock, read_small, write_json, writing
+from vqtool.files import lock, parse_json, read_small, reason, write_json, writing
 from vqtool.indices import (
     Manifest,
     check_indices_output,
@@ -35,10 +35,13 @@ from vqtool.indices import (
 )
 from vqtool.launcher import place
 from vqtool.memory import out_of_memory_told
+from vqtool.progress import pass_bar
 from vqtool.signals import noting_signals
 from vqtool.tokenizer import Tokenizer
 
 _LARGEST_MARKER = 1 << 16
+# Bytes hashed at a time.
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -188,18 +191,30 @@ class _Work:
         if not marker.exists():
             return False
         try:
-            said = json.loads(read_small(marker, _LARGEST_MARKER))
+            said = parse_json(read_small(marker, _LARGEST_MARKER))
             digest = said.pop("sha256")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError) as error:
             raise DataError(
-                f"{marker}: not a valid part marker: {error}; remove {self.folder} and encode all parts again"
+                f"{marker}: damaged: {reason(error)}; remove {self.folder} and encode all parts again"
             ) from error
         if said != self.mark(part):
             raise DataError(
                 f"{marker}: the part was encoded by another model or from other data; remove {self.folder} and encode "
                 "all parts again"
             )
-        return path.is_file() and _sha256(path) == digest
+        return path.is_file() and self.hashed(part) == digest
+
+    def hashed(self, part: Part) -> str:
+        """SHA-256 of the file of a part."""
+        digest, path = hashlib.sha256(), self.path(part)
+        with (
+            path.open("rb") as file,
+            pass_bar(f"hash part {part.number} of {part.of}", path.stat().st_size, "bytes") as bar,
+        ):
+            while block := file.read(_BLOCK):
+                digest.update(block)
+                bar.update(len(block))
+        return digest.hexdigest()
 
     def encode(self, part: Part, batch_size: int) -> None:
         """Write a part, then its marker."""
@@ -214,7 +229,7 @@ class _Work:
                 array[start - rows.start :][: len(indices)] = indices
         self.source.check_unchanged()
         path = self.path(part)
-        write_json(path.with_suffix(".json"), {**self.mark(part), "sha256": _sha256(path)})
+        write_json(path.with_suffix(".json"), {**self.mark(part), "sha256": self.hashed(part)})
 
     def join(self, data: str | None, key: str | None) -> Manifest | None:
         """Write the index file from all parts and remove the parts; None if another worker does it."""
@@ -232,8 +247,3 @@ class _Work:
             return manifest
         finally:
             os.close(handle)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,10 +7,10 @@ signal.
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from threading import RLock
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from tqdm import tqdm
 
@@ -18,6 +18,7 @@ from vqtool.distributed import is_first
 from vqtool.printable import printable
 from vqtool.signals import heed
 
+T = TypeVar("T")
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 
 
@@ -158,6 +159,18 @@ def pass_bar(name: str, total: int, unit: str = "rows", delay: float = 1, lines:
     if _shows_bar():
         bar = Bar(total=total, desc=printable(name), unit=f" {unit}", leave=False, delay=delay, miniters=1)
     return PassProgress(name, unit, total, bar, lines if is_first() else None)
+
+
+def with_progress(items: Sequence[T], name: str, unit: str = "rows") -> Iterator[T]:
+    """Yield items, and show the progress of the work on them.
+
+    Raises:
+        Stopped: between two items, if a signal asked to stop.
+    """
+    with pass_bar(name, len(items), unit) as bar:
+        for item in items:
+            yield item
+            bar.update()
 
 
 def step_bar(

@@ -10,7 +10,7 @@ from typing import Any
 
 from vqtool.config import RunSettings, load_config, write_config
 from vqtool.errors import CheckpointError
-from vqtool.files import lock, part_of, read_small, write_json
+from vqtool.files import lock, parse_json, part_of, read_small, reason, write_json
 
 # Maximum bytes of summary.json.
 _LARGEST_SUMMARY = 1 << 20
@@ -18,6 +18,12 @@ _LARGEST_SUMMARY = 1 << 20
 _LONGEST_LINE = 1 << 24
 # Fields of a logged finding.
 _OF_A_FINDING = ("name", "severity", "message")
+# Why a directory cannot be created, where the words of the system do not say it.
+_NOT_CREATED = {
+    FileExistsError: "a file or a link with this name exists",
+    NotADirectoryError: "the path leads through a file",
+    PermissionError: "permission denied",
+}
 
 
 class Run:
@@ -55,7 +61,7 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.folder, os.O_RDONLY)
         except OSError as error:
-            raise CheckpointError(f"{self.folder}: cannot be created: {error.strerror}") from error
+            raise self._not_created(error) from error
         try:
             if not lock(handle):
                 raise CheckpointError(
@@ -87,7 +93,11 @@ class Run:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             write_config(self.config, settings)
         except OSError as error:
-            raise CheckpointError(f"{self.folder}: cannot be created: {error.strerror}") from error
+            raise self._not_created(error) from error
+
+    def _not_created(self, error: OSError) -> CheckpointError:
+        why = _NOT_CREATED.get(type(error), error.strerror)
+        return CheckpointError(f"{self.folder}: cannot be created: {why}; use another --run-dir")
 
     def check_free(self) -> None:
         """Refuse a directory in which a new run would overwrite files that are not a run.
@@ -131,7 +141,10 @@ class Run:
         """Refuse links and devices with the names of the run's files: links lead elsewhere, devices can be endless."""
         for path in [self.config, *self._files()]:
             if path.is_symlink() or (path.exists() and not (path.is_file() or path.is_dir())):
-                raise CheckpointError(f"{path}: is a link or a device; a run needs a regular file here; remove it")
+                kind = "directory" if path in (self.checkpoints, self.projector) else "regular file"
+                raise CheckpointError(
+                    f"{path}: is a link or a device, not a {kind}; replace it by a copy of its content"
+                )
 
     def _clean(self) -> None:
         """Remove temporary files that a killed process left."""
@@ -154,6 +167,8 @@ class Run:
             ConfigError: config.yaml is invalid.
         """
         if not self.config.exists():
+            if self.folder.is_file():
+                raise CheckpointError(f"{self.folder}: is a file; name a run directory")
             why = f"{self.config.name} is missing" if self.folder.exists() else "the directory does not exist"
             raise CheckpointError(f"{self.folder}: not a run: {why}")
         return load_config(self.config)
@@ -191,10 +206,10 @@ class Run:
         if not os.path.lexists(self.summary):
             return None
         try:
-            summary: dict[str, Any] = json.loads(read_small(self.summary, _LARGEST_SUMMARY))
-            missing = {"steps", "best_step", "best", "final", "seconds"} - summary.keys()
-        except (OSError, ValueError, AttributeError, RecursionError) as error:
-            raise CheckpointError(f"{self.summary}: damaged: {error}; remove it to continue the run") from error
+            summary = parse_json(read_small(self.summary, _LARGEST_SUMMARY))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.summary}: damaged: {reason(error)}; remove it to continue the run") from error
+        missing = {"steps", "best_step", "best", "final", "seconds"} - summary.keys()
         if missing:
             raise CheckpointError(
                 f"{self.summary}: damaged: missing keys: {', '.join(sorted(missing))}; remove it to continue the run"

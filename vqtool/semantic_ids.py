@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from vqtool.distributed import add_up, gather_rows
+from vqtool.progress import pass_bar
 
 Ids = NDArray[Any]
 
@@ -77,16 +78,20 @@ def numbered(ids: Ids, published: Ids | None = None) -> NDArray[np.int64]:
     Returns:
         (N,).
     """
-    group = np.unique(_keys(ids), return_inverse=True)[1]
     kept = np.zeros(0, dtype=np.int64) if published is None else published.astype(np.int64)
-    first_free = np.zeros(group.max(initial=-1) + 1, dtype=np.int64)
-    np.maximum.at(first_free, group[: len(kept)], kept + 1)
-    fresh = group[len(kept) :]
-    # Rows in order of their group, and within a group as they came: their rank is the distance to the group's first.
-    order = np.argsort(fresh, kind="stable")
-    firsts = np.searchsorted(fresh[order], fresh[order])
-    ranks = np.empty(len(fresh), dtype=np.int64)
-    ranks[order] = np.arange(len(fresh)) - firsts
+    with pass_bar("number ids", 3, "stages") as bar:
+        group = np.unique(_keys(ids), return_inverse=True)[1]
+        bar.update()
+        first_free = np.zeros(group.max(initial=-1) + 1, dtype=np.int64)
+        np.maximum.at(first_free, group[: len(kept)], kept + 1)
+        fresh = group[len(kept) :]
+        # Rows in order of their group, and within a group as they came: their rank is the distance to its first.
+        order = np.argsort(fresh, kind="stable")
+        bar.update()
+        firsts = np.searchsorted(fresh[order], fresh[order])
+        ranks = np.empty(len(fresh), dtype=np.int64)
+        ranks[order] = np.arange(len(fresh)) - firsts
+        bar.update()
     return np.concatenate([kept, first_free[fresh] + ranks])
 
 

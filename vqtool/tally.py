@@ -34,7 +34,7 @@ class Tally:
         """
         for hits, level in zip(self._hits, indices.reshape(-1, len(self._hits)).T, strict=True):
             if level.size and int(level.max()) >= len(hits):
-                raise IndexError(f"index {level.max()}, but the codebook has {len(hits)} codes")
+                raise IndexError(f"index {level.max()}, but valid indices are 0 to {len(hits) - 1}")
             hits += np.bincount(level, minlength=len(hits))
         if self._ids:
             self._ids.add(indices)

@@ -66,7 +66,7 @@ class Tokenizer:
     def __init__(self, run: Run, device: str | None = None) -> None:
         self.settings: RunSettings = run.settings()
         self.spec = _resolved_spec(run, self.settings)
-        self.device = resolve_device(device or self.settings.training.device)
+        self.device = resolve_device(device, "--device") if device else resolve_device(self.settings.training.device)
         saved, self.model_sha256 = read_model(run.model)
         channels = self.spec.channels
         self.model = Autoencoder(self.settings.model, self.spec, (0.0,) * channels, (1.0,) * channels)
@@ -132,9 +132,7 @@ class Tokenizer:
         """
         self.model.check_rows(row_shape or self.spec.row_shape, "decode")
         size = sample_shape(self.spec.layout, row_shape or self.spec.row_shape)[1]
-        indices = self._checked(indices, size, levels, "decode")
-        pieces = [self._decode_chunk(x, size)[:n] for x, n in chunks(indices, chunk_rows(self.model, size))]
-        return torch.cat(pieces)
+        return self.decode_checked(self.checked(indices, size, levels, "decode"), size)
 
     def embed(self, indices: Tensor | NDArray[Any], levels: int | None = None) -> Tensor:
         """Look up the code vectors of indices. Levels are summed (residual) or concatenated (product).
@@ -149,12 +147,14 @@ class Tokenizer:
         Raises:
             DataError: as `decode`.
         """
-        checked = self._checked(indices, self.spec.size, levels, "embed")
+        checked = self.checked(indices, self.spec.size, levels, "embed")
         with torch.inference_mode():
             return self.model.quantizer.embed(checked.to(self.device)).cpu()
 
-    def _checked(self, indices: Tensor | NDArray[Any], size: Size, levels: int | None, what: str) -> Tensor:
-        """Validate indices; return them as int64 with the requested number of levels. Errors start with `what`."""
+    def checked(
+        self, indices: Tensor | NDArray[Any], size: Size, levels: int | None, what: str, first: int = 0
+    ) -> Tensor:
+        """Validate indices; return int64 with `levels` levels. Errors start with `what` and count rows from `first`."""
         indices = as_rows(indices)
         if indices.dtype.is_floating_point or indices.dtype == torch.bool:
             raise DataError(f"{what}: expected integer indices, got {dtype_name(indices.dtype)}")
@@ -170,18 +170,24 @@ class Tokenizer:
         if len(bad):
             index, limit = int(indices[tuple(bad[0])]), int(limits.expand(expected)[tuple(bad[0, 1:])])
             raise DataError(
-                f"{what}: index {index} in row {int(bad[0, 0])} is out of range; valid indices are 0 to {limit - 1}"
+                f"{what}: index {index} in row {first + int(bad[0, 0])} is out of range; valid indices are 0 to "
+                f"{limit - 1}"
             )
-        if levels is None or levels == len(sizes):
-            return indices
+        self.check_levels(levels, f"{what}: levels")
+        return indices if levels in (None, len(sizes)) else indices[..., :levels]
+
+    def check_levels(self, levels: int | None, what: str) -> None:
+        """Check a number of levels to decode. Errors, DataErrors all, start with `what`."""
+        count = len(self.model.quantizer.codebook_sizes)
+        if levels is None or levels == count:
+            return
         if not self.model.quantizer.truncates:
             raise DataError(
-                f"{what}: levels: {levels} is not supported; only residual quantizers can decode their first levels "
-                f"alone; omit levels, or use {len(sizes)}"
+                f"{what}: only a residual quantizer can decode fewer than all levels; omit it, or use {count} "
+                f"(got {levels})"
             )
-        if not 1 <= levels < len(sizes):
-            raise DataError(f"{what}: levels: {levels} is out of range; expected 1 to {len(sizes)}")
-        return indices[..., :levels]
+        if not 1 <= levels < count:
+            raise DataError(f"{what}: {levels} is out of range; expected 1 to {count}")
 
     def evaluate(self, data: str | None = None, key: str | None = None) -> Report:
         """Compute losses, codebook usage and reconstruction quality over data.
@@ -277,9 +283,13 @@ class Tokenizer:
         with torch.inference_mode():
             return self.model.encode(x.to(self.device))[:n].cpu()
 
-    def _decode_chunk(self, indices: Tensor, size: Size) -> Tensor:
+    def decode_checked(self, indices: Tensor, size: Size) -> Tensor:
+        """Decode indices that `checked` returned."""
+        rows, pieces = chunk_rows(self.model, size), []
         with torch.inference_mode():
-            return self.spec.rows(self.model.decode(indices.to(self.device), size).cpu())
+            for x, n in chunks(indices, rows):
+                pieces.append(self.spec.rows(self.model.decode(x.to(self.device), size).cpu())[:n])
+        return torch.cat(pieces)
 
 
 def load(run: str | Path, device: str | None = None) -> Tokenizer:
@@ -308,8 +318,8 @@ def _resolved_spec(run: Run, settings: RunSettings) -> SampleSpec:
         raise CheckpointError(f"{run.config}: {error}") from error
     if resolved != settings.model:
         raise CheckpointError(
-            f"{run.config}: model: not resolved: it differs from the config.yaml that a run writes; restore that file, "
-            "or train again"
+            f"{run.config}: model: a value is auto or missing, but a run directory needs resolved values; restore the "
+            "config.yaml that the run wrote, or train again"
         )
     return spec
 

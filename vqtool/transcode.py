@@ -87,8 +87,9 @@ def encode_unique_file(
         rows, positions, *_ = job.shape
         if positions != 1:
             raise DataError(
-                f"--unique: needs one token per sample, but samples have {positions} (grid {tuple(job.grid)}); train "
-                "with model.encoder.num_tokens: 1, and with model.quantizer.kind: residual for several codes per id"
+                f"--unique: requires one token per sample, but this model produces {positions} (grid "
+                f"{tuple(job.grid)}); train a model with model.encoder.num_tokens: 1 (and model.quantizer.kind: "
+                "residual, for several codes per id), or omit --unique"
             )
         published = _published(extend, tokenizer, rows) if extend else None
         ids = np.empty((rows, len(tokenizer.model.quantizer.codebook_sizes)), dtype=job.dtype)
@@ -133,6 +134,7 @@ def decode_file(
     """
     check_output(out, overwrite)
     check_not_input(out, [path])
+    tokenizer.check_levels(levels, "--levels")
     indices, manifest = read_indices(path)
     if manifest.model_sha256 != tokenizer.model_sha256:
         raise DataError(
@@ -140,7 +142,7 @@ def decode_file(
             f"({tokenizer.model_sha256[:12]}...); decode with the run that wrote it, or encode the data with this run"
         )
     row_shape = tuple(manifest.row_shape)
-    tokenizer.model.check_rows(row_shape, str(path))
+    tokenizer.model.check_rows(row_shape, f"{manifest_path(path)}: row_shape")
     size = sample_shape(tokenizer.spec.layout, row_shape)[1]
     step = chunk_rows(tokenizer.model, size)
     if manifest.unique:
@@ -149,7 +151,8 @@ def decode_file(
     shape, dtype = (len(indices), *row_shape), _numpy_dtype(tokenizer.spec.torch_dtype)
     with writing_array(out, shape, dtype) as array, pass_bar("decode", len(indices)) as bar:
         for start in range(0, len(indices), step):
-            rows = tokenizer.decode(indices[start : start + step], row_shape, levels)
+            checked = tokenizer.checked(indices[start : start + step], size, levels, str(path), start)
+            rows = tokenizer.decode_checked(checked, size)
             array[start : start + len(rows)] = to_numpy(rows)
             bar.update(len(rows))
     return shape, dtype.name
@@ -159,7 +162,9 @@ def _published(path: Path, tokenizer: Tokenizer, rows: int) -> NDArray[Any]:
     """The unique ids (M, Q + 1) of an index file, after checking that data of `rows` rows can extend it."""
     ids, old = read_indices(path)
     if not old.unique:
-        raise DataError(f"{path}: not written with --unique, so it has no ids to keep; extend a file that was")
+        raise DataError(
+            f"{path}: not written with --unique, so it has no ids to keep; extend a file written with --unique"
+        )
     if old.model_sha256 != tokenizer.model_sha256:
         raise DataError(
             f"{path}: written by another model ({old.model_sha256[:12]}...), not by this one "
@@ -176,9 +181,10 @@ def _published(path: Path, tokenizer: Tokenizer, rows: int) -> NDArray[Any]:
     counter.add(ids)
     found = counter.result()
     if found and found.collision_rate:
+        repeated = np.setdiff1d(np.arange(len(ids)), np.unique(ids, axis=0, return_index=True)[1])
         raise DataError(
-            f"{path}: {found.rows - found.ids:,} rows share an id with another row: the file was changed after it "
-            "was written; restore it"
+            f"{path}: damaged: {len(repeated):,} rows have the id of an earlier row (first: row {repeated[0]}, id "
+            f"{ids[repeated[0]].tolist()}); restore the file"
         )
     return ids
 
@@ -186,8 +192,8 @@ def _published(path: Path, tokenizer: Tokenizer, rows: int) -> NDArray[Any]:
 def _check_levels(path: Path, manifest: Manifest, sizes: list[int]) -> None:
     if manifest.codebook_sizes[:-1] != sizes:
         raise DataError(
-            f"{manifest_path(path)}: unique is true, so codebook_sizes must be the model's {sizes} and one more size, "
-            f"got {manifest.codebook_sizes}; encode the data again"
+            f"{manifest_path(path)}: damaged: unique: true, but codebook_sizes is {manifest.codebook_sizes}; expected "
+            f"the sizes of the model, {sizes}, and one more; encode the data again"
         )
 
 
@@ -196,9 +202,9 @@ def _check_same_ids(ids: NDArray[Any], published: NDArray[Any], path: Path) -> N
     if len(changed):
         row = int(changed[0])
         raise DataError(
-            f"{path}: row {row} has codes {published[row, :-1].tolist()} in this file, but {ids[row].tolist()} in the "
-            f"data: {len(changed):,} of the old rows changed or moved; keep the old rows unchanged and in order, and "
-            "append new rows after them"
+            f"{path}: {len(changed):,} of its rows do not match the data (first: row {row}, codes "
+            f"{published[row, :-1].tolist()} in the file, {ids[row].tolist()} in the data); keep the old rows "
+            "unchanged and in order, and append new rows after them"
         )
 
 

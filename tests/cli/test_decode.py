@@ -74,21 +74,21 @@ def test_an_index_beyond_the_codebook_is_refused(trained: TrainedRun, vqtool: Co
     np.save("tokens.npy", tokens)
     done = vqtool("decode", trained.folder, "tokens.npy", "--out", "back.npy")
     assert (done.code, done.out) == (2, "")
-    assert "16" in done.err
+    assert "tokens.npy: index 16 in row 50 " in done.err
     assert sorted(path.name for path in Path().iterdir()) == ["tokens.json", "tokens.npy"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["gone.npy", "--out", "b.npy"], "gone.npy does not exist"),
+        (["gone.npy", "--out", "b.npy"], "gone.npy: does not exist"),
         (["alone.npy", "--out", "b.npy"], "alone.npy: its manifest alone.json"),
         (["short.npy", "--out", "b.npy"], "short.npy: contains uint8 [3, 16], but short.json describes uint8 [60, 16]"),
         (["int.npy", "--out", "b.npy"], "int.npy: contains int64 [60, 16], but int.json describes uint8 [60, 16]"),
         (["tokens.npy", "--out", "b.dat"], "b.dat: the name of the output must end in .npy"),
         (["tokens.npy", "--out", "no/b.npy"], "no/b.npy: directory no does not exist"),
         (["tokens.npy", "--out", "alone.npy"], "alone.npy: already exists; use --overwrite"),
-        (["tokens.npy", "--out", "b.npy", "--device", "gpu"], "device: gpu is not a device"),
+        (["tokens.npy", "--out", "b.npy", "--device", "gpu"], "--device: expected auto, cpu, cuda"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -112,6 +112,8 @@ def test_a_row_shape_that_cannot_be_is_refused(row_shape: Any, trained: TrainedR
     edit_manifest(row_shape=row_shape)
     done = vqtool("decode", trained.folder, "tokens.npy", "--out", "back.npy")
     assert (done.code, done.out) == (2, "")
+    says = "tokens.npy: expected indices of shape (N, 64)" if row_shape == [1, 16, 16] else "tokens.json: "
+    assert says in done.err
     assert not Path("back.npy").exists()
 
 
@@ -143,7 +145,7 @@ def test_the_first_levels_can_be_decoded_alone(catalogue: TrainedRun, vqtool: Co
         (0, "--levels"),
         (-1, "--levels"),
         ("two", "--levels"),
-        (3, "decode: levels: 3 is out of range; expected 1 to 2"),
+        (3, "--levels: 3 is out of range; expected 1 to 2"),
     ],
 )
 def test_levels_that_are_not_there_are_2(levels: object, message: str, catalogue: TrainedRun, vqtool: Command) -> None:
@@ -158,7 +160,8 @@ def test_a_codebook_alone_has_one_level(trained: TrainedRun, vqtool: Command) ->
     assert vqtool("decode", trained.folder, "tokens.npy", "--levels", 1, "--out", "back.npy").code == 0
     done = vqtool("decode", trained.folder, "tokens.npy", "--levels", 2, "--out", "no.npy")
     assert (done.code, done.out) == (2, "")
-    assert "decode: levels: 2 is not supported; only residual" in done.err
+    assert "--levels: only a residual quantizer can decode" in done.err
+    assert done.err.endswith("use 1 (got 2)\n")
 
 
 def test_unique_ids_decode_as_plain_ones(catalogue: TrainedRun, vqtool: Command) -> None:

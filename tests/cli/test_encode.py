@@ -128,18 +128,18 @@ def test_images_of_another_size_have_another_grid(trained: TrainedRun, vqtool: C
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["gone.npy", "--out", "t.npy"], "gone.npy does not exist"),
+        (["gone.npy", "--out", "t.npy"], "gone.npy: does not exist"),
         (["rgb.npy", "--out", "t.npy"], "rgb.npy: rows have shape (3, 8, 8), but the model was trained on rows"),
         (["c.npy", "--out", "t.npy"], "c.npy: rows have shape (64,), but the model was trained on rows"),
-        (["nan.npy", "--out", "t.npy"], "nan.npy: row 2 holds NaN"),
-        (["text.npy", "--out", "t.npy"], "text.npy: not a readable .npy file"),
+        (["nan.npy", "--out", "t.npy"], "nan.npy: row 2 contains NaN"),
+        (["text.npy", "--out", "t.npy"], "text.npy: damaged or truncated .npy file"),
         (["--out", "t.txt"], "t.txt: the name of the output must end in .npy"),
         (["--out", "tokens"], "tokens: the name of the output must end in .npy"),
         (["--out", "no/t.npy"], "no/t.npy: directory no does not exist"),
         (["--out", "there.npy"], "there.npy: already exists; use --overwrite"),
-        (["--out", "folder.npy"], "folder.npy: already exists"),
+        (["--out", "folder.npy"], "folder.npy: is a directory"),
         (["--out", "folder.npy", "--overwrite"], "folder.npy: "),
-        (["--out", "t.npy", "--device", "gpu"], "device: gpu is not a device"),
+        (["--out", "t.npy", "--device", "gpu"], "--device: expected auto, cpu, cuda"),
         (["--out", "t.npy", "--key", "x"], "no array is named x"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -224,7 +224,7 @@ def test_a_missing_data_file_of_the_run_is_named(trained: TrainedRun, vqtool: Co
     config = Path("run/config.yaml")
     config.write_text(config.read_text().replace(str(trained.data), "/gone/away.npy"))
     done = vqtool("encode", "run", "--out", "t.npy")
-    assert done == Result(2, "", "vqtool: data.path: /gone/away.npy does not exist\n")
+    assert done == Result(2, "", "vqtool: data.path: /gone/away.npy: does not exist\n")
 
 
 def test_names_with_brackets_print_as_they_are(trained: TrainedRun, vqtool: Command) -> None:
@@ -270,11 +270,14 @@ def test_extend_keeps_the_ids_that_are_published(catalogue: TrainedRun, vqtool: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["moved.npy", "--unique", "--extend", "old.npy"], "old.npy: row "),
+        (
+            ["moved.npy", "--unique", "--extend", "old.npy"],
+            "old.npy: 60 of its rows do not match the data (first: row 0, ",
+        ),
         (["fewer.npy", "--unique", "--extend", "old.npy"], "old.npy: has 60 rows, but the data have only 9"),
         (["--unique", "--extend", "plain.npy"], "plain.npy: not written with --unique"),
         (["--unique", "--extend", "other.npy"], "other.npy: written by another model (000000000000...)"),
-        (["--unique", "--extend", "gone.npy"], "gone.npy does not exist"),
+        (["--unique", "--extend", "gone.npy"], "gone.npy: does not exist"),
         (["--unique", "--extend", "moved.npy"], "moved.npy: its manifest moved.json"),
         (["--extend", "old.npy"], "--extend needs --unique"),
         (["--unique", "--overwrite", "--extend", "old.npy", "fewer.npy"], "old.npy: has 60 rows"),
@@ -299,5 +302,5 @@ def test_what_cannot_be_extended_is_2_and_leaves_nothing(
 def test_several_positions_are_no_id(trained: TrainedRun, vqtool: Command) -> None:
     done = vqtool("encode", trained.folder, "--unique", "--out", "ids.npy")
     assert (done.code, done.out) == (2, "")
-    assert "--unique: needs one token per sample, but samples have 16 (grid (4, 4))" in done.err
+    assert "--unique: requires one token per sample, but this model produces 16 (grid (4, 4))" in done.err
     assert names() == []

@@ -161,13 +161,13 @@ def test_the_text_shows_the_figures(trained: TrainedRun, vqtool: Command) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["gone"], "gone: no such file or folder"),
-        (["empty"], "empty: not a run, a folder of runs, or an index file"),
+        (["gone"], "gone: does not exist"),
+        (["empty"], "empty: is neither a run, nor a directory of runs, nor an index file"),
         (["few.npy"], "few.npy: its manifest few.json"),
-        (["tokens.npy", "--data", "few.npy"], "tokens.npy: an index file has its own counts"),
-        (["run", "--data", "gone.npy"], "gone.npy does not exist"),
+        (["tokens.npy", "--data", "few.npy"], "--data cannot be used with an index file (tokens.npy); omit --data"),
+        (["run", "--data", "gone.npy"], "gone.npy: does not exist"),
         (["run", "--data", "colour.npy"], "rows have shape (3, 8, 8), but the model was trained on rows of"),
-        (["tokens.npy", "gone"], "gone: no such file or folder"),
+        (["tokens.npy", "gone"], "gone: does not exist"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
@@ -187,7 +187,7 @@ def test_indices_beyond_the_codebook_are_named(tokens: np.ndarray, vqtool: Comma
     np.save("tokens.npy", tokens + 200)
     done = vqtool("inspect", "tokens.npy")
     assert (done.code, done.out) == (2, "")
-    assert f"tokens.npy: contains index {tokens.max() + 200}, but the codebook has 16 codes" in done.err
+    assert f"tokens.npy: damaged: contains index {tokens.max() + 200}, but valid indices are 0 to 15;" in done.err
 
 
 # Levels and ids

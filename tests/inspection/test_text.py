@@ -130,6 +130,7 @@ def test_a_finding_tells_what_why_and_what_to_set() -> None:
         "  try --set 'model.quantizer.dead_code_reset={min_hits: 5}'  # resets dead codes",
         "note (codebook_saturated): [bold]full[/bold]",
         "  cause: more codes would pay",
+        "  no change of the settings is known to help",
         "see configs/findings.md (#dead_codes, #codebook_saturated)",
     ]
     assert findings(FINDINGS[1])[-1] == "see configs/findings.md#codebook_saturated"

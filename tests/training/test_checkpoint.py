@@ -177,7 +177,7 @@ def test_a_damaged_one_is_told_and_the_one_before_is_used(
     assert state is not None
     assert state.step == 3
     assert len(lines) == 1
-    assert "step-000000006.pt: damaged" in lines[0]
+    assert any(f"step-000000006.{part}: damaged" in lines[0] for part in {"pt", kind})
     assert lines[0].endswith("skipped")
 
 
@@ -253,7 +253,12 @@ def test_an_unknown_format_version_is_refused(run: Run, kind: str, version: Any)
     lines: list[str] = []
     with pytest.raises(CheckpointError, match="no usable checkpoint"):
         load_checkpoint(run, lines.append)
-    for part in (f"step-000000003.{kind}: format_version: {version} ", "reads 1", "update vqtool", "--overwrite"):
+    for part in (
+        f"step-000000003.{kind}: format_version: {json.dumps(version)} ",
+        "reads 1",
+        "update vqtool",
+        "--overwrite",
+    ):
         assert part in lines[0]
 
 
@@ -266,7 +271,7 @@ def test_a_missing_format_version_is_refused(run: Run, kind: str) -> None:
     lines: list[str] = []
     with pytest.raises(CheckpointError, match="no usable checkpoint"):
         load_checkpoint(run, lines.append)
-    assert f"step-000000003.{kind}: format_version is missing" in lines[0]
+    assert f"step-000000003.{kind}: format_version: missing" in lines[0]
     assert "--overwrite" in lines[0]
 
 

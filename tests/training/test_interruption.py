@@ -97,7 +97,7 @@ def test_whenever_a_signal_is_heeded_the_run_goes_on_to_the_same_end(
 
 def test_a_signal_before_training_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vqtool.signals._came", _InTime(0))
-    with pytest.raises(Stopped, match=r"stopped by SIGTERM$"):
+    with pytest.raises(Stopped, match=r"stopped by SIGTERM before the first step; no checkpoint was saved$"):
         train(tiny(tmp_path), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -81,7 +81,7 @@ def test_faults_are_told_apart(tmp_path: Path) -> None:
         prepare(tiny(tmp_path, loss={"reconstruction": "cross_entropy"}))
     settings = tiny(tmp_path)
     (tmp_path / "data.npy").unlink()
-    with pytest.raises(DataError, match=r"data\.npy does not exist"):
+    with pytest.raises(DataError, match=r"data\.npy: does not exist"):
         prepare(settings)
 
 
@@ -132,4 +132,4 @@ def test_what_needs_no_data_is_told_before_they_are_opened(tmp_path: Path) -> No
     with pytest.raises(ConfigError) as error:
         prepare(settings)
     keys = [line.split(":")[0] for line in str(error.value).splitlines()]
-    assert keys == ["device", "model.quantizer.update.kind"]
+    assert keys == ["training.device", "model.quantizer.update.kind"]

@@ -255,7 +255,7 @@ def test_files_that_are_no_run_are_not_removed(tmp_path: Path, resume: bool) -> 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match=r"file/run: cannot be created: Not a directory"):
+    with pytest.raises(CheckpointError, match=r"file/run: cannot be created: .* file; .*--run-dir"):
         train(tiny(tmp_path, steps=1), tmp_path / "file" / "run")
 
 
@@ -368,14 +368,14 @@ def test_other_settings_cannot_be_changed_and_all_are_named(tmp_path: Path) -> N
         ("model.quantizer.codebook_dim", 8, 9),
         ("training.batch_size", 16, 8),
     ):
-        assert f"{key} ({before} in the run, {after} now)" in said
-    assert "log_every (" not in said
-    assert "steps (" not in said
+        assert f"{key} was changed from {before} to {after}" in said
+    assert "log_every was" not in said
+    assert "steps was" not in said
 
 
 def test_data_of_another_shape_cannot_be_gone_on_with(tmp_path: Path) -> None:
     train(tiny(tmp_path, steps=2), tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"data\.channels \(4 in the run, 5 now\)"):
+    with pytest.raises(ConfigError, match=r"data\.channels was changed from 4 to 5"):
         train(tiny(tmp_path, np.zeros((60, 5), dtype=np.float32), steps=3), tmp_path / "run", resume=True)
 
 
@@ -445,7 +445,7 @@ def test_what_it_began_with_is_not_needed_to_go_on(tmp_path: Path, monkeypatch: 
     ("changes", "message"),
     [
         ({"encoder": {"kind": "mlp", "width": 9, "layers": 1}}, r"/first .*encoder\.net"),
-        ({"data": {"normalize": "none"}}, r"/first .*data\.normalize global, .* none"),
+        ({"data": {"normalize": "none"}}, r"/first .*data\.normalize: global, .* none; set data\.normalize to global"),
     ],
 )
 def test_another_kind_of_model_is_no_beginning(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -483,7 +483,7 @@ def test_logits_of_more_classes_than_memory_has_room_for_are_refused(tmp_path: P
     settings = tiny(
         tmp_path, grids, data={"classes": 1_000_000}, encoder={"kind": "conv2d", "width": 2}, batch_size=10_000
     )
-    with pytest.raises(DataError, match=r"training\.batch_size: .*10,000 .*needs [\d,]{15,} bytes"):
+    with pytest.raises(DataError, match=r"training\.batch_size: .*10,000 .*needs [\d,.]{5,} GB"):
         plan_run(settings, tmp_path / "run")
 
 

@@ -86,13 +86,13 @@ def inspect_one(target: Path, data: str | None = None, key: str | None = None, d
     """As `inspect`, of one run or index file."""
     if target.is_file():
         if data is not None:
-            raise DataError(f"{target}: an index file has its own counts; use --data only with a run")
+            raise DataError(f"--data cannot be used with an index file ({target}); omit --data")
         return of_file(target, count_file(target))
     if data is not None:
         return of_data(target, data, load(target, device).count(data, key))
     saved, _ = read_model(Run(target).model)
     if not saved.counts:
-        raise CheckpointError(f"{target}: model.safetensors has no code counts; count codes on data with --data")
+        raise CheckpointError(f"{target}: model.safetensors has no code counts; use --data FILE to count codes")
     evidence = of_run(Run(target), saved)
     counted = "the best validation pass"
     return _inspection(target, counted, evidence, *_about_run(Run(target)))
@@ -137,7 +137,7 @@ def count_file(path: Path, look: Look | None = None) -> Tally:
             try:
                 tally.add(block)
             except IndexError as error:
-                raise DataError(f"{path}: contains {error}; the file or its manifest is damaged") from error
+                raise DataError(f"{path}: damaged: contains {error}; encode the data again") from error
             if look:
                 look(start, block)
             bar.update(len(block))

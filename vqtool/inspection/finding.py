@@ -6,6 +6,9 @@ from typing import Literal
 
 Severity = Literal["severe", "warning", "note"]
 
+# Shown in place of changes where there are none.
+NO_CHANGE = "no change of the settings is known to help"
+
 
 @dataclass(frozen=True)
 class Change:

@@ -53,8 +53,8 @@ def _expand(target: Path) -> list[Path]:
     runs = sorted(path.parent for path in target.glob("*/config.yaml") if Run(path.parent).exists)
     if not runs:
         raise CheckpointError(
-            f"{target}: not a run, a folder of runs, or an index file"
+            f"{target}: is neither a run, nor a directory of runs, nor an index file"
             if target.exists()
-            else f"{target}: no such file or folder"
+            else f"{target}: does not exist"
         )
     return runs

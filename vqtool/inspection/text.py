@@ -13,7 +13,7 @@ from rich.text import Text
 from vqtool.inspection.comparison import HEADER, MEANING, UNLIKE, compared, differences, grouped, same_data, table
 from vqtool.inspection.explain import explain, too_young
 from vqtool.inspection.figures import Inspection
-from vqtool.inspection.finding import Change, Finding, guide
+from vqtool.inspection.finding import NO_CHANGE, Change, Finding, guide
 from vqtool.inspection.level_table import LEVEL_HEADER, LEVEL_MEANING, level_rows
 from vqtool.inspection.words import counted
 from vqtool.printable import printable
@@ -63,7 +63,7 @@ def compare(inspections: Sequence[Inspection]) -> RenderableType:
         return Group(Text(), rows, meaning)
     settings = _table("settings that differ (run numbers in parentheses)")
     for key, values in differing.items():
-        settings.add_row(Text(key, no_wrap=True), Text(grouped(values)))
+        settings.add_row(Text(key, overflow="fold"), Text(grouped(values)))
     return Group(Text(), rows, meaning, Text(), settings)
 
 
@@ -86,6 +86,8 @@ def _findings(findings: Sequence[Finding]) -> list[RenderableType]:
         head.append(f" ({finding.name}): {finding.message}", style="default")
         parts += [_Hanging(head, 0), _Hanging(Text(f"cause: {finding.cause}", style="dim"), 2)]
         parts += [_Setting(change) for change in finding.changes]
+        if not finding.changes:
+            parts.append(_Hanging(Text(NO_CHANGE), 2))
     return [*parts, Text(f"see {guide(findings)}")]
 
 

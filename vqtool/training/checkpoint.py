@@ -6,7 +6,6 @@ checkpoint without its marker is incomplete.
 
 import hashlib
 import io
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +17,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from vqtool.errors import CheckpointError
-from vqtool.files import check_format_version, read_small, replacing, write_json
+from vqtool.files import check_format_version, parse_json, read_small, reason, replacing, write_json
 from vqtool.run import Run
 
 # Version of the format of a checkpoint and its marker; a reader refuses any other.
@@ -120,7 +119,7 @@ def load_checkpoint(run: Run, say: Callable[[str], None] = lambda line: None) ->
         try:
             return _load(marker)
         except CheckpointError as error:
-            say(f"{error}; skipped")
+            say(f"{error}; the checkpoint is skipped")
     if any(marker.exists() for marker in markers):
         raise CheckpointError(f"{run.checkpoints}: no usable checkpoint; {_RESTART}")
     return None
@@ -151,12 +150,18 @@ def _load(marker: Path) -> State:
         raise CheckpointError(f"{path}: incomplete checkpoint: marker {marker.name} is missing")
     try:
         said = _said(marker)
-        path = next(path for path in _files_of(marker) if path.name == said["file"])
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{marker}: damaged: {reason(error)}") from error
+    names = {path.name: path for path in _files_of(marker)}
+    path = names.get(str(said.get("file")), path)
+    if path.name != said.get("file"):
+        raise CheckpointError(f"{marker}: damaged: file: expected {' or '.join(names)}")
+    try:
         if not path.is_file():
             raise CheckpointError(f"{path}: missing, although {marker.name} names it")
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if digest != said["sha256"]:
+            if digest != said.get("sha256"):
                 raise CheckpointError(f"{path}: damaged: SHA-256 does not match {marker.name}")
             file.seek(0)
             fields = torch.load(file, map_location="cpu", weights_only=True)
@@ -168,7 +173,7 @@ def _load(marker: Path) -> State:
     except CheckpointError:
         raise
     except Exception as error:  # a damaged file can make its parser fail in any way
-        raise CheckpointError(f"{path}: damaged: it or {marker.name} has invalid content") from error
+        raise CheckpointError(f"{path}: damaged: does not contain a training state") from error
 
 
 def _check_version(path: Path, found: Any) -> None:
@@ -176,7 +181,7 @@ def _check_version(path: Path, found: Any) -> None:
 
 
 def _said(marker: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(read_small(marker, _LARGEST_MARKER))
+    content = parse_json(read_small(marker, _LARGEST_MARKER))
     _check_version(marker, content.get("format_version"))
     return content
 
@@ -184,8 +189,8 @@ def _said(marker: Path) -> dict[str, Any]:
 def _named_in(marker: Path) -> str | None:
     """Name of the file that a marker names; None if there is no valid marker."""
     try:
-        return str(_said(marker)["file"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, CheckpointError):
+        return str(_said(marker).get("file"))
+    except (OSError, ValueError, CheckpointError):
         return None
 
 

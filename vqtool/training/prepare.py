@@ -111,7 +111,7 @@ def _check_memory(settings: RunSettings, dataset: Dataset) -> None:
     parameters = sum(parameter.nbytes for parameter in model.parameters())
     standing = 4 * parameters + sum(buffer.nbytes for buffer in model.buffers())
     advice = "lower the widths in model.encoder or the codebook size in model.quantizer"
-    check_fits_memory(standing, "model: its training state", advice)
+    check_fits_memory(standing, "training this model", advice)
     size = settings.training.batch_size
     step = standing + _kept(model, settings.loss.reconstruction, max(1, Share.own(size).samples))
     check_fits_memory(step, f"training.batch_size: a step with {size:,} samples", "lower training.batch_size")
@@ -153,14 +153,17 @@ def begin_from(prepared: Prepared, say: Callable[[str], None]) -> None:
     run = Run(path)
     theirs, ours = run.settings().data.normalize, prepared.settings.data.normalize
     if theirs != ours:
-        raise ConfigError(f"training.init_from: {path} has data.normalize {theirs}, but this run has {ours}")
+        raise ConfigError(
+            f"training.init_from: the run in {path} was trained with data.normalize: {theirs}, but this run has "
+            f"{ours}; set data.normalize to {theirs}"
+        )
     saved, _ = read_model(run.model)
     own = prepared.model.state_dict()
     other = [name for name in {**own, **saved.state} if not _alike(own.get(name), saved.state.get(name))]
     if other:
         raise ConfigError(
-            f"training.init_from: the model in {path} does not match model; tensors that differ: "
-            f"{', '.join(other[:4])}{', ...' if len(other) > 4 else ''}"
+            f"training.init_from: the model in {path} has other tensors than this run's model (differing: "
+            f"{', '.join(other[:4])}{', ...' if len(other) > 4 else ''}); use the model settings of {run.config}"
         )
     prepared.model.load_state_dict(saved.state)
     say(f"model initialised from {path}, step {saved.step} (weights, codes and normalisation)")

@@ -119,9 +119,9 @@ class Stepper:
         # A gradient is bad wherever a loss is.
         terms = [f"{name} loss" for name in bad if name != "gradient"] or bad
         raise TrainingError(
-            f"step {step + 1}: not finite: {', '.join(terms)}; the step was not applied; rows of its batch: "
-            f"{self._rows(step)}; lower training.learning_rate, raise training.warmup_steps, or set "
-            "training.gradient_clip or data.normalize"
+            f"step {step + 1}: the {' and the '.join(terms)} {'is' if len(terms) == 1 else 'are'} NaN or infinite; the "
+            "step was not applied; lower training.learning_rate, raise training.warmup_steps, or set "
+            f"training.gradient_clip or data.normalize; rows of the batch: {self._rows(step)}"
         )
 
     def _total(self, reconstruction: Tensor, output: QuantizerOutput) -> Tensor:

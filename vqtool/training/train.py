@@ -10,7 +10,7 @@ from typing import Any
 from vqtool.config import RunSettings
 from vqtool.data import TensorsSettings
 from vqtool.distributed import from_first, is_first, joined, world_size
-from vqtool.errors import CheckpointError, ConfigError, DataError
+from vqtool.errors import CheckpointError, ConfigError, DataError, Stopped
 from vqtool.memory import out_of_memory_told
 from vqtool.run import Run
 from vqtool.signals import noting_signals
@@ -58,7 +58,10 @@ def train(
         say = say if is_first() else _unheard
         check_apart(run, settings)
         from_first(lambda: _refuse(run, refuses))
-        prepared = prepare(settings.model_copy(update={"name": settings.name or run.folder.name}))
+        try:
+            prepared = prepare(settings.model_copy(update={"name": settings.name or run.folder.name}))
+        except Stopped as stopped:
+            raise Stopped(stopped.signal, f"{stopped} before the first step; no checkpoint was saved") from stopped
         with ExitStack() as claim:
             from_first(lambda: claim.enter_context(run.claimed()))
             from_first(lambda: _refuse(run, refuses))  # again: another run may have come first
@@ -75,9 +78,8 @@ def check_apart(run: Run, settings: RunSettings) -> None:
     data = settings.data
     for path in (data.path, data.validation) if isinstance(data, TensorsSettings) else ():
         if isinstance(path, str) and os.path.realpath(path) == os.path.realpath(run.folder):
-            raise ConfigError(
-                f"{run.folder}: contains the data, so it cannot be the run directory; use another --run-dir"
-            )
+            holds = "contains the data" if run.folder.is_dir() else "is the data file"
+            raise ConfigError(f"{run.folder}: {holds}, so it cannot be the run directory; use another --run-dir")
 
 
 def _train(
@@ -100,7 +102,8 @@ def _begun(
     if state is None:
         if resume and run.summary.exists():
             raise CheckpointError(
-                f"{run.folder}: the run is finished and has no checkpoint to resume from; --overwrite starts it again"
+                f"{run.folder}: the run is finished and has no checkpoint to resume from; use --overwrite to start it "
+                "again"
             )
         begin_from(prepared, say)
         run.clear() if run.exists else run.check_free()
@@ -139,7 +142,9 @@ def _summary(prepared: Prepared, trainer: Trainer) -> dict[str, Any]:
 
 def _refuse(run: Run, refuses: bool) -> None:
     if run.exists and refuses:
-        raise CheckpointError(f"{run.folder}: already contains a run; --resume continues it, --overwrite replaces it")
+        raise CheckpointError(
+            f"{run.folder}: already contains a run; use --resume to continue it or --overwrite to replace it"
+        )
 
 
 def _finished(run: Run, prepared: Prepared, say: Callable[[str], None]) -> dict[str, Any] | None:
@@ -156,8 +161,8 @@ def _finished(run: Run, prepared: Prepared, say: Callable[[str], None]) -> dict[
         return summary
     if steps < before.training.steps:
         raise ConfigError(
-            f"training.steps: {steps} is less than the {before.training.steps} of the run in {run.folder}; a run can "
-            "only be extended"
+            f"training.steps: {steps}, but the run in {run.folder} was started with {before.training.steps}; set it to "
+            f"{before.training.steps} or more"
         )
     return None
 
@@ -170,7 +175,7 @@ def _check_data(
     if not allow_data_change:
         raise DataError(
             f"{run.folder}: the data changed since the run started (SHA-256 {state.data_sha256[:12]}... then, "
-            f"{prepared.dataset.sha256[:12]}... now); --allow-data-change continues with the changed data"
+            f"{prepared.dataset.sha256[:12]}... now); use --allow-data-change to continue with the changed data"
         )
     say("data changed since the run started; the best model is chosen among validations on the changed data only")
 
@@ -209,14 +214,14 @@ def run_folder(settings: RunSettings) -> Path:
 
 def _check_same(run: Run, before: RunSettings, settings: RunSettings) -> None:
     changed = [
-        f"{key} ({_text(old)} in the run, {_text(new)} now)"
+        f"{key} was changed from {_text(old)} to {_text(new)}"
         for key, old, new in _differences(before.model_dump(), settings.model_dump(), "")
         if not (key in ("training.steps", "training.device") or key.endswith("_every"))
     ]
     if changed:
         raise ConfigError(
-            f"{run.folder}: cannot resume with other settings: {', '.join(changed)}; only training.steps, *_every and "
-            "training.device may change; use another --run-dir for a new run"
+            f"{run.folder}: cannot resume: {', '.join(changed)}; change {'it' if len(changed) == 1 else 'them'} back, "
+            "or use another --run-dir (only training.steps, training.*_every and training.device may change)"
         )
 
 

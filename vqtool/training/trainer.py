@@ -118,7 +118,7 @@ class Trainer:
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{self._run.checkpoints}: step-{state.step:09d}.pt does not match {self._run.config.name}: it is the "
-                "checkpoint of another model"
+                "checkpoint of another model; restore the files of this run, or use --overwrite to start it again"
             ) from error
         self._step, self._seconds = state.step, state.seconds
         self._last, self._pending, self._early = state.last, state.pending, state.early

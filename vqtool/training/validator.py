@@ -48,7 +48,7 @@ class Validator:
         bad = [tag for tag, value in metrics.items() if not math.isfinite(value)]
         if bad:
             raise TrainingError(
-                f"step {step}: validation metrics are not finite: {', '.join(bad)}; lower the learning rate"
+                f"step {step}: validation metrics are NaN or infinite: {', '.join(bad)}; lower training.learning_rate"
             )
         self.codes = [None if codes is None else codes.detach().clone() for codes in model.quantizer.learned_codes]
         return evaluation, metrics

@@ -116,7 +116,7 @@ def test_a_run_whose_data_are_gone_has_what_is_left(trained: TrainedRun, tmp_pat
     write_report(tmp_path / "r.html", [tmp_path / "run"])
     reader = Reader((tmp_path / "r.html").read_text())
     assert reader.figures == ["usage", "curves"]
-    assert "gone.npy does not exist" in reader.text
+    assert "gone.npy: does not exist" in reader.text
 
 
 def test_a_signal_is_no_fault_of_the_data(trained: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,8 +238,8 @@ def test_a_page_of_8192_codes_is_small(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("r.txt", r"must end in \.html"),
-        ("gone/r.html", "folder .* does not exist"),
-        ("folder.html", "is a folder"),
+        ("gone/r.html", "directory .* does not exist"),
+        ("folder.html", "is a directory"),
         ("there.html", "already exists; use --overwrite to replace it"),
     ],
 )
@@ -252,9 +252,9 @@ def test_a_page_that_cannot_be_written_is_refused(name: str, message: str, tmp_p
 
 
 def test_what_is_no_target_leaves_no_page(tmp_path: Path, runs: dict[str, Path]) -> None:
-    with pytest.raises(CheckpointError, match="no such file or folder"):
+    with pytest.raises(CheckpointError, match="does not exist"):
         write_report(tmp_path / "r.html", [tmp_path / "gone"])
-    with pytest.raises(DataError, match="--data only with a run"):
+    with pytest.raises(DataError, match="--data cannot be used with an index file"):
         write_report(tmp_path / "r.html", [index_file(tmp_path / "t.npy", 9)], str(runs["images"]))
     assert not (tmp_path / "r.html").exists()
     (tmp_path / "r.html").write_text("old")

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from vqtool.data.synthetic.base import SourceSettings
+from vqtool.progress import with_progress
 
 
 class SinusoidsSettings(SourceSettings):
@@ -27,7 +28,7 @@ class SinusoidsSettings(SourceSettings):
     def generate(self, samples: int, random: Generator) -> NDArray[np.float32]:
         signal = random.normal(scale=self.noise, size=(samples, self.channels, self.length))
         time = np.arange(self.length) / self.length
-        for _ in range(self.tones):
+        for _ in with_progress(range(self.tones), "generate data", "tones"):
             # At least two steps a period, so that every tone can be seen; low ones are likelier.
             cycles = self.length / 2 * random.power(0.5, size=(samples, self.channels, 1))
             phase = random.uniform(0, 2 * np.pi, size=cycles.shape)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from vqtool.data.synthetic.base import SourceSettings
+from vqtool.progress import with_progress
 
 
 class TexturesSettings(SourceSettings):
@@ -24,7 +25,7 @@ class TexturesSettings(SourceSettings):
         return self.channels * self.height * self.width
 
     def generate(self, samples: int, random: Generator) -> NDArray[np.float32]:
-        return np.stack([self._image(random) for _ in range(samples)])
+        return np.stack([self._image(random) for _ in with_progress(range(samples), "generate data")])
 
     def _image(self, random: Generator) -> NDArray[np.float32]:
         y, x = np.mgrid[: self.height, : self.width].astype(np.float32)

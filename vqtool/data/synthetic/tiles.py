@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from vqtool.data.synthetic.base import SourceSettings
+from vqtool.progress import with_progress
 
 FLOOR, WALL, DOOR = 0, 1, 2
 
@@ -26,7 +27,7 @@ class TilesSettings(SourceSettings):
         return self.height * self.width
 
     def generate(self, samples: int, random: Generator) -> NDArray[np.uint8]:
-        return np.stack([self._map(random) for _ in range(samples)])
+        return np.stack([self._map(random) for _ in with_progress(range(samples), "generate data")])
 
     def _map(self, random: Generator) -> NDArray[np.uint8]:
         tiles = np.full((self.height, self.width), WALL, dtype=np.uint8)

@@ -29,7 +29,7 @@ def decoder_ignores_codes(evidence: Evidence) -> Iterator[Finding]:
             {"shuffled": others, "unshuffled": own},
             "the latents move faster than the decoder can learn the codes; first make the encoder stable"
             if restless
-            else "the decoder gives the same output for all codes: they carry no information, or it is not trained yet",
+            else "the codes carry no information, or the decoder has not learned to use them yet",
             (*(() if restless else _learning(evidence)), *reviving(evidence)),
         )
 
@@ -40,6 +40,6 @@ def _learning(evidence: Evidence) -> Iterator[Change]:
     if evidence.settings and all(error is not None and error < _SOME for error in errors):
         training = evidence.settings.training
         yield Change(
-            "training.steps", str(2 * training.steps), "the codes carry information; gives the decoder more steps"
+            "training.steps", str(2 * training.steps), "more steps for the decoder to learn the codes"
         )
         yield Change("training.learning_rate", f"{3 * training.learning_rate:.1g}", "the decoder learns faster")

@@ -52,9 +52,9 @@ def check_report(path: Path, overwrite: bool) -> None:
     if path.suffix not in (".html", ".htm"):
         raise DataError(f"{path}: the name of a report must end in .html")
     if not path.parent.is_dir():
-        raise DataError(f"{path}: folder {path.parent} does not exist")
+        raise DataError(f"{path}: directory {path.parent} does not exist; create it")
     if path.is_dir():
-        raise DataError(f"{path}: is a folder, not a file")
+        raise DataError(f"{path}: is a directory; name a file")
     if path.exists() and not overwrite:
         raise DataError(f"{path}: already exists; use --overwrite to replace it")
 
