@@ -6,6 +6,9 @@ from pathlib import Path
 from vqtool.errors import ConfigError
 from vqtool.files import replacing
 
+# Begins the line that names the schema for editors.
+_MODELINE = "# yaml-language-server"
+
 
 def recipes() -> dict[str, str]:
     """The name of each recipe, and the summary in its first comment."""
@@ -33,8 +36,9 @@ def write_recipe(name: str, out: Path | None = None, schema: bool = False) -> Pa
         raise ConfigError(f"{out}: directory {out.parent} does not exist; create it")
     if schema:
         _write_schema(out.with_name("schema.json"))
-    with replacing(out) as part:
-        part.write_bytes((_folder() / f"{name}.yaml").read_bytes())
+    lines = (_folder() / f"{name}.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
+    with replacing(out) as part:  # without schema.json beside it, an editor would complain of the line that names it
+        part.write_text("".join(line for line in lines if schema or not line.startswith(_MODELINE)), encoding="utf-8")
     return out
 
 
@@ -52,7 +56,7 @@ def _write_schema(out: Path) -> None:
 def _summary(path: Path) -> str:
     """The first comment that is not for an editor."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    return next(line for line in lines if not line.startswith("# yaml-language-server")).lstrip("# ")
+    return next(line for line in lines if not line.startswith(_MODELINE)).lstrip("# ")
 
 
 def _folder() -> Path:

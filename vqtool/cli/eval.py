@@ -69,7 +69,7 @@ def _rows(report: "Report") -> list[tuple[str, ...]]:
         rows.append(("accuracy", f"{fidelity.accuracy:.4%}", f"cells with the correct class; {baseline}"))
     if fidelity.mse is not None:
         rows.append(("mse", f"{fidelity.mse:.6g}", "mean squared error, in the units of the data"))
-        nmse = "none" if fidelity.nmse is None else f"{fidelity.nmse:.6g}"
+        nmse = "none (constant data)" if fidelity.nmse is None else f"{fidelity.nmse:.6g}"
         rows.append(("nmse", nmse, "mse / variance of the data; 0: perfect, 1: no better than the mean"))
     units = {
         "total": "weighted sum",
@@ -98,7 +98,7 @@ def _rate_distortion_rows(found: "RateDistortion") -> list[tuple[str, ...]]:
         ("reference", reference, what if found.reference is not None else "fewer training latents than codes"),
     ]
     if found.ratio is not None:
-        rows.append(("error / reference", f"{found.ratio:.3f}", "1: as good as k-means; above: worse"))
+        rows.append(("error / reference", f"{found.ratio:.3f}", "1: as good as k-means; below: better; above: worse"))
     if found.shannon_bound is not None:
         rows.append(("Shannon bound", f"{found.shannon_bound:.4g}", "lowest mse that any code of this rate can reach"))
     return rows

@@ -28,6 +28,7 @@ def init(
         return
     written = write_recipe(recipe, out, schema)
     command = f"vqtool train --config {shlex.quote(str(written))}"
-    tell(f"{written} written; next:")
+    names = f"{written} and {written.with_name('schema.json')}" if schema else f"{written}"
+    tell(f"{names} written; next:")
     tell(f"  {command}  # on synthetic data")
     tell(f"  {command} --set data.path=YOUR.npy  # on your own array")

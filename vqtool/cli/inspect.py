@@ -19,7 +19,7 @@ def inspect(
     targets: Annotated[
         list[Path],
         typer.Argument(
-            metavar="TARGET...", help="Run directories, directories of runs, or index files.", show_default=False
+            metavar="TARGET", help="Run directories, directories of runs, or index files.", show_default=False
         ),
     ],
     data: Annotated[

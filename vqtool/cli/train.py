@@ -32,7 +32,7 @@ def train(
         bool, typer.Option("--allow-data-change", help="With --resume: accept data that changed since the run started.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check config, data, model and memory without training.")
+        bool, typer.Option("--dry-run", help="Check config, data and model; estimate memory and time.")
     ] = False,
     device: Annotated[str | None, typer.Option(help="Short for --set training.device=...")] = None,
     key: Annotated[str | None, typer.Option(help="Short for --set data.key=...")] = None,
