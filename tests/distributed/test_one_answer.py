@@ -9,7 +9,9 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "scripts" / "processes.py"
 
 
-@pytest.mark.parametrize(("parts", "share"), [("double traffic", 0.1), ("mutants init-from", 0.1), ("death signal", 0.5)])
+@pytest.mark.parametrize(
+    ("parts", "share"), [("double traffic", 0.1), ("mutants init-from", 0.1), ("death signal", 0.5)]
+)
 def test_the_promise_holds(parts: str, share: float) -> None:
     command = [sys.executable, str(SCRIPT), *parts.split(), "--share", str(share)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
