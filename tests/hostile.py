@@ -95,10 +95,19 @@ def _compressed_claim(path: Path) -> None:
 # Each by the name of its file: how it is made, and what its refusal says.
 TENSOR_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "trap.pt": (lambda path: torch.save(Trap(path.parent / "sprung"), path), "pickled objects, which are not loaded"),
-    "trap-beside.pt": (lambda path: torch.save({"x": torch.ones(1), "y": Trap(path.parent / "sprung")}, path), "pickled objects, which are not loaded"),
-    "raw.pt": (lambda path: path.write_bytes(pickle.dumps(Trap(path.parent / "sprung"))), "zip format of torch.save); save the array again"),
+    "trap-beside.pt": (
+        lambda path: torch.save({"x": torch.ones(1), "y": Trap(path.parent / "sprung")}, path),
+        "pickled objects, which are not loaded",
+    ),
+    "raw.pt": (
+        lambda path: path.write_bytes(pickle.dumps(Trap(path.parent / "sprung"))),
+        "zip format of torch.save); save the array again",
+    ),
     "repeated.pt": (_repeated, "18,014,398,509,481,984 bytes needed, 4 stored"),
-    "meta.pt": (lambda path: torch.save(torch.zeros(HUGE, 4, device="meta"), path), "contains no values (a tensor on device meta)"),
+    "meta.pt": (
+        lambda path: torch.save(torch.zeros(HUGE, 4, device="meta"), path),
+        "contains no values (a tensor on device meta)",
+    ),
     "objects.npy": (_object_array, "dtype object is not supported"),
     "objects.npz": (_object_array, "dtype object is not supported"),
     "petabytes.npy": (lambda path: path.write_bytes(npy(f"({HUGE}, 4)", bytes(64))), "damaged or truncated .npy file"),
