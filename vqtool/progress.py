@@ -40,19 +40,18 @@ class Lines:
 
     Args:
         interval: seconds from one line to the next, whichever work they are about.
-        delay: seconds that a piece of work takes before it writes a line; shorter work writes none.
         clock: returns seconds, counted from any moment.
     """
 
-    def __init__(self, interval: float = 10, delay: float = 2, clock: Callable[[], float] = time.monotonic) -> None:
-        self._interval, self._delay = interval, delay
+    def __init__(self, interval: float = 10, clock: Callable[[], float] = time.monotonic) -> None:
+        self._interval = interval
         self.clock = clock
         self._last = clock()
 
-    def write(self, began: float, line: Callable[[], str]) -> None:
-        """Write a line about work that began at the time `began`, if one is due."""
+    def write(self, line: Callable[[], str]) -> None:
+        """Write a line if one is due."""
         now = self.clock()
-        if now - self._last >= self._interval and now - began >= self._delay:
+        if now - self._last >= self._interval:
             self._last = now
             Bar.write(printable(line()), file=sys.stderr)
 
@@ -91,18 +90,18 @@ class Progress:
         if self._bar is not None:
             self._bar.update(n)
         elif self._lines:
-            self._lines.write(self._began, self._line)
+            self._lines.write(self._line)
 
     def _line(self) -> str:
         raise NotImplementedError
 
 
 class PassProgress(Progress):
-    """Progress of a pass over data, called `name`, in `unit`."""
+    """Progress of a pass over data, called `name`, in `unit`; `eta`: whether the time left is estimated."""
 
-    def __init__(self, name: str, unit: str, total: int, bar: Bar | None, lines: Lines | None) -> None:
+    def __init__(self, name: str, unit: str, total: int, bar: Bar | None, lines: Lines | None, eta: bool) -> None:
         super().__init__(total, 0, bar, lines)
-        self._name, self._unit = name, unit
+        self._name, self._unit, self._eta = name, unit, eta
 
     def update(self, n: int = 1) -> None:
         """Count `n` more units as done.
@@ -116,7 +115,7 @@ class PassProgress(Progress):
     def _line(self) -> str:
         assert self._lines
         line = f"{self._name}: {self.done:,} of {self.total:,} {self._unit} ({self.done / max(1, self.total):.0%})"
-        if not 0 < self.done < self.total:
+        if not self._eta or not 0 < self.done < self.total:
             return line
         left = (self._lines.clock() - self._began) / self.done * (self.total - self.done)
         return f"{line}, ETA {duration(left)}"
@@ -149,8 +148,13 @@ class StepProgress(Progress):
         return "  ".join(filter(None, [f"step {self.done}/{self.total}", self._described()]))
 
 
-def pass_bar(name: str, total: int, unit: str = "rows", delay: float = 1, lines: Lines = _LINES) -> PassProgress:
+def pass_bar(
+    name: str, total: int, unit: str = "rows", delay: float = 1, lines: Lines = _LINES, eta: bool = True
+) -> PassProgress:
     """Show the progress of a pass over `total` units; a bar appears after `delay` seconds and is removed at the end.
+
+    Args:
+        eta: whether to estimate the time left in lines; not for units that take unequal times.
 
     Raises:
         Stopped: from its `update`, if a signal asked to stop.
@@ -158,7 +162,7 @@ def pass_bar(name: str, total: int, unit: str = "rows", delay: float = 1, lines:
     bar = None
     if _shows_bar():
         bar = Bar(total=total, desc=printable(name), unit=f" {unit}", leave=False, delay=delay, miniters=1)
-    return PassProgress(name, unit, total, bar, lines if is_first() else None)
+    return PassProgress(name, unit, total, bar, lines if is_first() else None, eta)
 
 
 def with_progress(items: Sequence[T], name: str, unit: str = "rows") -> Iterator[T]:

@@ -83,6 +83,16 @@ def test_a_run_is_inspected_without_its_data(trained: TrainedRun, vqtool: Comman
     assert inspect(vqtool, "run")["tokens"] == 96
 
 
+def test_a_config_that_cannot_be_read_is_named(trained: TrainedRun, vqtool: Command, tmp_path: Path) -> None:
+    shutil.copytree(trained.folder, tmp_path / "copy")
+    config = tmp_path / "copy" / "config.yaml"
+    config.write_text(config.read_text().replace("format_version: 1", "format_version: 2"))
+    done = vqtool("inspect", "copy")
+    assert done.code == 0
+    line = next(line for line in done.out.splitlines() if "config.yaml" in line)
+    assert "format_version" in line
+
+
 def test_several_targets_are_one_object(tokens: np.ndarray, trained: TrainedRun, vqtool: Command) -> None:
     told = inspect(vqtool, trained.folder, "tokens.npy")
     assert set(told) == {"targets", "skipped"}

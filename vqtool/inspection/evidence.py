@@ -141,8 +141,14 @@ def of_run(run: Run, saved: SavedModel) -> Evidence:
 
 
 def readable_settings(run: Run) -> RunSettings | None:
-    """A run's settings; None where they cannot be read, which is no reason not to look at its codes."""
+    """Return a run's settings; None if they cannot be read: its codes can be inspected without them."""
+    return None if settings_error(run) else run.settings()
+
+
+def settings_error(run: Run) -> str | None:
+    """Return the first line of why a run's settings cannot be read; None if they can."""
     try:
-        return run.settings()
-    except (CheckpointError, ConfigError):
-        return None
+        run.settings()
+    except (CheckpointError, ConfigError) as error:
+        return str(error).splitlines()[0]
+    return None

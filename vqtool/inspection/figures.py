@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from vqtool.data import spec_of
 from vqtool.data.layout import LAYOUTS
 from vqtool.errors import CheckpointError, ConfigError, DataError
 from vqtool.indices import read_indices, read_manifest
-from vqtool.inspection.evidence import Evidence, of_run, readable_settings
+from vqtool.inspection.evidence import Evidence, of_run, readable_settings, settings_error
 from vqtool.inspection.finding import Finding
 from vqtool.inspection.findings import diagnose
 from vqtool.inspection.targets import OnSkipped, of_each
@@ -45,6 +45,7 @@ class Inspection:
         batch_tokens: of a training batch of the run.
         findings: what is wrong, the severe first.
         young_until: the step from which on most findings are looked for, where the run has not got so far.
+        settings_error: why the settings of the run cannot be read; findings that need them are missing.
     """
 
     target: str
@@ -55,6 +56,7 @@ class Inspection:
     batch_tokens: int | None = None
     findings: Sequence[Finding] = ()
     young_until: int | None = None
+    settings_error: str | None = None
 
     @property
     def tokens(self) -> int:
@@ -94,8 +96,8 @@ def inspect_one(target: Path, data: str | None = None, key: str | None = None, d
     if not saved.counts:
         raise CheckpointError(f"{target}: model.safetensors has no code counts; use --data FILE to count codes")
     evidence = of_run(Run(target), saved)
-    counted = "the best validation pass"
-    return _inspection(target, counted, evidence, *_about_run(Run(target)))
+    inspection = _inspection(target, "the best validation pass", evidence, *_about_run(Run(target)))
+    return inspection if evidence.settings else replace(inspection, settings_error=settings_error(Run(target)))
 
 
 def _inspection(

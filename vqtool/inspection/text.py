@@ -37,6 +37,8 @@ def render(inspection: Inspection) -> RenderableType:
         Text(printable(inspection.target), style="bold"),
         Text(f"counted on {printable(inspection.counted)}: {counted(inspection.tokens, 'token')}{per_level}"),
     ]
+    if inspection.settings_error:
+        parts.append(Text(f"{inspection.settings_error}; findings that need the settings are not reported"))
     if inspection.distinct:
         ids = inspection.distinct
         parts.append(

@@ -78,9 +78,7 @@ class FiniteScalarSettings(ScalarSettings):
     @classmethod
     def _are_few_enough(cls, levels: list[int]) -> list[int]:
         if math.prod(levels) > 1 << 24:
-            raise ValueError(
-                f"expected levels whose product is at most {1 << 24:,}, not {math.prod(levels):,}"
-            )
+            raise ValueError(f"expected levels whose product is at most {1 << 24:,}, not {math.prod(levels):,}")
         return levels
 
     def dim(self, width: int) -> int:

@@ -129,7 +129,7 @@ class _Rehearsal:
         self._clock = clock
         self.prepared = prepare(settings)
         begin_from(self.prepared, lambda line: None)
-        with deterministic(), pass_bar("dry run", _TIMED_STEPS + 5, "stages", delay=0) as bar:
+        with deterministic(), pass_bar("dry run", _TIMED_STEPS + 5, "stages", delay=0, eta=False) as bar:
             self._rehearse_steps(bar)
             self.validation = self._timed_validation()
             bar.update()

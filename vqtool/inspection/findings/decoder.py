@@ -39,7 +39,5 @@ def _learning(evidence: Evidence) -> Iterator[Change]:
     errors = [evidence.metric(number, "error") for number, _ in enumerate(evidence.levels)]
     if evidence.settings and all(error is not None and error < _SOME for error in errors):
         training = evidence.settings.training
-        yield Change(
-            "training.steps", str(2 * training.steps), "more steps for the decoder to learn the codes"
-        )
+        yield Change("training.steps", str(2 * training.steps), "more steps for the decoder to learn the codes")
         yield Change("training.learning_rate", f"{3 * training.learning_rate:.1g}", "the decoder learns faster")
