@@ -127,7 +127,7 @@ def test_settings_made_of_the_schemas_own_fields_load_or_say_what_is_wrong(
         loaded = load_config(path)
     except ConfigError as error:
         for line in str(error).splitlines():
-            assert re.match(rf"{re.escape(str(path))}(:\d+)?: \w[\w.]*: \S", line), line
+            assert re.match(rf"{re.escape(str(path))}(:\d+)?: \w[\w.[\]]*: \S", line), line
         return
     write_config(path, loaded)
     assert load_config(path) == loaded

@@ -124,7 +124,7 @@ def test_every_command_explains_its_options(command: str, options: list[str], vq
         (["encode", "run", "--out", "t.npy", "--batch-size", "0"], "--batch-size"),
         (["encode", "run", "--out", "t.npy", "--batch-size", "many"], "--batch-size"),
         (["decode", "run", "--out", "d.npy"], "Missing argument 'FILE.npy'"),
-        (["inspect"], "Missing argument 'TARGET...'"),
+        (["inspect"], "Missing argument 'TARGET'"),
     ],
 )
 def test_wrong_usage_is_2_and_says_so(arguments: list[str], message: str, vqtool: Command) -> None:
