@@ -224,3 +224,23 @@ def test_a_key_of_another_block_names_that_block(tmp_path: Path) -> None:
 def test_a_kind_that_is_no_word_is_shown_as_written(value: str, shown: str, tmp_path: Path) -> None:
     (found,) = problems(tmp_path, GOOD.replace("{kind: conv2d}", f"{{kind: {value}}}"))
     assert f"model.encoder.kind: unknown kind {shown}; expected" in found
+
+
+def test_a_misspelt_key_of_another_kind_names_key_and_kind(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("data: {kind: synthetic, paht: x}\nmodel: {}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(config)
+    line = next(line for line in str(caught.value).splitlines() if "data.paht" in line)
+    assert "path" in line
+    assert "data.kind: tensors" in line
+
+
+def test_a_block_of_several_kinds_lists_them(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("model: {quantizer: {kind: vector, assignment: null, init: kmeans}}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(config)
+    lines = str(caught.value).splitlines()
+    assert any("assignment" in line and "nearest or sinkhorn" in line for line in lines)
+    assert any("init" in line and "random or kmeans" in line for line in lines)

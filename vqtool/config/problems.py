@@ -51,7 +51,7 @@ _EXPECTED = {
     "string_too_short": "a non-empty string",
     "string_too_long": "at most {max_length} characters",
     "string_pattern_mismatch": "text that matches {pattern}",
-    "too_short": "at least {min_length} item",
+    "too_short": "at least {min_length} item(s)",
     "too_long": "at most {max_length} items",
     "model_type": "a block of keys",
     "model_attributes_type": "a block of keys",
@@ -69,8 +69,10 @@ def _line(path: Path, faults: list[Any], tree: Tree, root: Block) -> str:
         messages = [f"expected {listed(names)}"]
         hint = _nearest(value, choices, only_close=True) if isinstance(value, str) else ""
     message = " or ".join(messages)
-    if value is None and message == "expected a block of keys":
-        message = "is empty; expected a block of keys"
+    if message == "expected a block of keys":
+        kinds = [kind for kind in _members(path, root, tree) if kind]
+        message += f" with kind: {listed(kinds)}" if kinds else ""
+        message = f"is empty; {message}" if value is None else message
     inner = re.match(r"([a-z_.]+): ", message)
     if inner and isinstance(value, dict):  # a check of a whole block, which names the key inside
         path, message = (*path, *inner[1].split(".")), message[inner.end() :]
@@ -132,6 +134,11 @@ def _message(fault: Any, path: Path, tree: Tree, root: Block) -> str:
             if others:
                 return f"unknown key for this kind; it needs {dotted((*path[:-1], 'kind'))}: {' or '.join(others)}"
             fields = list(block.model_fields) if block else []
+            if not _nearest(key, fields, only_close=True):
+                for kind, member in members.items():
+                    for close in get_close_matches(key, member.model_fields, n=1, cutoff=0.7):
+                        needs = f"{dotted((*path[:-1], 'kind'))}: {kind}"
+                        return f"unknown key; did you mean {close}, which needs {needs}?"
             homes = [] if _nearest(key, fields, only_close=True) else list(_homes(key, root, tree.values))
             return "unknown key" + (f"; did you mean {homes[0]}?" if len(homes) == 1 else _nearest(key, fields))
         case "union_tag_not_found":
