@@ -93,12 +93,13 @@ def write_json(path: Path, value: Any) -> None:
         part.write_text(to_json(value), encoding="utf-8")
 
 
-def read_small(path: Path, most: int) -> bytes:
-    """Return the content of a file of at most `most` bytes.
+def read_json(path: Path, most: int) -> dict[str, Any]:
+    """Return the JSON object in a file of at most `most` bytes.
 
     Raises:
         OSError: the file is larger, missing, or not a regular file: a device can be endless. The text does not name
             the path.
+        ValueError: the content is not a JSON object; says what is wrong, in a few words.
     """
     if not path.is_file():
         raise OSError("not a regular file")
@@ -106,7 +107,7 @@ def read_small(path: Path, most: int) -> bytes:
         content = file.read(most + 1)
     if len(content) > most:
         raise OSError(f"larger than {most:,} bytes")
-    return content
+    return parse_json(content)
 
 
 def parse_json(content: str | bytes) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 from vqtool.config.problems import first_problem
 from vqtool.data import map_npy
 from vqtool.errors import DataError
-from vqtool.files import check_format_version, parse_json, read_small, reason, replacing, reserve, sync, to_json
+from vqtool.files import check_format_version, read_json, reason, replacing, reserve, sync, to_json
 
 # Version of the manifest's format; a reader refuses any other.
 FORMAT_VERSION = 1
@@ -202,7 +202,7 @@ def read_manifest(path: Path) -> Manifest:
 
 def _parse(path: Path) -> Manifest:
     try:
-        content = parse_json(read_small(path, _LARGEST_MANIFEST))
+        content = read_json(path, _LARGEST_MANIFEST)
         check_format_version(path, content.get("format_version"), FORMAT_VERSION, "manifest", _AGAIN, DataError)
         manifest = Manifest(**content)
     except (OSError, ValueError, TypeError) as error:

@@ -23,7 +23,7 @@ from vqtool.chunks import chunk_rows
 from vqtool.data import Samples, Source, map_npy
 from vqtool.encoding import encoded, encoding
 from vqtool.errors import ConfigError, DataError
-from vqtool.files import lock, parse_json, read_small, reason, write_json, writing
+from vqtool.files import lock, read_json, reason, write_json, writing
 from vqtool.indices import (
     Manifest,
     check_indices_output,
@@ -191,7 +191,7 @@ class _Work:
         if not marker.exists():
             return False
         try:
-            said = parse_json(read_small(marker, _LARGEST_MARKER))
+            said = read_json(marker, _LARGEST_MARKER)
             digest = said.pop("sha256")
         except (OSError, ValueError, KeyError) as error:
             raise DataError(

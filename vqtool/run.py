@@ -10,7 +10,7 @@ from typing import Any
 
 from vqtool.config import RunSettings, load_config, write_config
 from vqtool.errors import CheckpointError
-from vqtool.files import lock, parse_json, part_of, read_small, reason, write_json
+from vqtool.files import lock, part_of, read_json, reason, write_json
 
 # Maximum bytes of summary.json.
 _LARGEST_SUMMARY = 1 << 20
@@ -206,7 +206,7 @@ class Run:
         if not os.path.lexists(self.summary):
             return None
         try:
-            summary = parse_json(read_small(self.summary, _LARGEST_SUMMARY))
+            summary = read_json(self.summary, _LARGEST_SUMMARY)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.summary}: damaged: {reason(error)}; remove it to continue the run") from error
         missing = {"steps", "best_step", "best", "final", "seconds"} - summary.keys()

@@ -134,12 +134,13 @@ def _message(fault: Any, path: Path, tree: Tree, root: Block) -> str:
             if others:
                 return f"unknown key for this kind; it needs {dotted((*path[:-1], 'kind'))}: {' or '.join(others)}"
             fields = list(block.model_fields) if block else []
-            if not _nearest(key, fields, only_close=True):
-                for kind, member in members.items():
-                    for close in get_close_matches(key, member.model_fields, n=1, cutoff=0.7):
-                        needs = f"{dotted((*path[:-1], 'kind'))}: {kind}"
-                        return f"unknown key; did you mean {close}, which needs {needs}?"
-            homes = [] if _nearest(key, fields, only_close=True) else list(_homes(key, root, tree.values))
+            if near := _nearest(key, fields, only_close=True):
+                return f"unknown key{near}"
+            for kind, member in members.items():
+                for close in get_close_matches(key, member.model_fields, n=1, cutoff=0.7):
+                    needs = f"{dotted((*path[:-1], 'kind'))}: {kind}"
+                    return f"unknown key; did you mean {close}, which needs {needs}?"
+            homes = list(_homes(key, root, tree.values))
             return "unknown key" + (f"; did you mean {homes[0]}?" if len(homes) == 1 else _nearest(key, fields))
         case "union_tag_not_found":
             return f"missing kind; expected one of {', '.join(_members(path, root, tree))}"

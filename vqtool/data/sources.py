@@ -201,11 +201,8 @@ class GeneratedSource(Source):
         self.name = f"synthetic-{settings.source.kind}"
         self.paths = []
         numbers = settings.samples * settings.source.numbers + settings.source.shared_numbers
-        what, advice = (
-            f"data.samples: {settings.samples:,} of {self.name}",
-            "lower data.samples or the size of a sample",
-        )
-        check_fits_memory(numbers * _WORKING_BYTES, what, advice)
+        what = f"data.samples: {settings.samples:,} of {self.name}"
+        check_fits_memory(numbers * _WORKING_BYTES, what, "lower data.samples or the size of a sample")
         self._array = settings.source.generate(settings.samples, np.random.default_rng(seed))
         self.rows = NumpyRows(self._array)
 

@@ -142,7 +142,10 @@ def of_run(run: Run, saved: SavedModel) -> Evidence:
 
 def readable_settings(run: Run) -> RunSettings | None:
     """Return a run's settings; None if they cannot be read: its codes can be inspected without them."""
-    return None if settings_error(run) else run.settings()
+    try:
+        return run.settings()
+    except (CheckpointError, ConfigError):
+        return None
 
 
 def settings_error(run: Run) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vqtool.config import RunSettings
 from vqtool.data import spec_of
 from vqtool.data.layout import LAYOUTS
 from vqtool.errors import CheckpointError, ConfigError, DataError
@@ -96,7 +97,7 @@ def inspect_one(target: Path, data: str | None = None, key: str | None = None, d
     if not saved.counts:
         raise CheckpointError(f"{target}: model.safetensors has no code counts; use --data FILE to count codes")
     evidence = of_run(Run(target), saved)
-    inspection = _inspection(target, "the best validation pass", evidence, *_about_run(Run(target)))
+    inspection = _inspection(target, "the best validation pass", evidence, *_about(evidence.settings))
     return inspection if evidence.settings else replace(inspection, settings_error=settings_error(Run(target)))
 
 
@@ -118,7 +119,7 @@ def of_file(target: Path, tally: Tally) -> Inspection:
 def of_data(target: Path, data: str, tally: Tally) -> Inspection:
     """What was counted on data that a run has encoded."""
     evidence = Evidence(tally.levels, tally.distinct, settings=readable_settings(Run(target)))
-    return _inspection(target, data, evidence, *_about_run(Run(target)))
+    return _inspection(target, data, evidence, *_about(evidence.settings))
 
 
 def count_file(path: Path, look: Look | None = None) -> Tally:
@@ -155,9 +156,8 @@ def kind_of(layout: str, classes: bool = False) -> str | None:
     return ["vectors", "sequences", "images"][LAYOUTS[layout].rank - (LAYOUTS[layout].channel is not None)]
 
 
-def _about_run(run: Run) -> tuple[str | None, int | None]:
-    """The kind of a run's samples, and the tokens of a training batch; nothing of settings that cannot be read."""
-    settings = readable_settings(run)
+def _about(settings: RunSettings | None) -> tuple[str | None, int | None]:
+    """Return the kind of a run's samples and the tokens of a training batch; None where they are not known."""
     if settings is None:
         return None, None
     try:

@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from vqtool.errors import CheckpointError
-from vqtool.files import check_format_version, parse_json, read_small, reason, replacing, write_json
+from vqtool.files import check_format_version, read_json, reason, replacing, write_json
 from vqtool.run import Run
 
 # Version of the format of a checkpoint and its marker; a reader refuses any other.
@@ -181,7 +181,7 @@ def _check_version(path: Path, found: Any) -> None:
 
 
 def _said(marker: Path) -> dict[str, Any]:
-    content = parse_json(read_small(marker, _LARGEST_MARKER))
+    content = read_json(marker, _LARGEST_MARKER)
     _check_version(marker, content.get("format_version"))
     return content
 

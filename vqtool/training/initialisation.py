@@ -66,10 +66,8 @@ def initialisations(prepared: Prepared) -> list[Initialisation]:
         if isinstance(module, VectorQuantizer | ResidualQuantizer) and module.starter and module.starter.pending:
             (codes, *_), needed = module.learned_codes, module.starter.needed
             assert codes is not None
-            steps, levels = (
-                min(-(-needed // tokens), latest_step(prepared.settings.training)),
-                len(module.codebook_sizes),
-            )
+            steps = min(-(-needed // tokens), latest_step(prepared.settings.training))
+            levels = len(module.codebook_sizes)
             shared = isinstance(module, ResidualQuantizer) and len(module.levels) < levels
             found.append(Initialisation(min(needed, steps * tokens), codes.detach(), levels, shared))
     return found
