@@ -1,5 +1,6 @@
 """What tests share: a cache of their own, a command line, and one small trained run."""
 
+import math
 import os
 import resource
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from tests import IDENTITY, make_run, normal
 from vqtool.cli.app import app
 from vqtool.config import load_config
+from vqtool.progress import LINES
 from vqtool.training import train
 
 # Threads cost more than they bring on models as small as these.
@@ -51,6 +53,12 @@ class TrainedRun:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
+def _no_progress_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write no progress lines in this process: on a busy machine they would come into what commands print."""
+    monkeypatch.setattr(LINES, "interval", math.inf)
 
 
 @pytest.fixture

@@ -44,20 +44,20 @@ class Lines:
     """
 
     def __init__(self, interval: float = 10, clock: Callable[[], float] = time.monotonic) -> None:
-        self._interval = interval
+        self.interval = interval
         self.clock = clock
         self._last = clock()
 
     def write(self, line: Callable[[], str]) -> None:
         """Write a line if one is due."""
         now = self.clock()
-        if now - self._last >= self._interval:
+        if now - self._last >= self.interval:
             self._last = now
             Bar.write(printable(line()), file=sys.stderr)
 
 
 # Shared by all work of the process, so that nested work does not write more lines.
-_LINES = Lines()
+LINES = Lines()
 
 
 class Progress:
@@ -149,7 +149,7 @@ class StepProgress(Progress):
 
 
 def pass_bar(
-    name: str, total: int, unit: str = "rows", delay: float = 1, lines: Lines = _LINES, eta: bool = True
+    name: str, total: int, unit: str = "rows", delay: float = 1, lines: Lines = LINES, eta: bool = True
 ) -> PassProgress:
     """Show the progress of a pass over `total` units; a bar appears after `delay` seconds and is removed at the end.
 
@@ -178,7 +178,7 @@ def with_progress(items: Sequence[T], name: str, unit: str = "rows") -> Iterator
 
 
 def step_bar(
-    total: int, done: int, eta: Callable[[], float | None] = lambda: None, lines: Lines = _LINES
+    total: int, done: int, eta: Callable[[], float | None] = lambda: None, lines: Lines = LINES
 ) -> StepProgress:
     """Show the progress of training over `total` steps, `done` of which were taken before."""
     bar = None
