@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vqtool import load
 from vqtool.config import RunSettings
 from vqtool.data.synthetic.mixture import MixtureSettings
-from vqtool.tokenizer import Tokenizer
+from vqtool.inference.tokenizer import Tokenizer
 from vqtool.training import train
 
 Array = NDArray[np.float32]

@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.cluster import KMeans
 
-from vqtool.tally import Tally
-from vqtool.tokenizer import Tokenizer
+from vqtool.inference.tokenizer import Tokenizer
+from vqtool.metrics.code_counter import Tally
 
 SEEDS = range(5)
 

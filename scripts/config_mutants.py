@@ -15,8 +15,8 @@ from text_mutants import TEXT_MUTATIONS
 
 from vqtool.config import RunSettings, TrainingSettings
 from vqtool.config.fields import blocks_under
-from vqtool.losses import LossSettings
-from vqtool.settings import Settings
+from vqtool.models.losses import LossSettings
+from vqtool.runtime.settings import Settings
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

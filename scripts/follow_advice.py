@@ -18,7 +18,7 @@ from make_tensors import patches
 from vqtool.config import load_config
 from vqtool.inspection import Inspection, inspect
 from vqtool.inspection.finding import Change
-from vqtool.run import Run
+from vqtool.runs.run_directory import Run
 from vqtool.training import train
 
 BARE = {

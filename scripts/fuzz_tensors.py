@@ -19,8 +19,8 @@ from vqtool import load
 from vqtool.config import RunSettings
 from vqtool.data import Dataset, Samples, open_dataset
 from vqtool.errors import ConfigError, DataError, TrainingError
+from vqtool.inference.transcode import encode_file
 from vqtool.training import train
-from vqtool.transcode import encode_file
 
 # Four in this many mutants are also used for training and encoding.
 TRAINED = 20

@@ -12,10 +12,10 @@ from make_tensors import digits, patches
 from peers import PeerSettings
 from torch import Generator, Tensor
 
-from vqtool.autoencoder import Autoencoder
 from vqtool.config import RunSettings
 from vqtool.data import BatchOrder, SampleSpec
 from vqtool.data.order import split
+from vqtool.models.autoencoder import Autoencoder
 from vqtool.quantizers import ProjectedQuantizer, VectorQuantizerSettings, kmeans, nearest_codes
 from vqtool.training.optimizer import Optimizer
 

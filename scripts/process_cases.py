@@ -15,11 +15,11 @@ from torch import Tensor
 
 from vqtool.config import RunSettings
 from vqtool.data import BatchOrder
-from vqtool.distributed import gather_rows, is_first, joined, planned, rank, world_size
-from vqtool.evaluation import evaluate_together
+from vqtool.metrics.evaluation import evaluate_together
 from vqtool.quantizers.vector import VectorQuantizerSettings
+from vqtool.runtime.distributed import gather_rows, is_first, joined, planned, rank, world_size
 from vqtool.training.batches import Batches
-from vqtool.training.prepare import Prepared, deterministic, prepare
+from vqtool.training.setup import Prepared, deterministic, prepare
 from vqtool.training.step import Stepper
 
 Block = dict[str, Any]
@@ -80,15 +80,15 @@ CASES: dict[str, Block] = {
 
 # Each sum over processes, and a config in which it matters.
 MUTANTS = {
-    "vqtool.distributed.share.Share.sum": "codebook loss",
-    "vqtool.distributed.share.reduced": "codebook loss",
+    "vqtool.runtime.distributed.batch_shard.Share.sum": "codebook loss",
+    "vqtool.runtime.distributed.batch_shard.reduced": "codebook loss",
     "vqtool.quantizers.ema_codebook.add_up": "ema",
-    "vqtool.quantizers.revival.add_up": "ema, random init",
-    "vqtool.quantizers.start.gather_rows": "ema",
-    "vqtool.quantizers.balance.largest": "sinkhorn",
+    "vqtool.quantizers.dead_codes.add_up": "ema, random init",
+    "vqtool.quantizers.initialization.gather_rows": "ema",
+    "vqtool.quantizers.sinkhorn.largest": "sinkhorn",
     "vqtool.quantizers.hit_times.smallest": "ema",
-    "vqtool.evaluation.over_processes": "residual, long",
-    "vqtool.semantic_ids.gather_rows": "residual, long",
+    "vqtool.metrics.evaluation.over_processes": "residual, long",
+    "vqtool.metrics.collisions.gather_rows": "residual, long",
 }
 # The case of a quantizer without a trainer, and the rows of each process by number of processes.
 UNEVEN, ROWS = "uneven rows", {1: (53,), 2: (0, 53), 3: (40, 0, 13)}

@@ -14,8 +14,8 @@ from process_cases import CASES
 from process_jobs import job, part_of
 from promises import Row
 
-from vqtool.model_file import read_model
-from vqtool.run import Run
+from vqtool.runs.model_file import read_model
+from vqtool.runs.run_directory import Run
 
 _STEPS = 200
 # Limit of the seconds until all processes have exited.

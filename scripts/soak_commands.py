@@ -17,9 +17,9 @@ import yaml
 from promises import Row
 
 from vqtool.errors import VqtoolError
-from vqtool.model_file import read_model
-from vqtool.run import Run
-from vqtool.training.checkpoint import load_checkpoint
+from vqtool.runs.checkpoint import load_checkpoint
+from vqtool.runs.model_file import read_model
+from vqtool.runs.run_directory import Run
 
 _CONFIGS = Path(__file__).parent.parent / "configs"
 _ENDED = {signal.SIGTERM: 143, signal.SIGINT: 130}

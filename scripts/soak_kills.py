@@ -17,13 +17,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from vqtool.config import load_config
 from vqtool.errors import CheckpointError
-from vqtool.model_file import read_model
-from vqtool.parts import Part, encode_part
-from vqtool.run import Run
-from vqtool.tokenizer import load
+from vqtool.inference.parts import Part, encode_part
+from vqtool.inference.tokenizer import load
+from vqtool.inference.transcode import encode_file
+from vqtool.runs.checkpoint import load_checkpoint
+from vqtool.runs.model_file import read_model
+from vqtool.runs.run_directory import Run
 from vqtool.training import train
-from vqtool.training.checkpoint import load_checkpoint
-from vqtool.transcode import encode_file
 
 # Steps of a run.
 STEPS = 120

@@ -15,7 +15,7 @@ from soak_kills import STEPS, config_of, fit, outcome, span_of
 
 from vqtool.config import load_config
 from vqtool.errors import Stopped
-from vqtool.run import Run
+from vqtool.runs.run_directory import Run
 from vqtool.training import train
 
 _KINDS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)

@@ -14,7 +14,7 @@ from turns import Figure, compared, seconds
 
 from vqtool import VectorQuantizer
 from vqtool.quantizers import nearest_codes
-from vqtool.threads import over_rows
+from vqtool.runtime.threads import over_rows
 
 # Codes and dimensions.
 SEARCHES = [(512, 64), (1024, 64), (8192, 64), (16384, 64), (8192, 256), (65536, 64), (8192, 8)]

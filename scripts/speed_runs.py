@@ -17,9 +17,9 @@ from turns import Figure, compared, seconds, spread
 
 from vqtool import load
 from vqtool.config import RunSettings, load_config
-from vqtool.losses import reconstruction_loss
+from vqtool.models.losses import reconstruction_loss
 from vqtool.training import train
-from vqtool.training.prepare import deterministic, prepare
+from vqtool.training.setup import deterministic, prepare
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -152,7 +152,7 @@ def _anonymous(status: str) -> float:
 
 def _anonymous_once_loaded() -> float:
     """Return the anonymous memory in MiB of a process that has only imported what encode imports."""
-    code = "import vqtool.transcode; print(open('/proc/self/status').read())"
+    code = "import vqtool.inference.transcode; print(open('/proc/self/status').read())"
     return _anonymous(subprocess.check_output([executable, "-c", code], text=True))
 
 

@@ -7,7 +7,7 @@ from turns import Figure, compared, seconds
 
 from vqtool.config import RunSettings
 from vqtool.data import BatchOrder
-from vqtool.training.prepare import prepare
+from vqtool.training.setup import prepare
 from vqtool.training.step import Stepper
 
 # 2^8 and 2^18 codes.

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from tests import IDENTITY, make_run, normal
 from vqtool.cli.app import app
 from vqtool.config import load_config
-from vqtool.progress import LINES
+from vqtool.runtime.progress import LINES
 from vqtool.training import train
 
 # Threads cost more than they bring on models as small as these.

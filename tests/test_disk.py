@@ -15,11 +15,11 @@ from tests.conftest import TrainedRun
 from tests.training import tiny
 from vqtool import load
 from vqtool.errors import CheckpointError, DataError
-from vqtool.model_file import read_model
-from vqtool.run import Run
+from vqtool.inference.transcode import decode_file, encode_file
+from vqtool.runs.checkpoint import load_checkpoint
+from vqtool.runs.model_file import read_model
+from vqtool.runs.run_directory import Run
 from vqtool.training import train
-from vqtool.training.checkpoint import load_checkpoint
-from vqtool.transcode import decode_file, encode_file
 
 
 @contextmanager

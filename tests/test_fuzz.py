@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from vqtool.config import RunSettings, load_config, write_config
 from vqtool.errors import ConfigError
-from vqtool.settings import Settings
+from vqtool.runtime.settings import Settings
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 FIGURES = re.compile(r"^\d+ (configs|tensor files): \d+ run, \d+ refused by (key|name), 0 broken$")

@@ -10,48 +10,27 @@ import vqtool
 PACKAGE = Path(vqtool.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# From the roof to the ground. A module may import from its own floor's package and from floors below.
-FLOORS = [
-    *("__main__", "cli", "recipes", "training", "inspection", "parts", "transcode", "encoding", "rate_distortion"),
-    *(
-        "tokenizer",
-        "fidelity",
-        "evaluation",
-        "chunks",
-        "run",
-        "model_file",
-        "indices",
-        "tally",
-        "semantic_ids",
-        "config",
-        "autoencoder",
-        "modality",
-        "usage",
-        "geometry",
-        "losses",
-        "nets",
-        "quantizers",
-        "data",
-        "device",
-    ),
-    *(
-        "compiled",
-        "memory",
-        "files",
-        "progress",
-        "signals",
-        "distributed",
-        "threads",
-        "settings",
-        "errors",
-        "launcher",
-        "printable",
-    ),
+# From top to bottom. A module may import from its own package and from those below.
+PACKAGES = [
+    "__main__",
+    "cli",
+    "training",
+    "inspection",
+    "inference",
+    "runs",
+    "metrics",
+    "config",
+    "models",
+    "quantizers",
+    "search",
+    "data",
+    "runtime",
+    "errors",
 ]
 
 
-def floor(module: str) -> int:
-    return FLOORS.index(module.split(".")[1])
+def layer(module: str) -> int:
+    return PACKAGES.index(module.split(".")[1])
 
 
 def imports(path: Path) -> list[str]:
@@ -75,7 +54,7 @@ def module_name(path: Path) -> str:
 )
 def test_imports_run_down(path):
     module = module_name(path)
-    upward = [name for name in imports(path) if floor(name) < floor(module)]
+    upward = [name for name in imports(path) if layer(name) < layer(module)]
     assert not upward
 
 

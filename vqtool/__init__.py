@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vqtool.inference.tokenizer import load as load
     from vqtool.quantizers import VectorQuantizer as VectorQuantizer
-    from vqtool.tokenizer import load as load
 
 __all__ = ["VectorQuantizer", "load"]
 
@@ -16,7 +16,7 @@ def __getattr__(name: str) -> Any:
 
         return VectorQuantizer
     if name == "load":
-        from vqtool.tokenizer import load
+        from vqtool.inference.tokenizer import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,11 @@
 """What a user can be told. Raised where the fault is found, printed in one place: the command line."""
 
-from vqtool.printable import printable
+
+def printable(text: str) -> str:
+    """One line, with everything that is no visible character written as an escape: a line break as \\n."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
 
 class VqtoolError(Exception):

@@ -154,18 +154,18 @@ def test_no_command_shows_the_help(vqtool: Command) -> None:
 def test_each_error_has_its_exit_code_and_its_message(
     error: Exception, code: int, vqtool: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vqtool.recipes.recipes", _raising(error))
+    monkeypatch.setattr("vqtool.cli.recipes.recipes", _raising(error))
     assert vqtool("init") == Result(code, "", "vqtool: told so\n")
 
 
 def test_an_interrupt_is_130(vqtool: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vqtool.recipes.recipes", _raising(KeyboardInterrupt()))
+    monkeypatch.setattr("vqtool.cli.recipes.recipes", _raising(KeyboardInterrupt()))
     done = vqtool("init")
     assert (done.code, done.out) == (130, "")
 
 
 def test_a_bug_of_ours_is_not_hidden(vqtool: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vqtool.recipes.recipes", _raising(ZeroDivisionError("ours")))
+    monkeypatch.setattr("vqtool.cli.recipes.recipes", _raising(ZeroDivisionError("ours")))
     with pytest.raises(ZeroDivisionError, match="ours"):
         vqtool("init")
 
@@ -173,15 +173,15 @@ def test_a_bug_of_ours_is_not_hidden(vqtool: Command, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("work", "arguments"),
     [
-        ("vqtool.transcode.decode_file", ["decode", "run", "t.npy", "--out", "d.npy"]),
-        ("vqtool.tokenizer.Tokenizer.evaluate", ["eval", "run"]),
+        ("vqtool.inference.transcode.decode_file", ["decode", "run", "t.npy", "--out", "d.npy"]),
+        ("vqtool.inference.tokenizer.Tokenizer.evaluate", ["eval", "run"]),
         ("vqtool.inspection.inspect", ["inspect", "run"]),
     ],
 )
 def test_too_little_memory_is_one_line(
     work: str, arguments: list[str], vqtool: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vqtool.tokenizer.load", lambda run, device: SimpleNamespace(evaluate=fail))
+    monkeypatch.setattr("vqtool.inference.tokenizer.load", lambda run, device: SimpleNamespace(evaluate=fail))
     fault = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
     def fail(*arguments: object, **options: object) -> None:

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tests.conftest import Result, TrainedRun
-from vqtool.tokenizer import load
-from vqtool.transcode import encode_file
+from vqtool.inference.tokenizer import load
+from vqtool.inference.transcode import encode_file
 
 Command = Callable[..., Result]
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import Result, TrainedRun
-from vqtool.tokenizer import load
+from vqtool.inference.tokenizer import load
 
 Command = Callable[..., Result]
 

@@ -12,8 +12,8 @@ import pytest
 from tests import IDENTITY, make_run, normal
 from tests.conftest import Result, TrainedRun
 from vqtool.config import RunSettings, load_config
-from vqtool.rate_distortion import rate_distortion
-from vqtool.tokenizer import load
+from vqtool.inference.rate_distortion import rate_distortion
+from vqtool.inference.tokenizer import load
 from vqtool.training import train
 
 Command = Callable[..., Result]

@@ -13,8 +13,8 @@ import pytest
 from tests import TRANSFORMER, make_run, normal
 from tests.conftest import Result, TrainedRun
 from vqtool.config import load_config
-from vqtool.tokenizer import load
-from vqtool.transcode import encode_file, encode_unique_file
+from vqtool.inference.tokenizer import load
+from vqtool.inference.transcode import encode_file, encode_unique_file
 
 Command = Callable[..., Result]
 

@@ -7,9 +7,9 @@ from vqtool.config.fields import block_at, blocks_under
 from vqtool.data import DataKind
 from vqtool.data.settings import SyntheticSettings, TensorsSettings
 from vqtool.data.synthetic.tiles import TilesSettings
-from vqtool.nets.mlp import MlpSettings
+from vqtool.models.encoders.mlp import MlpSettings
 from vqtool.quantizers import EmaUpdate
-from vqtool.settings import Settings
+from vqtool.runtime.settings import Settings
 
 
 def test_a_plain_block_has_no_kind() -> None:

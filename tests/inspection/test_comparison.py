@@ -10,8 +10,8 @@ from tests import IDENTITY, MLP, make_run, normal
 from tests.conftest import TrainedRun
 from vqtool.inspection import inspect
 from vqtool.inspection.comparison import Compared, compared, differences, grouped, same_data, table
-from vqtool.model_file import read_model
-from vqtool.run import Run
+from vqtool.runs.model_file import read_model
+from vqtool.runs.run_directory import Run
 
 
 @pytest.fixture(scope="module")

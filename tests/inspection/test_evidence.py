@@ -8,9 +8,9 @@ import torch
 from tests.conftest import TrainedRun
 from vqtool.config import RunSettings
 from vqtool.inspection.evidence import Evidence, of_run
-from vqtool.model_file import read_model
-from vqtool.run import Run
-from vqtool.usage import Usage, usage_of
+from vqtool.metrics.usage import Usage, usage_of
+from vqtool.runs.model_file import read_model
+from vqtool.runs.run_directory import Run
 
 VECTOR = {"kind": "vector", "codebook_size": 4, "codebook_dim": 2}
 RESIDUAL = {"kind": "residual", "levels": 2, "quantizer": VECTOR}

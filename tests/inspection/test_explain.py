@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vqtool.inspection.explain import expected_perplexity, explain, healthy_range
-from vqtool.usage import Usage, entropy_of, usage_of
+from vqtool.metrics.usage import Usage, entropy_of, usage_of
 
 
 def usage(*counts: int) -> Usage:

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from vqtool.inspection import Inspection, render
 from vqtool.inspection.finding import Change, Finding
-from vqtool.semantic_ids import Distinct
-from vqtool.usage import usage_of
+from vqtool.metrics.collisions import Distinct
+from vqtool.metrics.usage import usage_of
 
 BINS = ["no hits", "under 0.25x", "0.25x to 0.5x", "0.5x to 1x", "1x to 2x", "2x to 4x", "4x and over"]
 

@@ -8,7 +8,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _small_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vqtool.quantizers.start._LEAST", 1)
+    monkeypatch.setattr("vqtool.quantizers.initialization._LEAST", 1)
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from tests.quantizers import assert_same_state, state
-from vqtool.distributed import Share
 from vqtool.quantizers.codebook import Codebook, GradientCodebook
+from vqtool.runtime.distributed import Share
 
 BUILDS = [lambda k, d: Codebook(k, d), lambda k, d: GradientCodebook(k, d, weight=4.0)]
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from tests.quantizers import assert_same_state, state
-from vqtool.distributed import Share
 from vqtool.quantizers.ema_codebook import EmaCodebook
+from vqtool.runtime.distributed import Share
 
 
 def ema_by_hand(weight, batches, decay):

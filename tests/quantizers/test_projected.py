@@ -13,7 +13,7 @@ from vqtool.quantizers import (
     ProjectedQuantizer,
     ResidualQuantizer,
 )
-from vqtool.quantizers.start import KMeansInitSettings
+from vqtool.quantizers.initialization import KMeansInitSettings
 
 K, WIDE, NARROW = 9, 6, 3
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.quantizers import state
-from vqtool.distributed import Share
 from vqtool.quantizers import BinarySphericalQuantizer, FiniteScalarQuantizer, LookupFreeQuantizer
+from vqtool.runtime.distributed import Share
 
 BUILDS = {
     "fsq": lambda **options: FiniteScalarQuantizer([3, 4, 2], **options),

@@ -307,7 +307,7 @@ def test_blocks_and_threads_change_nothing(monkeypatch, two_threads, threads, bl
     torch.set_num_threads(threads)
     monkeypatch.setattr(soft_assignment, "_BLOCK", block)
     monkeypatch.setattr(soft_assignment, "_ROWS", 1)
-    monkeypatch.setattr("vqtool.threads._THREAD", 1)
+    monkeypatch.setattr("vqtool.runtime.threads._THREAD", 1)
     found = both_and_gradients(mine, vectors, codebook, 0.7, weights)
     for each, expected in zip(found, wanted, strict=True):
         torch.testing.assert_close(each, expected, **TIGHT)
@@ -325,7 +325,7 @@ def test_rows_are_shared_out_both_ways(monkeypatch, two_threads):
 
     for name in seen:
         monkeypatch.setattr(soft_assignment, name, spied(name, getattr(soft_assignment, name)))
-    monkeypatch.setattr("vqtool.threads._THREAD", 1)
+    monkeypatch.setattr("vqtool.runtime.threads._THREAD", 1)
     both_and_gradients(mine, random_normal(0, 50, 3), random_normal(1, 9, 3), 1.0, random_normal(2, 10))
     for slices in seen.values():
         assert sorted(rows.start for rows, _ in slices) == [0, 25]
@@ -335,7 +335,7 @@ def test_rows_are_shared_out_both_ways(monkeypatch, two_threads):
 def test_blocks_of_few_codes_are_bounded_by_the_dimensions(monkeypatch):
     monkeypatch.setattr(soft_assignment, "_BLOCK", 400)
     monkeypatch.setattr(soft_assignment, "_ROWS", 1)
-    monkeypatch.setattr("vqtool.threads._THREAD", 1 << 60)
+    monkeypatch.setattr("vqtool.runtime.threads._THREAD", 1 << 60)
     inputs = random_normal(0, 300, 39), random_normal(1, 2, 39)
     with Sizes() as sizes:
         mine(*inputs, 1.0)
@@ -353,7 +353,7 @@ def test_no_matrix_of_vectors_by_codes_is_made(monkeypatch, sample_entropy_weigh
     for name, number in (("_BLOCK", block), ("_ROWS", rows), ("_MOST", most)):
         monkeypatch.setattr(soft_assignment, name, number)
     block = expected * k
-    monkeypatch.setattr("vqtool.threads._THREAD", 1 << 60)  # a dispatch mode sees its own thread alone
+    monkeypatch.setattr("vqtool.runtime.threads._THREAD", 1 << 60)  # a dispatch mode sees its own thread alone
     vectors, codebook = random_normal(0, n, d).requires_grad_(), random_normal(1, k, d).requires_grad_()
     with Sizes() as forth:
         loss = entropy_loss(vectors, codebook, 1.0, sample_entropy_weight)

@@ -15,7 +15,7 @@ from vqtool.quantizers import (
     SimVQUpdate,
     VectorQuantizerSettings,
 )
-from vqtool.quantizers.revival import DeadCodeResetSettings
+from vqtool.quantizers.dead_codes import DeadCodeResetSettings
 
 K, D = 11, 4
 LEARNINGS = [None, EntropyOnlyUpdate(), CodebookLossUpdate(), EmaUpdate()]

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vqtool.config import RunSettings
-from vqtool.quantizers.start import RandomInitSettings
-from vqtool.run import Run
+from vqtool.quantizers.initialization import RandomInitSettings
+from vqtool.runs.run_directory import Run
 from vqtool.training.batches import Batches
 
 MLP = {"kind": "mlp", "width": 8, "layers": 1}

@@ -157,11 +157,11 @@ def test_as_many_are_read_ahead_as_there_are_threads(threads: int) -> None:
 @pytest.mark.parametrize("together", [1, 1000])
 def test_processes_have_together_what_one_has(size: int, together: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vqtool.training.batches._BYTES", together)
-    monkeypatch.setattr("vqtool.distributed.share.world_size", lambda: size)
+    monkeypatch.setattr("vqtool.runtime.distributed.batch_shard.world_size", lambda: size)
     order, source = BatchOrder(10, 5, seed=3), rows()
     taken = []
     for rank in range(size):
-        monkeypatch.setattr("vqtool.distributed.share.rank", lambda rank=rank: rank)
+        monkeypatch.setattr("vqtool.runtime.distributed.batch_shard.rank", lambda rank=rank: rank)
         with Batches(Samples(source, SPEC), order, 4, CPU) as batches:
             taken.append([batches.take(step) for step in range(4)])
     for step, parts in enumerate(zip(*taken, strict=True)):
@@ -173,8 +173,8 @@ def test_each_process_reads_its_own_rows_and_no_others(size: int, monkeypatch: p
     order = BatchOrder(10, 5, seed=3)
     asked = []
     for rank in range(size):
-        monkeypatch.setattr("vqtool.distributed.share.world_size", lambda: size)
-        monkeypatch.setattr("vqtool.distributed.share.rank", lambda rank=rank: rank)
+        monkeypatch.setattr("vqtool.runtime.distributed.batch_shard.world_size", lambda: size)
+        monkeypatch.setattr("vqtool.runtime.distributed.batch_shard.rank", lambda rank=rank: rank)
         source = rows()
         with Batches(Samples(source, SPEC), order, 4, CPU, threads=0) as batches:
             taken = [batches.take(step) for step in range(4)]

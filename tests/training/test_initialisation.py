@@ -10,12 +10,12 @@ from torch import Tensor
 
 from tests.training import from_random, tiny
 from vqtool.config import RunSettings
-from vqtool.memory import peak_memory
 from vqtool.quantizers import ResidualQuantizer, VectorQuantizer, kmeans
 from vqtool.quantizers.kmeans import KMeansSpeed
+from vqtool.runtime.memory import peak_memory
 from vqtool.training import train
 from vqtool.training.initialisation import Initialisation, initialisation_seconds, initialisations
-from vqtool.training.prepare import prepare
+from vqtool.training.setup import prepare
 
 
 def settings_of(folder: Path, quantizer: dict[str, Any], **training: Any) -> RunSettings:

@@ -12,12 +12,12 @@ from tests.training import IDENTITY, checkpoint, die_in_step, logged, tiny, with
 from vqtool.config import RunSettings
 from vqtool.data import BatchOrder, order
 from vqtool.errors import DataError, Stopped
-from vqtool.model_file import read_model
+from vqtool.quantizers.dead_codes import Revival
 from vqtool.quantizers.ema_codebook import EmaCodebook
-from vqtool.quantizers.revival import Revival
-from vqtool.quantizers.scale import ErrorScale
-from vqtool.quantizers.start import KMeansStart
-from vqtool.run import Run
+from vqtool.quantizers.error_scale import ErrorScale
+from vqtool.quantizers.initialization import KMeansStart
+from vqtool.runs.model_file import read_model
+from vqtool.runs.run_directory import Run
 from vqtool.training import train, trainer
 from vqtool.training.optimizer import Optimizer
 
@@ -81,22 +81,22 @@ def test_whenever_a_signal_is_heeded_the_run_goes_on_to_the_same_end(
     settings = RunSettings.model_validate({**settings.model_dump(), "model": model})
     train(settings, tmp_path / "straight")
     never = _InTime(10**9)
-    monkeypatch.setattr("vqtool.signals._came", never)
+    monkeypatch.setattr("vqtool.runtime.signals._came", never)
     train(settings, tmp_path / "counted")  # the data are known by now
     total = 10**9 - never.left
     assert total > 20
     for heeds in range(0, total, total // 12):
         folder = tmp_path / str(heeds)
-        monkeypatch.setattr("vqtool.signals._came", _InTime(heeds))
+        monkeypatch.setattr("vqtool.runtime.signals._came", _InTime(heeds))
         with pytest.raises(Stopped, match="stopped by SIGTERM"):
             train(settings, folder)
-        monkeypatch.setattr("vqtool.signals._came", [])
+        monkeypatch.setattr("vqtool.runtime.signals._came", [])
         train(settings, folder, resume=True)
         assert same(outcome(folder, 5), outcome(tmp_path / "straight", 5)), heeds
 
 
 def test_a_signal_before_training_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vqtool.signals._came", _InTime(0))
+    monkeypatch.setattr("vqtool.runtime.signals._came", _InTime(0))
     with pytest.raises(Stopped, match=r"stopped by SIGTERM before the first step; no checkpoint was saved$"):
         train(tiny(tmp_path), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.conftest import TrainedRun
 from tests.training import logged, tiny
-from vqtool.run import Run
+from vqtool.runs.run_directory import Run
 from vqtool.training import train
 from vqtool.training.logs import Logs
 
@@ -90,7 +90,7 @@ def test_going_on_drops_what_was_logged_beyond(run: Run) -> None:
 
 
 def test_going_on_drops_lines_that_are_far_too_long(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vqtool.run._LONGEST_LINE", 64)
+    monkeypatch.setattr("vqtool.runs.run_directory._LONGEST_LINE", 64)
     good = '{"step": 1, "loss/total": 1.5}\n'
     run.metrics.write_text(good + '{"step": 1, "x": "' + 100 * "y" + '"}\n' + good.replace("1,", "2,"))
     with Logs(run, 2):

@@ -10,8 +10,8 @@ from tests.training import logged, tiny
 from vqtool import load
 from vqtool.config import RunSettings
 from vqtool.data import open_dataset
-from vqtool.model_file import read_model
-from vqtool.run import Run
+from vqtool.runs.model_file import read_model
+from vqtool.runs.run_directory import Run
 from vqtool.training import train
 
 NAMES = {"usage", "perplexity", "entropy", "soft_entropy", "sample_entropy", "dead", "expected_used"}

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from tests.training import CODEBOOK_LOSS, ENTROPY, IDENTITY, assert_same, tiny
-from vqtool.autoencoder import Autoencoder, ModelSettings, resolve_model
 from vqtool.config import TrainingSettings, travel
 from vqtool.data import SampleSpec
+from vqtool.models.autoencoder import Autoencoder, ModelSettings, resolve_model
 from vqtool.training.optimizer import Optimizer, learning_rate
-from vqtool.training.prepare import prepare
+from vqtool.training.setup import prepare
 
 FAMILIES: dict[str, tuple[SampleSpec, dict[str, Any]]] = {
     "mlp": (SampleSpec("C", 3, (), None, "float32"), {"width": 8}),

@@ -9,8 +9,8 @@ from tests.conftest import TrainedRun
 from tests.training import tiny
 from vqtool import load
 from vqtool.config import RunSettings
-from vqtool.model_file import read_model
-from vqtool.run import Run
+from vqtool.runs.model_file import read_model
+from vqtool.runs.run_directory import Run
 from vqtool.training import projector, train
 
 

@@ -30,7 +30,7 @@ from tests.training import (
 from vqtool.config import RunSettings
 from vqtool.data import BatchOrder
 from vqtool.errors import CheckpointError, ConfigError, DataError, Stopped
-from vqtool.run import Run
+from vqtool.runs.run_directory import Run
 from vqtool.training import plan_run, run_folder, train
 
 CONV2D = {"kind": "conv2d", "width": 8, "downsamples": 1, "res_blocks": 1}

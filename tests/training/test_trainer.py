@@ -26,16 +26,17 @@ from vqtool import load
 from vqtool.config import RunSettings
 from vqtool.data import BatchOrder
 from vqtool.data.order import split
-from vqtool.distributed import Share
 from vqtool.errors import Stopped, TrainingError
-from vqtool.evaluation import Evaluation
+from vqtool.metrics.evaluation import Evaluation
 from vqtool.quantizers import LevelStatistics, QuantizerOutput, VectorQuantizer
-from vqtool.run import Run
+from vqtool.runs.checkpoint import load_checkpoint
+from vqtool.runs.run_directory import Run
+from vqtool.runtime.distributed import Share
 from vqtool.training import step as step_module
-from vqtool.training import train, validator
-from vqtool.training.checkpoint import load_checkpoint
+from vqtool.training import train
+from vqtool.training import validation as validator
 from vqtool.training.optimizer import learning_rate
-from vqtool.training.prepare import prepare
+from vqtool.training.setup import prepare
 from vqtool.training.trainer import Trainer
 
 

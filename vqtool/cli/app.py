@@ -15,8 +15,8 @@ from vqtool.cli.init import init
 from vqtool.cli.inspect import inspect
 from vqtool.cli.train import train
 from vqtool.errors import Stopped, TrainingError, VqtoolError
-from vqtool.launcher import place
-from vqtool.printable import printable
+from vqtool.runtime.terminal import printable
+from vqtool.runtime.torchrun import place
 
 # For commands without a setting to lower: they work in chunks of a fixed size.
 _ADVICE = "free memory, pass fewer rows, or choose another --device"
@@ -49,7 +49,7 @@ class Commands(TyperGroup):
 
 def _tell_out_of_memory(error: Exception) -> None:
     """Say so; raise any other error again."""
-    from vqtool.memory import ran_out  # heavy: it imports torch
+    from vqtool.runtime.memory import ran_out  # heavy: it imports torch
 
     if not ran_out(error):
         raise error

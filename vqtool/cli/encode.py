@@ -16,10 +16,10 @@ from vqtool.cli.output import (
     print_json,
     tell,
 )
-from vqtool.launcher import place
+from vqtool.runtime.torchrun import place
 
 if TYPE_CHECKING:
-    from vqtool.parts import Part
+    from vqtool.inference.parts import Part
 
 
 def encode(
@@ -58,9 +58,9 @@ def encode(
         raise typer.BadParameter("--extend needs --unique")
     if unique and (part or place().size > 1):
         raise typer.BadParameter("--unique needs all rows in one process; run one process without --part")
-    from vqtool.parts import Part, encode_part
-    from vqtool.tokenizer import load
-    from vqtool.transcode import encode_file, encode_unique_file
+    from vqtool.inference.parts import Part, encode_part
+    from vqtool.inference.tokenizer import load
+    from vqtool.inference.transcode import encode_file, encode_unique_file
 
     own = Part.parse(part) if part else Part.of_process()
     tokenizer = load(run, device)

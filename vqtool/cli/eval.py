@@ -17,8 +17,8 @@ from vqtool.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from vqtool.rate_distortion import RateDistortion
-    from vqtool.tokenizer import Report
+    from vqtool.inference.rate_distortion import RateDistortion
+    from vqtool.inference.tokenizer import Report
 
 
 def evaluate(
@@ -36,13 +36,13 @@ def evaluate(
 
     Without DATA, evaluate the run's validation split.
     """
-    from vqtool.tokenizer import load
+    from vqtool.inference.tokenizer import load
 
     tokenizer = load(run, device)
     report = tokenizer.evaluate(data, key)
     fields, rows = _fields(report), _rows(report)
     if with_rate_distortion:
-        from vqtool.rate_distortion import rate_distortion
+        from vqtool.inference.rate_distortion import rate_distortion
 
         found = rate_distortion(tokenizer, data, key)
         fields["rate_distortion"] = asdict(found)

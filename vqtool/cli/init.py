@@ -19,7 +19,7 @@ def init(
     ] = False,
 ) -> None:
     """List the shipped recipes, or write one as a config to start from."""
-    from vqtool.recipes import recipes, write_recipe
+    from vqtool.cli.recipes import recipes, write_recipe
 
     if recipe is None:
         if out is not None or schema:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vqtool.printable import printable, well_formed
+from vqtool.runtime.terminal import printable, well_formed
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -49,7 +49,7 @@ def tell(line: str) -> None:
 
 def say(line: str) -> None:
     """A line on standard error, above any progress bar."""
-    from vqtool.progress import Bar
+    from vqtool.runtime.progress import Bar
 
     Bar.write(printable(line), file=sys.stderr)
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vqtool.cli.output import JsonOption, print_json, print_rich, say, table, tell
-from vqtool.launcher import place
+from vqtool.runtime.torchrun import place
 
 if TYPE_CHECKING:
-    from vqtool.training.plan import Plan
+    from vqtool.training.dry_run import Plan
 
 
 def train(
@@ -108,7 +108,7 @@ def _plan_rows(plan: "Plan") -> list[tuple[str, ...]]:
 
 
 def _time(plan: "Plan") -> str:
-    from vqtool.progress import duration
+    from vqtool.runtime.progress import duration
 
     parts = [f"{plan.seconds_per_step:.2g} s a step", f"{plan.seconds_per_validation:.2g} s per validation"]
     if plan.seconds_of_initialisation:

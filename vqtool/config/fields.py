@@ -2,7 +2,7 @@
 
 from typing import Any, get_args
 
-from vqtool.settings import Settings
+from vqtool.runtime.settings import Settings
 
 Block = type[Settings]
 

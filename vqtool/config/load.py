@@ -12,8 +12,8 @@ from vqtool.config.problems import describe
 from vqtool.config.schema import RunSettings
 from vqtool.config.yaml_reader import CORE_SCHEMA, read_yaml
 from vqtool.errors import ConfigError
-from vqtool.files import replacing, unreadable
-from vqtool.printable import well_formed
+from vqtool.runtime.files import replacing, unreadable
+from vqtool.runtime.terminal import well_formed
 
 # Larger files are not configs.
 _LARGEST = 1 << 20

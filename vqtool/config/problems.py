@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from vqtool.config.fields import Block, block_at, blocks_under
 from vqtool.config.yaml_reader import CORE_SCHEMA, Path, Tree, dotted, name_of, shortened
-from vqtool.printable import listed
+from vqtool.runtime.terminal import listed
 
 
 def describe(error: ValidationError, tree: Tree, root: Block) -> Iterator[str]:

@@ -4,12 +4,12 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from vqtool.autoencoder import ModelSettings
 from vqtool.config.training import TrainingSettings
 from vqtool.data import DataKind
-from vqtool.files import unsupported
-from vqtool.losses import LossSettings
-from vqtool.settings import Settings
+from vqtool.models.autoencoder import ModelSettings
+from vqtool.models.losses import LossSettings
+from vqtool.runtime.files import unsupported
+from vqtool.runtime.settings import Settings
 
 # Of a file or folder, on every file system in common use.
 _LONGEST_NAME = 255

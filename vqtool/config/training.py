@@ -5,8 +5,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from vqtool.device import check_device_name
-from vqtool.settings import Settings
+from vqtool.runtime.device import check_device_name
+from vqtool.runtime.settings import Settings
 
 # Metrics that can choose the best model, and whether smaller is better.
 BEST_METRICS = {

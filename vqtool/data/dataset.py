@@ -21,8 +21,8 @@ from vqtool.data.scan import Counted, Moments
 from vqtool.data.settings import MOST_CLASSES, DataKind, DataSettings, TensorsSettings
 from vqtool.data.sources import FileSource, GeneratedSource, Source, Survey, combined_sha256, mismatch
 from vqtool.data.spec import SampleSpec, dtype_name
-from vqtool.distributed import from_first, world_size
 from vqtool.errors import ConfigError, DataError
+from vqtool.runtime.distributed import from_first, world_size
 
 # A standard deviation below this, relative to the mean, leaves a float32 fewer than five bits for the value.
 _RESOLUTION = 2.0**-19

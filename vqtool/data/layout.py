@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vqtool.errors import DataError
-from vqtool.printable import listed
+from vqtool.runtime.terminal import listed
 
 LayoutName = Literal["C", "CT", "TC", "CHW", "HWC", "T", "HW"]
 

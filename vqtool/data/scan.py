@@ -18,8 +18,8 @@ from torch import Tensor
 from vqtool.data.layout import LayoutName, holds_classes, rows_to_values
 from vqtool.data.rows import Rows
 from vqtool.errors import DataError, VqtoolError
-from vqtool.files import write_json
-from vqtool.progress import pass_bar
+from vqtool.runtime.files import write_json
+from vqtool.runtime.progress import pass_bar
 
 # Bytes read at a time: what a cache holds.
 _CHUNK = 1 << 20

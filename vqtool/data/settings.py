@@ -7,7 +7,7 @@ from pydantic import Field
 from vqtool.data.layout import LayoutName
 from vqtool.data.spec import DtypeName
 from vqtool.data.synthetic import SyntheticSource
-from vqtool.settings import Settings
+from vqtool.runtime.settings import Settings
 
 Auto = Literal["auto"]
 

@@ -20,8 +20,8 @@ from vqtool.data.settings import SyntheticSettings
 from vqtool.data.spec import dtype_name
 from vqtool.data.tensor_files import READERS, open_file
 from vqtool.errors import DataError
-from vqtool.memory import check_fits_memory
-from vqtool.printable import listed
+from vqtool.runtime.memory import check_fits_memory
+from vqtool.runtime.terminal import listed
 
 # Rows looked through at a time.
 _BLOCK = 4096

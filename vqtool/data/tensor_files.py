@@ -24,9 +24,9 @@ from torch import Tensor
 from vqtool.data.rows import NumpyRows, Rows, TensorRows
 from vqtool.data.spec import DtypeName, dtype_name
 from vqtool.errors import DataError, VqtoolError
-from vqtool.files import unreadable
-from vqtool.memory import check_fits_memory
-from vqtool.printable import listed
+from vqtool.runtime.files import unreadable
+from vqtool.runtime.memory import check_fits_memory
+from vqtool.runtime.terminal import listed
 
 
 class Array(NamedTuple):

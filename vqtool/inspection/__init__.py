@@ -1,6 +1,6 @@
 """Seeing into a codebook."""
 
-from vqtool.inspection.figures import Inspection, inspect
+from vqtool.inspection.inspect_targets import Inspection, inspect
 from vqtool.inspection.report import write_report
 from vqtool.inspection.text import compare, render
 

@@ -8,9 +8,9 @@ from typing import Any
 from vqtool.config import RunSettings
 from vqtool.data import spec_of
 from vqtool.errors import CheckpointError, ConfigError
-from vqtool.inspection.figures import Inspection
-from vqtool.model_file import read_model
-from vqtool.run import Run
+from vqtool.inspection.inspect_targets import Inspection
+from vqtool.runs.model_file import read_model
+from vqtool.runs.run_directory import Run
 
 _RECONSTRUCTION = "validation/loss/reconstruction"
 

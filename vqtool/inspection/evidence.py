@@ -9,10 +9,10 @@ import torch
 from vqtool.config import RunSettings
 from vqtool.errors import CheckpointError, ConfigError
 from vqtool.inspection.sharing import levels_in_depth, levels_sharing
-from vqtool.model_file import SavedModel
-from vqtool.run import Run
-from vqtool.semantic_ids import Distinct
-from vqtool.usage import Usage, usage_of
+from vqtool.metrics.collisions import Distinct
+from vqtool.metrics.usage import Usage, usage_of
+from vqtool.runs.model_file import SavedModel
+from vqtool.runs.run_directory import Run
 
 # Steps, or those of warm-up where they are more, in which codes and latents are still on their way to each other.
 _BEGUN = 100

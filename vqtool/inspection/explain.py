@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vqtool.inspection.words import counted, listed, short
-from vqtool.usage import Usage
+from vqtool.metrics.usage import Usage
 
 # The usual range of trained codebooks, as fractions of the perplexity of uniform usage.
 _LOW, _HIGH = 0.5, 0.9

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from vqtool.usage import Usage
+from vqtool.metrics.usage import Usage
 
 LEVEL_HEADER = ("level", "K", "used", "usage", "expected", "dead", "perplexity", "bits")
 # Explains LEVEL_HEADER.

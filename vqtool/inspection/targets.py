@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vqtool.errors import CheckpointError, ConfigError, DataError, VqtoolError
-from vqtool.run import Run
+from vqtool.runs.run_directory import Run
 
 Found = TypeVar("Found")
 # Is told of a run of a folder that cannot be used, and why.

@@ -12,13 +12,13 @@ from rich.text import Text
 
 from vqtool.inspection.comparison import HEADER, MEANING, UNLIKE, compared, differences, grouped, same_data, table
 from vqtool.inspection.explain import explain, too_young
-from vqtool.inspection.figures import Inspection
 from vqtool.inspection.finding import NO_CHANGE, Change, Finding, guide
+from vqtool.inspection.inspect_targets import Inspection
 from vqtool.inspection.level_table import LEVEL_HEADER, LEVEL_MEANING, level_rows
 from vqtool.inspection.words import counted
-from vqtool.printable import printable
-from vqtool.run import Run
-from vqtool.usage import Usage
+from vqtool.metrics.usage import Usage
+from vqtool.runs.run_directory import Run
+from vqtool.runtime.terminal import printable
 
 _STYLES = {"severe": "bold red", "warning": "yellow", "note": "cyan"}
 # Codes named at either end of the ranking.

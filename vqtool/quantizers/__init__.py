@@ -11,16 +11,16 @@ from vqtool.quantizers.binary import (
     LookupFreeQuantizer,
     LookupFreeSettings,
 )
+from vqtool.quantizers.codebook_update import CodebookLossUpdate, EmaUpdate, EntropyOnlyUpdate, SimVQUpdate
+from vqtool.quantizers.dead_codes import DeadCodeResetSettings
 from vqtool.quantizers.finite_scalar import FiniteScalarQuantizer, FiniteScalarSettings
 from vqtool.quantizers.kmeans import kmeans
-from vqtool.quantizers.learning import CodebookLossUpdate, EmaUpdate, EntropyOnlyUpdate, SimVQUpdate
 from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
 from vqtool.quantizers.product import ProductQuantizer, ProductQuantizerSettings
 from vqtool.quantizers.projected import ProjectedQuantizer
 from vqtool.quantizers.residual import ResidualQuantizer, ResidualQuantizerSettings
-from vqtool.quantizers.revival import DeadCodeResetSettings
-from vqtool.quantizers.search import nearest_codes
 from vqtool.quantizers.vector import VectorQuantizer, VectorQuantizerSettings
+from vqtool.search import nearest_codes
 
 # The one table of quantizers, selected by `kind`.
 QuantizerSettings = Annotated[

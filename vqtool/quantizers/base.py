@@ -8,10 +8,10 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from vqtool.distributed import Share, share_of
-from vqtool.quantizers.gradient import GRADIENT_ESTIMATORS, GradientEstimator
+from vqtool.quantizers.estimators import GRADIENT_ESTIMATORS, GradientEstimator
 from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
-from vqtool.quantizers.precision import full_precision
+from vqtool.runtime.distributed import Share, share_of
+from vqtool.runtime.precision import full_precision
 
 
 class Quantizer(nn.Module, ABC):

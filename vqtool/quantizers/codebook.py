@@ -6,7 +6,7 @@ Shapes: N vectors, S vectors of a sample, K codes, D dimensions.
 import torch
 from torch import Tensor, nn
 
-from vqtool.distributed import Share
+from vqtool.runtime.distributed import Share
 
 
 class Codebook(nn.Module):

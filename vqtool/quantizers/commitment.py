@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vqtool.distributed import Share
+from vqtool.runtime.distributed import Share
 
 # Numbers of one block of differences.
 _BLOCK = 1 << 18

@@ -6,8 +6,8 @@ Shapes: N vectors, S vectors of a sample, K codes, D dimensions.
 import torch
 from torch import Tensor
 
-from vqtool.distributed import add_up
 from vqtool.quantizers.codebook import Codebook
+from vqtool.runtime.distributed import add_up
 
 # Below this moving average of hits the mean is numerically meaningless, and the code is kept.
 _VANISHED = 1e-20

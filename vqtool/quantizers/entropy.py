@@ -6,8 +6,8 @@ Shapes: N vectors, K codes, D dimensions, F factors of M values.
 import torch
 from torch import Tensor
 
-from vqtool.distributed import Share
 from vqtool.quantizers.soft_assignment import soft_sums
+from vqtool.runtime.distributed import Share
 
 
 def entropy_loss(

@@ -11,8 +11,8 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from vqtool.distributed import Share
 from vqtool.quantizers.scalar import ScalarQuantizer, ScalarSettings
+from vqtool.runtime.distributed import Share
 
 # Keeps the outermost values in reach of tanh (the authors' code).
 _MARGIN = 1e-3

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vqtool.distributed import largest, smallest
+from vqtool.runtime.distributed import largest, smallest
 
 # Indices, and steps, that are kept until they are looked at: of many steps that takes little more than of one.
 _KEPT, _STEPS = 1 << 16, 1 << 10

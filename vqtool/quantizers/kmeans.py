@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from vqtool.progress import pass_bar
-from vqtool.quantizers.search import nearest_codes
+from vqtool.runtime.progress import pass_bar
+from vqtool.search import nearest_codes
 
 # Elements of one block of distances.
 _BLOCK = 1 << 22

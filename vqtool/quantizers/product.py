@@ -10,16 +10,16 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from vqtool.distributed import Share
 from vqtool.errors import ConfigError
 from vqtool.quantizers.base import Quantizer
 from vqtool.quantizers.binary import BinarySphericalSettings, LookupFreeSettings
+from vqtool.quantizers.codebook_update import CodebookUpdate
 from vqtool.quantizers.finite_scalar import FiniteScalarSettings
-from vqtool.quantizers.learning import CodebookUpdate
 from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
 from vqtool.quantizers.residual import ResidualQuantizerSettings
 from vqtool.quantizers.vector import VectorQuantizerSettings
-from vqtool.settings import Settings
+from vqtool.runtime.distributed import Share
+from vqtool.runtime.settings import Settings
 
 
 class ProductQuantizer(Quantizer):

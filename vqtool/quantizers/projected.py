@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqtool.distributed import Share
 from vqtool.quantizers.base import Quantizer
 from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
+from vqtool.runtime.distributed import Share
 
 
 class ProjectedQuantizer(Quantizer):

@@ -11,18 +11,18 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from vqtool.distributed import Share
-from vqtool.quantizers.balance import SinkhornAssignment
 from vqtool.quantizers.base import Quantizer
-from vqtool.quantizers.beam import beam_search
+from vqtool.quantizers.beam_search import beam_search
 from vqtool.quantizers.binary import BinarySphericalSettings, LookupFreeSettings
+from vqtool.quantizers.codebook_update import CodebookUpdate
 from vqtool.quantizers.finite_scalar import FiniteScalarSettings
+from vqtool.quantizers.initialization import CodebookInit
 from vqtool.quantizers.kmeans import assigned
-from vqtool.quantizers.learning import CodebookUpdate
 from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
-from vqtool.quantizers.start import CodebookInit
+from vqtool.quantizers.sinkhorn import SinkhornAssignment
 from vqtool.quantizers.vector import VectorQuantizerSettings
-from vqtool.settings import Settings
+from vqtool.runtime.distributed import Share
+from vqtool.runtime.settings import Settings
 
 
 class ResidualQuantizer(Quantizer):

@@ -13,12 +13,12 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from vqtool.distributed import Share
 from vqtool.quantizers.base import Quantizer
+from vqtool.quantizers.codebook_update import CodebookUpdate
 from vqtool.quantizers.entropy import negative_entropy, sample_entropies
-from vqtool.quantizers.learning import CodebookUpdate
 from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
-from vqtool.settings import Settings
+from vqtool.runtime.distributed import Share
+from vqtool.runtime.settings import Settings
 
 # Pads the values of dimensions that have fewer: so far away that nothing is assigned to it.
 _FAR = 1e18

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vqtool.quantizers.precision import flushing_denormals, full_precision
-from vqtool.threads import alone, over_rows, worth_threads
+from vqtool.runtime.precision import flushing_denormals, full_precision
+from vqtool.runtime.threads import alone, over_rows, worth_threads
 
 # Assignments of one block, for which each thread has room twice; of more codes, as many rows as make a block worth its
 # calls, but no more assignments than that.

@@ -11,21 +11,21 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Generator, Tensor
 
-from vqtool.distributed import Share
-from vqtool.quantizers.balance import CodeAssignment, NearestAssignment
 from vqtool.quantizers.base import Quantizer
+from vqtool.quantizers.codebook_update import CodebookUpdate, EmaUpdate, EntropyOnlyUpdate
 from vqtool.quantizers.commitment import commitment_loss
+from vqtool.quantizers.dead_codes import DeadCodeResetSettings
 from vqtool.quantizers.entropy import entropy_loss
-from vqtool.quantizers.gradient import GRADIENT_ESTIMATORS, GradientEstimator
+from vqtool.quantizers.error_scale import ErrorScale
+from vqtool.quantizers.estimators import GRADIENT_ESTIMATORS, GradientEstimator
+from vqtool.quantizers.initialization import CodebookInit, KMeansInitSettings
 from vqtool.quantizers.kmeans import assigned, kmeans
-from vqtool.quantizers.learning import CodebookUpdate, EmaUpdate, EntropyOnlyUpdate
 from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
-from vqtool.quantizers.revival import DeadCodeResetSettings
-from vqtool.quantizers.scale import ErrorScale
-from vqtool.quantizers.search import nearest_codes
+from vqtool.quantizers.sinkhorn import CodeAssignment, NearestAssignment
 from vqtool.quantizers.soft_assignment import soft_sums
-from vqtool.quantizers.start import CodebookInit, KMeansInitSettings
-from vqtool.settings import Settings
+from vqtool.runtime.distributed import Share
+from vqtool.runtime.settings import Settings
+from vqtool.search import nearest_codes
 
 TemperatureUnit = Literal["absolute", "quantization_error"]
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vqtool.data import BatchOrder, Samples
 from vqtool.data.rows import RowNumbers
-from vqtool.distributed import Share
-from vqtool.threads import lone_threads
+from vqtool.runtime.distributed import Share
+from vqtool.runtime.threads import lone_threads
 
 # Bytes that are read at a time: small batches together, as waking a thread for one takes longer than reading it.
 _BYTES = 1 << 20

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from vqtool.config import TrainingSettings
-from vqtool.memory import check_fits_memory
 from vqtool.quantizers import ResidualQuantizer, VectorQuantizer
 from vqtool.quantizers.kmeans import KMeansSpeed, hold_memory
-from vqtool.training.prepare import Prepared
+from vqtool.runtime.memory import check_fits_memory
+from vqtool.training.setup import Prepared
 
 # Fraction of a run after which codebooks are initialised, however small the sample is.
 LONGEST_WAIT = 0.1

@@ -9,9 +9,9 @@ from types import TracebackType
 
 from torch import Tensor
 
-from vqtool.files import replacing, writing
-from vqtool.run import Run, parsed
-from vqtool.training.board import Board
+from vqtool.runs.run_directory import Run, parsed
+from vqtool.runtime.files import replacing, writing
+from vqtool.training.tensorboard import Board
 
 
 class Logs:

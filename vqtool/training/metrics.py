@@ -9,11 +9,11 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from vqtool.autoencoder import Autoencoder
-from vqtool.evaluation import Evaluation
-from vqtool.geometry import Latents, geometry, movement, pooled, varies
-from vqtool.progress import duration
-from vqtool.usage import Usage
+from vqtool.metrics.evaluation import Evaluation
+from vqtool.metrics.latent_statistics import Latents, geometry, movement, pooled, varies
+from vqtool.metrics.usage import Usage
+from vqtool.models.autoencoder import Autoencoder
+from vqtool.runtime.progress import duration
 
 # The codes (K, D) of each level, at some time; None of one whose codes are given.
 Codes = Sequence[Tensor | None]

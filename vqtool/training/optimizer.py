@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqtool.autoencoder import Autoencoder
 from vqtool.config import TrainingSettings, learning_rate
+from vqtool.models.autoencoder import Autoencoder
 
 
 class Optimizer:

@@ -8,11 +8,11 @@ from google.protobuf.text_format import MessageToString
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from torch import Tensor
 
-from vqtool.autoencoder import Autoencoder
-from vqtool.files import replacing, writing
-from vqtool.model_file import read_model
-from vqtool.progress import pass_bar
-from vqtool.run import Run
+from vqtool.models.autoencoder import Autoencoder
+from vqtool.runs.model_file import read_model
+from vqtool.runs.run_directory import Run
+from vqtool.runtime.files import replacing, writing
+from vqtool.runtime.progress import pass_bar
 
 # Points that a browser can still turn.
 _MOST = 10_000

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from vqtool.config import RunSettings, learning_rate
 from vqtool.data import BatchOrder
-from vqtool.distributed import share_of
 from vqtool.errors import TrainingError
-from vqtool.evaluation import over_processes, raw_terms
-from vqtool.losses import reconstruction_loss
+from vqtool.metrics.evaluation import over_processes, raw_terms
+from vqtool.models.losses import reconstruction_loss
 from vqtool.quantizers import QuantizerOutput
-from vqtool.training.averaging import Averaging
+from vqtool.runtime.distributed import share_of
+from vqtool.training.ddp import Averaging
+from vqtool.training.non_finite_guard import Watch
 from vqtool.training.optimizer import Optimizer
-from vqtool.training.prepare import Prepared
-from vqtool.training.watch import Watch
+from vqtool.training.setup import Prepared
 
 # Rows named in a message.
 _NAMED = 8

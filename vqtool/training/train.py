@@ -9,14 +9,14 @@ from typing import Any
 
 from vqtool.config import RunSettings
 from vqtool.data import TensorsSettings
-from vqtool.distributed import from_first, is_first, joined, world_size
 from vqtool.errors import CheckpointError, ConfigError, DataError, Stopped
-from vqtool.memory import out_of_memory_told
-from vqtool.run import Run
-from vqtool.signals import noting_signals
-from vqtool.training.checkpoint import State, load_checkpoint
-from vqtool.training.prepare import Prepared, begin_from, deterministic, prepare
+from vqtool.runs.checkpoint import State, load_checkpoint
+from vqtool.runs.run_directory import Run
+from vqtool.runtime.distributed import from_first, is_first, joined, world_size
+from vqtool.runtime.memory import out_of_memory_told
+from vqtool.runtime.signals import noting_signals
 from vqtool.training.projector import write_best_codes
+from vqtool.training.setup import Prepared, begin_from, deterministic, prepare
 from vqtool.training.trainer import Trainer
 
 # What to do if memory runs out.

@@ -9,23 +9,23 @@ from torch import Tensor
 
 from vqtool.config import BEST_METRICS
 from vqtool.data import BatchOrder
-from vqtool.distributed import from_first, is_first, planned, voting, wait_for_all
 from vqtool.errors import CheckpointError, Stopped, TrainingError
-from vqtool.evaluation import Evaluation, evaluating
-from vqtool.model_file import read_model, write_model
-from vqtool.progress import StepProgress, step_bar
-from vqtool.run import Run
-from vqtool.signals import heed
+from vqtool.metrics.evaluation import Evaluation, evaluating
+from vqtool.runs.checkpoint import State, Validation, save_checkpoint
+from vqtool.runs.model_file import read_model, write_model
+from vqtool.runs.run_directory import Run
+from vqtool.runtime.distributed import from_first, is_first, planned, voting, wait_for_all
+from vqtool.runtime.progress import StepProgress, step_bar
+from vqtool.runtime.signals import heed
 from vqtool.training.batches import Batches
-from vqtool.training.checkpoint import State, Validation, save_checkpoint
 from vqtool.training.eta import Eta
+from vqtool.training.image_grid import is_picture, side_by_side
 from vqtool.training.initialisation import LONGEST_WAIT, initialisation_seconds
 from vqtool.training.logs import Logs
 from vqtool.training.metrics import validation_line
-from vqtool.training.pictures import is_picture, side_by_side
-from vqtool.training.prepare import Prepared
+from vqtool.training.setup import Prepared
 from vqtool.training.step import Stepper
-from vqtool.training.validator import Validator
+from vqtool.training.validation import Validator
 
 # Samples in a picture of reconstructions.
 _PICTURES = 8

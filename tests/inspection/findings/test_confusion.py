@@ -10,7 +10,7 @@ from tests.inspection.findings.runs import FAULTS, HEALTHY, make
 from vqtool.inspection import Inspection, inspect
 from vqtool.inspection.finding import Finding
 from vqtool.inspection.findings import FINDINGS
-from vqtool.run import Run
+from vqtool.runs.run_directory import Run
 
 GUIDE = Path(__file__).parents[3] / "configs" / "findings.md"
 

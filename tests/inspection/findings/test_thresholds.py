@@ -11,8 +11,8 @@ import torch
 from vqtool.config import RunSettings, travel
 from vqtool.inspection.evidence import Evidence
 from vqtool.inspection.findings import diagnose
-from vqtool.semantic_ids import Distinct
-from vqtool.usage import usage_of
+from vqtool.metrics.collisions import Distinct
+from vqtool.metrics.usage import usage_of
 
 MLP = {"kind": "mlp", "width": 8}
 

@@ -8,7 +8,7 @@ import pytest
 from tests import CONV1D, CONV2D, IDENTITY, MLP, TRANSFORMER, make_run, normal
 from vqtool.inspection import write_report
 from vqtool.inspection.report import meanings
-from vqtool.inspection.report.material import Material, Seen, gather
+from vqtool.inspection.report.inputs import Material, Seen, gather
 
 RESIDUAL = {"kind": "residual", "levels": 2, "quantizer": {"kind": "vector", "codebook_size": 4}}
 

@@ -8,10 +8,10 @@ import torch
 
 from tests import CONV1D, MLP, make_run, normal
 from vqtool.data import Samples
+from vqtool.inference.tokenizer import Tokenizer, load
 from vqtool.inspection.report import collector
 from vqtool.inspection.report.collector import collect, level_vectors
-from vqtool.inspection.report.material import Seen
-from vqtool.tokenizer import Tokenizer, load
+from vqtool.inspection.report.inputs import Seen
 
 
 def opened(run: Path) -> tuple[Tokenizer, Samples]:

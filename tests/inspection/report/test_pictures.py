@@ -13,11 +13,11 @@ from vqtool.inspection.report.codebook_map import map_figure, principal_plane
 from vqtool.inspection.report.cooccurrence import cooccurrence_figure
 from vqtool.inspection.report.curves import curves_figure, series
 from vqtool.inspection.report.index_maps import code_colours, index_maps_figure
-from vqtool.inspection.report.material import Material, Seen
+from vqtool.inspection.report.inputs import Material, Seen
 from vqtool.inspection.report.meanings import meanings_figures, shown_codes
 from vqtool.inspection.report.pixels import Painter, mosaic, patch
 from vqtool.inspection.report.usage import ranked, usage_figure
-from vqtool.usage import usage_of
+from vqtool.metrics.usage import usage_of
 
 
 def levels(seen: Seen) -> list:  # type: ignore[type-arg]

@@ -14,19 +14,19 @@ import torch
 from tests.conftest import TrainedRun
 from tests.inspection.report.conftest import draw_few
 from vqtool.errors import CheckpointError, DataError, Stopped
-from vqtool.indices import Manifest, index_dtype, writing_indices
+from vqtool.inference.tokenizer import load
+from vqtool.inference.transcode import encode_unique_file
 from vqtool.inspection import Inspection, inspect, write_report
 from vqtool.inspection.comparison import Compared
 from vqtool.inspection.finding import Change, Finding
-from vqtool.inspection.report import material
+from vqtool.inspection.report import inputs as material
 from vqtool.inspection.report.codebook_map import map_figure
 from vqtool.inspection.report.collector import Collected
-from vqtool.inspection.report.material import Material
+from vqtool.inspection.report.inputs import Material
 from vqtool.inspection.report.page import page_of_one, page_of_several
-from vqtool.tally import Tally
-from vqtool.tokenizer import load
-from vqtool.transcode import encode_unique_file
-from vqtool.usage import usage_of
+from vqtool.metrics.code_counter import Tally
+from vqtool.metrics.usage import usage_of
+from vqtool.runs.index_file import Manifest, index_dtype, writing_indices
 
 NASTY = "<script>alert(1)</script></style>&\"' {{ 7 * 7 }} $x$"
 

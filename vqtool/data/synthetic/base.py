@@ -6,7 +6,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from vqtool.data.layout import LayoutName
-from vqtool.settings import Settings
+from vqtool.runtime.settings import Settings
 
 
 class SourceSettings(Settings):

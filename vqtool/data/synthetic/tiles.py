@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from vqtool.data.synthetic.base import SourceSettings
-from vqtool.progress import with_progress
+from vqtool.runtime.progress import with_progress
 
 FLOOR, WALL, DOOR = 0, 1, 2
 

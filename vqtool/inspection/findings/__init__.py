@@ -4,15 +4,15 @@ from collections.abc import Callable, Iterator
 
 from vqtool.inspection.evidence import Evidence
 from vqtool.inspection.finding import Finding
-from vqtool.inspection.findings.course import latents_diverging, usage_dropping
-from vqtool.inspection.findings.dead import dead_codes
+from vqtool.inspection.findings.capacity import codebook_saturated, codebook_too_large
+from vqtool.inspection.findings.code_placement import duplicate_codes, outlier_codes, scale_mismatch
+from vqtool.inspection.findings.collisions import collisions
+from vqtool.inspection.findings.dead_codes import dead_codes
 from vqtool.inspection.findings.decoder import decoder_ignores_codes
 from vqtool.inspection.findings.entropy import temperature_too_high, temperature_too_low
-from vqtool.inspection.findings.ids import collisions
+from vqtool.inspection.findings.frozen_codebook import codebook_frozen
 from vqtool.inspection.findings.levels import weak_level
-from vqtool.inspection.findings.place import duplicate_codes, outlier_codes, scale_mismatch
-from vqtool.inspection.findings.size import codebook_saturated, codebook_too_large
-from vqtool.inspection.findings.still import codebook_frozen
+from vqtool.inspection.findings.trends import latents_diverging, usage_dropping
 from vqtool.inspection.findings.usage import collapse, dominant_code
 
 FINDINGS: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (

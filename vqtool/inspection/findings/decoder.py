@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from vqtool.inspection.evidence import Evidence
 from vqtool.inspection.finding import Change, Finding
 from vqtool.inspection.findings.advice import reviving
-from vqtool.inspection.findings.course import latents_diverging, usage_dropping
+from vqtool.inspection.findings.trends import latents_diverging, usage_dropping
 
 # What shuffling indices must multiply the reconstruction loss by, at least.
 _HEEDS = 1.05

@@ -9,7 +9,7 @@ from vqtool.inspection.explain import expected_perplexity
 from vqtool.inspection.finding import Finding
 from vqtool.inspection.findings.advice import narrowing, reviving, spreading
 from vqtool.inspection.words import short
-from vqtool.usage import Usage, usage_of
+from vqtool.metrics.usage import Usage, usage_of
 
 # Perplexity, as a part of what even use would show, below which a codebook has collapsed; both counted from 1, the
 # least that there can be, so that small codebooks can collapse, too.

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vqtool.errors import DataError, VqtoolError
-from vqtool.files import replacing
-from vqtool.inspection.figures import Inspection
+from vqtool.inspection.inspect_targets import Inspection
 from vqtool.inspection.targets import OnSkipped, expand, of_each
+from vqtool.runtime.files import replacing
 
 __all__ = ["check_report", "write_report"]
 
@@ -61,7 +61,7 @@ def check_report(path: Path, overwrite: bool) -> None:
 
 def _of_one(target: Path, data: str | None, key: str | None, device: str | None) -> tuple[str, list[Inspection]]:
     # Drawing takes a second to import, and a wrong target is told without it.
-    from vqtool.inspection.report.material import gather
+    from vqtool.inspection.report.inputs import gather
 
     material = gather(target, data, key, device)
     from vqtool.inspection.report.page import page_of_one
@@ -73,8 +73,8 @@ def _of_several(
     targets: Sequence[Path], data: str | None, key: str | None, device: str | None, skipped: OnSkipped | None
 ) -> tuple[str, list[Inspection]]:
     from vqtool.inspection.comparison import compared
-    from vqtool.inspection.figures import inspect_one
-    from vqtool.run import Run
+    from vqtool.inspection.inspect_targets import inspect_one
+    from vqtool.runs.run_directory import Run
 
     missing = []
 

@@ -15,7 +15,7 @@ from vqtool.inspection.report.collector import Collected
 from vqtool.inspection.report.drawing import ACCENT, DEAD, DENSITY, drawing
 from vqtool.inspection.report.figure import Figure, Picture, Table
 from vqtool.inspection.words import counted
-from vqtool.usage import Usage
+from vqtool.metrics.usage import Usage
 
 Points = NDArray[np.float64]
 

@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqtool.chunks import chunk_rows, chunks
 from vqtool.data import Samples
+from vqtool.inference.tokenizer import Tokenizer
 from vqtool.inspection.pairs import Pairs, Relation
 from vqtool.inspection.report.nearest import Nearest
-from vqtool.progress import pass_bar
+from vqtool.metrics.code_counter import Tally
+from vqtool.models.chunks import chunk_rows, chunks
 from vqtool.quantizers import Quantizer
-from vqtool.tally import Tally
-from vqtool.tokenizer import Tokenizer
+from vqtool.runtime.progress import pass_bar
 
 # Levels of which latents are kept.
 LEVELS = 4

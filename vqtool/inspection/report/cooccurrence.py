@@ -9,7 +9,7 @@ from vqtool.inspection.pairs import Relation
 from vqtool.inspection.report.drawing import ACCENT, QUIET, SECOND, SURPRISE, drawing
 from vqtool.inspection.report.figure import Figure, Picture, Table
 from vqtool.inspection.words import counted
-from vqtool.usage import Usage
+from vqtool.metrics.usage import Usage
 
 # Relations whose pairs are drawn one by one.
 _DRAWN = 4

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vqtool.printable import well_formed
+from vqtool.runtime.terminal import well_formed
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from vqtool.inspection.report.codebook_map import principal_plane
 from vqtool.inspection.report.collector import LEVELS
 from vqtool.inspection.report.drawing import ACCENT, SECOND, drawing
 from vqtool.inspection.report.figure import Figure, Picture, Table
-from vqtool.inspection.report.material import Seen
+from vqtool.inspection.report.inputs import Seen
 from vqtool.inspection.report.pixels import Painter, Pixels
 
 Colours = NDArray[np.float64]

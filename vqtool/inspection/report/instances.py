@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vqtool.inspection.report.material import Seen
+from vqtool.inspection.report.inputs import Seen
 from vqtool.inspection.words import counted
 
 

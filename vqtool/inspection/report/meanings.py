@@ -14,11 +14,11 @@ from torch import Tensor
 from vqtool.inspection.report.codes_of_pictures import picture_of_patches, picture_of_whole
 from vqtool.inspection.report.codes_of_rows import picture_of_vectors, picture_of_waves
 from vqtool.inspection.report.figure import Figure, Picture, Table
+from vqtool.inspection.report.inputs import Seen
 from vqtool.inspection.report.instances import Instances
-from vqtool.inspection.report.material import Seen
 from vqtool.inspection.report.usage import ranked
 from vqtool.inspection.sharing import levels_in_depth
-from vqtool.usage import Usage
+from vqtool.metrics.usage import Usage
 
 # Codes shown: of the most used, and of the least used that have any hit.
 _MOST, _LEAST = 8, 4

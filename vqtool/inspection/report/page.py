@@ -21,13 +21,13 @@ from vqtool.inspection.report.cooccurrence import cooccurrence_figure
 from vqtool.inspection.report.curves import Metrics, curves_figure
 from vqtool.inspection.report.figure import Figure
 from vqtool.inspection.report.index_maps import index_maps_figure
-from vqtool.inspection.report.material import Material
+from vqtool.inspection.report.inputs import Material
 from vqtool.inspection.report.meanings import meanings_figures
 from vqtool.inspection.report.usage import usage_figure
 from vqtool.inspection.words import counted
-from vqtool.printable import printable, well_formed
-from vqtool.semantic_ids import Distinct
-from vqtool.usage import Usage
+from vqtool.metrics.collisions import Distinct
+from vqtool.metrics.usage import Usage
+from vqtool.runtime.terminal import printable, well_formed
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vqtool.inspection.report.drawing import ACCENT, DEAD, QUIET, drawing
 from vqtool.inspection.report.figure import Figure, Picture, Table
 from vqtool.inspection.words import counted
-from vqtool.usage import Usage
+from vqtool.metrics.usage import Usage
 
 # Levels drawn; the numbers hold all.
 _MOST_DRAWN = 8

@@ -1,0 +1,604 @@
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from sklearn.metrics import accuracy_score, mean_squared_error, r2_score
+
+from tests import CONV1D, CONV2D, IDENTITY, MLP, QUERIES, TRANSFORMER, Block, files, make_run, normal, save
+from tests.conftest import TrainedRun
+from vqtool import load
+from vqtool.errors import CheckpointError, DataError
+from vqtool.inference.tokenizer import Report, Tokenizer, as_rows
+from vqtool.inference.transcode import decode_file, encode_file
+from vqtool.metrics.collisions import Distinct
+from vqtool.models.chunks import chunk_rows
+from vqtool.runs.model_file import read_model
+from vqtool.runs.run_directory import Run
+
+PRODUCT = {"kind": "product", "groups": 2, "quantizer": {"kind": "vector", "codebook_size": 4}}
+
+# Chunks
+
+
+def on_near_ties(tokenizer: Tokenizer, data: NDArray[np.float32]) -> Tokenizer:
+    """Put the codes in pairs about latents of the data, so that those latents are float32 midpoints."""
+    latents = tokenizer.model.latents(torch.from_numpy(data[: chunk_rows(tokenizer.model, tokenizer.spec.size)]))
+    points = latents.flatten(0, 1)[:: max(1, latents.numel() // (8 * latents.shape[2]))][:8]
+    away = torch.randn(points.shape, generator=torch.Generator().manual_seed(0)) * 1e-3
+    tokenizer.codebook.copy_(torch.stack([points + away, points - away], dim=1).flatten(0, 1))
+    return tokenizer
+
+
+def write_back(tokenizer: Tokenizer, run: Path) -> Tokenizer:
+    tensors = load_file(run / "model.safetensors") | {"quantizer.codebook.weight": tokenizer.codebook.clone()}
+    save_file(tensors, run / "model.safetensors")
+    return load(run)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "shape"),
+    [(CONV2D, (1, 8, 8)), (MLP, (12,)), (CONV1D, (2, 37)), (QUERIES, (1, 8, 8)), (IDENTITY, (3, 20))],
+    ids=lambda value: value["kind"] if isinstance(value, dict) else "",
+)
+def test_on_near_ties_the_bytes_are_the_same_for_any_batch_size(
+    tmp_path: Path, encoder: Block, shape: tuple[int, ...]
+) -> None:
+    # Few distinct rows, each at many places of a chunk: rounding that depends on the place would show.
+    array = np.tile(normal(20, *shape), (40, *[1] * len(shape)))[np.random.default_rng(1).permutation(800)]
+    run = make_run(tmp_path, array, encoder)
+    tokenizer = write_back(on_near_ties(load(run), array), run)
+    assert len(array) > 2 * chunk_rows(tokenizer.model, tokenizer.spec.size)
+    for batch_size in (1, 300, 999, 1 << 20):
+        encode_file(tokenizer, tmp_path / f"{batch_size}.npy", batch_size=batch_size)
+    one = files(tmp_path / "1.npy")
+    assert all(files(tmp_path / f"{size}.npy") == one for size in (300, 999, 1 << 20))
+    assert torch.equal(tokenizer.encode(array), torch.from_numpy(np.load(tmp_path / "1.npy")).long())
+
+
+def test_midpoints_in_float32_go_to_the_nearer_code_and_on_a_tie_to_the_lower(tmp_path: Path) -> None:
+    array = normal(64, 5)
+    run = make_run(tmp_path, array, IDENTITY, normalize="none")
+    tokenizer = load(run)
+    codes = tokenizer.codebook.numpy()
+    codes[:] = normal(16, 5, seed=3)
+    rows = np.stack([(codes[a] + codes[b]) / 2 for a in range(16) for b in range(16)])
+    exact = ((rows[:, None].astype(np.float64) - codes[None].astype(np.float64)) ** 2).sum(axis=2)
+    assert tokenizer.encode(rows).flatten().tolist() == exact.argmin(axis=1).tolist()
+
+
+@pytest.mark.parametrize("encoder", [CONV2D, TRANSFORMER, IDENTITY], ids=lambda encoder: encoder["kind"])
+def test_every_batch_that_reaches_the_encoder_is_one_aligned_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: Block
+) -> None:
+    monkeypatch.setattr("vqtool.models.chunks._POSITIONS", 160)
+    array = normal(45, 1, 6, 6)
+    tokenizer = load(make_run(tmp_path, array, encoder, normalize="none"))
+    rows = chunk_rows(tokenizer.model, (6, 6))
+    assert rows == {"conv2d": 16, "transformer": 32, "identity": 4}[encoder["kind"]]
+    padded = np.zeros((-(-45 // rows) * rows, 1, 6, 6), dtype=np.float32)
+    padded[:45] = array
+    seen: list[torch.Tensor] = []
+    tokenizer.model.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
+    uses: dict[str, Callable[[], object]] = {
+        "one": lambda: encode_file(tokenizer, tmp_path / "one.npy", batch_size=1),
+        "some": lambda: encode_file(tokenizer, tmp_path / "some.npy", batch_size=rows + 1),
+        "all": lambda: encode_file(tokenizer, tmp_path / "all.npy", batch_size=999),
+        "in Python": lambda: tokenizer.encode(array),
+        "eval": lambda: tokenizer.evaluate(str(tmp_path / "data.npy")),
+        "inspect": lambda: tokenizer.count(str(tmp_path / "data.npy")),
+    }
+    for use in uses.values():
+        seen.clear()
+        use()
+        assert {tuple(x.shape) for x in seen} == {(rows, 1, 6, 6)}
+        came = sorted(x.numpy().tobytes() for x in seen)  # several threads pass them on
+        assert came == sorted(chunk.tobytes() for chunk in np.split(padded, len(padded) // rows))
+
+
+@pytest.mark.parametrize("positions", [1, 3, 64, 5000])
+def test_a_chunk_is_a_power_of_two_of_rows_given_by_the_sizes_alone(tmp_path: Path, positions: int) -> None:
+    tokenizer = load(make_run(tmp_path, normal(16, 4), {**MLP, "width": 2, "num_tokens": positions}, dim=1))
+    rows = chunk_rows(tokenizer.model, ())
+    assert rows == {1: 4096, 3: 1024, 64: 64, 5000: 1}[positions]
+
+
+def test_a_row_encodes_alike_wherever_it_stands_in_a_chunk(trained: TrainedRun) -> None:
+    tokenizer = load(trained.folder)
+    whole = tokenizer.encode(trained.array)
+    assert torch.equal(tokenizer.encode(trained.array[::-1].copy()), whole.flip(0))
+    assert torch.equal(torch.cat([tokenizer.encode(row[None]) for row in trained.array[:5]]), whole[:5])
+
+
+def test_training_and_encoding_share_one_look_up(trained: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vqtool.quantizers import sinkhorn as balance
+    from vqtool.quantizers import vector
+
+    asked: list[int] = []
+    search = vector.nearest_codes
+
+    def counted(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+        asked.append(len(vectors))
+        return search(vectors, codebook)
+
+    monkeypatch.setattr(vector, "nearest_codes", counted)
+    monkeypatch.setattr(balance, "nearest_codes", counted)
+    tokenizer = load(trained.folder)
+    rows = chunk_rows(tokenizer.model, (8, 8))
+    array = np.resize(trained.array, (rows, 1, 8, 8))
+    tokenizer.model.train()
+    in_training = tokenizer.model(torch.from_numpy(array)).quantizer.indices
+    tokenizer.model.quantizer.discard()
+    assert torch.equal(tokenizer.encode(array), in_training)
+    assert asked == [rows * 16, rows * 16]
+
+
+# There and back
+
+
+@dataclass
+class Case:
+    """An array, the run trained on it, and what its tokens decode to."""
+
+    array: NDArray[Any] | torch.Tensor
+    run: Path
+    tokens: Path
+    decoded: NDArray[Any]
+    report: Report
+
+
+def integers(high: int, *shape: int, dtype: Any) -> NDArray[Any]:
+    return np.random.default_rng(0).integers(0, high, shape).astype(dtype)
+
+
+CASES: dict[str, tuple[NDArray[Any] | torch.Tensor, Block, Block]] = {
+    "vectors": (5 + 3 * normal(40, 6), {**MLP, "num_tokens": 2}, {}),
+    "float64 TC": (100 * normal(40, 37, 2).astype(np.float64), CONV1D, {}),
+    "float16 CT": (normal(40, 2, 18).astype(np.float16), IDENTITY, {}),
+    "CHW": (normal(40, 3, 9, 8), CONV2D, {}),
+    "uint8 CHW": (integers(256, 40, 1, 8, 8, dtype=np.uint8), CONV2D, {}),
+    "uint8 HWC": (integers(256, 40, 8, 9, 3, dtype=np.uint8), TRANSFORMER, {"normalize": "feature"}),
+    "int16 CT": (integers(60000, 40, 1, 16, dtype=np.int64).astype(np.int16), CONV1D, {"layout": "CT"}),
+    "float HW": (normal(40, 7, 6), CONV2D, {"layout": "HW"}),
+    "bool CHW": (integers(2, 40, 1, 8, 8, dtype=bool), CONV2D, {}),
+    "bool HW": (integers(2, 40, 6, 6, dtype=bool), CONV2D, {}),
+    "int64 HW": (integers(5, 40, 7, 6, dtype=np.int64), CONV2D, {}),
+    "uint8 T": (integers(5, 40, 12, dtype=np.uint8), TRANSFORMER, {}),
+    "bfloat16 C": (torch.from_numpy(normal(40, 6)).to(torch.bfloat16), IDENTITY, {}),
+    "constant": (np.full((40, 3), 7.25, dtype=np.float32), IDENTITY, {}),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    array, encoder, data = CASES[request.param]
+    folder = tmp_path_factory.mktemp("case")
+    run = make_run(folder, array, encoder, **data)
+    tokenizer, tokens = load(run), folder / "tokens.npy"
+    encode_file(tokenizer, tokens)
+    shape, dtype = decode_file(tokenizer, tokens, folder / "decoded.npy")
+    decoded = np.load(folder / "decoded.npy", allow_pickle=False)
+    assert (decoded.shape, decoded.dtype.name) == (shape, dtype)
+    report = tokenizer.evaluate(str(next(folder.glob("data.*"))))
+    return Case(array, run, tokens, decoded, report)
+
+
+def as_numpy(array: NDArray[Any] | torch.Tensor) -> NDArray[Any]:
+    return array.float().numpy() if isinstance(array, torch.Tensor) else array
+
+
+def test_decoding_gives_back_shape_type_and_layout(case: Case) -> None:
+    like = as_numpy(case.array)
+    assert (case.decoded.shape, case.decoded.dtype) == (like.shape, like.dtype)
+
+
+def test_in_python_it_is_as_in_files(case: Case) -> None:
+    tokenizer = load(case.run)
+    indices = tokenizer.encode(case.array)
+    stored = np.load(case.tokens)
+    assert indices.dtype == torch.int64
+    assert stored.dtype == np.uint8
+    assert np.array_equal(indices.numpy(), stored)
+    for given in (indices, stored, indices.to(torch.int32), np.load(case.tokens, mmap_mode="r")):
+        decoded = tokenizer.decode(given)
+        assert decoded.dtype == as_rows(case.array).dtype
+        assert np.array_equal(as_numpy(decoded), case.decoded)
+
+
+def test_eval_measures_what_decode_writes(case: Case) -> None:
+    true, fidelity = as_numpy(case.array), case.report.fidelity
+    if load(case.run).spec.classes:
+        assert fidelity.accuracy == accuracy_score(true.flatten(), case.decoded.flatten())
+        assert (fidelity.mse, fidelity.nmse) == (None, None)
+        return
+    flat, decoded = (x.reshape(len(x), -1).astype(np.float64) for x in (true, case.decoded))
+    assert fidelity.accuracy is None
+    assert fidelity.mse == pytest.approx(mean_squared_error(flat, decoded), rel=1e-9)
+    if (flat == flat[0]).all():
+        assert fidelity.nmse is None
+    else:
+        assert fidelity.nmse == pytest.approx(1 - r2_score(flat, decoded, multioutput="variance_weighted"), rel=1e-9)
+
+
+def test_eval_counts_samples_bits_and_codes(case: Case) -> None:
+    stored = np.load(case.tokens)
+    assert case.report.evaluation.samples == 40
+    assert case.report.bits_per_sample == 4 * stored.shape[1]
+    assert case.report.evaluation.levels[0].counts == np.bincount(stored.flatten(), minlength=16).tolist()
+
+
+def test_the_manifest_says_what_the_file_is(case: Case) -> None:
+    data = next(case.run.parent.glob("data.*"))
+    manifest = json.loads(case.tokens.with_suffix(".json").read_text())
+    digest = hashlib.sha256(data.read_bytes()).hexdigest()
+    assert manifest == {
+        "shape": list(np.load(case.tokens).shape),
+        "dtype": "uint8",
+        "grid": manifest["grid"],
+        "codebook_sizes": [16],
+        "unique": False,
+        "row_shape": list(case.array.shape[1:]),
+        "layout": load(case.run).spec.layout,
+        "model_sha256": hashlib.sha256((case.run / "model.safetensors").read_bytes()).hexdigest(),
+        "data_sha256": digest,
+        "shards": [{"name": data.name, "rows": 40, "sha256": digest}],
+        "format_version": 1,
+    }
+    assert np.prod(manifest["grid"]) == manifest["shape"][1]
+
+
+def test_codes_equal_to_the_data_give_the_data_back(tmp_path: Path) -> None:
+    points = (1000 + 50 * normal(16, 3)).astype(np.float32)
+    array = np.tile(points, (4, 1))
+    run = make_run(tmp_path, array, IDENTITY, normalize="feature")
+    tokenizer = load(run)
+    tokenizer.codebook.copy_(tokenizer.model.latents(torch.from_numpy(points)).squeeze(1))
+    tokenizer = write_back(tokenizer, run)
+    np.testing.assert_allclose(tokenizer.decode(tokenizer.encode(array)).numpy(), array, rtol=1e-6)
+    report = tokenizer.evaluate(str(tmp_path / "data.npy"))
+    assert report.fidelity.nmse is not None
+    assert report.fidelity.nmse < 1e-9
+
+
+# The run's own data
+
+
+def test_eval_takes_the_runs_validation_part(trained: TrainedRun) -> None:
+    report = load(trained.folder).evaluate()
+    summary = json.loads((trained.folder / "summary.json").read_text())
+    assert report.evaluation.samples == 6
+    for name in ("total", "reconstruction", "commitment", "entropy"):
+        assert report.evaluation.losses[name] == summary["best"][f"validation/loss/{name}"]
+
+
+def test_the_usage_of_the_best_validation_pass_is_kept(trained: TrainedRun) -> None:
+    counts = [level.counts for level in load(trained.folder).evaluate().evaluation.levels]
+    assert [hits.tolist() for hits in read_model(Run(trained.folder).model)[0].counts] == counts
+    assert sum(counts[0]) == 6 * 16
+
+
+@pytest.mark.parametrize("positions", [1 << 12, 1 << 6])  # in one chunk, or many
+def test_usage_counts_what_encode_writes(trained: TrainedRun, monkeypatch: pytest.MonkeyPatch, positions: int) -> None:
+    monkeypatch.setattr("vqtool.models.chunks._POSITIONS", positions)
+    tokenizer = load(trained.folder)
+    expected = torch.bincount(tokenizer.encode(trained.array).flatten(), minlength=16)
+    tally = tokenizer.count(str(trained.data))
+    assert [level.counts for level in tally.levels] == [expected.tolist()]
+    assert tally.distinct is None
+
+
+# Other data than the run's
+
+
+@pytest.mark.parametrize(
+    ("encoder", "shape", "other", "grid"),
+    [
+        (CONV2D, (1, 8, 8), (1, 5, 12), [3, 6]),
+        (CONV2D, (8, 8, 3), (1, 1, 3), [1, 1]),
+        (CONV1D, (2, 20), (2, 33), [17]),
+        (IDENTITY, (3, 4, 5), (3, 2, 6), [2, 6]),
+    ],
+)
+def test_other_sizes_are_encoded_where_the_network_allows(
+    tmp_path: Path, encoder: Block, shape: tuple[int, ...], other: tuple[int, ...], grid: list[int]
+) -> None:
+    tokenizer = load(make_run(tmp_path, normal(24, *shape), encoder))
+    array = normal(11, *other)
+    manifest = encode_file(tokenizer, tmp_path / "tokens.npy", str(save(tmp_path, array, "other")))
+    assert (manifest.grid, manifest.shape) == (grid, [11, int(np.prod(grid))])
+    assert decode_file(tokenizer, tmp_path / "tokens.npy", tmp_path / "decoded.npy") == (array.shape, "float32")
+    indices = tokenizer.encode(array)
+    decoded = tokenizer.decode(indices, other).numpy()
+    assert np.array_equal(decoded, np.load(tmp_path / "decoded.npy"))
+    report = tokenizer.evaluate(str(tmp_path / "other.npy"))
+    assert report.fidelity.mse == pytest.approx(mean_squared_error(array.ravel(), decoded.ravel()), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "shape", "other"),
+    [
+        (TRANSFORMER, (1, 8, 8), (1, 8, 9)),
+        (TRANSFORMER, (2, 20), (2, 21)),
+        (MLP, (6,), (7,)),
+        (CONV2D, (3, 8, 8), (1, 8, 8)),
+        (CONV2D, (8, 8, 3), (8, 8, 1)),
+        (CONV2D, (1, 8, 8), (8, 8)),
+        (IDENTITY, (6,), (7,)),
+        (IDENTITY, (3, 20), (20, 3)),
+    ],
+)
+def test_other_rows_are_refused_with_both_shapes(
+    tmp_path: Path, encoder: Block, shape: tuple[int, ...], other: tuple[int, ...]
+) -> None:
+    tokenizer = load(make_run(tmp_path, normal(24, *shape), encoder))
+    path, out = save(tmp_path, normal(5, *other), "other"), tmp_path / "tokens.npy"
+    for what, use in (
+        ("encode", lambda: tokenizer.encode(normal(5, *other))),
+        (str(path), lambda: encode_file(tokenizer, out, str(path))),
+        (str(path), lambda: tokenizer.evaluate(str(path))),
+        (str(path), lambda: tokenizer.count(str(path))),
+    ):
+        with pytest.raises(DataError) as error:
+            use()
+        assert str(error.value).startswith(
+            f"{what}: rows have shape {other}, but the model was trained on rows of shape"
+        )
+        assert str(shape) in str(error.value)
+    assert not out.exists()
+
+
+def test_other_sizes_are_refused_where_encoder_and_decoder_would_part(tmp_path: Path) -> None:
+    decoder = {**CONV1D, "downsamples": 2}
+    tokenizer = load(make_run(tmp_path, normal(24, 3, 2), CONV1D, decoder=decoder, layout="CT"))
+    with pytest.raises(DataError, match=r"rows .*\(3, 8\)"):
+        tokenizer.decode(tokenizer.encode(normal(5, 3, 8)), (3, 8))
+
+
+def test_a_row_that_holds_nothing_is_refused(tmp_path: Path) -> None:
+    tokenizer = load(make_run(tmp_path, normal(24, 3, 20), IDENTITY))
+    with pytest.raises(DataError, match="shape"):
+        tokenizer.encode(np.zeros((5, 3, 0), dtype=np.float32))
+
+
+def test_no_rows_give_no_indices(trained: TrainedRun) -> None:
+    tokenizer = load(trained.folder)
+    indices = tokenizer.encode(trained.array[:0])
+    assert indices.shape == (0, 16)
+    assert tokenizer.decode(indices).shape == (0, 1, 8, 8)
+
+
+@pytest.mark.parametrize(("bad", "kind"), [(np.nan, "NaN"), (np.inf, "infinit"), (-np.inf, "infinit")])
+def test_rows_that_are_not_finite_are_refused(trained: TrainedRun, tmp_path: Path, bad: float, kind: str) -> None:
+    array = trained.array.copy()
+    array[17, 0, 3, 3] = bad
+    tokenizer = load(trained.folder)
+    with pytest.raises(DataError, match=f"row 17 .*{kind}"):
+        tokenizer.encode(array)
+    path = save(tmp_path, array, "bad")
+    with pytest.raises(DataError, match=f"bad.npy: row 17 .*{kind}"):
+        encode_file(tokenizer, tmp_path / "tokens.npy", str(path))
+    assert not list(tmp_path.glob("*tokens*"))
+
+
+def test_a_number_beyond_float32_is_refused(trained: TrainedRun) -> None:
+    array = trained.array.astype(np.float64)
+    array[3, 0, 0, 0] = 1e300
+    with pytest.raises(DataError, match=r"encode: row 3 .*infinite in float32"):
+        load(trained.folder).encode(array)
+
+
+@pytest.mark.parametrize("bad", [5, -1])
+def test_classes_out_of_range_are_refused(tmp_path: Path, bad: int) -> None:
+    array = integers(5, 24, 4, 4, dtype=np.int64)
+    array[0, 0, 0] = 4
+    tokenizer = load(make_run(tmp_path, array, CONV2D))
+    array[7, 2, 2] = bad
+    with pytest.raises(DataError, match=rf"encode: class {bad} in row 7 .*0 to 4"):
+        tokenizer.encode(array)
+    path = save(tmp_path, array, "bad")
+    with pytest.raises(DataError, match="row 7"):
+        encode_file(tokenizer, tmp_path / "tokens.npy", str(path))
+
+
+def test_values_for_classes_are_refused_and_the_other_way_round(tmp_path: Path) -> None:
+    (tmp_path / "classes").mkdir()
+    (tmp_path / "values").mkdir()
+    classes = load(make_run(tmp_path / "classes", integers(5, 24, 4, 4, dtype=np.int64), CONV2D))
+    with pytest.raises(DataError, match=r"encode: dtype float32 .*trained on classes \(int64\)"):
+        classes.encode(normal(5, 4, 4))
+    values = load(make_run(tmp_path / "values", normal(24, 4, 4), CONV2D, layout="HW"))
+    with pytest.raises(DataError, match=r"encode: dtype int64 .*trained on values \(float32\)"):
+        values.encode(integers(5, 24, 4, 4, dtype=np.int64))
+
+
+def test_another_type_of_values_is_encoded_alike(trained: TrainedRun) -> None:
+    tokenizer = load(trained.folder)
+    expected = tokenizer.encode(trained.array)
+    swapped = trained.array.astype(">f4")
+    for array in (trained.array.astype(np.float64), swapped, torch.from_numpy(trained.array)):
+        assert torch.equal(tokenizer.encode(array), expected)
+
+
+# Indices that do not decode
+
+
+@pytest.mark.parametrize("shape", [(3, 15), (3, 16, 1), (16,)])
+def test_indices_of_another_shape_are_refused_with_both(trained: TrainedRun, shape: tuple[int, ...]) -> None:
+    with pytest.raises(DataError) as error:
+        load(trained.folder).decode(np.zeros(shape, dtype=np.int64))
+    assert str(error.value) == f"decode: expected indices of shape (N, 16), got {shape}"
+
+
+@pytest.mark.parametrize("row_shape", [(3, 8, 8), (1, 8, 9), (8, 8), (1, 8, 8, 1)])
+def test_rows_that_the_network_cannot_make_are_refused(tmp_path: Path, row_shape: tuple[int, ...]) -> None:
+    tokenizer = load(make_run(tmp_path, normal(24, 1, 8, 8), TRANSFORMER))
+    with pytest.raises(DataError, match="decode: "):
+        tokenizer.decode(np.zeros((3, 4), dtype=np.int64), row_shape)
+
+
+@pytest.mark.parametrize("bad", [16, -1, 255])
+def test_an_index_that_is_no_code_is_refused(trained: TrainedRun, bad: int) -> None:
+    indices = np.zeros((3, 16), dtype=np.int64)
+    indices[1, 5] = bad
+    with pytest.raises(DataError, match=rf"decode: index {bad} in row 1 .*0 to 15$"):
+        load(trained.folder).decode(indices)
+
+
+def test_numbers_that_are_no_integers_are_no_indices(trained: TrainedRun) -> None:
+    with pytest.raises(DataError, match="decode"):
+        load(trained.folder).decode(np.full((3, 16), 1.5))
+
+
+# Codes
+
+
+def test_one_codebook_embeds_as_its_codes(trained: TrainedRun) -> None:
+    tokenizer = load(trained.folder)
+    indices = tokenizer.encode(trained.array)
+    found = tokenizer.embed(indices)
+    assert (found.shape, found.dtype) == ((60, 16, 4), torch.float32)
+    assert torch.equal(found, tokenizer.codebook[indices])
+    assert torch.equal(tokenizer.embed(indices.numpy().astype(np.uint8)), found)
+    assert torch.equal(tokenizer.embed(indices, levels=1), found)
+
+
+@pytest.mark.parametrize("levels", [None, 1, 2])
+def test_levels_embed_as_the_sum_of_their_codes(catalogue: TrainedRun, levels: int | None) -> None:
+    tokenizer = load(catalogue.folder)
+    indices = tokenizer.encode(catalogue.array)
+    expected = sum(tokenizer.codebook[level][indices[..., level]] for level in range(levels or 2))
+    found = tokenizer.embed(indices, levels)
+    assert found.shape == (60, 1, 6)
+    torch.testing.assert_close(found, expected)
+
+
+def test_groups_embed_side_by_side(tmp_path: Path) -> None:
+    tokenizer = load(make_run(tmp_path, normal(40, 6), IDENTITY, quantizer=PRODUCT))
+    indices = tokenizer.encode(normal(40, 6))
+    expected = torch.cat([tokenizer.codebook[group][indices[..., group]] for group in range(2)], dim=-1)
+    assert torch.equal(tokenizer.embed(indices), expected)
+
+
+def test_codes_behind_a_projection_embed_in_their_own_space(tmp_path: Path) -> None:
+    tokenizer = load(make_run(tmp_path, normal(40, 6), IDENTITY, dim=3))
+    indices = tokenizer.encode(normal(40, 6))
+    assert torch.equal(tokenizer.embed(indices), tokenizer.codebook[indices])
+    assert tokenizer.embed(indices).shape == (40, 1, 3)
+
+
+@pytest.mark.parametrize("levels", [-1, 0, 3])
+def test_levels_that_are_not_there_are_refused(catalogue: TrainedRun, levels: int) -> None:
+    tokenizer = load(catalogue.folder)
+    indices = tokenizer.encode(catalogue.array)
+    for what, use in (("decode", tokenizer.decode), ("embed", tokenizer.embed)):
+        with pytest.raises(DataError, match=rf"^{what}: levels: {levels} .*1 to 2$"):
+            use(indices, levels=levels)
+
+
+def test_some_groups_of_a_product_do_not_decode(tmp_path: Path) -> None:
+    tokenizer = load(make_run(tmp_path, normal(40, 6), IDENTITY, quantizer=PRODUCT))
+    indices = tokenizer.encode(normal(40, 6))
+    assert torch.equal(tokenizer.decode(indices, levels=2), tokenizer.decode(indices))
+    for use in (tokenizer.decode, tokenizer.embed):
+        with pytest.raises(DataError, match=r": levels: only a residual quantizer .*use 2 \(got 1\)$"):
+            use(indices, levels=1)
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (3, 1, 3), (3, 2), (2,)])
+def test_embedding_asks_for_all_levels(catalogue: TrainedRun, shape: tuple[int, ...]) -> None:
+    with pytest.raises(DataError) as error:
+        load(catalogue.folder).embed(np.zeros(shape, dtype=np.int64), levels=1)
+    assert str(error.value) == f"embed: expected indices of shape (N, 1, 2), got {shape}"
+
+
+@pytest.mark.parametrize("bad", [4, -1])
+def test_embedding_an_index_that_is_no_code_is_refused(catalogue: TrainedRun, bad: int) -> None:
+    indices = np.zeros((3, 1, 2), dtype=np.int64)
+    indices[2, 0, 1] = bad
+    with pytest.raises(DataError, match=rf"embed: index {bad} in row 2 .*0 to 3$"):
+        load(catalogue.folder).embed(indices)
+
+
+# Distinct ids
+
+
+def test_ids_of_vectors_are_counted_over_any_data(catalogue: TrainedRun, tmp_path: Path) -> None:
+    tokenizer, array = load(catalogue.folder), catalogue.array[:50]
+    distinct = Distinct(50, len({row.tobytes() for row in tokenizer.encode(array).numpy()}))
+    assert distinct.ids < 50
+    path = str(save(tmp_path, array, "fifty"))
+    assert tokenizer.count(path).distinct == distinct
+    assert tokenizer.evaluate(path).evaluation.distinct == distinct
+
+
+def test_an_id_of_vectors_may_have_several_positions(tmp_path: Path) -> None:
+    array = normal(40, 6)
+    tokenizer = load(make_run(tmp_path, array, {**MLP, "num_tokens": 2}))
+    distinct = Distinct(40, len({row.tobytes() for row in tokenizer.encode(array).numpy()}))
+    assert tokenizer.count(str(tmp_path / "data.npy")).distinct == distinct
+
+
+def test_the_ids_of_the_best_validation_pass_are_kept(catalogue: TrainedRun) -> None:
+    distinct = load(catalogue.folder).evaluate().evaluation.distinct
+    assert distinct is not None
+    assert read_model(Run(catalogue.folder).model)[0].distinct == distinct
+
+
+# Loading
+
+
+def test_a_missing_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nothing: not a run: the directory does not exist"):
+        load(tmp_path / "nothing")
+
+
+def copy_run(trained: TrainedRun, folder: Path) -> Path:
+    for name in ("config.yaml", "model.safetensors"):
+        (folder / name).write_bytes((trained.folder / name).read_bytes())
+    return folder
+
+
+def test_config_and_model_are_all_that_encode_needs(trained: TrainedRun, tmp_path: Path) -> None:
+    expected = load(trained.folder).encode(trained.array)
+    assert torch.equal(load(str(copy_run(trained, tmp_path))).encode(trained.array), expected)
+
+
+def test_a_run_without_a_model_is_refused(trained: TrainedRun, tmp_path: Path) -> None:
+    (copy_run(trained, tmp_path) / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"has no model.safetensors yet; .*training\.validate_every"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:100], lambda b: b"", lambda b: b"\xff" * len(b), lambda b: b[:-1]])
+def test_a_damaged_model_is_refused(trained: TrainedRun, tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    model = copy_run(trained, tmp_path) / "model.safetensors"
+    model.write_bytes(damage(model.read_bytes()))
+    with pytest.raises(CheckpointError, match=r"model.safetensors: damaged"):
+        load(tmp_path)
+
+
+def test_a_model_of_another_config_is_refused(trained: TrainedRun, tmp_path: Path) -> None:
+    config = copy_run(trained, tmp_path) / "config.yaml"
+    config.write_text(config.read_text().replace("codebook_size: 16", "codebook_size: 8"))
+    with pytest.raises(CheckpointError, match=r"model.safetensors: .*do not match .*config.yaml"):
+        load(tmp_path)
+
+
+def test_a_device_can_be_named(trained: TrainedRun) -> None:
+    assert load(trained.folder, "cpu").device == torch.device("cpu")
+
+
+def test_a_tokenizer_says_what_it_is(trained: TrainedRun) -> None:
+    tokenizer = load(trained.folder)
+    assert tokenizer.codebook.shape == (16, 4)
+    assert tokenizer.grid == (4, 4)
+    assert tokenizer.settings.training.steps == 12
+    assert not tokenizer.model.training
+    assert not any(p.requires_grad for p in tokenizer.model.parameters())

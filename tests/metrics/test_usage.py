@@ -1,0 +1,107 @@
+"""Usage figures against values worked out by hand."""
+
+import itertools
+import math
+from decimal import Decimal, localcontext
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vqtool.metrics.usage import entropy_of, expected_used, normalized_entropy, usage_of
+
+
+def test_figures_of_uneven_counts():
+    # Shares 1/2, 1/4, 1/8, 1/8: 1/2 · 1 + 1/4 · 2 + 2 · 1/8 · 3 = 1.75 bits.
+    usage = usage_of(torch.tensor([0, 4, 0, 2, 1, 0, 1, 0]))
+    assert usage.codebook_size == 8
+    assert usage.used == 4
+    assert usage.usage == 0.5
+    assert usage.dead == 4
+    assert usage.entropy_bits == pytest.approx(1.75, rel=1e-14)
+    assert usage.perplexity == pytest.approx(2**1.75, rel=1e-14)
+    assert usage.entropy == pytest.approx(1.75 / 3, rel=1e-14)
+    assert usage.expected_used == pytest.approx(8 * (1 - (7 / 8) ** 8), rel=1e-14)
+    assert usage.tokens == 8
+    assert usage.counts == [0, 4, 0, 2, 1, 0, 1, 0]
+    assert all(type(count) is int for count in usage.counts)
+
+
+def test_even_use_has_the_largest_entropy():
+    usage = usage_of(torch.full((16,), 3))
+    assert (usage.used, usage.usage, usage.dead) == (16, 1.0, 0)
+    assert usage.entropy_bits == pytest.approx(4)
+    assert usage.perplexity == pytest.approx(16)
+    assert usage.entropy == pytest.approx(1)
+
+
+def test_a_collapsed_codebook_has_none():
+    usage = usage_of(torch.tensor([0, 0, 1000, 0]))
+    assert (usage.used, usage.usage, usage.dead) == (1, 0.25, 3)
+    assert (usage.entropy_bits, usage.perplexity, usage.entropy) == (0.0, 1.0, 0.0)
+
+
+def test_no_tokens_at_all():
+    usage = usage_of(torch.zeros(4, dtype=torch.int64))
+    assert (usage.used, usage.usage, usage.dead, usage.tokens) == (0, 0.0, 4, 0)
+    assert (usage.entropy_bits, usage.perplexity, usage.entropy, usage.expected_used) == (0.0, 1.0, 0.0, 0.0)
+
+
+def test_a_codebook_of_one_code():
+    usage = usage_of(torch.tensor([7]))
+    assert (usage.used, usage.usage, usage.dead, usage.expected_used) == (1, 1.0, 0, 1.0)
+    assert (usage.entropy_bits, usage.perplexity, usage.entropy) == (0.0, 1.0, 1.0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(0, 10**12), min_size=2, max_size=30))
+def test_any_counts_follow_the_formulas(counts):
+    usage = usage_of(torch.tensor(counts))
+    shares = np.array([count / sum(counts) for count in counts if count])
+    bits = -(shares * np.log2(shares)).sum()
+    assert usage.entropy_bits == pytest.approx(bits, rel=1e-9, abs=1e-12)
+    assert usage.perplexity == pytest.approx(2**bits, rel=1e-9)
+    assert usage.entropy == pytest.approx(bits / math.log2(len(counts)), rel=1e-9, abs=1e-12)
+    assert usage.used == len(shares)
+    assert usage.used + usage.dead == usage.codebook_size == len(counts)
+    assert 1 <= usage.perplexity <= len(counts) * (1 + 1e-9)
+
+
+def test_entropy_needs_no_normalised_weights():
+    expected = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert entropy_of(torch.tensor([0.3, 0.0, 0.1], dtype=torch.float64)) == pytest.approx(expected)
+    assert entropy_of(torch.tensor([30, 0, 10])) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("weight", [1e-30, 0.1, 7.0, 1e30])
+def test_one_code_has_no_entropy_nor_minus_zero(weight):
+    assert str(entropy_of(torch.tensor([0.0, weight]))) == "0.0"
+
+
+def test_normalized_entropy():
+    assert normalized_entropy(math.log(3), 9) == pytest.approx(0.5)
+    assert normalized_entropy(0.0, 1) == 1
+
+
+@pytest.mark.parametrize(("k", "tokens"), [(1, 1), (2, 1), (2, 3), (3, 4), (4, 3), (5, 5)])
+def test_expected_used_is_the_mean_over_all_draws(k, tokens):
+    draws = list(itertools.product(range(k), repeat=tokens))
+    assert expected_used(k, tokens) == pytest.approx(sum(len(set(draw)) for draw in draws) / len(draws))
+
+
+@pytest.mark.parametrize("k", [1, 2, 1024, 1 << 24])
+def test_expected_used_of_no_and_of_one_token(k):
+    assert expected_used(k, 0) == 0
+    assert expected_used(k, 1) == pytest.approx(1, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("k", "tokens"), [(1 << 24, 5), (10**7, 5), (1 << 18, 1000), (65_536, 10**6), (512, 10**12), (1, 10**12)]
+)
+def test_expected_used_keeps_its_digits_in_large_codebooks(k, tokens):
+    with localcontext() as context:
+        context.prec = 60
+        exact = k * (1 - (1 - Decimal(1) / k) ** tokens)
+    assert expected_used(k, tokens) == pytest.approx(float(exact), rel=1e-12)

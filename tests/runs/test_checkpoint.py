@@ -1,0 +1,294 @@
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training import assert_same, resign, tiny
+from vqtool.errors import CheckpointError, DataError
+from vqtool.runs.run_directory import Run
+from vqtool.runs import checkpoint as checkpoint_module
+from vqtool.training import train
+from vqtool.runs.checkpoint import State, Validation, load_checkpoint, save_checkpoint
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    run = Run(tmp_path / "run")
+    run.checkpoints.mkdir(parents=True)
+    return run
+
+
+def state_at(step: int) -> State:
+    return State(
+        step=step,
+        model={"weight": torch.rand(3, 4), "counts": torch.arange(5)},
+        optimizer={"state": {0: {"step": torch.tensor(2.0)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
+        last=Validation(None, {}),
+        pending={"loss/total": 0.5},
+        early=False,
+        seconds=1.5,
+        data_sha256="0" * 64,
+        codes=[torch.rand(5, 2), None],
+    )
+
+
+def steps(run: Run) -> list[int]:
+    """Those whose checkpoints are there, whole with their markers."""
+    names = sorted(path.name for path in run.checkpoints.iterdir())
+    found = [int(name[5:14]) for name in names if name.endswith(".pt")]
+    assert names == sorted(f"step-{step:09d}.{kind}" for step in found for kind in ("pt", "json"))
+    return found
+
+
+def loaded(run: Run) -> State:
+    state = load_checkpoint(run)
+    assert state is not None
+    return state
+
+
+def test_a_state_comes_back_whole(run: Run) -> None:
+    state = state_at(7)
+    save_checkpoint(run, state, keep=1)
+    assert_same(vars(loaded(run)), vars(state))
+
+
+def test_the_newest_is_loaded(run: Run) -> None:
+    for step in (9, 10, 100, 10**9 + 1):
+        save_checkpoint(run, state_at(step), keep=5)
+    assert loaded(run).step == 10**9 + 1
+
+
+def test_where_there_is_none_there_is_none(run: Run) -> None:
+    assert load_checkpoint(run) is None
+    (run.checkpoints / ".step-000000003.pt.part").write_bytes(b"half")
+    assert load_checkpoint(run) is None
+
+
+def test_one_whose_writing_was_cut_short_does_not_count(run: Run) -> None:
+    (run.checkpoints / "step-000000003.pt").write_bytes(b"whole, perhaps")
+    lines: list[str] = []
+    assert load_checkpoint(run, lines.append) is None
+    assert "step-000000003.pt: incomplete checkpoint: marker step-000000003.json" in lines[0]
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_only_the_last_are_kept(run: Run, keep: int) -> None:
+    for step in (5, 50, 500, 5000):
+        save_checkpoint(run, state_at(step), keep)
+    assert steps(run) == [5, 50, 500, 5000][-keep:]
+
+
+def test_one_of_the_same_step_takes_its_place_at_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(run, state_at(5), keep=1)
+    first = loaded(run)
+
+    def killed(path: Path, value: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_module, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(run, state_at(5), keep=1)
+    assert_same(vars(loaded(run)), vars(first))
+    for _ in range(3):
+        again = state_at(5)
+        save_checkpoint(run, again, keep=1)
+        assert_same(vars(loaded(run)), vars(again))
+        assert len(list(run.checkpoints.iterdir())) == 2
+
+
+def test_those_of_later_steps_go_once_the_run_went_another_way(run: Run) -> None:
+    for step in (5, 50, 500):
+        save_checkpoint(run, state_at(step), keep=3)
+    save_checkpoint(run, state_at(51), keep=3)
+    assert steps(run) == [5, 50, 51]
+
+
+def test_what_is_none_of_ours_stays(run: Run) -> None:
+    for name in ("step-final.pt", "epoch-000000001.pt", "step-000000001.txt"):
+        (run.checkpoints / name).write_text("mine")
+    for step in (5, 50):
+        save_checkpoint(run, state_at(step), keep=1)
+    assert sorted(path.name for path in run.checkpoints.iterdir() if path.read_bytes() == b"mine") == [
+        "epoch-000000001.pt",
+        "step-000000001.txt",
+        "step-final.pt",
+    ]
+
+
+def test_training_keeps_as_many_as_asked_for(tmp_path: Path) -> None:
+    train(tiny(tmp_path, checkpoint_every=2, keep_checkpoints=3), tmp_path / "run")
+    assert steps(Run(tmp_path / "run")) == [4, 6, 8]
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_one_that_cannot_be_written_leaves_those_before(
+    run: Run, monkeypatch: pytest.MonkeyPatch, fault: BaseException
+) -> None:
+    save_checkpoint(run, state_at(1), keep=1)
+
+    def fail(content: object, file: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises((KeyboardInterrupt, DataError)):
+        save_checkpoint(run, state_at(2), keep=1)
+    assert steps(run) == [1]
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def scramble(content: bytes) -> bytes:
+    return random.Random(0).randbytes(len(content))
+
+
+def flip(content: bytes) -> bytes:
+    place = len(content) // 3
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+DAMAGES = [
+    cut,
+    scramble,
+    flip,
+    lambda content: b"",
+    lambda content: b"PK\x03\x04",
+    lambda content: b'{"format_version": 1}',
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("kind", ["pt", "json"])
+def test_a_damaged_one_is_told_and_the_one_before_is_used(
+    run: Run, damage: Callable[[bytes], bytes], kind: str
+) -> None:
+    for step in (3, 6):
+        save_checkpoint(run, state_at(step), keep=2)
+    path = run.checkpoints / f"step-000000006.{kind}"
+    path.write_bytes(damage(path.read_bytes()))
+    lines: list[str] = []
+    state = load_checkpoint(run, lines.append)
+    assert state is not None
+    assert state.step == 3
+    assert len(lines) == 1
+    assert any(f"step-000000006.{part}: damaged" in lines[0] for part in {"pt", kind})
+    assert lines[0].endswith("skipped")
+
+
+@pytest.mark.parametrize("kind", ["pt", "json"])
+def test_a_missing_part_is_told_too(run: Run, kind: str) -> None:
+    for step in (3, 6):
+        save_checkpoint(run, state_at(step), keep=2)
+    (run.checkpoints / f"step-000000006.{kind}").unlink()
+    lines: list[str] = []
+    state = load_checkpoint(run, lines.append)
+    assert state is not None
+    assert (state.step, len(lines)) == (3, 1)
+    assert "step-000000006" in lines[0]
+
+
+def test_where_none_is_whole_nothing_is_begun_anew(tmp_path: Path) -> None:
+    settings = tiny(tmp_path)
+    train(settings, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    run.summary.unlink()
+    for path in run.checkpoints.glob("*.pt"):
+        path.write_bytes(flip(path.read_bytes()))
+    model = run.model.read_bytes()
+    with pytest.raises(CheckpointError, match=r"checkpoints: no usable checkpoint; .*--overwrite"):
+        train(settings, tmp_path / "run", resume=True)
+    assert run.model.read_bytes() == model
+
+
+class _Code:
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return (pytest.fail, ("code in a checkpoint ran",))
+
+
+@pytest.mark.parametrize(
+    "content", [[1, 2], {"format_version": 1, "model": {}}, torch.zeros(3), {"format_version": 1, "step": _Code()}]
+)
+def test_what_is_no_checkpoint_is_no_traceback_and_no_code_runs(run: Run, content: object) -> None:
+    save_checkpoint(run, state_at(3), keep=1)
+    path = run.checkpoints / "step-000000003.pt"
+    torch.save(content, path)
+    resign(path)
+    lines: list[str] = []
+    with pytest.raises(CheckpointError, match="no usable checkpoint"):
+        load_checkpoint(run, lines.append)
+    assert "step-000000003.pt: damaged" in lines[0]
+
+
+def read_pair(run: Run) -> dict[str, dict[str, Any]]:
+    """The only checkpoint and its marker, by suffix."""
+    path = run.checkpoints / "step-000000003.pt"
+    return {"pt": torch.load(path, weights_only=True), "json": json.loads(path.with_suffix(".json").read_text())}
+
+
+def write_pair(run: Run, pair: dict[str, dict[str, Any]]) -> None:
+    path = run.checkpoints / "step-000000003.pt"
+    torch.save(pair["pt"], path)
+    path.with_suffix(".json").write_text(json.dumps(pair["json"]))
+    resign(path)
+
+
+def test_checkpoint_and_marker_have_the_format_version(run: Run) -> None:
+    save_checkpoint(run, state_at(3), keep=1)
+    assert [content["format_version"] for content in read_pair(run).values()] == [1, 1]
+
+
+@pytest.mark.parametrize("kind", ["pt", "json"])
+@pytest.mark.parametrize("version", [2, 0, "1"])
+def test_an_unknown_format_version_is_refused(run: Run, kind: str, version: Any) -> None:
+    save_checkpoint(run, state_at(3), keep=1)
+    pair = read_pair(run)
+    pair[kind]["format_version"] = version
+    write_pair(run, pair)
+    lines: list[str] = []
+    with pytest.raises(CheckpointError, match="no usable checkpoint"):
+        load_checkpoint(run, lines.append)
+    for part in (
+        f"step-000000003.{kind}: format_version: {json.dumps(version)} ",
+        "reads 1",
+        "update vqtool",
+        "--overwrite",
+    ):
+        assert part in lines[0]
+
+
+@pytest.mark.parametrize("kind", ["pt", "json"])
+def test_a_missing_format_version_is_refused(run: Run, kind: str) -> None:
+    save_checkpoint(run, state_at(3), keep=1)
+    pair = read_pair(run)
+    del pair[kind]["format_version"]
+    write_pair(run, pair)
+    lines: list[str] = []
+    with pytest.raises(CheckpointError, match="no usable checkpoint"):
+        load_checkpoint(run, lines.append)
+    assert f"step-000000003.{kind}: format_version: missing" in lines[0]
+    assert "--overwrite" in lines[0]
+
+
+@pytest.mark.parametrize("kind", ["pt", "json"])
+def test_a_run_goes_on_from_the_one_before_a_damaged_one(tmp_path: Path, kind: str) -> None:
+    settings = tiny(tmp_path)
+    train(settings, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    model, last = run.model.read_bytes(), run.checkpoints / f"step-000000008.{kind}"
+    before = load_checkpoint(run)
+    last.write_bytes(flip(last.read_bytes()))
+    run.summary.unlink()
+    lines: list[str] = []
+    train(settings, tmp_path / "run", resume=True, say=lines.append)
+    assert any("step-000000008" in line and "skipped" in line for line in lines)
+    assert run.model.read_bytes() == model
+    after = load_checkpoint(run)
+    assert before is not None
+    assert after is not None
+    assert_same((after.model, after.optimizer), (before.model, before.optimizer))

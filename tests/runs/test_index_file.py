@@ -1,0 +1,313 @@
+"""The index file and its manifest."""
+
+import json
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vqtool.errors import DataError
+from vqtool.runs.index_file import (
+    Manifest,
+    check_indices_output,
+    check_output,
+    index_dtype,
+    manifest_path,
+    read_indices,
+    writing_array,
+    writing_indices,
+)
+
+MANIFEST = Manifest(
+    shape=[6, 4],
+    dtype="uint8",
+    grid=[2, 2],
+    codebook_sizes=[10],
+    row_shape=[1, 8, 8],
+    model_sha256="a" * 64,
+    data_sha256="b" * 64,
+    shards=[{"name": "x.npy", "rows": 6, "sha256": "b" * 64}],
+)
+INDICES = np.arange(24, dtype=np.uint8).reshape(6, 4) % 10
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """An index file that is in order."""
+    path = tmp_path / "tokens.npy"
+    write(path, INDICES, MANIFEST)
+    return path
+
+
+def write(path: Path, indices: np.ndarray, manifest: Manifest) -> None:
+    with writing_indices(path, manifest.shape, manifest.dtype, lambda: manifest) as array:
+        array[:] = indices
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [
+        (1, np.uint8),
+        (2, np.uint8),
+        (256, np.uint8),
+        (257, np.uint16),
+        (65536, np.uint16),
+        (65537, np.uint32),
+        (2**18, np.uint32),
+        (2**24, np.uint32),
+    ],
+)
+def test_the_type_is_the_smallest_that_holds_the_largest_index(size: int, dtype: type) -> None:
+    assert index_dtype((size,)) == dtype
+    assert np.iinfo(dtype).max >= size - 1
+
+
+def test_the_largest_of_several_codebooks_decides() -> None:
+    assert index_dtype((8, 300, 8)) == np.uint16
+
+
+def test_what_is_written_reads_back(path: Path) -> None:
+    array, manifest = read_indices(path)
+    assert isinstance(array, np.memmap)
+    assert array.dtype == np.uint8
+    assert np.array_equal(array, INDICES)
+    assert manifest == MANIFEST
+    assert names(path.parent) == ["tokens.json", "tokens.npy"]
+
+
+def test_a_level_axis_reads_back(tmp_path: Path) -> None:
+    manifest = replace(MANIFEST, shape=[6, 2, 2], codebook_sizes=[10, 300], dtype="uint16")
+    indices = INDICES.reshape(6, 2, 2).astype(np.uint16)
+    write(tmp_path / "t.npy", indices, manifest)
+    assert np.array_equal(read_indices(tmp_path / "t.npy")[0], indices)
+
+
+def test_the_file_is_a_plain_npy_file(path: Path) -> None:
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    assert np.array_equal(array, INDICES)
+    assert json.loads(path.with_suffix(".json").read_text()) == asdict(MANIFEST)
+
+
+def test_the_manifest_stands_beside() -> None:
+    assert manifest_path(Path("a/my.tokens.npy")) == Path("a/my.tokens.json")
+
+
+def test_equal_indices_are_equal_bytes(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    again = tmp_path / "other" / "again.npy"
+    write(again, INDICES, MANIFEST)
+    assert again.read_bytes() == path.read_bytes()
+    assert manifest_path(again).read_bytes() == manifest_path(path).read_bytes()
+
+
+def write_half(path: Path) -> None:
+    with writing_indices(path, MANIFEST.shape, MANIFEST.dtype, lambda: MANIFEST) as array:
+        array[:3] = 0
+        raise KeyboardInterrupt
+
+
+def test_a_failure_leaves_what_was_there(path: Path) -> None:
+    before = path.read_bytes(), manifest_path(path).read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        write_half(path)
+    assert (path.read_bytes(), manifest_path(path).read_bytes()) == before
+    assert names(path.parent) == ["tokens.json", "tokens.npy"]
+
+
+def test_a_failure_leaves_nothing_where_nothing_was(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write_half(tmp_path / "new.npy")
+    assert names(tmp_path) == []
+
+
+def test_an_output_is_a_new_npy_file_in_a_folder_that_is_there(path: Path) -> None:
+    check_output(path.with_name("new.npy"), overwrite=False)
+    check_output(path, overwrite=True)
+    for wrong, message in [
+        (path, r"tokens\.npy: already exists; .*--overwrite"),
+        (path.with_suffix(".bin"), r"tokens\.bin: .*\.npy"),
+        (path.parent / "no" / "t.npy", r"t\.npy: directory .*no does not exist"),
+        (path / "t.npy", r"t\.npy: .*tokens\.npy is a file, not a directory"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            check_output(wrong, overwrite=False)
+
+
+def test_a_missing_file_is_named(path: Path) -> None:
+    path.unlink()
+    with pytest.raises(DataError, match=r"tokens\.npy: does not exist"):
+        read_indices(path)
+
+
+def test_a_missing_manifest_is_named(path: Path) -> None:
+    manifest_path(path).unlink()
+    with pytest.raises(DataError, match=r"tokens\.npy: .*manifest tokens\.json.* missing"):
+        read_indices(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"5", b"null", b'{"format_version": 1}', b"\xff\xfe", b"[" * 100_000]
+)
+def test_what_is_no_manifest_is_refused(content: bytes, path: Path) -> None:
+    manifest_path(path).write_bytes(content)
+    with pytest.raises(DataError, match=r"tokens\.json: damaged: "):
+        read_indices(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("codebook_sizes", []),
+        ("codebook_sizes", None),
+        ("codebook_sizes", 10),
+        ("codebook_sizes", [-3]),
+        ("codebook_sizes", ["10"]),
+        ("codebook_sizes", [10, 10, 10]),
+        ("codebook_sizes", [10**15]),
+        ("row_shape", None),
+        ("row_shape", ["1", 8, 8]),
+        ("row_shape", [1, -8, 8]),
+        ("model_sha256", None),
+        ("model_sha256", 5),
+        ("unique", None),
+        ("unique", 1),
+        ("extra", 1),
+        ("format_version", 1.0),
+        ("format_version", True),
+    ],
+)
+def test_a_manifest_with_a_wrong_field_is_refused(field: str, value: Any, path: Path) -> None:
+    manifest_path(path).write_text(json.dumps({**asdict(MANIFEST), field: value}))
+    with pytest.raises(DataError, match=r"tokens\.json"):
+        read_indices(path)
+
+
+@pytest.mark.parametrize(
+    "field", ["shape", "dtype", "grid", "codebook_sizes", "row_shape", "model_sha256", "data_sha256", "shards"]
+)
+def test_a_manifest_without_a_field_is_refused(field: str, path: Path) -> None:
+    fields = asdict(MANIFEST)
+    del fields[field]
+    manifest_path(path).write_text(json.dumps(fields))
+    with pytest.raises(DataError, match=rf"tokens\.json: damaged: {field}: missing; encode the data again"):
+        read_indices(path)
+
+
+def test_a_manifest_from_before_there_were_unique_ids_is_of_plain_ones(path: Path) -> None:
+    fields = asdict(MANIFEST)
+    del fields["unique"]
+    manifest_path(path).write_text(json.dumps(fields))
+    assert read_indices(path)[1] == MANIFEST
+
+
+@pytest.mark.parametrize(
+    "array",
+    [INDICES[:5], INDICES.T, INDICES.reshape(6, 2, 2), INDICES.astype(np.uint16), INDICES.astype(np.int8)],
+    ids=["fewer", "turned", "folded", "wider", "signed"],
+)
+def test_a_manifest_of_another_shape_or_type_is_refused(array: np.ndarray, path: Path) -> None:
+    np.save(path, array)
+    with pytest.raises(DataError) as error:
+        read_indices(path)
+    assert str(error.value).startswith(f"{path}: contains {array.dtype.name} {list(array.shape)}, ")
+    assert "tokens.json describes uint8 [6, 4]" in str(error.value)
+
+
+def npz(path: Path) -> None:
+    with path.open("wb") as file:
+        np.savez(file, INDICES)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"junk"),
+        lambda path: path.write_bytes(path.read_bytes()[:50]),
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: np.save(path, np.array([{}]), allow_pickle=True),
+        npz,
+    ],
+    ids=["empty", "junk", "header cut", "data cut", "pickle", "npz"],
+)
+def test_what_is_no_npy_file_is_refused(damage: Any, path: Path) -> None:
+    damage(path)
+    with pytest.raises(DataError, match=r"tokens\.npy: "):
+        read_indices(path)
+
+
+# Format version
+
+
+def test_the_manifest_begins_with_its_format_version(path: Path) -> None:
+    fields = json.loads(manifest_path(path).read_text())
+    assert next(iter(fields)) == "format_version"
+    assert fields["format_version"] == 1
+
+
+@pytest.mark.parametrize("version", [2, 0, "1", [1]])
+def test_a_manifest_of_an_unknown_format_version_is_refused(version: Any, path: Path) -> None:
+    changed = {"format_version": version, "a field of a later version": 1}
+    manifest_path(path).write_text(json.dumps({**asdict(MANIFEST), **changed}))
+    with pytest.raises(DataError) as error:
+        read_indices(path)
+    for part in ("tokens.json: format_version: ", str(version), "reads 1", "update vqtool", "encode the data again"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("fields", [{}, {"shape": [6, 4]}, {**asdict(MANIFEST), "format": "vqtool indices 1"}])
+def test_a_manifest_without_a_format_version_is_refused(fields: dict[str, Any], path: Path) -> None:
+    manifest_path(path).write_text(json.dumps({key: value for key, value in fields.items() if key != "format_version"}))
+    with pytest.raises(DataError, match=r"tokens\.json: format_version: missing.*encode the data again"):
+        read_indices(path)
+
+
+# Written whole, or not at all
+
+
+def test_a_manifest_alone_may_be_replaced_for_its_writer_was_killed(path: Path) -> None:
+    path.unlink()
+    check_indices_output(path, overwrite=False)
+    manifest_path(path).write_text('{"mine": 1}')
+    with pytest.raises(DataError, match=r"tokens\.json: already exists; .*--overwrite"):
+        check_indices_output(path, overwrite=False)
+
+
+def test_there_are_no_indices_without_their_manifest(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, manifest = read_indices(path)
+    before = path.read_bytes(), manifest_path(path).read_bytes()
+
+    def full(value: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vqtool.runs.index_file.to_json", full)
+    with (
+        pytest.raises(DataError, match=r"tokens\.json: cannot be written: No space left"),
+        writing_indices(path, manifest.shape, manifest.dtype, lambda: manifest) as array,
+    ):
+        array[:] = 0
+    assert (path.read_bytes(), manifest_path(path).read_bytes()) == before
+
+
+def test_where_there_is_no_room_the_array_is_refused_before_it_is_filled(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int, start: int, size: int) -> None:
+        assert size > 1000 * 1000
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    before = path.read_bytes()
+    with (
+        pytest.raises(DataError, match=r"tokens\.npy: cannot be written: No space left"),
+        writing_array(path, (1000, 1000), np.dtype(np.uint8)),
+    ):
+        pytest.fail("there was no room")
+    assert path.read_bytes() == before

@@ -1,0 +1,20 @@
+"""What a launcher says of a process' place."""
+
+import pytest
+
+from vqtool.runtime.torchrun import place
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, (0, 1, None)),
+        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, (3, 8, 1)),
+        ({"RANK": "3", "WORLD_SIZE": "8"}, (3, 8, None)),
+        ({"RANK": "3"}, (0, 1, None)),
+        ({"WORLD_SIZE": "8"}, (0, 1, None)),
+        ({"RANK": "x", "WORLD_SIZE": "8", "LOCAL_RANK": "-1"}, (0, 1, None)),
+    ],
+)
+def test_place(environment: dict[str, str], expected: tuple[int, int, int | None]) -> None:
+    assert tuple(place(environment)) == expected

@@ -1,0 +1,1 @@
+"""Use a trained model: encode, decode, evaluate, and write index files."""

@@ -1,0 +1,1 @@
+"""Metrics accumulated over a pass: usage, perplexity, reconstruction quality, collisions, latent statistics."""

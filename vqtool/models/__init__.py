@@ -1,0 +1,1 @@
+"""The autoencoder: encoders, decoders, losses, and the normalisation of inputs and outputs."""

@@ -1,0 +1,76 @@
+"""Reconstruction losses and the weights of all losses of a run.
+
+Shapes: B batch, C channels; size is (), (T,) or (H, W).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from vqtool.errors import ConfigError
+from vqtool.runtime.distributed import Share
+from vqtool.runtime.settings import Settings
+
+ReconstructionName = Literal["mse", "l1", "cosine", "cross_entropy"]
+
+
+class LossSettings(Settings):
+    """Reconstruction loss, and the weights of the quantizer's losses.
+
+    total = reconstruction + commitment · commitment_loss + entropy · entropy_loss.
+    """
+
+    reconstruction: ReconstructionName | Literal["auto"] = Field(
+        "auto", description="reconstruction loss; auto: mse for continuous values, cross_entropy for classes"
+    )
+    commitment: float = Field(
+        1.0, ge=0, description="weight of the commitment loss, which pulls latents towards their codes"
+    )
+    entropy: float = Field(0.0, ge=0, description="weight of the entropy loss, which rewards even code usage; 0: off")
+
+
+def cosine(prediction: Tensor, target: Tensor) -> Tensor:
+    """Return 1 - cosine similarity (B, *size) over the channels (B, C, *size) of prediction and target."""
+    return 1 - F.cosine_similarity(prediction, target, dim=1)
+
+
+# Unreduced losses (B, ...), by name.
+RECONSTRUCTION_LOSSES: dict[ReconstructionName, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": partial(F.mse_loss, reduction="none"),
+    "l1": partial(F.l1_loss, reduction="none"),
+    "cosine": cosine,
+    "cross_entropy": partial(F.cross_entropy, reduction="none"),
+}
+
+
+def resolve_reconstruction(settings: LossSettings, classes: int | None) -> LossSettings:
+    """Return settings with `reconstruction: auto` resolved.
+
+    Raises:
+        ConfigError: the loss does not fit the data.
+    """
+    name = settings.reconstruction
+    if name == "auto":
+        return settings.model_copy(update={"reconstruction": "cross_entropy" if classes else "mse"})
+    if (name == "cross_entropy") != bool(classes):
+        holds, fits = ("classes", "cross_entropy") if classes else ("continuous values", "mse, l1, cosine")
+        raise ConfigError(f"loss.reconstruction: {name} does not fit data of {holds}; set it to {fits} or auto")
+    return settings
+
+
+def reconstruction_loss(name: str, prediction: Tensor, target: Tensor, share: Share | None = None) -> Tensor:
+    """Return the mean loss (), at least in float32.
+
+    Args:
+        name: `mse`, `l1`, `cosine` or `cross_entropy`.
+        prediction: (B, C, *size) values, or (B, classes, *size) logits.
+        target: (B, C, *size) values, or (B, *size) classes.
+        share: position of these samples in the global batch; default: they are the whole batch.
+    """
+    prediction = prediction.to(torch.promote_types(prediction.dtype, torch.float32))
+    return (share or Share.alone(len(target))).mean(RECONSTRUCTION_LOSSES[name](prediction, target))  # type: ignore[index]
