@@ -27,7 +27,7 @@ from rich.table import Table
 from sklearn.cluster import KMeans
 
 from vqtool.inference.tokenizer import Tokenizer
-from vqtool.metrics.code_counter import Tally
+from vqtool.metrics.code_counter import CodeCounter
 
 SEEDS = range(5)
 
@@ -117,7 +117,7 @@ def ids() -> Iterator[Row]:
         training, test = rows[:18_000], rows[18_000:]
         with trained(training, test, seed, RECIPE, batch_size=2048, steps=80) as tokenizer:
             errors.append(mse(test, decoded(tokenizer, test)))
-            tally = Tally(tokenizer.model.quantizer.codebook_sizes, ids=True)
+            tally = CodeCounter(tokenizer.model.quantizer.codebook_sizes, ids=True)
             tally.add(tokenizer.encode(rows).numpy())
             assert tally.distinct
             rates.append(tally.distinct.collision_rate)

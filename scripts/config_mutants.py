@@ -21,7 +21,7 @@ from vqtool.runtime.settings import Settings
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 Tree = dict[str, Any]
-Place = tuple[dict[Any, Any] | list[Any], Any]
+RankInfo = tuple[dict[Any, Any] | list[Any], Any]
 
 
 def mutant(seed: int, number: int) -> bytes:
@@ -49,7 +49,7 @@ def _small(value: Any) -> Any:
     return {key: SMALL.get(key, inner) if isinstance(inner, int) else _small(inner) for key, inner in value.items()}
 
 
-def _places(value: Any) -> list[Place]:
+def _places(value: Any) -> list[RankInfo]:
     """Return every container of a tree with each of its keys."""
     pairs = (
         list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
@@ -57,7 +57,7 @@ def _places(value: Any) -> list[Place]:
     return [place for key, inner in pairs for place in [(value, key), *_places(inner)]]
 
 
-def _place(tree: Tree, random: Random) -> Place:
+def _place(tree: Tree, random: Random) -> RankInfo:
     return random.choice(_places(tree) or [(tree, "seed")])
 
 

@@ -18,7 +18,7 @@ from make_tensors import patches
 from vqtool.config import load_config
 from vqtool.inspection import Inspection, inspect
 from vqtool.inspection.finding import Change
-from vqtool.runs.run_directory import Run
+from vqtool.runs.run_directory import RunDirectory
 from vqtool.training import train
 
 BARE = {
@@ -59,7 +59,7 @@ def next_change(found: Inspection, made: list[Change]) -> Change | None:
 def row(number: int, changes: list[Change], found: Inspection) -> str:
     """Return a row of the table."""
     (level,) = found.levels
-    loss = Run(Path(found.target)).read_summary()
+    loss = RunDirectory(Path(found.target)).read_summary()
     reconstruction = loss["best"]["validation/loss/reconstruction"] if loss else float("nan")
     change = f"`{changes[-1].key}={changes[-1].value}`" if changes else "none"
     names = ", ".join(finding.name for finding in found.findings) or "none"

@@ -21,7 +21,7 @@ from mutant_values import SMALL
 
 from vqtool.config import RunSettings, load_config
 from vqtool.errors import ConfigError, DataError, TrainingError
-from vqtool.training import plan_run, train
+from vqtool.training import dry_run, train
 
 CONFIG = Path("mutant.yaml")
 # One in this many runnable mutants is also trained.
@@ -36,7 +36,7 @@ def check(seed: int, number: int) -> Outcome:
     settings = None
     try:
         settings = affordable(load_config(CONFIG))
-        plan_run(settings)
+        dry_run(settings)
         if number % TRAINED == 0:
             _train(settings)
     except (ConfigError, DataError) as error:

@@ -118,7 +118,7 @@ def _ratio(model: Autoencoder, training: Tensor, validation: Tensor) -> float:
     quantizer = model.quantizer
     inner = quantizer.inner if isinstance(quantizer, ProjectedQuantizer) else quantizer
     fitted, judged = (
-        torch.cat([quantizer.condition(model.latents(x)).reshape(-1, inner.dim) for x in part.split(128)])
+        torch.cat([quantizer.preprocess(model.latents(x)).reshape(-1, inner.dim) for x in part.split(128)])
         for part in (training, validation)
     )
     reference = kmeans(fitted, len(inner.codes), Generator().manual_seed(0))

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from vqtool.config import RunSettings
 from vqtool.data import BatchOrder
-from vqtool.metrics.evaluation import evaluate_together
+from vqtool.metrics.evaluation import evaluate_distributed
 from vqtool.quantizers.vector import VectorQuantizerSettings
-from vqtool.runtime.distributed import gather_rows, is_first, joined, planned, rank, world_size
+from vqtool.runtime.distributed import all_gather_rows, fixed_global_batch, is_rank0, process_group, rank, world_size
 from vqtool.training.batches import Batches
-from vqtool.training.setup import Prepared, deterministic, prepare
+from vqtool.training.setup import TrainingSetup, deterministic, set_up
 from vqtool.training.step import Stepper
 
 Block = dict[str, Any]
@@ -81,14 +81,14 @@ CASES: dict[str, Block] = {
 # Each sum over processes, and a config in which it matters.
 MUTANTS = {
     "vqtool.runtime.distributed.batch_shard.Share.sum": "codebook loss",
-    "vqtool.runtime.distributed.batch_shard.reduced": "codebook loss",
-    "vqtool.quantizers.ema_codebook.add_up": "ema",
-    "vqtool.quantizers.dead_codes.add_up": "ema, random init",
-    "vqtool.quantizers.initialization.gather_rows": "ema",
-    "vqtool.quantizers.sinkhorn.largest": "sinkhorn",
-    "vqtool.quantizers.hit_times.smallest": "ema",
-    "vqtool.metrics.evaluation.over_processes": "residual, long",
-    "vqtool.metrics.collisions.gather_rows": "residual, long",
+    "vqtool.runtime.distributed.batch_shard.all_reduce": "codebook loss",
+    "vqtool.quantizers.ema_codebook.all_reduce_sum": "ema",
+    "vqtool.quantizers.dead_codes.all_reduce_sum": "ema, random init",
+    "vqtool.quantizers.initialization.all_gather_rows": "ema",
+    "vqtool.quantizers.sinkhorn.all_reduce_max": "sinkhorn",
+    "vqtool.quantizers.hit_times.all_reduce_min": "ema",
+    "vqtool.metrics.evaluation.all_reduce_statistics": "residual, long",
+    "vqtool.metrics.collisions.all_gather_rows": "residual, long",
 }
 # The case of a quantizer without a trainer, and the rows of each process by number of processes.
 UNEVEN, ROWS = "uneven rows", {1: (53,), 2: (0, 53), 3: (40, 0, 13)}
@@ -96,7 +96,7 @@ UNEVEN, ROWS = "uneven rows", {1: (53,), 2: (0, 53), 3: (40, 0, 13)}
 
 def kept(case: str, double: bool, steps: int) -> dict[str, Tensor]:
     """Return losses and gradients of each step, the final state, and usage and indices of the validation split."""
-    prepared = prepare(RunSettings.model_validate(CASES[case]))
+    prepared = set_up(RunSettings.model_validate(CASES[case]))
     model, settings = prepared.model, prepared.settings.training
     kind = torch.float64 if double else torch.float32
     model.to(kind)
@@ -104,24 +104,24 @@ def kept(case: str, double: bool, steps: int) -> dict[str, Tensor]:
     stepper = Stepper(prepared, order)
     found: dict[str, Tensor] = {}
     batches = Batches(prepared.dataset.training, order, steps, prepared.device, 0)
-    with planned(settings.batch_size):
+    with fixed_global_batch(settings.batch_size):
         for step in range(steps):
             x = batches.take(step)
             output = stepper.forward(x.to(kind) if x.is_floating_point() else x)
-            metrics = stepper.measure(step, output)
+            metrics = stepper.metrics(step, output)
             found[f"losses, step {step + 1}"] = torch.tensor(list(metrics.values()), dtype=torch.float64)
             stepper.apply(step, output)
             gradients = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
             found |= {f"gradient of {name}, step {step + 1}": each.clone() for name, each in gradients.items()}
-            model.quantizer.start(full=True)
+            model.quantizer.run_init(only_if_complete=True)
     model.hit_times.agree()
     found |= {f"state {name}": tensor.clone() for name, tensor in model.state_dict().items()}
     return found | _validated(prepared, kind)
 
 
-def _validated(prepared: Prepared, kind: torch.dtype) -> dict[str, Tensor]:
+def _validated(prepared: TrainingSetup, kind: torch.dtype) -> dict[str, Tensor]:
     model, data = prepared.model, prepared.dataset
-    evaluation = evaluate_together(model, data.validation, prepared.settings.loss)
+    evaluation = evaluate_distributed(model, data.validation, prepared.settings.loss)
     levels = {f"usage of level {number}": counts for number, counts in enumerate(evaluation.counts)}
     assert data.spec.size or evaluation.distinct
     distinct = [evaluation.distinct.rows, evaluation.distinct.ids] if evaluation.distinct else []
@@ -146,10 +146,10 @@ def uneven(double: bool) -> dict[str, Tensor]:
         output = quantizer(vectors)
         if output.commitment_loss.requires_grad:
             gradient = torch.autograd.grad(output.commitment_loss + output.entropy_loss, vectors)[0] / world_size()
-            found[f"gradient, step {step + 1}"] = gather_rows(gradient)
+            found[f"gradient, step {step + 1}"] = all_gather_rows(gradient)
         quantizer.update()
         found[f"codes, step {step + 1}"] = quantizer.codes.clone()
-    everywhere = gather_rows(quantizer.codes[None])
+    everywhere = all_gather_rows(quantizer.codes[None])
     assert all(torch.equal(codes, everywhere[0]) for codes in everywhere), "codes differ between processes"
     return found | {f"state {name}": tensor.clone() for name, tensor in quantizer.state_dict().items()}
 
@@ -157,7 +157,7 @@ def uneven(double: bool) -> dict[str, Tensor]:
 def bytes_of_a_step(codes: int, dim: int) -> int:
     """Return the bytes that this process passes to all_reduce in a step, without the gradients of DDP."""
     quantizer = {"kind": "vector", "codebook_size": codes, "codebook_dim": dim, "init": {"kind": "random"}}
-    prepared = prepare(RunSettings.model_validate(_case({**quantizer, "sample_entropy_weight": 0.1}, 32)))
+    prepared = set_up(RunSettings.model_validate(_case({**quantizer, "sample_entropy_weight": 0.1}, 32)))
     order = BatchOrder(len(prepared.dataset.training), 32, 0)
     stepper = Stepper(prepared, order)
     batches = Batches(prepared.dataset.training, order, 2, prepared.device, 0)
@@ -168,7 +168,7 @@ def bytes_of_a_step(codes: int, dim: int) -> int:
         said.append(tensor.nbytes)
         return all_reduce(tensor, *args, **kwargs)
 
-    with planned(32):
+    with fixed_global_batch(32):
         for step in range(2):
             with patch.object(dist, "all_reduce", counting):
                 said.clear()
@@ -192,13 +192,13 @@ def main() -> None:
     parser.add_argument("--traffic", type=int, nargs=2, metavar=("K", "D"), help="count the bytes of a step instead")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    with joined(), deterministic(), _without(options.without) if options.without else nullcontext():
+    with process_group(), deterministic(), _without(options.without) if options.without else nullcontext():
         if options.traffic:
             counted = bytes_of_a_step(*options.traffic)
-            options.to.write_text(str(counted)) if is_first() else None
+            options.to.write_text(str(counted)) if is_rank0() else None
         for case in options.cases:
             found = uneven(options.double) if case == UNEVEN else kept(case, options.double, options.steps)
-            if is_first():
+            if is_rank0():
                 torch.save(found, options.to / f"{case}.pt")
 
 

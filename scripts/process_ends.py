@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import yaml
 from process_cases import CASES
-from process_jobs import job, part_of
+from process_jobs import first_share, job
 from promises import Row
 
 from vqtool.runs.model_file import read_model
-from vqtool.runs.run_directory import Run
+from vqtool.runs.run_directory import RunDirectory
 
 _STEPS = 200
 # Limit of the seconds until all processes have exited.
@@ -28,7 +28,7 @@ def death(folder: Path, share: float) -> Iterator[Row]:
     Rarely, gloo does not wake a process that waits for a send to the killed one (`Pair::signalException` skips unbound
     buffers in `tx_`). Torchrun then kills it 30 seconds after its SIGTERM. If that happens, the check is repeated once.
     """
-    for victim in part_of((2, 0), share):
+    for victim in first_share((2, 0), share):
         ended = _ended(folder / f"killed-{victim}", victim, signal.SIGKILL)
         if ended.seconds > _PATIENCE:
             ended = _ended(folder / f"killed-{victim}-again", victim, signal.SIGKILL)
@@ -39,7 +39,7 @@ def death(folder: Path, share: float) -> Iterator[Row]:
 
 def signals(folder: Path, share: float) -> Iterator[Row]:
     """Send SIGTERM to one of three processes, or to all and torchrun: all must save the same step and exit."""
-    for victim in part_of((1, None, 0), share):
+    for victim in first_share((1, None, 0), share):
         ended = _ended(folder / f"stopped-{victim}", victim, signal.SIGTERM)
         target = "3 ranks and torchrun" if victim is None else f"rank {victim} of 3"
         saved = ended.run.checkpoint_files()
@@ -52,7 +52,7 @@ def init_from(folder: Path, share: float) -> Iterator[Row]:
     """Compare one and two processes that start from another run's model, saved within a dead-code window."""
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(CASES["ema, random init"]))
-    runs = {size: Run(folder / f"run-{size}") for size in (0, 1, 2)}
+    runs = {size: RunDirectory(folder / f"run-{size}") for size in (0, 1, 2)}
     for size, change in ((0, "steps=7"), (1, f"init_from={runs[0].folder}"), (2, f"init_from={runs[0].folder}")):
         command = [*job(max(1, size)), "-m", "vqtool", *_train(config, runs[size]), "--set", f"training.{change}"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -65,7 +65,7 @@ def init_from(folder: Path, share: float) -> Iterator[Row]:
 class Ended(NamedTuple):
     """How a job ended."""
 
-    run: Run
+    run: RunDirectory
     config: Path
     seconds: float
     """From the signal to the exit of the last process."""
@@ -81,7 +81,7 @@ class Ended(NamedTuple):
 def _ended(folder: Path, victim: int | None, number: signal.Signals) -> Ended:
     """Run a job of three processes and send a signal to a rank; None: to all ranks and then to torchrun."""
     folder.mkdir()
-    config, run = folder / "config.yaml", Run(folder / "run")
+    config, run = folder / "config.yaml", RunDirectory(folder / "run")
     config.write_text(yaml.safe_dump(_long(CASES["ema"])))
     with (folder / "said.txt").open("w") as said:
         running = subprocess.Popen([*job(3), "-m", "vqtool", *_train(config, run)], stderr=said, start_new_session=True)
@@ -112,7 +112,7 @@ def _resumed(ended: Ended, check: str) -> Row:
     return Row(check, result, held)
 
 
-def _train(config: Path, run: Run) -> list[str]:
+def _train(config: Path, run: RunDirectory) -> list[str]:
     return ["train", "--config", str(config), "--run-dir", str(run.folder)]
 
 

@@ -13,6 +13,6 @@ def job(size: int) -> list[str]:
     return [sys.executable, *(torchrun if size > 1 else [])]
 
 
-def part_of(items: Sequence[T], share: float) -> Sequence[T]:
+def first_share(items: Sequence[T], share: float) -> Sequence[T]:
     """Return the first `share` of the items, at least one."""
     return items[: max(1, round(share * len(items)))]

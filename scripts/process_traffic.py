@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 import yaml
-from process_jobs import job, part_of
+from process_jobs import first_share, job
 from promises import Row
 
 SCRIPT = str(Path(__file__).with_name("process_cases.py"))
@@ -27,7 +27,7 @@ def formula(codes: int, dim: int) -> int:
 
 def traffic(folder: Path, share: float) -> Iterator[Row]:
     """Count the bytes of a step in the calls of torch.distributed, and compare them with the formula."""
-    for codes, dim in part_of(((64, 8), (1024, 16), (4096, 64)), share):
+    for codes, dim in first_share(((64, 8), (1024, 16), (4096, 64)), share):
         out = folder / "bytes.json"
         command = [*job(2), SCRIPT, "--traffic", str(codes), str(dim), "--to", str(out)]
         subprocess.run(command, check=True)

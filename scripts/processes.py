@@ -15,7 +15,7 @@ import process_ends
 import process_traffic
 import torch
 from process_cases import CASES, MUTANTS, UNEVEN
-from process_jobs import job, part_of
+from process_jobs import first_share, job
 from promises import Row, put_to_the_test
 from torch import Tensor
 
@@ -24,7 +24,7 @@ SCRIPT = str(Path(__file__).with_name("process_cases.py"))
 
 def double(folder: Path, share: float) -> Iterator[Row]:
     """Compare losses, gradients, state, usage and indices after 20 steps in float64."""
-    cases, sizes = part_of([*CASES], share), part_of((3, 2), share)
+    cases, sizes = first_share([*CASES], share), first_share((3, 2), share)
     _run(folder, [*cases, UNEVEN], "--double", sizes=(1, *sizes))
     for size in sizes:
         found = {case: _difference(folder, case, size) for case in [*cases, UNEVEN]}
@@ -36,7 +36,7 @@ def double(folder: Path, share: float) -> Iterator[Row]:
 
 def single(folder: Path, share: float) -> Iterator[Row]:
     """Compare the gradients of the first step, the loss after 20 steps and the indices in float32."""
-    cases, sizes = part_of([*CASES], share), part_of((3, 2), share)
+    cases, sizes = first_share([*CASES], share), first_share((3, 2), share)
     _run(folder, cases, sizes=(1, *sizes))
     for size in sizes:
         gradients, tensors, losses, indices = zip(*(_float32(folder, case, size) for case in cases), strict=True)
@@ -50,7 +50,7 @@ def single(folder: Path, share: float) -> Iterator[Row]:
 
 def mutants(folder: Path, share: float) -> Iterator[Row]:
     """Skip one sum over processes at a time; each must change the results."""
-    mutants = part_of([*MUTANTS.items()], share)
+    mutants = first_share([*MUTANTS.items()], share)
     _run(folder, sorted({case for _, case in mutants}), "--double", sizes=(1,))
     for name, case in mutants:
         _run(folder, [case], "--double", "--without", name, sizes=(2,))

@@ -19,7 +19,7 @@ from promises import Row
 from vqtool.errors import VqtoolError
 from vqtool.runs.checkpoint import load_checkpoint
 from vqtool.runs.model_file import read_model
-from vqtool.runs.run_directory import Run
+from vqtool.runs.run_directory import RunDirectory
 
 _CONFIGS = Path(__file__).parent.parent / "configs"
 _ENDED = {signal.SIGTERM: 143, signal.SIGINT: 130}
@@ -34,7 +34,7 @@ def signals(folder: Path, times: int) -> Iterator[Row]:
     """Send SIGTERM and SIGINT at random times, from start-up to the end, to a run that validates and saves often."""
     config = _config(folder, steps=40, validate_every=5, checkpoint_every=3)
     _vqtool("train", "--config", config, "--run-dir", folder / "straight")
-    expected, picks = Run(folder / "straight").model.read_bytes(), random.Random(0)
+    expected, picks = RunDirectory(folder / "straight").model.read_bytes(), random.Random(0)
     began = time.monotonic()
     _vqtool("train", "--config", config, "--run-dir", folder / "timed")
     span = time.monotonic() - began
@@ -48,7 +48,7 @@ def signals(folder: Path, times: int) -> Iterator[Row]:
         )
         slowest = max(slowest, took)
         _vqtool("train", "--config", config, "--run-dir", run, "--resume")
-        different += Run(run).model.read_bytes() != expected
+        different += RunDirectory(run).model.read_bytes() != expected
         shutil.rmtree(run)
     tally = ", ".join(f"{codes.count(code)} {code}" for code in dict.fromkeys(codes))
     held = {*codes} <= {"exited with 143 or 130", _DONE} and slowest < _PROMPTLY and not different
@@ -99,7 +99,7 @@ def twice(folder: Path, times: int) -> Iterator[Row]:
     for number in range(times):
         threads = f"training.loader_threads={(1, 0, 3)[number % 3]}"
         _vqtool("train", "--config", config, "--run-dir", folder / str(number), "--set", threads)
-        models.add(Run(folder / str(number)).model.read_bytes())
+        models.add(RunDirectory(folder / str(number)).model.read_bytes())
     yield Row(f"the same config {times} times", f"{len(models)} distinct model files (limit 1)", len(models) == 1)
     first = _start(["train", "--config", config, "--run-dir", folder / "shared", "--set", "training.steps=100000"])
     while not (folder / "shared" / "metrics.jsonl").exists():
@@ -160,8 +160,8 @@ def _refused(done: "subprocess.CompletedProcess[str]") -> bool:
 
 def _intact(folder: Path) -> bool:
     try:
-        read_model(Run(folder).model)
-        return load_checkpoint(Run(folder)) is not None
+        read_model(RunDirectory(folder).model)
+        return load_checkpoint(RunDirectory(folder)) is not None
     except VqtoolError:
         return False
 

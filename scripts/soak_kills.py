@@ -22,7 +22,7 @@ from vqtool.inference.tokenizer import load
 from vqtool.inference.transcode import encode_file
 from vqtool.runs.checkpoint import load_checkpoint
 from vqtool.runs.model_file import read_model
-from vqtool.runs.run_directory import Run
+from vqtool.runs.run_directory import RunDirectory
 from vqtool.training import train
 
 # Steps of a run.
@@ -94,9 +94,9 @@ def _killed(folder: Path, kills: int, kind: str, often: dict[str, int]) -> Itera
     runs, unfit, different, total = 0, 0, 0, kills
     while kills:
         run = folder / f"run-{runs}"
-        while kills and not Run(run).summary.exists():
+        while kills and not RunDirectory(run).summary.exists():
             kills -= _kill_after(partial(train, settings, run, resume=True), picks.uniform(0, span / 4))
-            unfit += not fit(Run(run))
+            unfit += not fit(RunDirectory(run))
         train(settings, run, resume=True)
         different += outcome(run) != expected
         shutil.rmtree(run)
@@ -105,7 +105,7 @@ def _killed(folder: Path, kills: int, kind: str, often: dict[str, int]) -> Itera
     yield Row(f"{total} kills, {kind}", result, not unfit and not different)
 
 
-def fit(run: Run) -> bool:
+def fit(run: RunDirectory) -> bool:
     """Whether a run can be resumed and has no damaged file with a valid name."""
     try:
         said: list[str] = []
@@ -138,7 +138,7 @@ def _kill_after(work: Callable[[], object], seconds: float) -> bool:
 
 def outcome(folder: Path) -> dict[str, Any]:
     """Return the results of a run without timings: model, training state, and each step of both logs."""
-    run = Run(folder)
+    run = RunDirectory(folder)
     board = EventAccumulator(str(folder), {"scalars": 0}, purge_orphaned_data=False).Reload()
     scalars = {tag: [(each.step, each.value) for each in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
     state = load_checkpoint(run)

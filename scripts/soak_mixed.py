@@ -15,7 +15,7 @@ from soak_kills import STEPS, config_of, fit, outcome, span_of
 
 from vqtool.config import load_config
 from vqtool.errors import Stopped
-from vqtool.runs.run_directory import Run
+from vqtool.runs.run_directory import RunDirectory
 from vqtool.training import train
 
 _KINDS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
@@ -29,22 +29,22 @@ def mixed(folder: Path, stops: int) -> Iterator[Row]:
     settings = load_config(config_of(folder, {"steps": STEPS, **often}))
     train(settings, folder / "straight")
     expected, picks, span = outcome(folder / "straight"), random.Random(stops), span_of(folder, settings)
-    runs, unfit, different, failed, overwritten, ways = 0, 0, 0, 0, 0, dict.fromkeys(_KINDS, 0)
-    while sum(ways.values()) + failed < stops:
+    runs, unfit, different, failed, overwritten, updates = 0, 0, 0, 0, 0, dict.fromkeys(_KINDS, 0)
+    while sum(updates.values()) + failed < stops:
         run = folder / f"run-{runs}"
-        while sum(ways.values()) + failed < stops and not Run(run).summary.exists():
+        while sum(updates.values()) + failed < stops and not RunDirectory(run).summary.exists():
             kind, overwrite = picks.choice(_KINDS), picks.random() < _OVERWRITE
             work = partial(train, settings, run, resume=not overwrite, overwrite=overwrite)
             came = _stop_after(work, picks.uniform(0, span / 3), kind)
             failed += came is None
-            ways[kind] += came is True
-            overwritten += overwrite and Run(run).exists
-            unfit += not fit(Run(run))
+            updates[kind] += came is True
+            overwritten += overwrite and RunDirectory(run).exists
+            unfit += not fit(RunDirectory(run))
         train(settings, run, resume=True)
         different += outcome(run) != expected
         shutil.rmtree(run)
         runs += 1
-    tally = ", ".join(f"{count} {kind.name}" for kind, count in ways.items())
+    tally = ", ".join(f"{count} {kind.name}" for kind, count in updates.items())
     result = (
         f"{tally}, {overwritten} times overwritten; {unfit} times not resumable, {failed} failed; "
         f"{different} of {runs} runs differ from an uninterrupted run"

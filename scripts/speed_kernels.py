@@ -14,7 +14,7 @@ from turns import Figure, compared, seconds
 
 from vqtool import VectorQuantizer
 from vqtool.quantizers import nearest_codes
-from vqtool.runtime.threads import over_rows
+from vqtool.runtime.threads import map_rows
 
 # Codes and dimensions.
 SEARCHES = [(512, 64), (1024, 64), (8192, 64), (16384, 64), (8192, 256), (65536, 64), (8192, 8)]
@@ -66,7 +66,7 @@ def _product(vectors: Tensor, columns: Tensor) -> None:
         for block in vectors[part].split(rows):
             torch.mm(block, columns, out=product[: len(block)])
 
-    over_rows(walk, len(vectors), torch.get_num_threads(), vectors.device)
+    map_rows(walk, len(vectors), torch.get_num_threads(), vectors.device)
 
 
 def _agreement(case: str, vectors: Tensor, codes: Tensor, index: faiss.IndexFlatL2) -> Figure:

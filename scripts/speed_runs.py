@@ -19,7 +19,7 @@ from vqtool import load
 from vqtool.config import RunSettings, load_config
 from vqtool.models.losses import reconstruction_loss
 from vqtool.training import train
-from vqtool.training.setup import deterministic, prepare
+from vqtool.training.setup import deterministic, set_up
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -41,7 +41,7 @@ def loop(turns: int) -> Iterator[Figure]:
 
 def _bare_loop(settings: RunSettings) -> float:
     """Return the seconds of forward, backward and update only, on batches in memory."""
-    prepared = prepare(settings)
+    prepared = set_up(settings)
     model, training, loss = prepared.model, prepared.settings.training, prepared.settings.loss
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, fused=True)
     batches = prepared.dataset.training.read(0, 8 * training.batch_size).split(training.batch_size)
@@ -64,7 +64,7 @@ def _whole_loop(settings: RunSettings) -> float:
     """Return the seconds of a run, without opening its data."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        prepare(settings)
+        set_up(settings)
         opening = time.perf_counter() - start
         start = time.perf_counter()
         train(settings, Path(folder) / "run")

@@ -7,7 +7,7 @@ from turns import Figure, compared, seconds
 
 from vqtool.config import RunSettings
 from vqtool.data import BatchOrder
-from vqtool.training.setup import prepare
+from vqtool.training.setup import set_up
 from vqtool.training.step import Stepper
 
 # 2^8 and 2^18 codes.
@@ -35,7 +35,7 @@ def _step(quantizer: dict[str, Any]) -> Callable[[], None]:
             "training": {"batch_size": _BATCH, "device": "cpu"},
         }
     )
-    prepared = prepare(settings)
+    prepared = set_up(settings)
     order = BatchOrder(len(prepared.dataset.training), _BATCH, 0)
     stepper, x = Stepper(prepared, order), prepared.dataset.training.take(order.batch(0))
 

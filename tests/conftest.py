@@ -81,6 +81,14 @@ def two_threads() -> Iterator[None]:
 
 
 @pytest.fixture
+def matmul_precision() -> Iterator[Callable[[str], None]]:
+    """Sets the user's precision of float32 products, until the test ends."""
+    before = torch.get_float32_matmul_precision()
+    yield torch.set_float32_matmul_precision
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.fixture
 def vqtool() -> Callable[..., Result]:
     """Run a command in this process: vqtool("inspect", folder, "--json")."""
 

@@ -18,7 +18,7 @@ from vqtool.errors import CheckpointError, DataError
 from vqtool.inference.transcode import decode_file, encode_file
 from vqtool.runs.checkpoint import load_checkpoint
 from vqtool.runs.model_file import read_model
-from vqtool.runs.run_directory import Run
+from vqtool.runs.run_directory import RunDirectory
 from vqtool.training import train
 
 
@@ -47,11 +47,11 @@ def test_a_run_cut_off_anywhere_says_so_and_goes_on_later(tmp_path: Path) -> Non
         shutil.copytree(tmp_path / "run", folder)
         with no_larger_than(largest * part // 12), pytest.raises(DataError, match=r"cannot be written: File too large"):
             train(longer, folder, resume=True)
-        assert load_checkpoint(Run(folder), pytest.fail) is not None
-        assert read_model(Run(folder).model)[0].step
+        assert load_checkpoint(RunDirectory(folder), pytest.fail) is not None
+        assert read_model(RunDirectory(folder).model)[0].step
         assert not list(folder.rglob("*.part"))
         train(longer, folder, resume=True)
-        assert Run(folder).model.read_bytes() == Run(tmp_path / "straight").model.read_bytes()
+        assert RunDirectory(folder).model.read_bytes() == RunDirectory(tmp_path / "straight").model.read_bytes()
 
 
 def test_encode_and_decode_leave_what_was_there(trained: TrainedRun, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ FILES = sorted(
     for path in ROOT.glob(pattern)
 )
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-SHORT = {"training.steps": 3, "training.batch_size": 8, "training.device": "cpu"}
+MAX_SMALL_DIM = {"training.steps": 3, "training.batch_size": 8, "training.device": "cpu"}
 
 
 def blocks(path: str) -> list[tuple[str, str]]:
@@ -104,7 +104,7 @@ def shortened(arguments: list[str]) -> list[str]:
     if "--config" not in arguments:
         return arguments
     config = yaml.safe_load(Path(arguments[arguments.index("--config") + 1]).read_text())
-    keys = dict(SHORT)
+    keys = dict(MAX_SMALL_DIM)
     if "width" in config["model"]["encoder"]:
         keys["model.encoder.width"] = 8
     if "samples" in config["data"] and not any(argument.startswith("data.path=") for argument in arguments):

@@ -1,7 +1,7 @@
 """What a user can be told. Raised where the fault is found, printed in one place: the command line."""
 
 
-def printable(text: str) -> str:
+def escape_control(text: str) -> str:
     """One line, with everything that is no visible character written as an escape: a line break as \\n."""
     if text.isprintable():
         return text
@@ -19,7 +19,7 @@ class VqtoolError(Exception):
         super().__init__(*lines)
 
     def __str__(self) -> str:
-        return "\n".join(printable(line) for line in self.args)
+        return "\n".join(escape_control(line) for line in self.args)
 
 
 class ConfigError(VqtoolError):

@@ -7,7 +7,7 @@ from vqtool.cli.recipes import recipes, write_recipe
 from vqtool.config import load_config
 from vqtool.errors import ConfigError
 
-SHORT = ["training.steps=3", "training.batch_size=4", "training.warmup_steps=1", "training.device=cpu"]
+MAX_SMALL_DIM = ["training.steps=3", "training.batch_size=4", "training.warmup_steps=1", "training.device=cpu"]
 
 # An array that a reader of each recipe might bring: other sizes, other types.
 OWN = {
@@ -28,7 +28,7 @@ def test_every_recipe_says_in_its_first_line_what_it_is_for():
 @pytest.mark.parametrize("name", OWN)
 def test_a_recipe_runs_as_it_stands(vqtool, tmp_path, name):
     config = write_recipe(name, tmp_path / "config.yaml")
-    sets = [argument for key in [*SHORT, "data.samples=40"] for argument in ("--set", key)]
+    sets = [argument for key in [*MAX_SMALL_DIM, "data.samples=40"] for argument in ("--set", key)]
     result = vqtool("train", "--config", config, "--run-dir", tmp_path / "run", *sets)
     assert result.code == 0, result.err
 
@@ -37,7 +37,7 @@ def test_a_recipe_runs_as_it_stands(vqtool, tmp_path, name):
 def test_a_recipe_runs_on_an_array_of_ones_own(vqtool, tmp_path, name):
     np.save(tmp_path / "own.npy", OWN[name])
     config = write_recipe(name, tmp_path / "config.yaml")
-    keys = [*SHORT, "data.kind=tensors", f"data.path={tmp_path / 'own.npy'}"]
+    keys = [*MAX_SMALL_DIM, "data.kind=tensors", f"data.path={tmp_path / 'own.npy'}"]
     sets = [argument for key in keys for argument in ("--set", key)]
     for command in (
         ["train", "--config", config, "--run-dir", tmp_path / "run", *sets],

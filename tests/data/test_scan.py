@@ -14,8 +14,8 @@ from torch import Tensor
 from tests.data import ROWS
 from vqtool.data import scan
 from vqtool.data.layout import LayoutName, holds_classes
-from vqtool.data.rows import NumpyRows, RowNumbers, Rows, TensorRows
-from vqtool.data.scan import Moments, Scan, scan_file, scan_rows, verify_file
+from vqtool.data.rows import NumpyRows, RowIndices, Rows, TensorRows
+from vqtool.data.scan import FileScan, Moments, scan_file, scan_rows, verify_file
 from vqtool.data.tensor_files import open_file
 from vqtool.errors import DataError
 
@@ -34,12 +34,12 @@ class CountedRows(Rows):
         self.reads += 1
         return self._rows.read(start, stop)
 
-    def take(self, numbers: RowNumbers) -> Tensor:
+    def take(self, numbers: RowIndices) -> Tensor:
         self.reads += 1
         return self._rows.take(numbers)
 
 
-def _scan(rows: Rows, layout: LayoutName = "C", training: NDArray[np.bool_] | bool = True) -> Scan:
+def _scan(rows: Rows, layout: LayoutName = "C", training: NDArray[np.bool_] | bool = True) -> FileScan:
     return scan_rows("x.npy", rows, layout, training, io.BytesIO(b"content"), 7)
 
 
@@ -48,7 +48,7 @@ def _saved(folder: Path, array: NDArray[np.generic]) -> Path:
     return folder / "x.npy"
 
 
-def _scan_saved(path: Path) -> tuple[Scan, int]:
+def _scan_saved(path: Path) -> tuple[FileScan, int]:
     """The scan of a file of vectors, and how often its rows were read."""
     rows = CountedRows(open_file(path))
     return scan_file(path, rows, "C", None, True), rows.reads

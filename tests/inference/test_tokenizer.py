@@ -18,10 +18,10 @@ from vqtool import load
 from vqtool.errors import CheckpointError, DataError
 from vqtool.inference.tokenizer import Report, Tokenizer, as_rows
 from vqtool.inference.transcode import decode_file, encode_file
-from vqtool.metrics.collisions import Distinct
+from vqtool.metrics.collisions import IdCounts
 from vqtool.models.chunks import chunk_rows
 from vqtool.runs.model_file import read_model
-from vqtool.runs.run_directory import Run
+from vqtool.runs.run_directory import RunDirectory
 
 PRODUCT = {"kind": "product", "groups": 2, "quantizer": {"kind": "vector", "codebook_size": 4}}
 
@@ -280,7 +280,7 @@ def test_eval_takes_the_runs_validation_part(trained: TrainedRun) -> None:
 
 def test_the_usage_of_the_best_validation_pass_is_kept(trained: TrainedRun) -> None:
     counts = [level.counts for level in load(trained.folder).evaluate().evaluation.levels]
-    assert [hits.tolist() for hits in read_model(Run(trained.folder).model)[0].counts] == counts
+    assert [hits.tolist() for hits in read_model(RunDirectory(trained.folder).model)[0].counts] == counts
     assert sum(counts[0]) == 6 * 16
 
 
@@ -531,7 +531,7 @@ def test_embedding_an_index_that_is_no_code_is_refused(catalogue: TrainedRun, ba
 
 def test_ids_of_vectors_are_counted_over_any_data(catalogue: TrainedRun, tmp_path: Path) -> None:
     tokenizer, array = load(catalogue.folder), catalogue.array[:50]
-    distinct = Distinct(50, len({row.tobytes() for row in tokenizer.encode(array).numpy()}))
+    distinct = IdCounts(50, len({row.tobytes() for row in tokenizer.encode(array).numpy()}))
     assert distinct.ids < 50
     path = str(save(tmp_path, array, "fifty"))
     assert tokenizer.count(path).distinct == distinct
@@ -541,14 +541,14 @@ def test_ids_of_vectors_are_counted_over_any_data(catalogue: TrainedRun, tmp_pat
 def test_an_id_of_vectors_may_have_several_positions(tmp_path: Path) -> None:
     array = normal(40, 6)
     tokenizer = load(make_run(tmp_path, array, {**MLP, "num_tokens": 2}))
-    distinct = Distinct(40, len({row.tobytes() for row in tokenizer.encode(array).numpy()}))
+    distinct = IdCounts(40, len({row.tobytes() for row in tokenizer.encode(array).numpy()}))
     assert tokenizer.count(str(tmp_path / "data.npy")).distinct == distinct
 
 
 def test_the_ids_of_the_best_validation_pass_are_kept(catalogue: TrainedRun) -> None:
     distinct = load(catalogue.folder).evaluate().evaluation.distinct
     assert distinct is not None
-    assert read_model(Run(catalogue.folder).model)[0].distinct == distinct
+    assert read_model(RunDirectory(catalogue.folder).model)[0].distinct == distinct
 
 
 # Loading

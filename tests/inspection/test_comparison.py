@@ -11,7 +11,7 @@ from tests.conftest import TrainedRun
 from vqtool.inspection import inspect
 from vqtool.inspection.comparison import Compared, compared, differences, grouped, same_data, table
 from vqtool.runs.model_file import read_model
-from vqtool.runs.run_directory import Run
+from vqtool.runs.run_directory import RunDirectory
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def side_by_side(*runs: Path) -> list[Compared]:
-    return [compared(found, Run(found.target)) for found in inspect(list(runs))]
+    return [compared(found, RunDirectory(found.target)) for found in inspect(list(runs))]
 
 
 def test_bits_are_those_of_all_positions_and_levels(runs: list[Path]) -> None:
@@ -36,7 +36,7 @@ def test_bits_are_those_of_all_positions_and_levels(runs: list[Path]) -> None:
     assert (first.bits, last.bits) == (16 * 4, 2 * 2)
     assert first.used_bits == pytest.approx(16 * first.inspection.levels[0].entropy_bits)
     assert last.used_bits == pytest.approx(sum(level.entropy_bits for level in last.inspection.levels))
-    best = read_model(Run(runs[0]).model)[0]
+    best = read_model(RunDirectory(runs[0]).model)[0]
     assert first.reconstruction == best.metrics["validation/loss/reconstruction"]
     assert first.step == best.step
 

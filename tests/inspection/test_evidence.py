@@ -8,16 +8,16 @@ import torch
 from tests.conftest import TrainedRun
 from vqtool.config import RunSettings
 from vqtool.inspection.evidence import Evidence, of_run
-from vqtool.metrics.usage import Usage, usage_of
+from vqtool.metrics.usage import Usage, usage_from_counts
 from vqtool.runs.model_file import read_model
-from vqtool.runs.run_directory import Run
+from vqtool.runs.run_directory import RunDirectory
 
 VECTOR = {"kind": "vector", "codebook_size": 4, "codebook_dim": 2}
 RESIDUAL = {"kind": "residual", "levels": 2, "quantizer": VECTOR}
 
 
 def usages(*counts: list[int]) -> list[Usage]:
-    return [usage_of(torch.tensor(hits)) for hits in counts]
+    return [usage_from_counts(torch.tensor(hits)) for hits in counts]
 
 
 def settings(quantizer: dict[str, Any]) -> RunSettings:
@@ -115,7 +115,7 @@ def test_codes_are_given_where_nothing_learns_them() -> None:
 
 
 def test_validations_are_parted_at_the_best_one(trained: TrainedRun) -> None:
-    run = Run(trained.folder)
+    run = RunDirectory(trained.folder)
     saved, _ = read_model(run.model)
     at = {step: of_run(run, saved._replace(step=step)) for step in (6, 12)}
     assert [[line["step"] for line in part] for part in (at[6].history, at[6].later)] == [[6], [12]]

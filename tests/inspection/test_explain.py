@@ -7,18 +7,18 @@ import pytest
 import torch
 
 from vqtool.inspection.explain import expected_perplexity, explain, healthy_range
-from vqtool.metrics.usage import Usage, entropy_of, usage_of
+from vqtool.metrics.usage import Usage, shannon_entropy, usage_from_counts
 
 
 def usage(*counts: int) -> Usage:
-    return usage_of(torch.tensor(counts))
+    return usage_from_counts(torch.tensor(counts))
 
 
 @pytest.mark.parametrize(("size", "tokens"), [(256, 20), (256, 720), (64, 64), (16, 2_000), (512, 40_000), (8, 1)])
 def test_expected_perplexity_is_that_of_even_draws(size: int, tokens: int) -> None:
     random = np.random.default_rng(0)
     drawn = [np.bincount(random.integers(0, size, tokens), minlength=size) for _ in range(200)]
-    mean = np.mean([entropy_of(torch.from_numpy(hits)) for hits in drawn])
+    mean = np.mean([shannon_entropy(torch.from_numpy(hits)) for hits in drawn])
     assert expected_perplexity(size, tokens) == pytest.approx(np.exp(mean), rel=0.02)
 
 

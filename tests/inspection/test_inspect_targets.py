@@ -12,7 +12,7 @@ from vqtool.inspection import inspect
 from vqtool.inspection import inspect_targets as figures
 from vqtool.runs.index_file import Manifest, writing_indices
 from vqtool.runs.model_file import read_model, write_model
-from vqtool.runs.run_directory import Run
+from vqtool.runs.run_directory import RunDirectory
 
 
 def write(path: Path, indices: np.ndarray, sizes: list[int]) -> Path:
@@ -80,7 +80,7 @@ def test_targets_keep_their_order(tmp_path: Path) -> None:
 
 def test_a_model_without_counts_is_refused(tmp_path: Path, trained: TrainedRun) -> None:
     shutil.copytree(trained.folder, tmp_path / "run")
-    run = Run(tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
     write_model(run.model, read_model(run.model)[0]._replace(counts=[]))
     with pytest.raises(CheckpointError, match=r"model\.safetensors has no code counts"):
         inspect([run.folder])

@@ -9,14 +9,14 @@ from rich.console import Console
 
 from vqtool.inspection import Inspection, render
 from vqtool.inspection.finding import Change, Finding
-from vqtool.metrics.collisions import Distinct
-from vqtool.metrics.usage import usage_of
+from vqtool.metrics.collisions import IdCounts
+from vqtool.metrics.usage import usage_from_counts
 
 BINS = ["no hits", "under 0.25x", "0.25x to 0.5x", "0.5x to 1x", "1x to 2x", "2x to 4x", "4x and over"]
 
 
-def text(*counts: list[int], target: str = "run", width: int = 160, distinct: Distinct | None = None) -> str:
-    levels = [usage_of(torch.tensor(hits)) for hits in counts]
+def text(*counts: list[int], target: str = "run", width: int = 160, distinct: IdCounts | None = None) -> str:
+    levels = [usage_from_counts(torch.tensor(hits)) for hits in counts]
     console = Console(file=StringIO(), width=width, highlight=False)
     console.print(render(Inspection(target, "some data", levels, distinct)))
     return console.file.getvalue()  # type: ignore[attr-defined]
@@ -38,13 +38,13 @@ def test_the_figures_of_a_codebook() -> None:
 
 
 def test_collisions_are_told_where_ids_were_counted() -> None:
-    shown = text([4, 0, 2, 2], distinct=Distinct(8_000, 7_998))
+    shown = text([4, 0, 2, 2], distinct=IdCounts(8_000, 7_998))
     assert "distinct ids: 7,998 of 8,000 rows, collision rate 0.0250%" in shown
     assert "collision" not in text([4, 0, 2, 2])
 
 
 def test_one_is_not_told_as_many() -> None:
-    shown = text([1, 0], distinct=Distinct(1, 1))
+    shown = text([1, 0], distinct=IdCounts(1, 1))
     assert "some data: 1 token\n" in shown
     assert "distinct ids: 1 of 1 row," in shown
 
@@ -114,7 +114,7 @@ FINDINGS = [
 
 
 def findings(*found: Finding, **options: Any) -> list[str]:
-    levels = [usage_of(torch.tensor([4, 4]))]
+    levels = [usage_from_counts(torch.tensor([4, 4]))]
     console = Console(file=StringIO(), highlight=False, **{"width": 120, **options})
     console.print(render(Inspection("run", "some data", levels, None, findings=found)))
     lines: list[str] = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
@@ -158,7 +158,9 @@ def test_where_nothing_is_found_that_is_said() -> None:
 
 def test_the_step_from_which_all_findings_are_reported_is_shown() -> None:
     console = Console(file=StringIO(), width=120, highlight=False)
-    console.print(render(Inspection("run", "some data", [usage_of(torch.tensor([1, 2]))], None, young_until=1500)))
+    console.print(
+        render(Inspection("run", "some data", [usage_from_counts(torch.tensor([1, 2]))], None, young_until=1500))
+    )
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "Before step 1,500, only codebook_too_large is reported" in shown
     assert shown.endswith("\n\nfindings: none\n")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from vqtool.data import Samples, SampleSpec
 from vqtool.data.rows import NumpyRows
-from vqtool.metrics.evaluation import evaluate, raw_terms, reconstruct, shuffled_loss
+from vqtool.metrics.evaluation import evaluate, raw_losses, reconstruct, shuffled_loss
 from vqtool.models.autoencoder import Autoencoder, ModelSettings, resolve_model
 from vqtool.models.losses import LossSettings
 from vqtool.quantizers import LevelStatistics
@@ -226,7 +226,7 @@ def test_the_total_is_that_of_training_with_the_confidence_term(quantizer):
 
 def test_raw_terms_are_averaged_over_levels():
     levels = [level([3, 1], [[2.0, 2.0]], 24.0, 12), level([4, 0], [[3.0, 1.0]], 8.0, 8)]
-    commitment, entropy = raw_terms(levels)
+    commitment, entropy = raw_losses(levels)
     assert commitment == pytest.approx((24 / 12 + 8 / 8) / 2)
     assert entropy == pytest.approx((-math.log(2) + 0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / 2)
 
@@ -235,7 +235,7 @@ def test_the_entropies_of_factors_add_up():
     # Four vectors on a product of a scale of two values and one of three.
     factors = level([4, 0, 0, 0, 0, 0], [[2.0, 2.0, 0.0], [1.0, 2.0, 1.0]], 4.0, 8)
     expected = -math.log(2) + 0.5 * math.log(0.5) + 2 * 0.25 * math.log(0.25)
-    assert raw_terms([factors])[1] == pytest.approx(expected)
+    assert raw_losses([factors])[1] == pytest.approx(expected)
 
 
 def test_shuffled_samples_get_the_indices_of_one_half_the_way_round(small_chunks):

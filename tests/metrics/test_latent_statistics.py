@@ -5,17 +5,17 @@ import pytest
 import torch
 
 from vqtool.metrics import latent_statistics as module
-from vqtool.metrics.latent_statistics import Latents, geometry, movement, pooled, varies
+from vqtool.metrics.latent_statistics import LatentStatistics, geometry, movement, pooled, varies
 
 
-def latents(vectors: np.ndarray, codes: np.ndarray) -> tuple[torch.Tensor, Latents]:
+def latents(vectors: np.ndarray, codes: np.ndarray) -> tuple[torch.Tensor, LatentStatistics]:
     """Hits (K,) of codes by their nearest vectors, and what a pass knows of these."""
     squared = ((vectors[:, None] - codes) ** 2).sum(axis=2)
     nearest = squared.argmin(axis=1)
     errors = np.bincount(nearest, weights=squared.min(axis=1), minlength=len(codes))
     variance = ((vectors - vectors.mean(axis=0)) ** 2).sum(axis=1).mean()
     counts = torch.from_numpy(np.bincount(nearest, minlength=len(codes)))
-    known = Latents(
+    known = LatentStatistics(
         torch.from_numpy(vectors.mean(axis=0)), variance, squared.min(axis=1).mean(), torch.from_numpy(errors)
     )
     return counts, known
@@ -112,8 +112,8 @@ def test_movement_is_over_the_quantizing_error() -> None:
 
 
 def test_latents_that_differ_by_rounding_do_not_vary() -> None:
-    def known(mean: float, variance: float) -> Latents:
-        return Latents(torch.tensor([mean]).double(), variance, 0.0, torch.zeros(()))
+    def known(mean: float, variance: float) -> LatentStatistics:
+        return LatentStatistics(torch.tensor([mean]).double(), variance, 0.0, torch.zeros(()))
 
     assert varies(known(1.0, 1e-10), known(1.0, 1e-10))
     assert not varies(known(1.0, 1e-12), known(1.0, 1e-12))

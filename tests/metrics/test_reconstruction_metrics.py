@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import mean_squared_error, r2_score
 
-from vqtool.metrics.reconstruction_metrics import ClassFidelity, Fidelity, ValueFidelity
+from vqtool.metrics.reconstruction_metrics import CategoricalMetrics, ContinuousMetrics, ReconstructionMetrics
 
 
-def fidelity_of(rows, restored, sizes, kind=ValueFidelity):
+def fidelity_of(rows, restored, sizes, kind=ContinuousMetrics):
     """The result after chunks of these sizes, which add up to the rows."""
     fidelity = kind()
     for mine, other in zip(torch.as_tensor(rows).split(sizes), torch.as_tensor(restored).split(sizes), strict=True):
@@ -54,12 +54,12 @@ def test_any_chunks_and_any_offset(sizes, offset):
 def test_by_hand():
     # Errors 0, 1, 2, 1 over four numbers; the features vary by 1 + 1 and by 4 + 4 about their means 2 and 4.
     result = fidelity_of([[1.0, 2.0], [3.0, 6.0]], [[1.0, 3.0], [5.0, 5.0]], [1, 1])
-    assert result == Fidelity(mse=6 / 4, nmse=6 / 10, accuracy=None)
+    assert result == ReconstructionMetrics(mse=6 / 4, nmse=6 / 10, accuracy=None)
 
 
 def test_a_perfect_reconstruction_and_the_mean():
     rows, _ = some(20, 3, dtype=np.float64)
-    assert fidelity_of(rows, rows, [11, 9]) == Fidelity(mse=0.0, nmse=0.0, accuracy=None)
+    assert fidelity_of(rows, rows, [11, 9]) == ReconstructionMetrics(mse=0.0, nmse=0.0, accuracy=None)
     means = np.broadcast_to(rows.mean(axis=0), rows.shape).copy()
     assert fidelity_of(rows, means, [11, 9]).nmse == pytest.approx(1)
 
@@ -86,7 +86,7 @@ def test_constant_data_have_no_nmse(value, sizes):
 
 
 def test_one_row_is_constant():
-    assert fidelity_of([[1.0, 2.0]], [[1.0, 4.0]], [1]) == Fidelity(mse=2.0, nmse=None, accuracy=None)
+    assert fidelity_of([[1.0, 2.0]], [[1.0, 4.0]], [1]) == ReconstructionMetrics(mse=2.0, nmse=None, accuracy=None)
 
 
 def test_an_error_in_a_constant_feature_counts():
@@ -109,12 +109,12 @@ def test_a_single_row_that_differs_is_enough(row):
 
 def test_data_that_vary_too_little_to_square_have_no_nmse():
     rows = np.array([[1e-200], [3e-200]])
-    assert fidelity_of(rows, rows, [1, 1]) == Fidelity(mse=0.0, nmse=None, accuracy=None)
+    assert fidelity_of(rows, rows, [1, 1]) == ReconstructionMetrics(mse=0.0, nmse=None, accuracy=None)
 
 
 def test_accuracy_counts_cells_not_chunks():
     rows = torch.tensor([[0, 1, 2], [3, 4, 5], [6, 7, 8], [0, 0, 0]], dtype=torch.uint8)
     restored = torch.tensor([[0, 1, 2], [3, 4, 0], [0, 7, 0], [0, 0, 1]])
-    assert fidelity_of(rows, restored, [1, 3], ClassFidelity) == Fidelity(
+    assert fidelity_of(rows, restored, [1, 3], CategoricalMetrics) == ReconstructionMetrics(
         None, None, accuracy=8 / 12, baseline_accuracy=4 / 12
     )

@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vqtool.metrics.usage import entropy_of, expected_used, normalized_entropy, usage_of
+from vqtool.metrics.usage import expected_used, normalized_entropy, shannon_entropy, usage_from_counts
 
 
 def test_figures_of_uneven_counts():
     # Shares 1/2, 1/4, 1/8, 1/8: 1/2 · 1 + 1/4 · 2 + 2 · 1/8 · 3 = 1.75 bits.
-    usage = usage_of(torch.tensor([0, 4, 0, 2, 1, 0, 1, 0]))
+    usage = usage_from_counts(torch.tensor([0, 4, 0, 2, 1, 0, 1, 0]))
     assert usage.codebook_size == 8
     assert usage.used == 4
     assert usage.usage == 0.5
@@ -30,7 +30,7 @@ def test_figures_of_uneven_counts():
 
 
 def test_even_use_has_the_largest_entropy():
-    usage = usage_of(torch.full((16,), 3))
+    usage = usage_from_counts(torch.full((16,), 3))
     assert (usage.used, usage.usage, usage.dead) == (16, 1.0, 0)
     assert usage.entropy_bits == pytest.approx(4)
     assert usage.perplexity == pytest.approx(16)
@@ -38,19 +38,19 @@ def test_even_use_has_the_largest_entropy():
 
 
 def test_a_collapsed_codebook_has_none():
-    usage = usage_of(torch.tensor([0, 0, 1000, 0]))
+    usage = usage_from_counts(torch.tensor([0, 0, 1000, 0]))
     assert (usage.used, usage.usage, usage.dead) == (1, 0.25, 3)
     assert (usage.entropy_bits, usage.perplexity, usage.entropy) == (0.0, 1.0, 0.0)
 
 
 def test_no_tokens_at_all():
-    usage = usage_of(torch.zeros(4, dtype=torch.int64))
+    usage = usage_from_counts(torch.zeros(4, dtype=torch.int64))
     assert (usage.used, usage.usage, usage.dead, usage.tokens) == (0, 0.0, 4, 0)
     assert (usage.entropy_bits, usage.perplexity, usage.entropy, usage.expected_used) == (0.0, 1.0, 0.0, 0.0)
 
 
 def test_a_codebook_of_one_code():
-    usage = usage_of(torch.tensor([7]))
+    usage = usage_from_counts(torch.tensor([7]))
     assert (usage.used, usage.usage, usage.dead, usage.expected_used) == (1, 1.0, 0, 1.0)
     assert (usage.entropy_bits, usage.perplexity, usage.entropy) == (0.0, 1.0, 1.0)
 
@@ -58,7 +58,7 @@ def test_a_codebook_of_one_code():
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.integers(0, 10**12), min_size=2, max_size=30))
 def test_any_counts_follow_the_formulas(counts):
-    usage = usage_of(torch.tensor(counts))
+    usage = usage_from_counts(torch.tensor(counts))
     shares = np.array([count / sum(counts) for count in counts if count])
     bits = -(shares * np.log2(shares)).sum()
     assert usage.entropy_bits == pytest.approx(bits, rel=1e-9, abs=1e-12)
@@ -71,13 +71,13 @@ def test_any_counts_follow_the_formulas(counts):
 
 def test_entropy_needs_no_normalised_weights():
     expected = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-    assert entropy_of(torch.tensor([0.3, 0.0, 0.1], dtype=torch.float64)) == pytest.approx(expected)
-    assert entropy_of(torch.tensor([30, 0, 10])) == pytest.approx(expected)
+    assert shannon_entropy(torch.tensor([0.3, 0.0, 0.1], dtype=torch.float64)) == pytest.approx(expected)
+    assert shannon_entropy(torch.tensor([30, 0, 10])) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("weight", [1e-30, 0.1, 7.0, 1e30])
 def test_one_code_has_no_entropy_nor_minus_zero(weight):
-    assert str(entropy_of(torch.tensor([0.0, weight]))) == "0.0"
+    assert str(shannon_entropy(torch.tensor([0.0, weight]))) == "0.0"
 
 
 def test_normalized_entropy():

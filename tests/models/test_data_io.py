@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vqtool.models.data_io import Classes, Values
+from vqtool.models.data_io import CategoricalIO, ContinuousIO
 
 MEAN, SCALE = (1.0, -2.0, 0.5), (2.0, 0.25, 10.0)
 SIZES = [(), (5,), (2, 4)]
@@ -16,7 +16,7 @@ def normal(*shape):
 @pytest.mark.parametrize("size", SIZES)
 def test_values_are_normalised_channel_by_channel(size):
     x = normal(4, 3, *size)
-    y = Values(MEAN, SCALE)(x)
+    y = ContinuousIO(MEAN, SCALE)(x)
     assert y.shape == x.shape
     for channel in range(3):
         torch.testing.assert_close(y[:, channel], (x[:, channel] - MEAN[channel]) / SCALE[channel])
@@ -24,7 +24,7 @@ def test_values_are_normalised_channel_by_channel(size):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_restore_brings_back_the_units(size):
-    prediction, values = normal(4, 3, *size), Values(MEAN, SCALE)
+    prediction, values = normal(4, 3, *size), ContinuousIO(MEAN, SCALE)
     restored = values.restore(prediction)
     for channel in range(3):
         torch.testing.assert_close(restored[:, channel], prediction[:, channel] * SCALE[channel] + MEAN[channel])
@@ -33,20 +33,20 @@ def test_restore_brings_back_the_units(size):
 
 def test_normalising_has_as_many_channels_as_the_batch_even_when_sizes_agree():
     x = normal(3, 3, 3, 3)
-    torch.testing.assert_close(Values(MEAN, SCALE)(x)[:, 1], (x[:, 1] + 2) * 4)
+    torch.testing.assert_close(ContinuousIO(MEAN, SCALE)(x)[:, 1], (x[:, 1] + 2) * 4)
 
 
 def test_the_target_of_values_is_normalised():
     x = normal(4, 3, 5)
-    values = Values(MEAN, SCALE)
+    values = ContinuousIO(MEAN, SCALE)
     assert torch.equal(values.target(x), values(x))
 
 
 def test_normalisation_travels_in_the_state_dict_and_is_not_trained():
-    values = Values(MEAN, SCALE)
+    values = ContinuousIO(MEAN, SCALE)
     assert set(values.state_dict()) == {"mean", "scale"}
     assert list(values.parameters()) == []
-    other = Values((0.0,) * 3, (1.0,) * 3)
+    other = ContinuousIO((0.0,) * 3, (1.0,) * 3)
     other.load_state_dict(values.state_dict())
     x = normal(4, 3)
     assert torch.equal(other(x), values(x))
@@ -55,7 +55,7 @@ def test_normalisation_travels_in_the_state_dict_and_is_not_trained():
 
 @pytest.mark.parametrize("size", SIZES)
 def test_each_class_becomes_its_vector(size):
-    classes = Classes(6, 3)
+    classes = CategoricalIO(6, 3)
     x = torch.randint(0, 6, (4, *size), generator=torch.Generator().manual_seed(0))
     y = classes(x)
     assert y.shape == (4, 3, *size)
@@ -65,13 +65,13 @@ def test_each_class_becomes_its_vector(size):
 
 
 def test_the_gradient_reaches_the_vectors_of_the_classes_seen():
-    classes = Classes(6, 3)
+    classes = CategoricalIO(6, 3)
     classes(torch.tensor([[1, 4, 4]])).sum().backward()
     assert classes.embedding.weight.grad.tolist() == [[0] * 3, [1] * 3, [0] * 3, [0] * 3, [2] * 3, [0] * 3]
 
 
 def test_classes_take_a_width_and_give_a_logit_a_class():
-    classes = Classes(6, 3)
+    classes = CategoricalIO(6, 3)
     assert (classes.inputs, classes.outputs) == (3, 6)
     x = torch.tensor([[1, 4]])
     assert classes.target(x) is x
@@ -81,4 +81,4 @@ def test_classes_take_a_width_and_give_a_logit_a_class():
 def test_the_likeliest_class_is_restored(size):
     x = torch.randint(0, 6, (4, *size), generator=torch.Generator().manual_seed(0))
     logits = torch.nn.functional.one_hot(x, 6).movedim(-1, 1) + 0.4 * normal(4, 6, *size).clamp(-1, 1)
-    assert torch.equal(Classes(6, 3).restore(logits), x)
+    assert torch.equal(CategoricalIO(6, 3).restore(logits), x)

@@ -60,7 +60,7 @@ def test_codes_indices_and_losses_agree_with_vector_quantize_pytorch(spherical, 
     with torch.no_grad():
         expected, parts = theirs(z, inv_temperature=scale / temperature, return_loss_breakdown=True)
     output = mine(z)
-    (level,) = mine.measure(z, output.indices)
+    (level,) = mine.statistics(z, output.indices)
     assert torch.equal(reversed_bits(output.indices, bits), expected.indices.long())
     torch.testing.assert_close(output.quantized, expected.quantized)
     torch.testing.assert_close(output.commitment_loss, parts.commitment)
@@ -141,9 +141,9 @@ def test_levels_are_the_binary_digits_of_what_lies_within_two():
 def test_the_error_on_the_sphere_falls_with_every_level():
     model = ResidualQuantizerSettings(levels=6, quantizer=BinarySphericalSettings(bits=5)).build()
     z = vectors(500, 5)
-    conditioned, indices = model.condition(z), model.encode(z)
-    torch.testing.assert_close(conditioned.norm(dim=1), torch.ones(500).double())
-    errors = [float((conditioned - model.decode(indices[:, :depth])).square().mean()) for depth in range(1, 7)]
+    preprocessed, indices = model.preprocess(z), model.encode(z)
+    torch.testing.assert_close(preprocessed.norm(dim=1), torch.ones(500).double())
+    errors = [float((preprocessed - model.decode(indices[:, :depth])).square().mean()) for depth in range(1, 7)]
     for before, after in itertools.pairwise(errors):
         assert after < 0.6 * before
 
@@ -158,7 +158,7 @@ def test_settings_build_what_they_say(settings, kind):
     assert type(model) is kind
     assert (chosen.dim(64), model.dim, model.codebook_sizes, model.sample_entropy_weight) == (9, 9, (512,), 0.2)
     assert model.temperature == pytest.approx(0.5 if kind is LookupFreeQuantizer else 0.5 / 9)
-    assert (chosen.ways, chosen.init) == ({}, None)
+    assert (chosen.updates, chosen.init) == ({}, None)
     for bits in (0, 25):
         with pytest.raises(ValidationError, match="bits"):
             settings(bits=bits)

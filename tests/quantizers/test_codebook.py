@@ -6,7 +6,7 @@ import torch
 
 from tests.quantizers import assert_same_state, state
 from vqtool.quantizers.codebook import Codebook, GradientCodebook
-from vqtool.runtime.distributed import Share
+from vqtool.runtime.distributed import BatchShard
 
 BUILDS = [lambda k, d: Codebook(k, d), lambda k, d: GradientCodebook(k, d, weight=4.0)]
 
@@ -32,7 +32,7 @@ def test_codes_are_a_parameter_that_no_update_moves(build):
 def test_bare_codes_have_no_codebook_loss():
     codebook = Codebook(8, 3)
     vectors, indices = batch()
-    assert codebook.codebook_loss(vectors, codebook.codes[indices], Share.alone(len(vectors))) is None
+    assert codebook.codebook_loss(vectors, codebook.codes[indices], BatchShard.unsharded(len(vectors))) is None
 
 
 @pytest.mark.parametrize("weight", [1.0, 4.0])
@@ -41,7 +41,7 @@ def test_codebook_loss_and_its_gradient(weight, dtype):
     codebook = GradientCodebook(8, 3, weight).to(dtype)
     vectors, indices = batch(dtype=dtype)
     vectors.requires_grad_()
-    loss = codebook.codebook_loss(vectors, codebook.codes[indices], Share.alone(len(vectors)))
+    loss = codebook.codebook_loss(vectors, codebook.codes[indices], BatchShard.unsharded(len(vectors)))
     loss.backward()
     e, z = codebook.weight.detach().double().numpy(), vectors.detach().double().numpy()
     value, gradient = 0.0, np.zeros_like(e)
@@ -66,6 +66,6 @@ def test_only_the_codes_that_are_named_are_replaced(build):
 @pytest.mark.parametrize("build", BUILDS, ids=["bare", "codebook loss"])
 def test_all_codes_start_where_they_are_told(build):
     codebook, codes = build(4, 2), torch.arange(8.0).reshape(4, 2)
-    codebook.initialise(codes, torch.tensor([3, 0, 0, 1]))
+    codebook.init_codes(codes, torch.tensor([3, 0, 0, 1]))
     assert torch.equal(codebook.codes, codes)
     assert codebook.codes is codebook.weight

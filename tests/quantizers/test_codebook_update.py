@@ -8,13 +8,13 @@ from vqtool.quantizers import CodebookLossUpdate, EmaUpdate, EntropyOnlyUpdate, 
 from vqtool.quantizers.codebook import Codebook, GradientCodebook
 from vqtool.quantizers.codebook_update import CodebookUpdate
 from vqtool.quantizers.ema_codebook import EmaCodebook
-from vqtool.quantizers.simvq_codebook import LinearCodebook
-from vqtool.runtime.distributed import Share
+from vqtool.quantizers.simvq_codebook import SimVQCodebook
+from vqtool.runtime.distributed import BatchShard
 
 KINDS = {
     "entropy_only": (EntropyOnlyUpdate(), Codebook),
     "codebook_loss": (CodebookLossUpdate(), GradientCodebook),
-    "simvq": (SimVQUpdate(), LinearCodebook),
+    "simvq": (SimVQUpdate(), SimVQCodebook),
     "ema": (EmaUpdate(), EmaCodebook),
 }
 
@@ -31,7 +31,7 @@ def test_settings_reach_the_codebook():
     assert EmaUpdate(decay=0.3).build(8, 3).decay == 0.3
     vectors, codes = torch.ones(2, 3), torch.zeros(2, 3)
     for learning in (CodebookLossUpdate(weight=7.0), SimVQUpdate(weight=7.0)):
-        assert float(learning.build(8, 3).codebook_loss(vectors, codes, Share.alone(len(vectors)))) == 7
+        assert float(learning.build(8, 3).codebook_loss(vectors, codes, BatchShard.unsharded(len(vectors)))) == 7
 
 
 @pytest.mark.parametrize("learning", [EntropyOnlyUpdate(), CodebookLossUpdate(), EmaUpdate()])
@@ -48,7 +48,7 @@ def test_codes_start_uniform_within_one_over_k(learning):
 
 
 def test_they_say_which_loss_moves_the_codes():
-    assert [settings.needs for settings, _ in KINDS.values()] == ["entropy", "commitment", "commitment", None]
+    assert [settings.required_loss for settings, _ in KINDS.values()] == ["entropy", "commitment", "commitment", None]
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])

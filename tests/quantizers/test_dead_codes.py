@@ -7,8 +7,8 @@ from pydantic import ValidationError
 from tests.quantizers import assert_same_state, state
 from vqtool import VectorQuantizer
 from vqtool.quantizers import CodebookLossUpdate, EmaUpdate, EntropyOnlyUpdate, SimVQUpdate
-from vqtool.quantizers.dead_codes import DeadCodeResetSettings, Revival
-from vqtool.runtime.distributed import Share
+from vqtool.quantizers.dead_codes import DeadCodeReset, DeadCodeResetSettings
+from vqtool.runtime.distributed import BatchShard
 
 LEARNINGS = [EntropyOnlyUpdate(), CodebookLossUpdate(), EmaUpdate()]
 
@@ -18,7 +18,7 @@ def vectors(n, d=3, seed=0):
 
 
 def step(revival, codebook, z, indices):
-    revival.gather(z, indices, Share.alone(len(z)))
+    revival.gather(z, indices, BatchShard.unsharded(len(z)))
     revival.update(codebook)
 
 
@@ -43,7 +43,7 @@ def test_a_window_is_twenty_hits_of_the_average_code(n, k):
 
 @pytest.mark.parametrize("learning", LEARNINGS)
 def test_codes_with_a_single_hit_in_the_window_stay(learning):
-    codebook, revival = book(learning, 6), Revival(6, window=5)
+    codebook, revival = book(learning, 6), DeadCodeReset(6, window=5)
     before = codebook.weight.detach().clone()
     step(revival, codebook, vectors(1), torch.tensor([4]))
     z = vectors(29, seed=1)
@@ -56,7 +56,7 @@ def test_codes_with_a_single_hit_in_the_window_stay(learning):
 
 @pytest.mark.parametrize("least", [1, 2, 4])
 def test_codes_with_fewer_hits_than_the_least_are_set_down_anew(least):
-    codebook, revival = book(EntropyOnlyUpdate(), 5), Revival(5, window=4, least=least)
+    codebook, revival = book(EntropyOnlyUpdate(), 5), DeadCodeReset(5, window=4, least=least)
     before, z = codebook.weight.detach().clone(), vectors(20)
     step(revival, codebook, z, torch.tensor([1] + [2] * 2 + [3] * 4 + [4] * 13))
     moved = (codebook.weight != before).any(dim=1).tolist()
@@ -65,7 +65,7 @@ def test_codes_with_fewer_hits_than_the_least_are_set_down_anew(least):
 
 
 def test_codes_are_set_down_on_different_vectors_where_there_are_enough():
-    codebook, revival = book(EntropyOnlyUpdate(), 8), Revival(8, window=2)
+    codebook, revival = book(EntropyOnlyUpdate(), 8), DeadCodeReset(8, window=2)
     z = vectors(16)
     step(revival, codebook, z, torch.zeros(16, dtype=torch.int64))
     rows = [z.tolist().index(code) for code in codebook.weight[1:].tolist()]
@@ -74,7 +74,7 @@ def test_codes_are_set_down_on_different_vectors_where_there_are_enough():
 
 @pytest.mark.parametrize("resumed", [None, 0, 1, 2, 3])
 def test_more_dead_codes_than_vectors_are_set_down_in_the_steps_that_follow(resumed):
-    codebook, revival = book(EntropyOnlyUpdate(), 8), Revival(8, window=1, least=3)
+    codebook, revival = book(EntropyOnlyUpdate(), 8), DeadCodeReset(8, window=1, least=3)
     before = codebook.weight.detach().clone()
     step(revival, codebook, vectors(6, seed=9), torch.zeros(6, dtype=torch.int64))
     # Seven are dead: the one of two hits is, too.
@@ -86,7 +86,7 @@ def test_more_dead_codes_than_vectors_are_set_down_in_the_steps_that_follow(resu
         assert torch.equal(set_down, z[: len(set_down)])
         assert torch.equal(codebook.weight[[0, *dead]], before[[0, *dead]])
         if number == resumed:
-            fresh = Revival(8, window=1, least=3)
+            fresh = DeadCodeReset(8, window=1, least=3)
             fresh.load_state_dict(state(revival))
             revival = fresh
     assert revival.hits.tolist() == [6] + [0] * 7
@@ -98,7 +98,7 @@ def test_more_dead_codes_than_vectors_are_set_down_in_the_steps_that_follow(resu
 def test_a_code_is_set_down_from_another_towards_a_vector(learning, reach):
     codebook, revival = book(learning, 4), DeadCodeResetSettings(window_hits=1, min_hits=1, step_size=reach).build(4)
     before, z = codebook.codes.detach().clone(), vectors(4)
-    revival.gather(z[:3], torch.tensor([0, 2, 2]), Share.alone(3))
+    revival.gather(z[:3], torch.tensor([0, 2, 2]), BatchShard.unsharded(3))
     step(revival, codebook, z[3:], torch.tensor([2]))
     expected = before.clone()  # two are dead: they go by the first and the third of four vectors
     expected[1], expected[3] = before[0] + reach * (z[0] - before[0]), before[2] + reach * (z[2] - before[2])
@@ -106,7 +106,7 @@ def test_a_code_is_set_down_from_another_towards_a_vector(learning, reach):
 
 
 def test_the_next_window_starts_from_nothing():
-    codebook, revival = book(EntropyOnlyUpdate(), 3), Revival(3, window=2)
+    codebook, revival = book(EntropyOnlyUpdate(), 3), DeadCodeReset(3, window=2)
     step(revival, codebook, vectors(6), torch.tensor([0, 1, 0, 1, 0, 2]))
     before = codebook.weight.detach().clone()
     step(revival, codebook, vectors(5), torch.tensor([0, 0, 0, 1, 1]))
@@ -117,7 +117,7 @@ def test_the_next_window_starts_from_nothing():
 
 
 def test_the_moving_average_of_a_revived_code_starts_anew_with_the_weight_of_the_average_code():
-    codebook, revival = book(EmaUpdate(decay=0.9), 3), Revival(3, window=4)
+    codebook, revival = book(EmaUpdate(decay=0.9), 3), DeadCodeReset(3, window=4)
     codebook.gather(vectors(6), torch.tensor([0, 1, 2, 0, 1, 2]))
     codebook.update()
     before = state(codebook)
@@ -138,7 +138,7 @@ def test_the_moving_average_of_a_revived_code_starts_anew_with_the_weight_of_the
 
 
 def test_codes_under_a_linear_map_land_on_vectors_too():
-    codebook, revival = book(SimVQUpdate(), 4), Revival(4, window=2)
+    codebook, revival = book(SimVQUpdate(), 4), DeadCodeReset(4, window=2)
     with torch.no_grad():
         codebook.transform.copy_(torch.randn(3, 3, generator=torch.Generator().manual_seed(4)))
     before = codebook.codes.detach().clone()
@@ -150,24 +150,24 @@ def test_codes_under_a_linear_map_land_on_vectors_too():
 
 
 def test_gathering_alone_changes_no_state():
-    codebook, revival = book(EntropyOnlyUpdate(), 4), Revival(4, window=1)
+    codebook, revival = book(EntropyOnlyUpdate(), 4), DeadCodeReset(4, window=1)
     before = state(revival), state(codebook)
-    revival.gather(vectors(20), torch.zeros(20, dtype=torch.int64), Share.alone(20))
+    revival.gather(vectors(20), torch.zeros(20, dtype=torch.int64), BatchShard.unsharded(20))
     assert_same_state(state(revival), before[0])
     assert_same_state(state(codebook), before[1])
 
 
 def test_batches_gathered_before_one_update_count_together():
-    codebook, revival = book(EntropyOnlyUpdate(), 4), Revival(4, window=3)
-    revival.gather(vectors(6), torch.tensor([1] * 6), Share.alone(6))
+    codebook, revival = book(EntropyOnlyUpdate(), 4), DeadCodeReset(4, window=3)
+    revival.gather(vectors(6), torch.tensor([1] * 6), BatchShard.unsharded(6))
     step(revival, codebook, vectors(5, seed=1), torch.tensor([0, 0, 0, 2, 2]))
     assert revival.hits.tolist() == [3, 6, 2, 0]
 
 
 def test_discarded_batches_count_for_nothing():
-    codebook, revival = book(EntropyOnlyUpdate(), 4), Revival(4, window=1)
+    codebook, revival = book(EntropyOnlyUpdate(), 4), DeadCodeReset(4, window=1)
     before = codebook.weight.detach().clone()
-    revival.gather(vectors(20), torch.zeros(20, dtype=torch.int64), Share.alone(20))
+    revival.gather(vectors(20), torch.zeros(20, dtype=torch.int64), BatchShard.unsharded(20))
     revival.discard()
     revival.update(codebook)
     assert revival.hits.tolist() == [0] * 4

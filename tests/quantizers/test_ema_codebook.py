@@ -6,7 +6,7 @@ import torch
 
 from tests.quantizers import assert_same_state, state
 from vqtool.quantizers.ema_codebook import EmaCodebook
-from vqtool.runtime.distributed import Share
+from vqtool.runtime.distributed import BatchShard
 
 
 def ema_by_hand(weight, batches, decay):
@@ -44,7 +44,7 @@ def test_ema_codes_are_buffers():
 def test_moving_averages_have_no_codebook_loss():
     codebook = EmaCodebook(8, 3, decay=0.99)
     vectors, indices = batch(0)
-    assert codebook.codebook_loss(vectors, codebook.codes[indices], Share.alone(len(vectors))) is None
+    assert codebook.codebook_loss(vectors, codebook.codes[indices], BatchShard.unsharded(len(vectors))) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -93,7 +93,7 @@ def test_with_a_memory_steps_without_hits_of_a_code_leave_its_average_alone():
 
 def test_with_a_memory_codes_start_with_the_weight_of_their_sample():
     codebook = EmaCodebook(3, 2, decay=0.5, min_ema_hits=10.0).double()
-    codebook.initialise(torch.zeros(3, 2).double(), torch.tensor([5, 1, 0]))
+    codebook.init_codes(torch.zeros(3, 2).double(), torch.tensor([5, 1, 0]))
     expected = (1 - np.exp(np.array([-0.5, -0.1, 0]))) * np.array([5, 1, 0])
     np.testing.assert_allclose(codebook.counts.numpy(), expected, rtol=1e-6)
 
@@ -173,7 +173,7 @@ def test_an_update_without_a_batch_changes_nothing():
 def test_codes_start_with_the_weight_of_one_batch():
     codebook, decay = EmaCodebook(3, 2, decay=0.8).double(), 0.8
     codes = torch.tensor([[1.0, 2.0], [-3.0, 0.5], [4.0, 4.0]], dtype=torch.float64)
-    codebook.initialise(codes, torch.tensor([5, 1, 0]))
+    codebook.init_codes(codes, torch.tensor([5, 1, 0]))
     assert torch.equal(codebook.codes, codes)
     torch.testing.assert_close(codebook.counts, torch.tensor([1.0, 0.2, 0.0]).double())
     torch.testing.assert_close(codebook.sums, codebook.counts[:, None] * codes)
@@ -188,7 +188,7 @@ def test_starting_forgets_the_averages_before():
     codebook = EmaCodebook(8, 3, decay=0.5)
     step(codebook, *batch(0))
     codes = torch.randn(8, 3)
-    codebook.initialise(codes, torch.arange(8))
+    codebook.init_codes(codes, torch.arange(8))
     torch.testing.assert_close(codebook.codes, codes)
     torch.testing.assert_close(codebook.counts, 0.5 * torch.arange(8))
 

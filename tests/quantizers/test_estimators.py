@@ -171,7 +171,7 @@ def test_a_share_of_the_samples_passes_unquantized_in_training_alone(kind):
     plain = quantizer.eval()(z)
     output = quantizer.train()(z)
     quantizer.discard()
-    passed = quantizer.condition(z)
+    passed = quantizer.preprocess(z)
     assert torch.equal(output.quantized[:2], passed[:2])
     assert torch.equal(output.quantized[2:], plain.quantized[2:])
     assert torch.equal(output.indices, plain.indices)

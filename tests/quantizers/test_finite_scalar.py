@@ -143,8 +143,8 @@ def test_every_level_of_a_residual_about_halves_the_largest_error_or_better(coun
     quantizer = FiniteScalarSettings(levels=[count, count])
     model = ResidualQuantizerSettings(levels=5, quantizer=quantizer).build()
     z = 2 * vectors(3000, 2)
-    conditioned, indices = model.condition(z), model.encode(z)
-    errors = [float((conditioned - model.decode(indices[:, :depth])).abs().max()) for depth in range(1, 6)]
+    preprocessed, indices = model.preprocess(z), model.encode(z)
+    errors = [float((preprocessed - model.decode(indices[:, :depth])).abs().max()) for depth in range(1, 6)]
     assert errors[0] <= 0.5 / (count // 2) * 1.01
     for before, after in itertools.pairwise(errors):
         assert after <= 0.6 * before
@@ -155,7 +155,7 @@ def test_settings_build_what_they_say():
     model = settings.resolve(64).build()
     assert (settings.dim(64), model.dim, model.codebook_sizes) == (3, 3, (120,))
     assert (model.temperature, model.sample_entropy_weight) == (pytest.approx(0.2 * (0.5 / 4) ** 0), 0.4)
-    assert settings.ways == {}
+    assert settings.updates == {}
     assert settings.init is None
 
 

@@ -24,8 +24,8 @@ from vqtool.errors import Stopped
 from vqtool.quantizers import CodebookLossUpdate, EmaUpdate, VectorQuantizer, VectorQuantizerSettings, kmeans
 from vqtool.quantizers.codebook_update import SimVQUpdate
 from vqtool.quantizers.dead_codes import DeadCodeResetSettings
-from vqtool.quantizers.initialization import _LEAST, KMeansInitSettings, KMeansStart, RandomInitSettings
-from vqtool.runs.run_directory import Run
+from vqtool.quantizers.initialization import _LEAST, KMeansInit, KMeansInitSettings, RandomInitSettings
+from vqtool.runs.run_directory import RunDirectory
 from vqtool.training import train
 
 K, D, FULL = 5, 3, 20
@@ -87,7 +87,7 @@ def test_in_evaluation_the_codes_are_used_such_as_they_are():
     torch.testing.assert_close(output.quantized, model.codes[output.indices])
     assert float(output.commitment_loss) > 0
     model.update()
-    assert len(model.starter.sample) == 0
+    assert len(model.initializer.sample) == 0
 
 
 def test_nothing_else_learns_while_codes_wait():
@@ -96,8 +96,8 @@ def test_nothing_else_learns_while_codes_wait():
     for seed in range(2):
         step(model, vectors(8, seed))
     after = state(model)
-    assert after.pop("starter.sample").shape == (16, D)
-    before.pop("starter.sample")
+    assert after.pop("initializer.sample").shape == (16, D)
+    before.pop("initializer.sample")
     assert_same_state(after, before)
 
 
@@ -115,14 +115,14 @@ def test_they_start_exactly_when_the_sample_is_full():
     model, z = quantizer(EmaUpdate(decay=0.9)), vectors(FULL)
     for first in (0, 8):
         step(model, z[first : first + 8])
-        assert not model.starter.done
-        assert torch.equal(model.starter.sample, z[: first + 8])
+        assert not model.initializer.done
+        assert torch.equal(model.initializer.sample, z[: first + 8])
     step(model, z[16:19])
-    assert not model.starter.done
+    assert not model.initializer.done
     last = step(model, z[19:])
     assert torch.equal(last.quantized, z[19:])
-    assert model.starter.done
-    assert model.starter.sample.shape == (0, D)
+    assert model.initializer.done
+    assert model.initializer.sample.shape == (0, D)
     assert torch.equal(model.codes, started_by_hand(z))
     counts = torch.bincount(model.encode(z), minlength=K)
     rate = (1 - torch.exp(-counts / 15)).clamp_max(0.1)
@@ -140,7 +140,7 @@ def test_from_then_on_they_quantize_and_learn():
     torch.testing.assert_close(output.commitment_loss, (z - codes[output.indices]).square().mean())
     assert float(output.entropy_loss) < 0
     assert not torch.equal(model.codes, codes)
-    assert len(model.starter.sample) == 0
+    assert len(model.initializer.sample) == 0
 
 
 def test_the_sample_is_of_the_last_vectors():
@@ -154,7 +154,7 @@ def test_several_batches_before_an_update_all_count_in_order():
     model, z = quantizer(), vectors(FULL)
     for first in (0, 8, 16):
         model(z[first : first + 8])
-    assert len(model.starter.sample) == 0
+    assert len(model.initializer.sample) == 0
     model.update()
     assert torch.equal(model.codes, started_by_hand(z))
 
@@ -185,18 +185,18 @@ def test_they_can_start_with_what_there_is():
     model, z = quantizer(), vectors(16)
     step(model, z[:8])
     step(model, z[8:])
-    model.start()
-    assert model.starter.done
+    model.run_init()
+    assert model.initializer.done
     assert torch.equal(model.codes, started_by_hand(z))
     before = state(model)
-    model.start()
+    model.run_init()
     assert_same_state(state(model), before)
 
 
 def test_they_can_start_with_fewer_vectors_than_codes():
     model, z = quantizer(), vectors(2)
     step(model, z)
-    model.start()
+    model.run_init()
     output = step(model, z)
     torch.testing.assert_close(output.quantized, z)
     assert float(output.commitment_loss) == pytest.approx(0, abs=1e-12)
@@ -206,7 +206,7 @@ def test_they_can_start_with_fewer_vectors_than_codes():
 def test_with_nothing_they_wait_on():
     model = quantizer()
     before = state(model)
-    model.start()
+    model.run_init()
     assert_same_state(state(model), before)
     assert torch.equal(model(vectors(8)).quantized, vectors(8))
 
@@ -217,7 +217,7 @@ def test_discarded_batches_are_not_in_the_sample():
     model(torch.full((30, D), torch.nan))
     model.discard()
     model.update()
-    assert torch.equal(model.starter.sample, z[:10])
+    assert torch.equal(model.initializer.sample, z[:10])
     step(model, z[10:])
     assert torch.equal(model.codes, started_by_hand(z))
 
@@ -225,12 +225,12 @@ def test_discarded_batches_are_not_in_the_sample():
 class Recorder(torch.nn.Module):
     """All that a start asks of a quantizer, whose part it is."""
 
-    def __init__(self, starter):
+    def __init__(self, initializer):
         super().__init__()
-        self.starter = starter
+        self.initializer = initializer
         self.sizes = []
 
-    def initialise(self, sample):
+    def init_codes(self, sample):
         self.sizes.append(len(sample))
 
 
@@ -252,16 +252,16 @@ def test_left_out_small_codebooks_start_from_more_vectors_a_code_and_large_ones_
     codes, each, expected, monkeypatch
 ):
     monkeypatch.setattr("vqtool.quantizers.initialization._LEAST", _LEAST)
-    starter = KMeansStart(codes, 1, each)
-    recorder = Recorder(starter)
-    starter.gather(torch.zeros(expected - 1, 1))
-    starter.learn()
-    starter.start(recorder, full=True)
-    assert (recorder.sizes, starter.pending) == ([], True)
-    starter.gather(torch.zeros(3, 1))
-    starter.learn()
-    starter.start(recorder, full=True)
-    assert (recorder.sizes, starter.pending) == ([expected], False)
+    initializer = KMeansInit(codes, 1, each)
+    recorder = Recorder(initializer)
+    initializer.gather(torch.zeros(expected - 1, 1))
+    initializer.apply_update()
+    initializer.start(recorder, only_if_complete=True)
+    assert (recorder.sizes, initializer.pending) == ([], True)
+    initializer.gather(torch.zeros(3, 1))
+    initializer.apply_update()
+    initializer.start(recorder, only_if_complete=True)
+    assert (recorder.sizes, initializer.pending) == ([expected], False)
 
 
 # What is kept
@@ -277,13 +277,13 @@ def test_a_start_goes_on_in_a_fresh_module(steps):
         other.codebook.weight.normal_()
     other.load_state_dict(state(one))
     assert_same_state(state(other), state(one))
-    assert other.starter.pending == (steps < 3)
+    assert other.initializer.pending == (steps < 3)
     for batch in batches[steps:]:
         outputs = step(one, batch), step(other, batch)
         for mine, theirs in zip(*outputs, strict=True):
             assert torch.equal(mine, theirs)
         assert_same_state(state(other), state(one))
-    assert other.starter.done
+    assert other.initializer.done
 
 
 def test_codes_that_have_started_do_not_start_again():
@@ -296,9 +296,9 @@ def test_codes_that_have_started_do_not_start_again():
     output = step(other, z)
     torch.testing.assert_close(output.quantized, one.codes[output.indices])
     before = other.codes.clone()
-    other.start()
+    other.run_init()
     assert torch.equal(other.codes, before)
-    assert len(other.starter.sample) == 0
+    assert len(other.initializer.sample) == 0
 
 
 def test_a_module_that_has_started_can_go_back_to_a_start_in_the_middle():
@@ -329,7 +329,7 @@ def waiting(settings: RunSettings, vectors: int) -> RunSettings:
 def sample_sizes(folder: Path, steps: int) -> list[tuple[bool, int]]:
     """Of each checkpoint: has it started, and from how many vectors it would."""
     models = [checkpoint(folder, step)["model"] for step in range(1, steps + 1)]
-    return [(bool(model["quantizer.starter.done"]), len(model["quantizer.starter.sample"])) for model in models]
+    return [(bool(model["quantizer.initializer.done"]), len(model["quantizer.initializer.sample"])) for model in models]
 
 
 @pytest.mark.usefixtures("patient")
@@ -358,7 +358,9 @@ def test_interrupted_and_resumed_around_a_start_is_as_never_interrupted(
         with pytest.raises(Stopped):
             train(settings, tmp_path / "resumed")
     train(settings, tmp_path / "resumed", resume=True)
-    assert Run(tmp_path / "resumed").model.read_bytes() == Run(tmp_path / "straight").model.read_bytes()
+    assert (
+        RunDirectory(tmp_path / "resumed").model.read_bytes() == RunDirectory(tmp_path / "straight").model.read_bytes()
+    )
     states = [checkpoint(tmp_path / name, 8) for name in ("resumed", "straight")]
     for name in ("model", "optimizer", "last", "step"):
         assert_same(states[0][name], states[1][name])
@@ -411,13 +413,13 @@ def test_settings_choose_the_start_by_kind():
 
 def test_settings_build_what_gathers_the_sample():
     assert RandomInitSettings().build(K, D) is None
-    starter = KMeansInitSettings(latents_per_code=4).build(K, D)
-    assert set(starter.state_dict()) == {"done", "sample"}
-    assert starter.sample.shape == (0, D)
-    recorder = Recorder(starter)
-    starter.gather(torch.zeros(FULL, D))
-    starter.learn()
-    starter.start(recorder, full=True)
+    initializer = KMeansInitSettings(latents_per_code=4).build(K, D)
+    assert set(initializer.state_dict()) == {"done", "sample"}
+    assert initializer.sample.shape == (0, D)
+    recorder = Recorder(initializer)
+    initializer.gather(torch.zeros(FULL, D))
+    initializer.apply_update()
+    initializer.start(recorder, only_if_complete=True)
     assert recorder.sizes == [FULL]
 
 

@@ -42,7 +42,7 @@ def vectors(*shape, dtype=torch.float32, seed=1):
     return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def joined(indices):
+def joint_index(indices):
     """Indices of the groups beside each other, each with its axis of levels."""
     return torch.cat([own if own.ndim == 3 else own[..., None] for own in indices], dim=-1)
 
@@ -58,7 +58,7 @@ def test_it_is_a_quantizer_for_each_slice(inner):
         output = model(z)
         outputs = [group(part) for group, part in zip(groups, parts, strict=True)]
         assert torch.equal(output.quantized, torch.cat([each.quantized for each in outputs], dim=-1))
-        assert torch.equal(output.indices, joined([each.indices for each in outputs]))
+        assert torch.equal(output.indices, joint_index([each.indices for each in outputs]))
         commitment = sum(each.commitment_loss for each in outputs) / G
         entropy = sum(each.entropy_loss for each in outputs) / G
         torch.testing.assert_close(output.commitment_loss, commitment)
@@ -82,13 +82,13 @@ def test_encode_decode_and_measure_are_those_of_each_slice(inner):
     groups, parts = separate(model, inner), z.split(W, dim=-1)
     indices = model.encode(z)
     own = [group.encode(part) for group, part in zip(groups, parts, strict=True)]
-    assert torch.equal(indices, joined(own))
+    assert torch.equal(indices, joint_index(own))
     decoded = torch.cat([group.decode(each) for group, each in zip(groups, own, strict=True)], dim=-1)
     assert torch.equal(model.decode(indices), decoded)
     assert torch.equal(model.decode(indices[2, 3]), decoded[2, 3])
-    levels = model.measure(z, indices)
+    levels = model.statistics(z, indices)
     expected = [
-        level for group, part, each in zip(groups, parts, own, strict=True) for level in group.measure(part, each)
+        level for group, part, each in zip(groups, parts, own, strict=True) for level in group.statistics(part, each)
     ]
     assert len(levels) == len(expected) == len(model.codebook_sizes) == indices.shape[-1]
     for mine, theirs in zip(levels, expected, strict=True):
@@ -133,12 +133,12 @@ def test_every_group_starts_from_its_own_sample():
     model, z = build("started"), vectors(30, G * W)
     model(z[:15])
     model.update()
-    model.start()
+    model.run_init()
     groups = separate(build("started"), "started")
     for group, part in zip(groups, z[:15].split(W, dim=-1), strict=True):
-        group.initialise(part)
+        group.init_codes(part)
     for mine, theirs in zip(model.groups, groups, strict=True):
-        assert bool(mine.starter.done)
+        assert bool(mine.initializer.done)
         assert torch.equal(mine.codes, theirs.codes)
 
 
@@ -174,7 +174,12 @@ def test_groups_of_different_kinds_and_widths():
         ResidualQuantizer([VectorQuantizer(4, 1) for _ in range(2)]),
     ]
     model, z = ProductQuantizer(parts), vectors(9, 6)
-    assert (model.dim, model.codebook_sizes, model.has_levels, model.truncates) == (6, (5, 8, 4, 4), True, False)
+    assert (model.dim, model.codebook_sizes, model.has_levels, model.supports_prefix_decoding) == (
+        6,
+        (5, 8, 4, 4),
+        True,
+        False,
+    )
     indices = model.encode(z)
     assert indices.shape == (9, 4)
     expected = [parts[0](z[:, :2]), parts[1](z[:, 2:5]), parts[2](z[:, 5:])]
@@ -232,10 +237,10 @@ def test_groups_with_a_width_of_their_own_keep_it():
 
 def test_settings_tell_how_codes_learn():
     plain = ProductQuantizerSettings.model_validate({"quantizer": {"kind": "vector", "update": {"kind": "simvq"}}})
-    assert {key: way.kind for key, way in plain.ways.items()} == {"quantizer.update": "simvq"}
+    assert {key: way.kind for key, way in plain.updates.items()} == {"quantizer.update": "simvq"}
     nested = ProductQuantizerSettings.model_validate({"quantizer": {"kind": "residual"}})
-    assert list(nested.ways) == ["quantizer.quantizer.update"]
-    assert ProductQuantizerSettings.model_validate({"quantizer": {"kind": "lfq", "bits": 3}}).ways == {}
+    assert list(nested.updates) == ["quantizer.quantizer.update"]
+    assert ProductQuantizerSettings.model_validate({"quantizer": {"kind": "lfq", "bits": 3}}).updates == {}
 
 
 @pytest.mark.parametrize("settings", [{"groups": 0}, {"groups": 1025}, {"quantizer": {"kind": "product"}}])

@@ -158,7 +158,12 @@ def test_vectors_of_another_width_are_named(call):
 
 def test_what_it_says_of_itself():
     model = quantizer()
-    assert (model.codebook_sizes, model.dim, model.has_levels, model.truncates) == ((K,), WIDE, False, False)
+    assert (model.codebook_sizes, model.dim, model.has_levels, model.supports_prefix_decoding) == (
+        (K,),
+        WIDE,
+        False,
+        False,
+    )
     assert {name.split(".")[0] for name in model.state_dict()} == {"inner", "project_in", "project_out"}
 
 
@@ -176,7 +181,7 @@ def test_codes_are_narrow_and_what_they_stand_for_is_wide():
 def test_measure_is_that_of_the_projected_vectors():
     model, z = quantizer(temperature=0.4), vectors(6, 5, WIDE)
     indices = model.encode(z)
-    (mine,), (inner,) = model.measure(z, indices), model.inner.measure(model.project_in(z), indices)
+    (mine,), (inner,) = model.statistics(z, indices), model.inner.statistics(model.project_in(z), indices)
     for found, expected in zip(mine, inner, strict=True):
         torch.testing.assert_close(found, expected)
     assert mine.elements == 30 * NARROW
@@ -186,7 +191,7 @@ def test_measure_is_that_of_the_projected_vectors():
 
 def test_assess_leaves_the_padding_out():
     model, z = quantizer().eval(), vectors(8, 5, WIDE)
-    output, (level,) = model.assess(z, 6)
+    output, (level,) = model.evaluate_padded(z, 6)
     for found, expected in zip(output, model(z[:6]), strict=True):
         torch.testing.assert_close(found, expected)
     assert level.counts.sum() == 30
@@ -198,7 +203,7 @@ def test_levels_are_told_apart_and_add_up():
         for level in levels:
             level.codebook.weight.normal_()
     model = quantizer(inner=ResidualQuantizer(levels))
-    assert (model.codebook_sizes, model.has_levels, model.truncates) == ((K, K, K), True, True)
+    assert (model.codebook_sizes, model.has_levels, model.supports_prefix_decoding) == ((K, K, K), True, True)
     z = vectors(2, 5, WIDE)
     indices = model.encode(z)
     assert indices.shape == (2, 5, 3)
@@ -207,7 +212,7 @@ def test_levels_are_told_apart_and_add_up():
     for kept in (1, 2, 3):
         torch.testing.assert_close(model.decode(indices[..., :kept]), sum(alone[:kept]))
     torch.testing.assert_close(model(z).quantized, sum(alone))
-    assert len(model.measure(z, indices)) == 3
+    assert len(model.statistics(z, indices)) == 3
 
 
 def test_groups_are_projected_out_together():
@@ -264,9 +269,9 @@ def test_while_codes_wait_vectors_pass_both_projections():
     output = model(z)
     torch.testing.assert_close(output.quantized, model.project_out(model.project_in(z)))
     model.update()
-    torch.testing.assert_close(inner.starter.sample, model.project_in(z).detach())
-    model.start()
-    assert inner.starter.done
+    torch.testing.assert_close(inner.initializer.sample, model.project_in(z).detach())
+    model.run_init()
+    assert inner.initializer.done
     output = model(z)
     torch.testing.assert_close(output.quantized, model.decode(output.indices))
 
@@ -274,5 +279,5 @@ def test_while_codes_wait_vectors_pass_both_projections():
 def test_initialise_takes_conditioned_vectors():
     model, z = quantizer(), vectors(200, WIDE)
     before = float(model.eval()(z).commitment_loss.detach())
-    model.initialise(model.condition(z))
+    model.init_codes(model.preprocess(z))
     assert float(model(z).commitment_loss.detach()) < 0.5 * before

@@ -134,8 +134,8 @@ def test_forward_encode_decode_and_measure_agree(inner):
     torch.testing.assert_close(output.quantized, model.decode(indices))
     for q, size in enumerate(model.codebook_sizes):
         assert 0 <= indices[..., q].min() <= indices[..., q].max() < size
-    error = model.measure(z, indices)[-1].squared_distance
-    rest = (model.condition(z) - model.decode(indices)).square().sum()
+    error = model.statistics(z, indices)[-1].squared_distance
+    rest = (model.preprocess(z) - model.decode(indices)).square().sum()
     torch.testing.assert_close(error, rest.detach().double(), rtol=1e-4, atol=1e-6)
 
 
@@ -143,12 +143,12 @@ def test_forward_encode_decode_and_measure_agree(inner):
 def test_statistics_are_those_of_each_level_over_what_it_sees(inner):
     model, z = build(inner), vectors(6, 5, D)
     indices = model.encode(z)
-    levels = model.measure(z, indices)
+    levels = model.statistics(z, indices)
     assert len(levels) == Q
-    rest = model.condition(z).reshape(-1, D)
+    rest = model.preprocess(z).reshape(-1, D)
     for q, (level, found) in enumerate(zip(model.levels, levels, strict=True)):
         own = indices[..., q].flatten()
-        (expected,) = level.statistics(rest, own)
+        (expected,) = level.level_statistics(rest, own)
         for mine, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
         assert found.counts.tolist() == [own.tolist().count(k) for k in range(model.codebook_sizes[q])]
@@ -160,8 +160,8 @@ def test_statistics_are_those_of_each_level_over_what_it_sees(inner):
 @pytest.mark.parametrize("inner", INNER)
 def test_sums_over_parts_of_the_data_add_up(inner):
     model, z = build(inner), vectors(10, 5, D)
-    whole = model.measure(z, model.encode(z))
-    parts = [model.measure(part, model.encode(part)) for part in z.split([3, 7])]
+    whole = model.statistics(z, model.encode(z))
+    parts = [model.statistics(part, model.encode(part)) for part in z.split([3, 7])]
     for q in range(Q):
         for name, expected in whole[q]._asdict().items():
             torch.testing.assert_close(sum(getattr(part[q], name) for part in parts), expected, rtol=1e-5, atol=1e-5)
@@ -170,7 +170,7 @@ def test_sums_over_parts_of_the_data_add_up(inner):
 @pytest.mark.parametrize("inner", INNER)
 def test_assess_leaves_the_padding_out(inner):
     model, z = build(inner).eval(), vectors(6, 5, D)
-    output, levels = model.assess(z, 4)
+    output, levels = model.evaluate_padded(z, 4)
     expected = model(z[:4])
     for mine, theirs in zip(output, expected, strict=True):
         torch.testing.assert_close(mine, theirs.detach())
@@ -181,7 +181,7 @@ def test_assess_leaves_the_padding_out(inner):
 def test_fewer_levels_decode_to_the_sum_of_the_first_codes(inner):
     model = build(inner)
     indices = model.encode(vectors(7, D))
-    assert model.truncates
+    assert model.supports_prefix_decoding
     for levels in range(1, Q + 1):
         expected = sum(model.codes[q][indices[:, q]] for q in range(levels))
         torch.testing.assert_close(model.decode(indices[:, :levels]), expected)
@@ -323,12 +323,12 @@ def test_levels_start_one_after_the_other_by_k_means():
         assert torch.equal(output.quantized, z)
         assert float(output.commitment_loss) == float(output.entropy_loss) == 0
         assert output.indices.shape == (25, Q)
-        assert not bool(model.starter.done)
+        assert not bool(model.initializer.done)
         assert torch.equal(model.codes, codes)
-        assert len(model.starter.sample) == 25 * number
+        assert len(model.initializer.sample) == 25 * number
         model.update()
-    assert bool(model.starter.done)
-    assert model.starter.sample.shape == (0, D)
+    assert bool(model.initializer.done)
+    assert model.initializer.sample.shape == (0, D)
     rest = torch.cat(batches)[-10 * K :]
     for level in model.levels:
         expected = kmeans(rest, K, torch.Generator().manual_seed(0))
@@ -368,7 +368,7 @@ def test_a_start_goes_on_from_the_state_dict(learning, options):
                 model(z)
                 model.update()
         assert_same_state(state(one), state(other))
-        assert bool(one.starter.done)
+        assert bool(one.initializer.done)
 
 
 def test_codes_that_are_started_are_not_started_again():
@@ -380,18 +380,18 @@ def test_codes_that_are_started_are_not_started_again():
     for model in (one, other):
         assert model(vectors(70, D, seed=2)).commitment_loss > 0
         model.discard()
-        model.start()
+        model.run_init()
     assert_same_state(state(other), before)
 
 
 def test_start_takes_the_sample_as_it_is():
     model, z = started(vectors_per_code=1000), vectors(30, D)
-    model.start()
-    assert not bool(model.starter.done)
+    model.run_init()
+    assert not bool(model.initializer.done)
     model(z)
     model.update()
-    model.start()
-    assert bool(model.starter.done)
+    model.run_init()
+    assert bool(model.initializer.done)
     assert torch.equal(model.levels[0].codes, kmeans(z, K, torch.Generator().manual_seed(0)))
 
 
@@ -400,7 +400,7 @@ def test_a_discarded_batch_is_no_part_of_the_sample():
     model(torch.full((30, D), torch.nan))
     model.discard()
     model.update()
-    assert model.starter.sample.shape == (0, D)
+    assert model.initializer.sample.shape == (0, D)
 
 
 def test_without_training_nothing_waits_for_a_start():
@@ -408,7 +408,7 @@ def test_without_training_nothing_waits_for_a_start():
     output = model(z)
     torch.testing.assert_close(output.quantized, model.decode(output.indices))
     model.update()
-    assert model.starter.sample.shape == (0, D)
+    assert model.initializer.sample.shape == (0, D)
 
 
 def test_one_level_is_the_quantizer_alone():
@@ -472,4 +472,4 @@ def test_settings_resolve_the_width():
     resolved = settings.resolve(7)
     assert resolved.quantizer.codebook_dim == 7
     assert resolved.build().codes.shape == (2, 5, 7)
-    assert list(settings.ways) == ["quantizer.update"]
+    assert list(settings.updates) == ["quantizer.update"]

@@ -8,7 +8,7 @@ import torch
 
 from tests.quantizers import state
 from vqtool.quantizers import BinarySphericalQuantizer, FiniteScalarQuantizer, LookupFreeQuantizer
-from vqtool.runtime.distributed import Share
+from vqtool.runtime.distributed import BatchShard
 
 BUILDS = {
     "fsq": lambda **options: FiniteScalarQuantizer([3, 4, 2], **options),
@@ -29,9 +29,9 @@ def all_codes(model):
     return torch.tensor([choice[::-1] for choice in itertools.product(*values[::-1])], dtype=torch.float64)
 
 
-def joint(model, conditioned):
+def joint(model, preprocessed):
     """The soft assignment (N, K) to every code there is."""
-    distances = (conditioned[:, None] - all_codes(model)).square().sum(dim=2)
+    distances = (preprocessed[:, None] - all_codes(model)).square().sum(dim=2)
     weights = torch.exp(-distances / model.temperature)
     return weights / weights.sum(dim=1, keepdim=True)
 
@@ -69,9 +69,9 @@ def test_every_index_comes_back_from_its_code(kind, depth):
 @pytest.mark.parametrize("depth", [0, 2])
 def test_the_nearest_of_all_codes_is_chosen(kind, depth):
     model = BUILDS[kind](depth=depth)
-    conditioned = 2 * vectors(200, model.dim) * 0.4**depth  # partly beyond the outermost values
-    expected = (conditioned[:, None] - all_codes(model)).square().sum(dim=2).argmin(dim=1)
-    assert torch.equal(model.nearest(conditioned), expected)
+    preprocessed = 2 * vectors(200, model.dim) * 0.4**depth  # partly beyond the outermost values
+    expected = (preprocessed[:, None] - all_codes(model)).square().sum(dim=2).argmin(dim=1)
+    assert torch.equal(model.nearest(preprocessed), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -90,11 +90,11 @@ def test_codes_keep_the_shape_of_their_indices(kind):
 @pytest.mark.parametrize(("temperature", "sample_entropy_weight"), [(0.05, 0.0), (0.3, 0.7), (3.0, 2.0)])
 def test_the_entropy_loss_against_all_codes(kind, depth, temperature, sample_entropy_weight):
     model = BUILDS[kind](temperature=temperature, sample_entropy_weight=sample_entropy_weight, depth=depth)
-    conditioned = model.condition(vectors(40, model.dim)) * 0.4**depth
-    soft = joint(model, conditioned)
+    preprocessed = model.preprocess(vectors(40, model.dim)) * 0.4**depth
+    soft = joint(model, preprocessed)
     batch = sum(entropy(p) for p in marginals(model, soft.mean(dim=0)))
     sample = torch.stack([entropy(p) for p in soft]).mean()
-    output = model.quantize(conditioned, model.nearest(conditioned), Share.alone(len(conditioned)))
+    output = model.quantize(preprocessed, model.nearest(preprocessed), BatchShard.unsharded(len(preprocessed)))
     assert float(output.entropy_loss) == pytest.approx(
         float(-batch + sample_entropy_weight * sample), rel=1e-6, abs=1e-6
     )
@@ -107,7 +107,7 @@ def test_the_gradient_of_the_entropy_loss_against_all_codes(kind):
     model = BUILDS[kind](temperature=0.4, sample_entropy_weight=0.7)
     mine, theirs = (vectors(12, model.dim).requires_grad_() for _ in range(2))
     model(mine).entropy_loss.backward()
-    soft = joint(model, model.condition(theirs))
+    soft = joint(model, model.preprocess(theirs))
     batch = sum(entropy(p) for p in marginals(model, soft.mean(dim=0)))
     (0.7 * torch.stack([entropy(p) for p in soft]).mean() - batch).backward()
     torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-5, atol=1e-8)
@@ -117,9 +117,9 @@ def test_the_gradient_of_the_entropy_loss_against_all_codes(kind):
 def test_measure_gives_the_raw_sums(kind):
     model, z = BUILDS[kind](temperature=0.4), vectors(6, 5, 3 if kind == "fsq" else 4)
     indices = model.encode(z)
-    (level,) = model.measure(z, indices)
-    conditioned = model.condition(z).reshape(-1, model.dim)
-    soft = joint(model, conditioned)
+    (level,) = model.statistics(z, indices)
+    preprocessed = model.preprocess(z).reshape(-1, model.dim)
+    soft = joint(model, preprocessed)
     assert level.counts.tolist() == [indices.flatten().tolist().count(k) for k in range(model.codebook_sizes[0])]
     assert level.soft_assignment.shape == (model.dim, max(model.sizes))
     for row, p in zip(level.soft_assignment, marginals(model, soft.sum(dim=0)), strict=True):
@@ -127,7 +127,7 @@ def test_measure_gives_the_raw_sums(kind):
         assert row[len(p) :].tolist() == [0] * (len(row) - len(p))
     expected = sum(float(entropy(p)) for p in soft)
     assert float(level.sample_entropy) == pytest.approx(expected, rel=1e-6)
-    error = (conditioned - all_codes(model)[indices.flatten()]).square().sum()
+    error = (preprocessed - all_codes(model)[indices.flatten()]).square().sum()
     assert float(level.squared_distance) == pytest.approx(float(error), rel=1e-6)
     assert int(level.elements) == z.numel()
 
@@ -162,8 +162,8 @@ def test_there_is_nothing_to_save_and_nothing_to_learn(kind):
     model(vectors(9, model.dim))
     model.update()
     model.discard()
-    model.start()
-    model.initialise(vectors(9, model.dim))
+    model.run_init()
+    model.init_codes(vectors(9, model.dim))
     assert state(model) == {}
     assert list(model.parameters()) == []
 
@@ -189,11 +189,11 @@ def test_a_level_further_down_is_the_first_one_made_smaller(kind):
         third = FiniteScalarQuantizer([3, 3, 3], 0.4, 0.3, depth=2)
     ratio = float(third.values[0, 0] / first.values[0, 0])
     assert 0 < ratio <= 0.25
-    conditioned = 0.5 * vectors(20, first.dim)
-    indices = first.nearest(conditioned)
-    assert torch.equal(third.nearest(conditioned * ratio), indices)
-    whole = Share.alone(len(conditioned))
-    large, small = first.quantize(conditioned, indices, whole), third.quantize(conditioned * ratio, indices, whole)
+    preprocessed = 0.5 * vectors(20, first.dim)
+    indices = first.nearest(preprocessed)
+    assert torch.equal(third.nearest(preprocessed * ratio), indices)
+    whole = BatchShard.unsharded(len(preprocessed))
+    large, small = first.quantize(preprocessed, indices, whole), third.quantize(preprocessed * ratio, indices, whole)
     torch.testing.assert_close(small.quantized, large.quantized * ratio, rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(small.entropy_loss, large.entropy_loss, rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(small.commitment_loss, large.commitment_loss * ratio**2, rtol=1e-6, atol=1e-8)

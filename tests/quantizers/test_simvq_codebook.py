@@ -7,8 +7,8 @@ from tests.quantizers import assert_same_state, state
 from vqtool import VectorQuantizer
 from vqtool.quantizers import SimVQUpdate, nearest_codes
 from vqtool.quantizers.dead_codes import DeadCodeResetSettings
-from vqtool.quantizers.simvq_codebook import LinearCodebook
-from vqtool.runtime.distributed import Share
+from vqtool.quantizers.simvq_codebook import SimVQCodebook
+from vqtool.runtime.distributed import BatchShard
 
 K, D = 7, 3
 
@@ -16,7 +16,7 @@ K, D = 7, 3
 def codebook(dtype=torch.float64):
     """With a map that is not the identity."""
     torch.manual_seed(0)
-    linear = LinearCodebook(K, D, weight=4.0).to(dtype)
+    linear = SimVQCodebook(K, D, weight=4.0).to(dtype)
     with torch.no_grad():
         linear.transform += 0.5 * torch.randn(D, D)
     return linear
@@ -27,7 +27,7 @@ def vectors(n, dtype=torch.float64):
 
 
 def test_the_map_is_all_there_is_to_learn():
-    linear = LinearCodebook(K, D, weight=4.0)
+    linear = SimVQCodebook(K, D, weight=4.0)
     assert [name for name, _ in linear.named_parameters()] == ["transform"]
     assert set(linear.state_dict()) == {"basis", "transform"}
     assert linear.basis.shape == (K, D)
@@ -35,7 +35,7 @@ def test_the_map_is_all_there_is_to_learn():
 
 def test_it_starts_as_the_identity_over_a_normal_basis():
     torch.manual_seed(0)
-    linear = LinearCodebook(400, 100, weight=4.0)
+    linear = SimVQCodebook(400, 100, weight=4.0)
     assert torch.equal(linear.transform, torch.eye(100))
     assert torch.equal(linear.codes, linear.basis)
     scaled = linear.basis.double() * 10  # sqrt(D)
@@ -55,7 +55,7 @@ def test_codes_are_the_basis_under_the_map():
 def test_the_codebook_loss_moves_the_map():
     linear, z = codebook(), vectors(20).requires_grad_()
     indices = nearest_codes(z.detach(), linear.codes.detach())
-    loss = linear.codebook_loss(z, linear.codes[indices], Share.alone(len(z)))
+    loss = linear.codebook_loss(z, linear.codes[indices], BatchShard.unsharded(len(z)))
     loss.backward()
     error = (linear.codes[indices] - z).detach()
     assert float(loss.detach()) == pytest.approx(4 * float(error.square().mean()))
@@ -129,7 +129,7 @@ def test_under_a_map_that_loses_a_dimension_codes_come_as_near_as_it_reaches():
 
 def test_codes_start_where_they_are_told():
     linear, codes = codebook(), vectors(K)
-    linear.initialise(codes, torch.arange(K))
+    linear.init_codes(codes, torch.arange(K))
     assert torch.equal(linear.codes, codes)
     assert torch.equal(linear.basis, codes)
     assert torch.equal(linear.transform, torch.eye(D, dtype=torch.float64))

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from vqtool import VectorQuantizer
 from vqtool.quantizers import EmaUpdate, VectorQuantizerSettings, nearest_codes
 from vqtool.quantizers.initialization import KMeansInitSettings
-from vqtool.quantizers.sinkhorn import NearestAssignment, SinkhornAssignment, balanced_codes
+from vqtool.quantizers.sinkhorn import NearestAssignment, SinkhornAssignment, sinkhorn_codes
 
 
 def some(n, k, d=3, dtype=torch.float64, seed=0):
@@ -37,7 +37,7 @@ def transport(vectors, codebook, epsilon, iterations):
 @pytest.mark.parametrize(("epsilon", "iterations"), [(1.0, 3), (0.1, 1), (0.1, 50), (0.05, 500)])
 def test_codes_follow_the_loop(dtype, n, k, epsilon, iterations):
     vectors, codebook = some(n, k, dtype=dtype)
-    found = balanced_codes(vectors, codebook, epsilon, iterations)
+    found = sinkhorn_codes(vectors, codebook, epsilon, iterations)
     assert found.dtype == torch.int64
     plan = transport(vectors, codebook, epsilon, iterations)
     best = plan.topk(min(2, k), dim=1).values
@@ -63,14 +63,14 @@ def test_codes_are_used_evenly_where_the_nearest_would_be_few(seed):
     assert counts.min() >= 1
     assert counts.max() <= 32
     # The sharper the plan, and the longer the iteration, the more even.
-    counts = torch.bincount(balanced_codes(vectors, codebook, 0.01, 3000), minlength=16)
+    counts = torch.bincount(sinkhorn_codes(vectors, codebook, 0.01, 3000), minlength=16)
     assert counts.min() >= 12
     assert counts.max() <= 20
 
 
 @pytest.mark.parametrize("n", [1, 5])
 def test_fewer_vectors_than_codes_go_to_a_code_each(n):
-    assert len(balanced_codes(*some(n, 12), 0.01, 1000).unique()) == n
+    assert len(sinkhorn_codes(*some(n, 12), 0.01, 1000).unique()) == n
 
 
 def test_where_the_nearest_are_even_they_stay():
@@ -98,13 +98,13 @@ def test_a_sharp_plan_neither_under_nor_overflows():
     cost = interaction(vectors, codebook).double()
     cost = cost - cost.min(dim=1, keepdim=True).values
     assert (torch.exp(-cost / (0.003 * cost.std())) == 0).any()  # of the kernel, much is lost even in float64
-    counts = torch.bincount(balanced_codes(vectors, codebook, 0.003, 5000), minlength=8)
+    counts = torch.bincount(sinkhorn_codes(vectors, codebook, 0.003, 5000), minlength=8)
     assert counts.min() >= 7
     assert counts.max() <= 9
 
 
 def test_equal_vectors_on_equal_codes_are_no_error():
-    found = balanced_codes(torch.ones(6, 3), torch.ones(4, 3), 0.01, 50)
+    found = sinkhorn_codes(torch.ones(6, 3), torch.ones(4, 3), 0.01, 50)
     assert found.shape == (6,)
     assert ((found >= 0) & (found < 4)).all()
 
@@ -112,7 +112,7 @@ def test_equal_vectors_on_equal_codes_are_no_error():
 def test_there_is_no_gradient_and_inputs_are_left_alone():
     vectors, codebook = (tensor.requires_grad_() for tensor in some(40, 8))
     before = vectors.detach().clone()
-    assert not balanced_codes(vectors, codebook, 0.1, 5).requires_grad
+    assert not sinkhorn_codes(vectors, codebook, 0.1, 5).requires_grad
     assert torch.equal(vectors, before)
 
 

@@ -310,7 +310,7 @@ def test_encode_and_decode():
 def test_measure_gives_the_raw_sums():
     model, z = quantizer(CodebookLossUpdate(), temperature=0.5), vectors(6, 5, D)
     indices = model.encode(z)
-    (level,) = model.measure(z, indices)
+    (level,) = model.statistics(z, indices)
     flat, codes = z.double().reshape(-1, D), model.codes.detach().double()
     d = (flat[:, None] - codes).square().sum(dim=2)
     weights = torch.exp(-d / 0.5)
@@ -326,10 +326,10 @@ def test_measure_gives_the_raw_sums():
 
 def test_assess_leaves_the_padding_out():
     model, z = quantizer(CodebookLossUpdate()).eval(), vectors(8, 5, D)
-    output, (level,) = model.assess(z, 6)
+    output, (level,) = model.evaluate_padded(z, 6)
     for mine, expected in zip(output, model(z[:6]), strict=True):
         torch.testing.assert_close(mine, expected)
-    for mine, expected in zip(level, model.measure(z[:6], output.indices)[0], strict=True):
+    for mine, expected in zip(level, model.statistics(z[:6], output.indices)[0], strict=True):
         torch.testing.assert_close(mine, expected)
 
 
@@ -400,7 +400,7 @@ def test_under_cosine_lengths_do_not_matter(learning):
     for mine, expected in zip(longer, output, strict=True):
         torch.testing.assert_close(mine, expected)
     assert torch.equal(model.encode(z), output.indices)
-    (level,) = model.measure(z, output.indices)
+    (level,) = model.statistics(z, output.indices)
     unit = F.normalize(z, dim=-1)
     expected = (unit - model.codes[output.indices]).double().square().sum()
     torch.testing.assert_close(level.squared_distance, expected.detach(), rtol=1e-5, atol=1e-6)
@@ -442,7 +442,7 @@ def test_a_relative_temperature_is_in_units_of_the_error(sample_entropy_weight):
     bare = quantizer(EmaUpdate(), 0.7 * error, sample_entropy_weight=sample_entropy_weight)
     bare.codebook.load_state_dict(model.codebook.state_dict())
     torch.testing.assert_close(model(z).entropy_loss, bare(z).entropy_loss)
-    (mine,), (expected,) = (each.measure(z, each.encode(z)) for each in (model, bare))
+    (mine,), (expected,) = (each.statistics(z, each.encode(z)) for each in (model, bare))
     torch.testing.assert_close(mine.soft_assignment, expected.soft_assignment)
     torch.testing.assert_close(mine.sample_entropy, expected.sample_entropy)
 
@@ -509,7 +509,7 @@ def test_confidence_is_part_of_the_entropy_loss(dtype):
 def test_an_entropy_without_a_weight_is_not_computed(learning, monkeypatch):
     model, other = (quantizer(learning, sample_entropy_weight=0.4) for _ in range(2))
     z = vectors(30, D)
-    expected, levels = model(z), model.measure(z, model.encode(z))
+    expected, levels = model(z), model.statistics(z, model.encode(z))
     other.skip_entropy()
     with monkeypatch.context() as patch:
         patch.setattr("vqtool.quantizers.vector.entropy_loss", None)
@@ -518,7 +518,7 @@ def test_an_entropy_without_a_weight_is_not_computed(learning, monkeypatch):
     assert not output.entropy_loss.requires_grad
     for mine, wanted in zip(output[:3], expected[:3], strict=True):
         assert torch.equal(mine, wanted)
-    for mine, wanted in zip(other.measure(z, other.encode(z))[0], levels[0], strict=True):
+    for mine, wanted in zip(other.statistics(z, other.encode(z))[0], levels[0], strict=True):
         assert torch.equal(mine, wanted)
 
 
@@ -541,7 +541,7 @@ def test_illegal_arguments_are_refused(options, message):
 # Settings
 
 
-START = {"starter.done", "starter.sample"}
+START = {"initializer.done", "initializer.sample"}
 REVIVAL = {"revival.hits", "revival.dead"}
 
 
@@ -583,7 +583,7 @@ def test_the_width_is_the_encoder_s_unless_it_is_chosen():
 
 
 def test_a_level_of_a_residual_quantizer_does_not_start_by_itself():
-    assert VectorQuantizerSettings().resolve(7).build_level(1).starter is None
+    assert VectorQuantizerSettings().resolve(7).build_level(1).initializer is None
 
 
 def test_settings_choose_the_learning_by_kind():

@@ -9,21 +9,21 @@ import torch
 
 from tests.training import assert_same, resign, tiny
 from vqtool.errors import CheckpointError, DataError
-from vqtool.runs.run_directory import Run
+from vqtool.runs.run_directory import RunDirectory
 from vqtool.runs import checkpoint as checkpoint_module
 from vqtool.training import train
-from vqtool.runs.checkpoint import State, Validation, load_checkpoint, save_checkpoint
+from vqtool.runs.checkpoint import TrainingState, Validation, load_checkpoint, save_checkpoint
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    run = Run(tmp_path / "run")
+def run(tmp_path: Path) -> RunDirectory:
+    run = RunDirectory(tmp_path / "run")
     run.checkpoints.mkdir(parents=True)
     return run
 
 
-def state_at(step: int) -> State:
-    return State(
+def state_at(step: int) -> TrainingState:
+    return TrainingState(
         step=step,
         model={"weight": torch.rand(3, 4), "counts": torch.arange(5)},
         optimizer={"state": {0: {"step": torch.tensor(2.0)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
@@ -36,7 +36,7 @@ def state_at(step: int) -> State:
     )
 
 
-def steps(run: Run) -> list[int]:
+def steps(run: RunDirectory) -> list[int]:
     """Those whose checkpoints are there, whole with their markers."""
     names = sorted(path.name for path in run.checkpoints.iterdir())
     found = [int(name[5:14]) for name in names if name.endswith(".pt")]
@@ -44,31 +44,31 @@ def steps(run: Run) -> list[int]:
     return found
 
 
-def loaded(run: Run) -> State:
+def loaded(run: RunDirectory) -> TrainingState:
     state = load_checkpoint(run)
     assert state is not None
     return state
 
 
-def test_a_state_comes_back_whole(run: Run) -> None:
+def test_a_state_comes_back_whole(run: RunDirectory) -> None:
     state = state_at(7)
     save_checkpoint(run, state, keep=1)
     assert_same(vars(loaded(run)), vars(state))
 
 
-def test_the_newest_is_loaded(run: Run) -> None:
+def test_the_newest_is_loaded(run: RunDirectory) -> None:
     for step in (9, 10, 100, 10**9 + 1):
         save_checkpoint(run, state_at(step), keep=5)
     assert loaded(run).step == 10**9 + 1
 
 
-def test_where_there_is_none_there_is_none(run: Run) -> None:
+def test_where_there_is_none_there_is_none(run: RunDirectory) -> None:
     assert load_checkpoint(run) is None
     (run.checkpoints / ".step-000000003.pt.part").write_bytes(b"half")
     assert load_checkpoint(run) is None
 
 
-def test_one_whose_writing_was_cut_short_does_not_count(run: Run) -> None:
+def test_one_whose_writing_was_cut_short_does_not_count(run: RunDirectory) -> None:
     (run.checkpoints / "step-000000003.pt").write_bytes(b"whole, perhaps")
     lines: list[str] = []
     assert load_checkpoint(run, lines.append) is None
@@ -76,13 +76,13 @@ def test_one_whose_writing_was_cut_short_does_not_count(run: Run) -> None:
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
-def test_only_the_last_are_kept(run: Run, keep: int) -> None:
+def test_only_the_last_are_kept(run: RunDirectory, keep: int) -> None:
     for step in (5, 50, 500, 5000):
         save_checkpoint(run, state_at(step), keep)
     assert steps(run) == [5, 50, 500, 5000][-keep:]
 
 
-def test_one_of_the_same_step_takes_its_place_at_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_of_the_same_step_takes_its_place_at_once(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(run, state_at(5), keep=1)
     first = loaded(run)
 
@@ -101,14 +101,14 @@ def test_one_of_the_same_step_takes_its_place_at_once(run: Run, monkeypatch: pyt
         assert len(list(run.checkpoints.iterdir())) == 2
 
 
-def test_those_of_later_steps_go_once_the_run_went_another_way(run: Run) -> None:
+def test_those_of_later_steps_go_once_the_run_went_another_way(run: RunDirectory) -> None:
     for step in (5, 50, 500):
         save_checkpoint(run, state_at(step), keep=3)
     save_checkpoint(run, state_at(51), keep=3)
     assert steps(run) == [5, 50, 51]
 
 
-def test_what_is_none_of_ours_stays(run: Run) -> None:
+def test_what_is_none_of_ours_stays(run: RunDirectory) -> None:
     for name in ("step-final.pt", "epoch-000000001.pt", "step-000000001.txt"):
         (run.checkpoints / name).write_text("mine")
     for step in (5, 50):
@@ -122,12 +122,12 @@ def test_what_is_none_of_ours_stays(run: Run) -> None:
 
 def test_training_keeps_as_many_as_asked_for(tmp_path: Path) -> None:
     train(tiny(tmp_path, checkpoint_every=2, keep_checkpoints=3), tmp_path / "run")
-    assert steps(Run(tmp_path / "run")) == [4, 6, 8]
+    assert steps(RunDirectory(tmp_path / "run")) == [4, 6, 8]
 
 
 @pytest.mark.parametrize("fault", [KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_one_that_cannot_be_written_leaves_those_before(
-    run: Run, monkeypatch: pytest.MonkeyPatch, fault: BaseException
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, fault: BaseException
 ) -> None:
     save_checkpoint(run, state_at(1), keep=1)
 
@@ -166,7 +166,7 @@ DAMAGES = [
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("kind", ["pt", "json"])
 def test_a_damaged_one_is_told_and_the_one_before_is_used(
-    run: Run, damage: Callable[[bytes], bytes], kind: str
+    run: RunDirectory, damage: Callable[[bytes], bytes], kind: str
 ) -> None:
     for step in (3, 6):
         save_checkpoint(run, state_at(step), keep=2)
@@ -182,7 +182,7 @@ def test_a_damaged_one_is_told_and_the_one_before_is_used(
 
 
 @pytest.mark.parametrize("kind", ["pt", "json"])
-def test_a_missing_part_is_told_too(run: Run, kind: str) -> None:
+def test_a_missing_part_is_told_too(run: RunDirectory, kind: str) -> None:
     for step in (3, 6):
         save_checkpoint(run, state_at(step), keep=2)
     (run.checkpoints / f"step-000000006.{kind}").unlink()
@@ -196,7 +196,7 @@ def test_a_missing_part_is_told_too(run: Run, kind: str) -> None:
 def test_where_none_is_whole_nothing_is_begun_anew(tmp_path: Path) -> None:
     settings = tiny(tmp_path)
     train(settings, tmp_path / "run")
-    run = Run(tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
     run.summary.unlink()
     for path in run.checkpoints.glob("*.pt"):
         path.write_bytes(flip(path.read_bytes()))
@@ -214,7 +214,7 @@ class _Code:
 @pytest.mark.parametrize(
     "content", [[1, 2], {"format_version": 1, "model": {}}, torch.zeros(3), {"format_version": 1, "step": _Code()}]
 )
-def test_what_is_no_checkpoint_is_no_traceback_and_no_code_runs(run: Run, content: object) -> None:
+def test_what_is_no_checkpoint_is_no_traceback_and_no_code_runs(run: RunDirectory, content: object) -> None:
     save_checkpoint(run, state_at(3), keep=1)
     path = run.checkpoints / "step-000000003.pt"
     torch.save(content, path)
@@ -225,27 +225,27 @@ def test_what_is_no_checkpoint_is_no_traceback_and_no_code_runs(run: Run, conten
     assert "step-000000003.pt: damaged" in lines[0]
 
 
-def read_pair(run: Run) -> dict[str, dict[str, Any]]:
+def read_pair(run: RunDirectory) -> dict[str, dict[str, Any]]:
     """The only checkpoint and its marker, by suffix."""
     path = run.checkpoints / "step-000000003.pt"
     return {"pt": torch.load(path, weights_only=True), "json": json.loads(path.with_suffix(".json").read_text())}
 
 
-def write_pair(run: Run, pair: dict[str, dict[str, Any]]) -> None:
+def write_pair(run: RunDirectory, pair: dict[str, dict[str, Any]]) -> None:
     path = run.checkpoints / "step-000000003.pt"
     torch.save(pair["pt"], path)
     path.with_suffix(".json").write_text(json.dumps(pair["json"]))
     resign(path)
 
 
-def test_checkpoint_and_marker_have_the_format_version(run: Run) -> None:
+def test_checkpoint_and_marker_have_the_format_version(run: RunDirectory) -> None:
     save_checkpoint(run, state_at(3), keep=1)
     assert [content["format_version"] for content in read_pair(run).values()] == [1, 1]
 
 
 @pytest.mark.parametrize("kind", ["pt", "json"])
 @pytest.mark.parametrize("version", [2, 0, "1"])
-def test_an_unknown_format_version_is_refused(run: Run, kind: str, version: Any) -> None:
+def test_an_unknown_format_version_is_refused(run: RunDirectory, kind: str, version: Any) -> None:
     save_checkpoint(run, state_at(3), keep=1)
     pair = read_pair(run)
     pair[kind]["format_version"] = version
@@ -263,7 +263,7 @@ def test_an_unknown_format_version_is_refused(run: Run, kind: str, version: Any)
 
 
 @pytest.mark.parametrize("kind", ["pt", "json"])
-def test_a_missing_format_version_is_refused(run: Run, kind: str) -> None:
+def test_a_missing_format_version_is_refused(run: RunDirectory, kind: str) -> None:
     save_checkpoint(run, state_at(3), keep=1)
     pair = read_pair(run)
     del pair[kind]["format_version"]
@@ -279,7 +279,7 @@ def test_a_missing_format_version_is_refused(run: Run, kind: str) -> None:
 def test_a_run_goes_on_from_the_one_before_a_damaged_one(tmp_path: Path, kind: str) -> None:
     settings = tiny(tmp_path)
     train(settings, tmp_path / "run")
-    run = Run(tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
     model, last = run.model.read_bytes(), run.checkpoints / f"step-000000008.{kind}"
     before = load_checkpoint(run)
     last.write_bytes(flip(last.read_bytes()))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vqtool.errors import CheckpointError
 from vqtool.runs.model_file import SavedModel, read_model, write_model
-from vqtool.metrics.collisions import Distinct
+from vqtool.metrics.collisions import IdCounts
 
 METRICS = {"validation/loss/total": 0.1, "codebook/usage": 1.0}
 
@@ -25,7 +25,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def saved(
-    state: dict[str, Tensor] | None = None, counts: list[Tensor] | None = None, distinct: Distinct | None = None
+    state: dict[str, Tensor] | None = None, counts: list[Tensor] | None = None, distinct: IdCounts | None = None
 ) -> SavedModel:
     return SavedModel(state or {"a": torch.ones(100)}, counts or [], distinct, 5, METRICS, 80, "d" * 64)
 
@@ -43,9 +43,9 @@ def test_a_model_reads_back_with_the_validation_that_chose_it(path: Path) -> Non
 
 
 def test_the_distinct_ids_read_back(path: Path) -> None:
-    write_model(path, saved(distinct=Distinct(rows=2**40, ids=7)))
+    write_model(path, saved(distinct=IdCounts(rows=2**40, ids=7)))
     model, _ = read_model(path)
-    assert model.distinct == Distinct(2**40, 7)
+    assert model.distinct == IdCounts(2**40, 7)
     assert set(model.state) == {"a"}
 
 
@@ -84,7 +84,7 @@ def test_a_damaged_model_is_named(content: bytes, path: Path) -> None:
 
 
 def test_any_flipped_bit_is_noticed(path: Path) -> None:
-    write_model(path, saved({"a": torch.rand(7), "b": torch.arange(3)}, [torch.tensor([1, 2])], Distinct(3, 2)))
+    write_model(path, saved({"a": torch.rand(7), "b": torch.arange(3)}, [torch.tensor([1, 2])], IdCounts(3, 2)))
     whole, before = path.read_bytes(), read_model(path)[0]
     picks = random.Random(0)
     harmless = 0

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import TrainedRun
 from vqtool.config import RunSettings
 from vqtool.errors import CheckpointError, ConfigError
-from vqtool.runs.run_directory import Run
+from vqtool.runs.run_directory import RunDirectory
 
 SETTINGS = RunSettings.model_validate(
     {
@@ -24,14 +24,14 @@ SETTINGS = RunSettings.model_validate(
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    run = Run(tmp_path / "runs" / "r")
+def run(tmp_path: Path) -> RunDirectory:
+    run = RunDirectory(tmp_path / "runs" / "r")
     run.create(SETTINGS)
     return run
 
 
 def test_a_run_is_there_once_its_config_is(tmp_path: Path) -> None:
-    run = Run(tmp_path / "a" / "b")
+    run = RunDirectory(tmp_path / "a" / "b")
     assert not run.exists
     run.create(SETTINGS)
     assert run.exists
@@ -39,22 +39,22 @@ def test_a_run_is_there_once_its_config_is(tmp_path: Path) -> None:
     assert sorted(path.name for path in run.folder.iterdir()) == ["checkpoints", "config.yaml"]
 
 
-def test_a_folder_may_be_given_as_text(run: Run) -> None:
-    assert Run(str(run.folder)).settings() == SETTINGS
+def test_a_folder_may_be_given_as_text(run: RunDirectory) -> None:
+    assert RunDirectory(str(run.folder)).settings() == SETTINGS
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"not a run: config\.yaml is missing"):
-        Run(tmp_path).settings()
+        RunDirectory(tmp_path).settings()
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="file/run: cannot be created"):
-        Run(tmp_path / "file" / "run").create(SETTINGS)
+        RunDirectory(tmp_path / "file" / "run").create(SETTINGS)
 
 
-def test_a_damaged_config_is_named(run: Run) -> None:
+def test_a_damaged_config_is_named(run: RunDirectory) -> None:
     run.config.write_text("data: 5\n")
     with pytest.raises(ConfigError, match=r"config\.yaml:1: data: "):
         run.settings()
@@ -65,17 +65,17 @@ def test_clear_removes_a_run_and_nothing_else(trained: TrainedRun, tmp_path: Pat
     shutil.copytree(trained.folder, folder)
     (folder / "notes.txt").write_text("mine")
     (folder / "plots").mkdir()
-    Run(folder).clear()
+    RunDirectory(folder).clear()
     # Its config and an empty folder say that a run may be begun here.
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "config.yaml", "notes.txt", "plots"]
     assert not list((folder / "checkpoints").iterdir())
-    assert Run(folder).exists
-    Run(tmp_path / "nothing").clear()
+    assert RunDirectory(folder).exists
+    RunDirectory(tmp_path / "nothing").clear()
     assert not (tmp_path / "nothing").exists()
 
 
-def test_two_processes_cannot_claim_one_folder(run: Run) -> None:
-    again = f"from vqtool.runs.run_directory import Run\nwith Run({str(run.folder)!r}).claimed(): print('claimed')"
+def test_two_processes_cannot_claim_one_folder(run: RunDirectory) -> None:
+    again = f"from vqtool.runs.run_directory import RunDirectory\nwith RunDirectory({str(run.folder)!r}).claimed(): print('claimed')"
     with run.claimed():
         second = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True)
         assert "another process is training in this directory" in second.stderr
@@ -83,7 +83,7 @@ def test_two_processes_cannot_claim_one_folder(run: Run) -> None:
     assert third.stdout == "claimed\n"
 
 
-def test_claiming_removes_what_a_killed_process_left_and_nothing_else(run: Run) -> None:
+def test_claiming_removes_what_a_killed_process_left_and_nothing_else(run: RunDirectory) -> None:
     left = [".config.yaml.part", ".model.safetensors.part", ".metrics.jsonl.part", ".events.out.tfevents.1.host.part"]
     for name in [*left, "checkpoints/.step-000000003.pt.part", ".notes.part", "checkpoints/mine.part"]:
         (run.folder / name).write_text("half")
@@ -94,7 +94,7 @@ def test_claiming_removes_what_a_killed_process_left_and_nothing_else(run: Run) 
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", "model.safetensors", "config.yaml"])
-def test_links_and_devices_are_no_files_of_a_run(run: Run, tmp_path: Path, name: str) -> None:
+def test_links_and_devices_are_no_files_of_a_run(run: RunDirectory, tmp_path: Path, name: str) -> None:
     path = run.folder / name
     if name == "checkpoints":
         path.rmdir()
@@ -109,13 +109,13 @@ def test_links_and_devices_are_no_files_of_a_run(run: Run, tmp_path: Path, name:
 
 
 @pytest.mark.parametrize("line", ["[" * 100_000, '{"step": Infinity}', '{"step": "x"}', "[]", "", '{"step": 1'])
-def test_a_line_of_the_log_that_is_none_is_passed_over(run: Run, line: str) -> None:
+def test_a_line_of_the_log_that_is_none_is_passed_over(run: RunDirectory, line: str) -> None:
     good = '{"step": 3, "validation/loss/total": 1.5, "x": "y", "findings": []}'
     run.metrics.write_text(f"{line} validation/loss/total\n{good}\n")
     assert run.validations() == [{"step": 3, "validation/loss/total": 1.5, "findings": []}]
 
 
-def test_lines_far_too_long_are_passed_over_and_never_held(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_far_too_long_are_passed_over_and_never_held(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vqtool.runs.run_directory._LONGEST_LINE", 40)
     first, last = '{"step": 1, "loss/total": 1.5}', '{"step": 2, "loss/total": 0.5}'
     for long in ("x" * 39, "x" * 40, "x" * 79, "x" * 80, '{"step": 9}' + " " * 200, " " * 40 + '{"step": 9}'):
@@ -130,7 +130,7 @@ def test_lines_far_too_long_are_passed_over_and_never_held(run: Run, monkeypatch
 
 @pytest.mark.parametrize("lacking", ["name", "severity", "message"])
 @pytest.mark.parametrize("instead", [None, 3])
-def test_findings_without_a_name_a_severity_and_a_message_are_none(lacking: str, instead: int | None, run: Run) -> None:
+def test_findings_without_a_name_a_severity_and_a_message_are_none(lacking: str, instead: int | None, run: RunDirectory) -> None:
     whole = {"name": "collapse", "severity": "severe", "message": "few codes"}
     odd = {key: instead if key == lacking else value for key, value in whole.items() if key != lacking or instead}
     line = {"step": 3, "validation/loss/total": 1.5}
@@ -139,12 +139,12 @@ def test_findings_without_a_name_a_severity_and_a_message_are_none(lacking: str,
 
 
 def test_a_claim_that_comes_to_nothing_leaves_nothing(tmp_path: Path) -> None:
-    with Run(tmp_path / "new").claimed():
+    with RunDirectory(tmp_path / "new").claimed():
         assert (tmp_path / "new").is_dir()
     assert not (tmp_path / "new").exists()
 
 
-def test_a_summary_reads_back(run: Run) -> None:
+def test_a_summary_reads_back(run: RunDirectory) -> None:
     assert run.read_summary() is None
     summary = {"steps": 3, "seconds": 1.5, "best_step": 2, "best": {"a": 0.5}, "final": {"a": 0.75}}
     run.write_summary(summary)
@@ -152,13 +152,13 @@ def test_a_summary_reads_back(run: Run) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"5", b"[]", b'{"steps": 30}'])
-def test_a_damaged_summary_is_named(content: bytes, run: Run) -> None:
+def test_a_damaged_summary_is_named(content: bytes, run: RunDirectory) -> None:
     run.summary.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"summary\.json: damaged"):
         run.read_summary()
 
 
-def test_a_summary_without_a_key_names_it(run: Run) -> None:
+def test_a_summary_without_a_key_names_it(run: RunDirectory) -> None:
     run.write_summary({"steps": 3, "seconds": 1.5, "best_step": 2, "final": {}})
     with pytest.raises(CheckpointError, match=r"summary\.json: damaged: missing keys: best;"):
         run.read_summary()
@@ -167,17 +167,17 @@ def test_a_summary_without_a_key_names_it(run: Run) -> None:
 # Format version
 
 
-def test_the_config_of_a_run_begins_with_its_format_version(run: Run) -> None:
+def test_the_config_of_a_run_begins_with_its_format_version(run: RunDirectory) -> None:
     assert run.config.read_text().startswith("format_version: 1\n")
 
 
-def test_a_config_without_a_format_version_is_of_version_1(run: Run) -> None:
+def test_a_config_without_a_format_version_is_of_version_1(run: RunDirectory) -> None:
     run.config.write_text(run.config.read_text().removeprefix("format_version: 1\n"))
     assert run.settings() == SETTINGS
 
 
 @pytest.mark.parametrize("version", ["2", "0", "'1'", "1.0", "true", "null"])
-def test_a_config_of_an_unknown_format_version_is_refused(run: Run, version: str) -> None:
+def test_a_config_of_an_unknown_format_version_is_refused(run: RunDirectory, version: str) -> None:
     run.config.write_text(run.config.read_text().replace("format_version: 1", f"format_version: {version}"))
     with pytest.raises(ConfigError, match=r"config\.yaml:1: format_version: .*reads 1; update vqtool"):
         run.settings()

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from vqtool.errors import DataError
-from vqtool.runtime.files import replacing, write_json
+from vqtool.runtime.files import atomic_write, write_json
 
 
 def _write(path: Path, text: str, fault: BaseException | None = None) -> None:
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         part.write_text(text)
         if fault:
             raise fault
@@ -18,7 +18,7 @@ def _write(path: Path, text: str, fault: BaseException | None = None) -> None:
 
 def test_the_file_appears_only_when_the_block_ends(tmp_path: Path) -> None:
     path = tmp_path / "out.txt"
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         part.write_text("new")
         assert part.parent == tmp_path
         assert not path.exists()

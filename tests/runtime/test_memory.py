@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vqtool.errors import DataError
-from vqtool.runtime.memory import free_memory, mapped_memory, out_of_memory_told, peak_memory
+from vqtool.runtime.memory import convert_out_of_memory, free_memory, mapped_memory, peak_memory
 
 
 def test_the_peak_is_that_of_what_was_held_at_once() -> None:
@@ -62,11 +62,11 @@ def test_a_limit_of_the_process_counts() -> None:
 def test_running_out_says_what_to_lower(fault: Exception) -> None:
     with (
         pytest.raises(DataError, match="out of memory; lower --batch-size"),
-        out_of_memory_told(DataError, "lower --batch-size"),
+        convert_out_of_memory(DataError, "lower --batch-size"),
     ):
         raise fault
 
 
 def test_other_faults_pass() -> None:
-    with pytest.raises(RuntimeError, match="shape"), out_of_memory_told(DataError, "lower"):
+    with pytest.raises(RuntimeError, match="shape"), convert_out_of_memory(DataError, "lower"):
         raise RuntimeError("shape mismatch")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vqtool.runtime import numba_jit as compiled
-from vqtool.runtime.numba_jit import entry, exact_loop, loop
+from vqtool.runtime.numba_jit import cached_kernel, inline_kernel, strict_kernel
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def total(numbers):
 
 
 def test_a_loop_called_from_python_is_the_function_that_was_written():
-    summed = entry(total)
+    summed = cached_kernel(total)
     assert summed(np.arange(10.0)) == 45
     assert summed(numbers=np.arange(4.0)) == 6
     assert summed.__doc__ == total.__doc__
@@ -33,10 +33,10 @@ def test_a_loop_called_from_python_is_the_function_that_was_written():
 
 # Were the order left open, LLVM would sum eight at a time, and lose no 1.
 def test_an_exact_loop_sums_in_order_whoever_calls_it():
-    inner = exact_loop(total)
+    inner = strict_kernel(total)
     numbers = np.array([2.0**53, *[1.0] * 31])
-    assert entry(lambda values: inner(values))(numbers) == 2.0**53
-    assert loop(total)(numbers) > 2.0**53
+    assert cached_kernel(lambda values: inner(values))(numbers) == 2.0**53
+    assert inline_kernel(total)(numbers) > 2.0**53
 
 
 def test_without_a_place_to_keep_it_a_loop_is_compiled_all_the_same(monkeypatch):
@@ -47,7 +47,7 @@ def test_without_a_place_to_keep_it_a_loop_is_compiled_all_the_same(monkeypatch)
 
     njit = numba.njit
     monkeypatch.setattr(compiled.numba, "njit", nowhere)
-    assert entry(total)(np.arange(10.0)) == 45
+    assert cached_kernel(total)(np.arange(10.0)) == 45
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), EOFError("Ran out of input")], ids=repr)
@@ -67,21 +67,21 @@ def test_what_cannot_be_kept_or_read_again_stops_no_loop(monkeypatch, error):
         return decorate
 
     monkeypatch.setattr(compiled.numba, "njit", njit)
-    summed = entry(total)
+    summed = cached_kernel(total)
     assert summed(np.arange(10.0)) == summed(np.arange(10.0)) == 45
     assert calls == [True, False, False]
 
 
 def test_a_damaged_cache_stops_no_loop(tmp_path):
-    assert entry(total)(np.arange(10.0)) == 45
+    assert cached_kernel(total)(np.arange(10.0)) == 45
     (index,) = tmp_path.rglob("*.nbi")
     index.write_bytes(b"")
-    assert entry(total)(np.arange(10.0)) == 45
+    assert cached_kernel(total)(np.arange(10.0)) == 45
 
 
 def test_errors_of_a_loop_itself_are_raised():
     with pytest.raises(numba.TypingError):
-        entry(total)("no numbers")
+        cached_kernel(total)("no numbers")
 
 
 def roots(numbers, times):
@@ -93,7 +93,7 @@ def roots(numbers, times):
 
 
 def test_other_threads_go_on_meanwhile():
-    long, numbers = entry(roots), np.ones(1000)
+    long, numbers = cached_kernel(roots), np.ones(1000)
     long(numbers, 1)  # compiled
     thread, turns = threading.Thread(target=long, args=(numbers, 50_000)), 0  # half a second, or more
     thread.start()
@@ -103,7 +103,7 @@ def test_other_threads_go_on_meanwhile():
     assert turns > 10
 
 
-@pytest.mark.parametrize("decorate", [loop, exact_loop, entry])
+@pytest.mark.parametrize("decorate", [inline_kernel, strict_kernel, cached_kernel])
 def test_each_takes_numbers_of_any_type(decorate):
     twice = decorate(lambda number: 2 * number)
     assert twice(3) == 6

@@ -9,7 +9,7 @@ import torch
 from tests.quantizers import brute_force, halved_least, random_normal
 from vqtool import search
 from vqtool.quantizers import nearest_codes
-from vqtool.runtime.precision import flushing_denormals, full_precision
+from vqtool.runtime.precision import flush_denormals, full_precision
 
 CPU = torch.device("cpu")
 BACKENDS = [torch.backends.mkldnn.matmul, torch.backends.cuda.matmul]
@@ -116,14 +116,14 @@ def flushing():
 @pytest.mark.parametrize("within", [False, True])
 def test_denormals_are_nothing_within_and_the_setting_comes_back(flushing, before, within):
     flushing(before)
-    with flushing_denormals(within):
+    with flush_denormals(within):
         assert (halved_least() == 0.0) is within
     assert (halved_least() == 0.0) is before
 
 
 def test_denormals_are_the_users_again_after_an_error(flushing):
     def fail():
-        with flushing_denormals(True):
+        with flush_denormals(True):
             assert halved_least() == 0.0
             raise KeyError
 

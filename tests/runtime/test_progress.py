@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from vqtool.runtime.progress import Bar, Lines, duration, pass_bar, step_bar, with_progress
+from vqtool.runtime.progress import Bar, LineWriter, duration, pass_bar, step_bar, with_progress
 
 PATIENCE = 20
 
@@ -71,7 +71,7 @@ def test_training_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_pass_writes_a_line_at_every_interval(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    with pass_bar("scan data.npy", 5_000_000, lines=Lines(10, clock)) as bar:
+    with pass_bar("scan data.npy", 5_000_000, lines=LineWriter(10, clock)) as bar:
         for _ in range(25):
             clock.now += 1
             bar.update(100_000)
@@ -82,7 +82,7 @@ def test_a_pass_writes_a_line_at_every_interval(clock: Clock, capsys: pytest.Cap
 
 
 def test_the_last_line_has_no_eta(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    with pass_bar("validate", 7, lines=Lines(10, clock)) as bar:
+    with pass_bar("validate", 7, lines=LineWriter(10, clock)) as bar:
         clock.now += 11
         bar.update(7)
     assert lines(capsys) == ["validate: 7 of 7 rows (100%)"]
@@ -97,14 +97,14 @@ def test_items_in_use_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_units_of_unequal_times_have_no_eta(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    with pass_bar("dry run", 4, "stages", lines=Lines(10, clock), eta=False) as bar:
+    with pass_bar("dry run", 4, "stages", lines=LineWriter(10, clock), eta=False) as bar:
         clock.now += 11
         bar.update()
     assert lines(capsys) == ["dry run: 1 of 4 stages (25%)"]
 
 
 def test_a_series_of_short_passes_is_not_silent(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    shared = Lines(10, clock)
+    shared = LineWriter(10, clock)
     for _ in range(14):
         with pass_bar("validate", 2, lines=shared) as bar:
             clock.now += 1.5
@@ -113,7 +113,7 @@ def test_a_series_of_short_passes_is_not_silent(clock: Clock, capsys: pytest.Cap
 
 
 def test_passes_one_after_the_other_share_the_interval(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    shared = Lines(10, clock)
+    shared = LineWriter(10, clock)
     for name in ("first", "second", "third"):
         with pass_bar(name, 4, "vectors", lines=shared) as bar:
             clock.now += 4
@@ -122,7 +122,7 @@ def test_passes_one_after_the_other_share_the_interval(clock: Clock, capsys: pyt
 
 
 def test_training_writes_lines_and_passes_within_share_them(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    shared = Lines(10, clock)
+    shared = LineWriter(10, clock)
     with step_bar(2000, 298, lambda: 190.0, shared) as steps:
         steps.show("loss 0.5")
         clock.now += 10
@@ -148,9 +148,9 @@ def test_without_a_terminal_there_is_no_bar(capsys: pytest.CaptureFixture[str]) 
 def test_only_rank_0_shows_progress(
     clock: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vqtool.runtime.progress.is_first", lambda: False)
+    monkeypatch.setattr("vqtool.runtime.progress.is_rank0", lambda: False)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    shared = Lines(10, clock)
+    shared = LineWriter(10, clock)
     with pass_bar("scan", 3, delay=0, lines=shared) as bar, step_bar(9, 0, lines=shared) as steps:
         clock.now += 20
         bar.update()
@@ -159,7 +159,7 @@ def test_only_rank_0_shows_progress(
 
 
 def test_names_are_made_printable(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    with pass_bar("scan a\n\x1b[2J.npy", 2, lines=Lines(10, clock)) as bar:
+    with pass_bar("scan a\n\x1b[2J.npy", 2, lines=LineWriter(10, clock)) as bar:
         clock.now += 20
         bar.update()
     assert lines(capsys) == ["scan a\\n\\x1b[2J.npy: 1 of 2 rows (50%), ETA 20 s"]

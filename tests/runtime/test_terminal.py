@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vqtool.runtime.terminal import printable, well_formed
+from vqtool.runtime.terminal import escape_control, escape_surrogates
 
 
 @pytest.mark.parametrize(
@@ -19,15 +19,15 @@ from vqtool.runtime.terminal import printable, well_formed
     ],
 )
 def test_only_what_steers_a_terminal_is_escaped(text: str, shown: str) -> None:
-    assert printable(text) == shown
+    assert escape_control(text) == shown
 
 
 @given(text=st.text())
 @settings(max_examples=100, deadline=None, database=None, derandomize=True)
 def test_what_comes_out_is_printable_and_stays_as_it_is(text: str) -> None:
-    assert printable(text).isprintable()
-    assert printable(printable(text)) == printable(text)
+    assert escape_control(text).isprintable()
+    assert escape_control(escape_control(text)) == escape_control(text)
 
 
 def test_bytes_that_are_no_text_become_escapes_and_all_else_stays() -> None:
-    assert well_formed("a\udcff\n名.npy") == "a\\udcff\n名.npy"
+    assert escape_surrogates("a\udcff\n名.npy") == "a\\udcff\n名.npy"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vqtool.runtime.torchrun import place
+from vqtool.runtime.torchrun import rank_info
 
 
 @pytest.mark.parametrize(
@@ -17,4 +17,4 @@ from vqtool.runtime.torchrun import place
     ],
 )
 def test_place(environment: dict[str, str], expected: tuple[int, int, int | None]) -> None:
-    assert tuple(place(environment)) == expected
+    assert tuple(rank_info(environment)) == expected

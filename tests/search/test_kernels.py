@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.quantizers import brute_force, distances, random_normal
 from vqtool.search import kernels
-from vqtool.search.kernels import CROWD, exhaustive, settle_bfloat16, settle_full
+from vqtool.search.kernels import MAX_CANDIDATES, exhaustive, settle_bfloat16, settle_full
 
 FEW = settings(deadline=None, max_examples=60)
 
@@ -50,7 +50,9 @@ def test_scores_off_by_less_than_the_slack_lead_to_the_exact_nearest(seed, n, k,
     exact = distances(vectors, codes)
     noise = generator.uniform(-1, 1, exact.shape)
     found = settled((exact + 0.05 * noise).astype(dtype), np.full(n, 0.11), vectors, codes, classes)
-    crowded = (exact + 0.05 * noise <= (exact + 0.05 * noise).min(axis=1, keepdims=True) + 0.11).sum(axis=1) > CROWD
+    crowded = (exact + 0.05 * noise <= (exact + 0.05 * noise).min(axis=1, keepdims=True) + 0.11).sum(
+        axis=1
+    ) > MAX_CANDIDATES
     assert ((found == exact.argmin(axis=1)) | crowded).all()
     assert (found[crowded] == -1).all()
 
@@ -65,10 +67,13 @@ def test_of_equal_codes_the_lowest_wins_wherever_its_class_is():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_crowd_is_left_and_one_less_is_not(dtype):
-    scores = np.zeros((2, 3 * CROWD), dtype)
-    scores[0, CROWD + 1 :], scores[1, CROWD:] = 1, 1
-    vectors, codes = np.ones((2, 4), dtype), np.random.default_rng(0).standard_normal((3 * CROWD, 4)).astype(dtype)
-    nearest = distances(vectors[1:], codes[:CROWD]).argmin()
+    scores = np.zeros((2, 3 * MAX_CANDIDATES), dtype)
+    scores[0, MAX_CANDIDATES + 1 :], scores[1, MAX_CANDIDATES:] = 1, 1
+    vectors, codes = (
+        np.ones((2, 4), dtype),
+        np.random.default_rng(0).standard_normal((3 * MAX_CANDIDATES, 4)).astype(dtype),
+    )
+    nearest = distances(vectors[1:], codes[:MAX_CANDIDATES]).argmin()
     assert settled(scores, np.full(2, 0.5), vectors, codes).tolist() == [-1, nearest]
 
 

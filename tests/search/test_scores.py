@@ -8,17 +8,17 @@ from hypothesis import strategies as st
 from tests.quantizers import Sizes, brute_force, random_normal
 from vqtool.search import scores
 from vqtool.search.bfloat16 import BfloatScores, multiplies_bfloat16
-from vqtool.search.kernels import CROWD, SHORT
-from vqtool.search.rerank import settle
+from vqtool.search.kernels import MAX_CANDIDATES, MAX_SMALL_DIM
+from vqtool.search.rerank import rerank_exact
 from vqtool.search.scores import FullScores
-from vqtool.search.small_dim import ShortScores
+from vqtool.search.small_dim import SmallDimSearch
 
 
 class ElsewhereScores(FullScores):
     """As on a device that is no CPU."""
 
     def _settle(self, scores, slack, vectors, nearest):
-        nearest.copy_(settle(scores, slack, vectors, self._codebook))
+        nearest.copy_(rerank_exact(scores, slack, vectors, self._codebook))
 
 
 FEW = settings(deadline=None, max_examples=80)
@@ -26,7 +26,7 @@ KINDS = {
     "bfloat16": (BfloatScores, torch.float32),
     "float32": (FullScores, torch.float32),
     "float64": (FullScores, torch.float64),
-    "short": (ShortScores, torch.float32),
+    "short": (SmallDimSearch, torch.float32),
     "elsewhere": (ElsewhereScores, torch.float32),
 }
 PRODUCTS = ("bfloat16", "float32", "float64", "elsewhere")
@@ -36,12 +36,12 @@ each_product = pytest.mark.parametrize(
     [KINDS[name] for name in PRODUCTS],
     ids=PRODUCTS,
 )
-each_float32_kind = pytest.mark.parametrize("kind", [BfloatScores, FullScores, ShortScores, ElsewhereScores])
+each_float32_kind = pytest.mark.parametrize("kind", [BfloatScores, FullScores, SmallDimSearch, ElsewhereScores])
 
 
 def cut(kind, *tables):
     """As many dimensions as a kind takes."""
-    return tuple(table[:, :SHORT] for table in tables) if kind is ShortScores else tables
+    return tuple(table[:, :MAX_SMALL_DIM] for table in tables) if kind is SmallDimSearch else tables
 
 
 def found(kind, vectors, codes):
@@ -65,7 +65,7 @@ def check_but_for(kind, vectors, codes, most):
     known = nearest >= 0
     vectors, codes = cut(kind, vectors, codes)
     assert torch.equal(nearest[known], truth(kind, vectors, codes)[known])
-    if len(codes) <= CROWD:  # else a crowd may be left
+    if len(codes) <= MAX_CANDIDATES:  # else a crowd may be left
         centre = codes.double().mean(dim=0)
         furthest = (vectors.double() - centre).norm(dim=1) + (codes.double() - centre).norm(dim=1).max()
         assert known[furthest < most].all()
@@ -113,7 +113,7 @@ def test_any_scale_and_offset(kind, dtype, seed, d, exponents, offset):
 @given(seed=st.integers(0, 1 << 30), d=st.integers(1, 12), exponent=st.floats(-30, 30), step=st.floats(0.25, 4))
 def test_the_first_of_equal_codes(kind, dtype, seed, d, exponent, step):
     some = (random_normal(seed, 30, d, dtype=dtype) * step).round() * 10**exponent
-    codes = some[torch.randint(30, (CROWD,), generator=torch.Generator().manual_seed(seed))]
+    codes = some[torch.randint(30, (MAX_CANDIDATES,), generator=torch.Generator().manual_seed(seed))]
     check_but_for(kind, torch.cat([some, random_normal(seed + 1, 10, d, dtype=dtype) * 10**exponent]), codes, 1e18)
 
 
@@ -226,7 +226,7 @@ def test_with_a_codebook_that_is_not_finite_every_row_is_left(kind, dtype, odd):
 def test_blocks_of_any_size(monkeypatch, kind, dtype, block):
     monkeypatch.setattr(scores, "_BLOCK", block)
     monkeypatch.setattr(scores, "_ROWS", 1)
-    check(kind, random_normal(0, 37, 6, dtype=dtype), random_normal(1, CROWD, 6, dtype=dtype))
+    check(kind, random_normal(0, 37, 6, dtype=dtype), random_normal(1, MAX_CANDIDATES, 6, dtype=dtype))
 
 
 @each_kind
@@ -246,7 +246,7 @@ def test_few_codes_may_be_the_nearest_wherever_the_data_lie(kind, dtype, offset,
     best = product.amin(dim=1) * (1.01 if kind is BfloatScores else 1)
     within = (product <= (best + slack)[:, None]).sum(dim=1)
     assert within.double().mean() < (3 if kind is BfloatScores else 1.01)
-    assert within.max() < CROWD
+    assert within.max() < MAX_CANDIDATES
 
 
 @each_product

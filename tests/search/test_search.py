@@ -14,7 +14,7 @@ from vqtool.search import high_precision as finer
 from vqtool.search import scores
 from vqtool.search.bfloat16 import BfloatScores
 from vqtool.search.scores import FullScores
-from vqtool.search.small_dim import ShortScores
+from vqtool.search.small_dim import SmallDimSearch
 
 FEW = settings(deadline=None, max_examples=60)
 
@@ -230,7 +230,7 @@ CASES = {
 def however_few(patch):
     """Take the processor to multiply bfloat16, and let it do so for any number of codes, vectors and dimensions."""
     patch.setattr(search, "multiplies_bfloat16", lambda: True)
-    patch.setattr(search, "SHORT", 0)
+    patch.setattr(search, "MAX_SMALL_DIM", 0)
     patch.setattr(search, "_PRODUCTS", 0)
 
 
@@ -254,7 +254,7 @@ def made(monkeypatch):
 
         return make
 
-    for kind in (BfloatScores, FullScores, ShortScores):
+    for kind in (BfloatScores, FullScores, SmallDimSearch):
         monkeypatch.setattr(search, kind.__name__, spied(kind))
     monkeypatch.setattr(finer, "FullScores", spied(FullScores))
     return names
@@ -330,10 +330,10 @@ def test_codes_that_bfloat16_does_not_tell_apart_are_told_apart_in_float32(monke
         (16, 30 * 256 * 16 + 1, torch.float32, "FullScores"),
         (16, 0, torch.float64, "FullScores"),
         (9, 0, torch.float32, "BfloatScores"),
-        (8, 0, torch.float32, "ShortScores"),
-        (8, 1 << 60, torch.float32, "ShortScores"),
+        (8, 0, torch.float32, "SmallDimSearch"),
+        (8, 1 << 60, torch.float32, "SmallDimSearch"),
         (8, 0, torch.float64, "FullScores"),
-        (1, 0, torch.float32, "ShortScores"),
+        (1, 0, torch.float32, "SmallDimSearch"),
     ],
 )
 def test_scores_are_of_the_kind_that_is_soonest_made(monkeypatch, made, dim, products, dtype, kind):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vqtool.config import RunSettings
 from vqtool.quantizers.initialization import RandomInitSettings
-from vqtool.runs.run_directory import Run
+from vqtool.runs.run_directory import RunDirectory
 from vqtool.training.batches import Batches
 
 MLP = {"kind": "mlp", "width": 8, "layers": 1}
@@ -95,7 +95,7 @@ def before_step(patch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -
 
 def logged(folder: Path) -> list[dict[str, Any]]:
     """The objects of metrics.jsonl."""
-    return [json.loads(line) for line in Run(folder).metrics.read_text().splitlines()]
+    return [json.loads(line) for line in RunDirectory(folder).metrics.read_text().splitlines()]
 
 
 def without_speed(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -105,7 +105,7 @@ def without_speed(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def checkpoint(folder: Path, step: int) -> dict[str, Any]:
     """What is in a run's checkpoint."""
-    content: dict[str, Any] = torch.load(Run(folder).checkpoints / f"step-{step:09d}.pt", weights_only=True)
+    content: dict[str, Any] = torch.load(RunDirectory(folder).checkpoints / f"step-{step:09d}.pt", weights_only=True)
     return content
 
 
@@ -118,7 +118,7 @@ def resign(path: Path) -> None:
 
 def model_of(folder: Path) -> dict[str, Tensor]:
     """The tensors of a run's best model."""
-    tensors: dict[str, Tensor] = load_file(Run(folder).model)
+    tensors: dict[str, Tensor] = load_file(RunDirectory(folder).model)
     return tensors
 
 

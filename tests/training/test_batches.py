@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vqtool.data import BatchOrder, Samples, SampleSpec
-from vqtool.data.rows import NumpyRows, RowNumbers
+from vqtool.data.rows import NumpyRows, RowIndices
 from vqtool.errors import DataError
 from vqtool.training.batches import Batches
 
@@ -24,7 +24,7 @@ class Watched(NumpyRows):
     def mend(self) -> None:
         self._fails_at = None
 
-    def take(self, numbers: RowNumbers) -> torch.Tensor:
+    def take(self, numbers: RowIndices) -> torch.Tensor:
         self.asked.append(numbers.tolist())
         if self._fails_at in self.asked[-1]:
             raise DataError("cannot be read")

@@ -4,7 +4,7 @@ import torch
 
 from vqtool.data import SampleSpec
 from vqtool.models.autoencoder import Autoencoder, ModelSettings, resolve_model
-from vqtool.training.ddp import Averaging
+from vqtool.training.ddp import DistributedForward
 
 
 def test_alone_the_model_itself_is_called() -> None:
@@ -13,6 +13,6 @@ def test_alone_the_model_itself_is_called() -> None:
     settings = resolve_model(ModelSettings.model_validate(blocks), spec)
     model = Autoencoder(settings, spec, (0.0,) * 4, (1.0,) * 4).eval()
     x = torch.randn(5, 4)
-    found, expected = Averaging(model)(x), model(x)
+    found, expected = DistributedForward(model)(x), model(x)
     assert torch.equal(found.prediction, expected.prediction)
     assert torch.equal(found.quantizer.indices, expected.quantizer.indices)

@@ -15,7 +15,7 @@ from vqtool.quantizers.kmeans import KMeansSpeed
 from vqtool.runtime.memory import peak_memory
 from vqtool.training import train
 from vqtool.training.initialisation import Initialisation, initialisation_seconds, initialisations
-from vqtool.training.setup import prepare
+from vqtool.training.setup import set_up
 
 
 def settings_of(folder: Path, quantizer: dict[str, Any], **training: Any) -> RunSettings:
@@ -47,15 +47,15 @@ def test_the_sample_is_as_large_as_expected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantizer: dict[str, Any], training: dict[str, int]
 ) -> None:
     fitted: list[int] = []
-    initialise = VectorQuantizer.initialise
+    init_codes = VectorQuantizer.init_codes
 
-    def watched(quantizer: VectorQuantizer, conditioned: Tensor) -> None:
-        fitted.append(len(conditioned))
-        initialise(quantizer, conditioned)
+    def watched(quantizer: VectorQuantizer, preprocessed: Tensor) -> None:
+        fitted.append(len(preprocessed))
+        init_codes(quantizer, preprocessed)
 
-    monkeypatch.setattr(VectorQuantizer, "initialise", watched)
+    monkeypatch.setattr(VectorQuantizer, "init_codes", watched)
     settings = settings_of(tmp_path, quantizer, **training)
-    (expected,) = initialisations(prepare(settings))
+    (expected,) = initialisations(set_up(settings))
     train(settings, tmp_path / "run")
     vectors = expected.vectors
     assert fitted == [vectors * (level + 1 if expected.shared else 1) for level in range(expected.levels)]
@@ -63,11 +63,11 @@ def test_the_sample_is_as_large_as_expected(
 
 def test_each_group_of_a_product_is_initialised(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, {"kind": "product", "groups": 2, "quantizer": vector(5)})
-    assert [tuple(each.codes.shape) for each in initialisations(prepare(settings))] == [(8, 4)] * 2
+    assert [tuple(each.codes.shape) for each in initialisations(set_up(settings))] == [(8, 4)] * 2
 
 
 def test_without_k_means_there_is_none(tmp_path: Path) -> None:
-    prepared = prepare(from_random(tiny(tmp_path)))
+    prepared = set_up(from_random(tiny(tmp_path)))
     assert initialisations(prepared) == []
     assert initialisation_seconds(prepared) == 0
 
@@ -76,7 +76,7 @@ def test_its_time_is_that_of_all_passes(tmp_path: Path) -> None:
     ticks = itertools.count()
     every = {
         name: initialisation_seconds(
-            prepare(settings_of(tmp_path, quantizer, steps=60, validate_every=50)), lambda: float(next(ticks))
+            set_up(settings_of(tmp_path, quantizer, steps=60, validate_every=50)), lambda: float(next(ticks))
         )
         for name, quantizer in (("own", residual(5)), ("shared", residual(5, shared=True)), ("vector", vector(5)))
     }
@@ -97,7 +97,7 @@ def test_the_memory_held_is_that_of_the_initialisation(
     depths = [VectorQuantizer(4, 2048)] * levels if shared else [VectorQuantizer(4, 2048) for _ in range(levels)]
     quantizer = ResidualQuantizer(depths) if levels > 1 else depths[0]
     _, before = peak_memory(lambda: None)
-    _, actual = peak_memory(lambda: quantizer.initialise(sample))
+    _, actual = peak_memory(lambda: quantizer.init_codes(sample))
     _, held = peak_memory(Initialisation(len(sample), depths[0].codes, levels, shared).hold_memory)
     # Beside the sample, which this test holds anyway.
     assert held - sample.nbytes - before == pytest.approx(actual - before, rel=0.25)

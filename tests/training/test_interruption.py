@@ -12,12 +12,12 @@ from tests.training import IDENTITY, checkpoint, die_in_step, logged, tiny, with
 from vqtool.config import RunSettings
 from vqtool.data import BatchOrder, order
 from vqtool.errors import DataError, Stopped
-from vqtool.quantizers.dead_codes import Revival
+from vqtool.quantizers.dead_codes import DeadCodeReset
 from vqtool.quantizers.ema_codebook import EmaCodebook
 from vqtool.quantizers.error_scale import ErrorScale
-from vqtool.quantizers.initialization import KMeansStart
+from vqtool.quantizers.initialization import KMeansInit
 from vqtool.runs.model_file import read_model
-from vqtool.runs.run_directory import Run
+from vqtool.runs.run_directory import RunDirectory
 from vqtool.training import train, trainer
 from vqtool.training.optimizer import Optimizer
 
@@ -43,7 +43,7 @@ def outcome(folder: Path, steps: int = 8) -> dict[str, Any]:
     """All that a run comes to, but for what a clock says."""
     last = checkpoint(folder, steps)
     del last["seconds"]
-    return {"model": Run(folder).model.read_bytes(), "last": last, "log": without_speed(logged(folder))}
+    return {"model": RunDirectory(folder).model.read_bytes(), "last": last, "log": without_speed(logged(folder))}
 
 
 def same(one: Any, other: Any) -> bool:
@@ -165,9 +165,9 @@ MUTANTS: dict[str, Mutate] = {
     "generator of the order": _forget_generator,
     "EMA counts": lambda patch: _forget_buffers(patch, EmaCodebook, ["counts"]),
     "EMA sums": lambda patch: _forget_buffers(patch, EmaCodebook, ["sums"]),
-    "hits that revival judges by": lambda patch: _forget_buffers(patch, Revival, ["hits"]),
+    "hits that revival judges by": lambda patch: _forget_buffers(patch, DeadCodeReset, ["hits"]),
     "scale of the temperature": lambda patch: _forget_buffers(patch, ErrorScale, ["error", "weight"]),
-    "that codes have started": lambda patch: _forget_buffers(patch, KMeansStart, ["done"]),
+    "that codes have started": lambda patch: _forget_buffers(patch, KMeansInit, ["done"]),
 }
 
 
@@ -189,9 +189,9 @@ def test_the_sample_that_codes_wait_for_is_needed(tmp_path: Path, monkeypatch: p
     empty = torch.empty(0, 4)
 
     def forget(patch: pytest.MonkeyPatch) -> None:
-        load = KMeansStart._load_from_state_dict
+        load = KMeansInit._load_from_state_dict
         patch.setattr(
-            KMeansStart,
+            KMeansInit,
             "_load_from_state_dict",
             lambda self, state, prefix, *args: load(self, {**state, f"{prefix}sample": empty}, prefix, *args),
         )
@@ -213,7 +213,7 @@ def test_a_model_from_a_step_that_was_lost_is_still_the_best(tmp_path: Path) -> 
 def test_a_damaged_best_model_is_told_and_written_anew(tmp_path: Path) -> None:
     settings, lines = settings_in(tmp_path), []
     train(settings, tmp_path / "run")
-    run = Run(tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
     content = bytearray(run.model.read_bytes())
     content[-3] ^= 1
     run.model.write_bytes(content)

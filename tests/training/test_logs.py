@@ -10,22 +10,22 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.conftest import TrainedRun
 from tests.training import logged, tiny
-from vqtool.runs.run_directory import Run
+from vqtool.runs.run_directory import RunDirectory
 from vqtool.training import train
-from vqtool.training.logs import Logs
+from vqtool.training.logs import MetricLogs
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    return Run(tmp_path)
+def run(tmp_path: Path) -> RunDirectory:
+    return RunDirectory(tmp_path)
 
 
 def board(folder: Path) -> EventAccumulator:
     return EventAccumulator(str(folder), {"scalars": 0, "images": 0, "histograms": 0}).Reload()
 
 
-def test_a_line_is_one_object_with_its_step(run: Run) -> None:
-    with Logs(run, 0) as logs:
+def test_a_line_is_one_object_with_its_step(run: RunDirectory) -> None:
+    with MetricLogs(run, 0) as logs:
         logs.scalars(2, {"loss/total": 0.5, "codebook/dead": 3})
         logs.scalars(4, {"loss/total": 0.25})
     lines = run.metrics.read_text().splitlines()
@@ -35,20 +35,20 @@ def test_a_line_is_one_object_with_its_step(run: Run) -> None:
     ]
 
 
-def test_a_line_can_be_read_while_the_run_goes_on(run: Run) -> None:
-    with Logs(run, 0) as logs:
+def test_a_line_can_be_read_while_the_run_goes_on(run: RunDirectory) -> None:
+    with MetricLogs(run, 0) as logs:
         logs.scalars(1, {"loss/total": 0.5})
         assert logged(run.folder) == [{"step": 1, "loss/total": 0.5}]
 
 
-def test_what_is_no_number_is_never_written(run: Run) -> None:
-    with Logs(run, 0) as logs, pytest.raises(ValueError, match="JSON"):
+def test_what_is_no_number_is_never_written(run: RunDirectory) -> None:
+    with MetricLogs(run, 0) as logs, pytest.raises(ValueError, match="JSON"):
         logs.scalars(1, {"loss/total": float("nan")})
     assert run.metrics.read_text() == ""
 
 
-def test_tensorboard_holds_the_same_in_float32(run: Run) -> None:
-    with Logs(run, 0) as logs:
+def test_tensorboard_holds_the_same_in_float32(run: RunDirectory) -> None:
+    with MetricLogs(run, 0) as logs:
         logs.scalars(3, {"loss/total": 0.1, "codebook/usage": 1.0})
         logs.scalars(7, {"loss/total": 1e-9})
     events = board(run.folder)
@@ -60,8 +60,8 @@ def test_tensorboard_holds_the_same_in_float32(run: Run) -> None:
     ("levels", "tags"),
     [([[3, 0, 1]], ["codebook/counts"]), ([[3, 0], [1, 2]], ["codebook/level_0/counts", "codebook/level_1/counts"])],
 )
-def test_counts_become_histograms(run: Run, levels: list[list[int]], tags: list[str]) -> None:
-    with Logs(run, 0) as logs:
+def test_counts_become_histograms(run: RunDirectory, levels: list[list[int]], tags: list[str]) -> None:
+    with MetricLogs(run, 0) as logs:
         logs.counts(5, [torch.tensor(level) for level in levels])
     events = board(run.folder)
     assert sorted(events.Tags()["histograms"]) == tags
@@ -71,47 +71,47 @@ def test_counts_become_histograms(run: Run, levels: list[list[int]], tags: list[
         assert (event.step, value.num, value.sum, value.max) == (5, len(level), sum(level), max(level))
 
 
-def test_pictures_are_shown(run: Run) -> None:
-    with Logs(run, 0) as logs:
+def test_pictures_are_shown(run: RunDirectory) -> None:
+    with MetricLogs(run, 0) as logs:
         logs.images(5, "reconstruction/images", torch.rand(3, 4, 6))
     (event,) = board(run.folder).Images("reconstruction/images")
     assert (event.step, event.height, event.width) == (5, 4, 6)
 
 
-def test_going_on_drops_what_was_logged_beyond(run: Run) -> None:
-    with Logs(run, 0) as logs:
+def test_going_on_drops_what_was_logged_beyond(run: RunDirectory) -> None:
+    with MetricLogs(run, 0) as logs:
         for step in (1, 2, 3, 4):
             logs.scalars(step, {"loss/total": float(step)})
     with run.metrics.open("a") as file:
         file.write('{"step": 5, "loss/to')
-    with Logs(run, 2) as logs:
+    with MetricLogs(run, 2) as logs:
         logs.scalars(3, {"loss/total": 30.0})
     assert [(line["step"], line["loss/total"]) for line in logged(run.folder)] == [(1, 1), (2, 2), (3, 30)]
 
 
-def test_going_on_drops_lines_that_are_far_too_long(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_going_on_drops_lines_that_are_far_too_long(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vqtool.runs.run_directory._LONGEST_LINE", 64)
     good = '{"step": 1, "loss/total": 1.5}\n'
     run.metrics.write_text(good + '{"step": 1, "x": "' + 100 * "y" + '"}\n' + good.replace("1,", "2,"))
-    with Logs(run, 2):
+    with MetricLogs(run, 2):
         pass
     assert run.metrics.read_text() == good + good.replace("1,", "2,")
 
 
-def test_starting_afresh_drops_all(run: Run) -> None:
+def test_starting_afresh_drops_all(run: RunDirectory) -> None:
     run.metrics.write_text('{"step": 1, "loss/total": 1.0}\n')
-    with Logs(run, 0):
+    with MetricLogs(run, 0):
         pass
     assert run.metrics.read_text() == ""
 
 
-def test_going_on_purges_tensorboard_too(run: Run) -> None:
-    with Logs(run, 0) as logs:
+def test_going_on_purges_tensorboard_too(run: RunDirectory) -> None:
+    with MetricLogs(run, 0) as logs:
         for step in (1, 2, 3, 4):
             logs.scalars(step, {"loss/total": float(step)})
     first = next(run.folder.glob("events.*"))
     first.rename(first.with_name(re.sub(r"tfevents\.\d+", "tfevents.0000000001", first.name)))
-    with Logs(run, 2) as logs:
+    with MetricLogs(run, 2) as logs:
         logs.scalars(3, {"loss/total": 30.0})
     assert [(e.step, e.value) for e in board(run.folder).Scalars("loss/total")] == [(1, 1), (2, 2), (3, 30)]
 
@@ -129,15 +129,15 @@ def test_going_on_purges_tensorboard_too(run: Run) -> None:
     ],
 )
 def test_events_lost_to_damage_are_told_but_not_a_record_that_was_cut_short(
-    run: Run, damage: Callable[[bytes], bytes], lines: int
+    run: RunDirectory, damage: Callable[[bytes], bytes], lines: int
 ) -> None:
-    with Logs(run, 0) as logs:
+    with MetricLogs(run, 0) as logs:
         for step in (1, 2, 3):
             logs.scalars(step, {f"loss/tota{step}": float(step)})
     (path,) = run.event_files()
     path.write_bytes(damage(path.read_bytes()))
     said: list[str] = []
-    with Logs(run, 3, said.append):
+    with MetricLogs(run, 3, said.append):
         pass
     assert len(said) == lines
     assert all("damaged after" in line for line in said)

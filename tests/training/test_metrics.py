@@ -11,7 +11,7 @@ from vqtool import load
 from vqtool.config import RunSettings
 from vqtool.data import open_dataset
 from vqtool.runs.model_file import read_model
-from vqtool.runs.run_directory import Run
+from vqtool.runs.run_directory import RunDirectory
 from vqtool.training import train
 
 NAMES = {"usage", "perplexity", "entropy", "soft_entropy", "sample_entropy", "dead", "expected_used"}
@@ -72,6 +72,6 @@ def test_levels_that_share_a_codebook_have_its_figures(shared: bool, tmp_path: P
     assert {"error", "perplexity"} <= own
     assert ({"spread", "halving", "movement"} <= own) == (not shared)
     if shared:
-        saved, _ = read_model(Run(tmp_path / "run").model)
+        saved, _ = read_model(RunDirectory(tmp_path / "run").model)
         assert not own & {"spread", "outside", "duplicates", "halving", "movement", "never_hit", "last_hit"}
         assert first["never_hit"] <= int(((saved.counts[0] + saved.counts[1]) == 0).sum())

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vqtool.training.non_finite_guard import Watch
+from vqtool.training.non_finite_guard import NonFiniteGuard
 
 CPU = torch.device("cpu")
 
@@ -15,7 +15,7 @@ def terms(**values: float) -> dict[str, torch.Tensor]:
 
 
 def test_finite_steps_are_good_and_nothing_is_found() -> None:
-    watch = Watch(CPU)
+    watch = NonFiniteGuard(CPU)
     assert watch.first() == (-1, [])
     assert all(bool(watch.note(step, terms(a=1.0, b=-1e30))) for step in range(5))
     assert watch.first() == (4, [])
@@ -23,7 +23,7 @@ def test_finite_steps_are_good_and_nothing_is_found() -> None:
 
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
 def test_a_bad_step_is_named_with_its_terms(bad: float) -> None:
-    watch = Watch(CPU)
+    watch = NonFiniteGuard(CPU)
     watch.note(6, terms(a=1.0, b=1.0, c=1.0))
     good = watch.note(7, terms(a=bad, b=1.0, c=bad))
     assert good.dtype == torch.bool
@@ -33,7 +33,7 @@ def test_a_bad_step_is_named_with_its_terms(bad: float) -> None:
 
 
 def test_after_a_bad_step_none_is_good_and_the_first_stays_the_one_told() -> None:
-    watch = Watch(CPU)
+    watch = NonFiniteGuard(CPU)
     assert not watch.note(0, terms(a=math.nan, b=1.0))
     assert not watch.note(1, terms(a=1.0, b=1.0))
     assert not watch.note(2, terms(a=1.0, b=math.inf))
@@ -41,7 +41,7 @@ def test_after_a_bad_step_none_is_good_and_the_first_stays_the_one_told() -> Non
 
 
 def test_noting_asks_nothing_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    watch, losses = Watch(CPU), terms(a=1.0, b=math.nan)
+    watch, losses = NonFiniteGuard(CPU), terms(a=1.0, b=math.nan)
 
     def refuse(tensor: torch.Tensor) -> bool:
         raise AssertionError("the host waits for the device")

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from tests.training import CODEBOOK_LOSS, ENTROPY, IDENTITY, assert_same, tiny
-from vqtool.config import TrainingSettings, travel
+from vqtool.config import TrainingSettings, cumulative_lr
 from vqtool.data import SampleSpec
 from vqtool.models.autoencoder import Autoencoder, ModelSettings, resolve_model
 from vqtool.training.optimizer import Optimizer, learning_rate
-from vqtool.training.setup import prepare
+from vqtool.training.setup import set_up
 
 FAMILIES: dict[str, tuple[SampleSpec, dict[str, Any]]] = {
     "mlp": (SampleSpec("C", 3, (), None, "float32"), {"width": 8}),
@@ -71,7 +71,7 @@ def test_without_warm_up_it_starts_at_the_top() -> None:
 def test_travel_is_the_sum_of_the_rates_in_full_steps(shape: str, warmup: int) -> None:
     made = schedule(steps=300, warmup_steps=warmup, schedule=shape)
     summed = [sum(learning_rate(made, step) for step in range(steps)) / 0.8 for steps in (0, 30, 60, 100, 300)]
-    assert [travel(made, steps) for steps in (0, 30, 60, 100, 300)] == pytest.approx(summed, rel=0.05, abs=1)
+    assert [cumulative_lr(made, steps) for steps in (0, 30, 60, 100, 300)] == pytest.approx(summed, rel=0.05, abs=1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -97,7 +97,7 @@ def test_learned_places_and_queries_do_not_decay() -> None:
 
 def first_step(tmp_path: Path, factor: float = 1.0, **training: Any) -> tuple[float, dict[str, torch.Tensor], Any]:
     """The norm of a first step's gradients, the gradients after clipping, and the optimizer."""
-    prepared = prepare(tiny(tmp_path, learning=CODEBOOK_LOSS, **training))
+    prepared = set_up(tiny(tmp_path, learning=CODEBOOK_LOSS, **training))
     optimizer = Optimizer(prepared.model, prepared.settings.training)
     output = prepared.model(prepared.dataset.training.read(0, 16))
     norm = optimizer.gradients(factor * output.prediction.square().mean())
@@ -141,7 +141,7 @@ def test_a_step_goes_at_the_rate_of_its_number(tmp_path: Path, step: int) -> Non
 
 
 def test_a_model_without_parameters_needs_no_optimizer(tmp_path: Path) -> None:
-    prepared = prepare(tiny(tmp_path, encoder=IDENTITY))
+    prepared = set_up(tiny(tmp_path, encoder=IDENTITY))
     optimizer = Optimizer(prepared.model, prepared.settings.training)
     before = {name: tensor.clone() for name, tensor in prepared.model.state_dict().items()}
     assert optimizer.gradients(torch.tensor(2.0)) == 0

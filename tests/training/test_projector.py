@@ -10,7 +10,7 @@ from tests.training import tiny
 from vqtool import load
 from vqtool.config import RunSettings
 from vqtool.runs.model_file import read_model
-from vqtool.runs.run_directory import Run
+from vqtool.runs.run_directory import RunDirectory
 from vqtool.training import projector, train
 
 
@@ -23,7 +23,7 @@ def test_the_projector_shows_the_best_models_codes_and_their_hits(trained: Train
     points = np.loadtxt(trained.folder / embedding.tensor_path, delimiter="\t")
     assert np.allclose(points, load(trained.folder).codebook.numpy(), rtol=1e-5)
     lines = (trained.folder / embedding.metadata_path).read_text().splitlines()
-    (hits,) = read_model(Run(trained.folder).model)[0].counts
+    (hits,) = read_model(RunDirectory(trained.folder).model)[0].counts
     assert lines == ["code\thits", *(f"{code}\t{count}" for code, count in enumerate(hits.tolist()))]
 
 
@@ -35,7 +35,7 @@ def test_each_level_has_its_own(catalogue: TrainedRun) -> None:
 def test_of_very_many_codes_the_most_used_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(projector, "_MOST", 3)
     train(tiny(tmp_path), tmp_path / "run")
-    (hits,) = read_model(Run(tmp_path / "run").model)[0].counts
+    (hits,) = read_model(RunDirectory(tmp_path / "run").model)[0].counts
     lines = (tmp_path / "run" / "projector" / "level_0_hits.tsv").read_text().splitlines()[1:]
     shown = [int(line.split("\t")[0]) for line in lines]
     assert shown == sorted(shown)

@@ -9,11 +9,11 @@ from tests.training import ENTROPY, IDENTITY, assert_same, from_random, logged, 
 from vqtool import load
 from vqtool.errors import ConfigError, DataError
 from vqtool.training import train
-from vqtool.training.setup import deterministic, prepare
+from vqtool.training.setup import deterministic, set_up
 
 
 def test_nothing_is_left_open(tmp_path: Path) -> None:
-    settings = prepare(tiny(tmp_path)).settings
+    settings = set_up(tiny(tmp_path)).settings
     assert settings.data.layout == "C"
     assert (settings.data.channels, settings.data.size, settings.data.classes) == (4, [], None)
     assert settings.data.dtype == "float32"
@@ -25,20 +25,20 @@ def test_nothing_is_left_open(tmp_path: Path) -> None:
 
 def test_classes_are_reconstructed_by_cross_entropy(tmp_path: Path) -> None:
     grids = np.random.default_rng(0).integers(0, 5, (20, 4, 4))
-    settings = prepare(tiny(tmp_path, grids, encoder={"kind": "conv2d", "width": 8})).settings
+    settings = set_up(tiny(tmp_path, grids, encoder={"kind": "conv2d", "width": 8})).settings
     assert settings.loss.reconstruction == "cross_entropy"
     assert (settings.data.classes, settings.data.normalize) == (5, "none")
 
 
 def test_settings_that_were_made_ready_stay_as_they_are(tmp_path: Path) -> None:
-    once = prepare(tiny(tmp_path)).settings
-    assert prepare(once).settings == once
+    once = set_up(tiny(tmp_path)).settings
+    assert set_up(once).settings == once
 
 
 @pytest.mark.parametrize("normalize", ["none", "global", "feature"])
 def test_normalising_is_fitted_on_the_training_part_alone(tmp_path: Path, normalize: str) -> None:
     array = vectors() * [1, 2, 3, 4] + [0, 10, 20, 30]
-    prepared = prepare(tiny(tmp_path, array.astype(np.float32), data={"normalize": normalize}))
+    prepared = set_up(tiny(tmp_path, array.astype(np.float32), data={"normalize": normalize}))
     seen = prepared.dataset.training.read(0, 48).double().numpy()
     assert len(prepared.dataset.training) == 48
     mean, scale = prepared.model.modality.mean.numpy(), prepared.model.modality.scale.numpy()
@@ -52,10 +52,10 @@ def test_normalising_is_fitted_on_the_training_part_alone(tmp_path: Path, normal
 
 
 def test_the_seed_alone_chooses_the_weights(tmp_path: Path) -> None:
-    first = prepare(tiny(tmp_path, seed=3)).model.state_dict()
+    first = set_up(tiny(tmp_path, seed=3)).model.state_dict()
     torch.rand(7)
-    assert_same(dict(prepare(tiny(tmp_path, seed=3)).model.state_dict()), dict(first))
-    other = prepare(tiny(tmp_path, seed=4)).model.state_dict()
+    assert_same(dict(set_up(tiny(tmp_path, seed=3)).model.state_dict()), dict(first))
+    other = set_up(tiny(tmp_path, seed=4)).model.state_dict()
     assert not torch.equal(other["encoder.net.0.weight"], first["encoder.net.0.weight"])
 
 
@@ -63,37 +63,37 @@ def test_the_users_random_numbers_are_left_alone(tmp_path: Path) -> None:
     torch.manual_seed(11)
     expected = torch.rand(3)
     torch.manual_seed(11)
-    prepare(tiny(tmp_path))
+    set_up(tiny(tmp_path))
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_the_model_is_on_the_device_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vqtool.training.setup.resolve_device", lambda name: torch.device("meta"))
-    prepared = prepare(tiny(tmp_path))
+    prepared = set_up(tiny(tmp_path))
     assert {tensor.device.type for tensor in prepared.model.state_dict().values()} == {"meta"}
     assert prepared.device.type == "meta"
 
 
 def test_faults_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.encoder\.kind: conv1d takes sequences"):
-        prepare(tiny(tmp_path, encoder={"kind": "conv1d"}))
+        set_up(tiny(tmp_path, encoder={"kind": "conv1d"}))
     with pytest.raises(ConfigError, match=r"loss\.reconstruction: cross_entropy .* continuous values"):
-        prepare(tiny(tmp_path, loss={"reconstruction": "cross_entropy"}))
+        set_up(tiny(tmp_path, loss={"reconstruction": "cross_entropy"}))
     settings = tiny(tmp_path)
     (tmp_path / "data.npy").unlink()
     with pytest.raises(DataError, match=r"data\.npy: does not exist"):
-        prepare(settings)
+        set_up(settings)
 
 
 def test_a_run_in_which_nothing_could_learn_is_refused(tmp_path: Path) -> None:
     with pytest.raises((ConfigError, ValidationError), match=r"loss\.entropy"):
-        prepare(tiny(tmp_path, encoder=IDENTITY, learning=ENTROPY, loss={"entropy": 0.0}))
+        set_up(tiny(tmp_path, encoder=IDENTITY, learning=ENTROPY, loss={"entropy": 0.0}))
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.1])
 def test_an_entropy_without_a_weight_is_not_computed(tmp_path: Path, weight: float) -> None:
     settings = from_random(tiny(tmp_path, loss={"entropy": weight}))
-    prepared = prepare(settings)
+    prepared = set_up(settings)
     output = prepared.model(prepared.dataset.training.read(0, 16))
     assert bool(output.quantizer.entropy_loss == 0) == (weight == 0)
     train(settings, tmp_path / "run")
@@ -121,7 +121,7 @@ def test_within_deterministic_torch_is_and_afterwards_as_before() -> None:
 def test_all_that_does_not_go_together_is_told_at_once(tmp_path: Path) -> None:
     settings = tiny(tmp_path, encoder={"kind": "conv2d"}, loss={"reconstruction": "cross_entropy"})
     with pytest.raises(ConfigError) as error:
-        prepare(settings)
+        set_up(settings)
     keys = [line.split(":")[0] for line in str(error.value).splitlines()]
     assert keys == ["model.encoder.kind", "loss.reconstruction"]
 
@@ -130,6 +130,6 @@ def test_what_needs_no_data_is_told_before_they_are_opened(tmp_path: Path) -> No
     settings = tiny(tmp_path, learning=ENTROPY, device="cuda:99")
     (tmp_path / "data.npy").unlink()
     with pytest.raises(ConfigError) as error:
-        prepare(settings)
+        set_up(settings)
     keys = [line.split(":")[0] for line in str(error.value).splitlines()]
     assert keys == ["training.device", "model.quantizer.update.kind"]

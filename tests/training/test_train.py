@@ -30,8 +30,8 @@ from tests.training import (
 from vqtool.config import RunSettings
 from vqtool.data import BatchOrder
 from vqtool.errors import CheckpointError, ConfigError, DataError, Stopped
-from vqtool.runs.run_directory import Run
-from vqtool.training import plan_run, run_folder, train
+from vqtool.runs.run_directory import RunDirectory
+from vqtool.training import dry_run, run_folder, train
 
 CONV2D = {"kind": "conv2d", "width": 8, "downsamples": 1, "res_blocks": 1}
 TRANSFORMER = {"kind": "transformer", "width": 8, "depth": 1, "num_tokens": 3, "patch_size": 2, "heads": 2}
@@ -73,7 +73,7 @@ def test_the_same_config_gives_the_same_bytes(
     models = []
     for name, seed in (("first", 0), ("second", 0), ("other", 1)):
         train(tiny(tmp_path, array, encoder=encoder, learning=learning, loss=loss, seed=seed, steps=4), tmp_path / name)
-        models.append(Run(tmp_path / name).model.read_bytes())
+        models.append(RunDirectory(tmp_path / name).model.read_bytes())
     assert models[0] == models[1]
     assert models[0] != models[2]
     assert without_speed(logged(tmp_path / "first")) == without_speed(logged(tmp_path / "second"))
@@ -107,7 +107,9 @@ def test_interrupted_and_resumed_is_as_never_interrupted(
     resumed = train(settings, tmp_path / "resumed", resume=True, say=lines.append)
     assert f"{tmp_path / 'resumed'}: resumed from step {step}" in lines
     assert without_seconds(resumed) == without_seconds(straight)
-    assert Run(tmp_path / "resumed").model.read_bytes() == Run(tmp_path / "straight").model.read_bytes()
+    assert (
+        RunDirectory(tmp_path / "resumed").model.read_bytes() == RunDirectory(tmp_path / "straight").model.read_bytes()
+    )
     states = [checkpoint(tmp_path / name, 8) for name in ("resumed", "straight")]
     for name in ("model", "optimizer", "last", "step"):
         assert_same(states[0][name], states[1][name])
@@ -120,7 +122,7 @@ def test_a_run_can_be_stopped_at_every_step(tmp_path: Path, monkeypatch: pytest.
     for step in (1, 2, 3):
         stop(settings, tmp_path / "run", monkeypatch, step, signal.SIGINT)
     train(settings, tmp_path / "run", resume=True)
-    assert Run(tmp_path / "run").model.read_bytes() == Run(tmp_path / "straight").model.read_bytes()
+    assert RunDirectory(tmp_path / "run").model.read_bytes() == RunDirectory(tmp_path / "straight").model.read_bytes()
     assert [line["step"] for line in logged(tmp_path / "run")] == [1, 2, 3, 4]
 
 
@@ -136,7 +138,7 @@ def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(
     assert [line["step"] for line in logged(tmp_path / "run")] == [1, 2, 3, 4]
     train(settings, tmp_path / "run", resume=True)
     assert without_speed(logged(tmp_path / "run")) == without_speed(logged(tmp_path / "straight"))
-    assert Run(tmp_path / "run").model.read_bytes() == Run(tmp_path / "straight").model.read_bytes()
+    assert RunDirectory(tmp_path / "run").model.read_bytes() == RunDirectory(tmp_path / "straight").model.read_bytes()
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +149,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path: Path, m
         with pytest.raises(ZeroDivisionError):
             train(settings, tmp_path / "run")
     train(settings, tmp_path / "run", resume=True)
-    assert Run(tmp_path / "run").model.read_bytes() == Run(tmp_path / "straight").model.read_bytes()
+    assert RunDirectory(tmp_path / "run").model.read_bytes() == RunDirectory(tmp_path / "straight").model.read_bytes()
 
 
 def test_an_extended_run_is_as_one_of_that_length(tmp_path: Path) -> None:
@@ -158,7 +160,7 @@ def test_an_extended_run_is_as_one_of_that_length(tmp_path: Path) -> None:
     for name in ("model", "optimizer", "last"):
         assert_same(checkpoint(tmp_path / "run", 8)[name], checkpoint(tmp_path / "straight", 8)[name])
     assert without_speed(logged(tmp_path / "run")) == without_speed(logged(tmp_path / "straight"))
-    assert Run(tmp_path / "run").settings().training.steps == 8
+    assert RunDirectory(tmp_path / "run").settings().training.steps == 8
 
 
 def test_how_often_things_are_written_changes_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +175,7 @@ def test_how_often_things_are_written_changes_no_weights(tmp_path: Path, monkeyp
 def test_seconds_add_up_over_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = tiny(tmp_path)
     stop(settings, tmp_path / "run", monkeypatch, 7)
-    path = Run(tmp_path / "run").checkpoints / "step-000000007.pt"
+    path = RunDirectory(tmp_path / "run").checkpoints / "step-000000007.pt"
     torch.save({**checkpoint(tmp_path / "run", 7), "seconds": 1000.0}, path)
     resign(path)
     assert 1000 < train(settings, tmp_path / "run", resume=True)["seconds"] < 1060
@@ -191,14 +193,14 @@ def test_it_holds_what_the_contract_says(tmp_path: Path) -> None:
 
 def test_its_config_repeats_the_run(tmp_path: Path) -> None:
     train(tiny(tmp_path), tmp_path / "run")
-    train(Run(tmp_path / "run").settings(), tmp_path / "again")
-    assert Run(tmp_path / "again").model.read_bytes() == Run(tmp_path / "run").model.read_bytes()
+    train(RunDirectory(tmp_path / "run").settings(), tmp_path / "again")
+    assert RunDirectory(tmp_path / "again").model.read_bytes() == RunDirectory(tmp_path / "run").model.read_bytes()
 
 
 def test_the_summary_says_how_it_ended(tmp_path: Path) -> None:
     summary = train(tiny(tmp_path), tmp_path / "run")
     lines = {line["step"]: line for line in logged(tmp_path / "run") if "validation/loss/total" in line}
-    assert json.loads(Run(tmp_path / "run").summary.read_text()) == summary
+    assert json.loads(RunDirectory(tmp_path / "run").summary.read_text()) == summary
     assert (summary["name"], summary["steps"]) == ("tiny", 8)
     assert summary["best_metric"] == "validation/loss/reconstruction"
     assert summary["final"].items() <= lines[8].items()
@@ -209,10 +211,10 @@ def test_the_summary_says_how_it_ended(tmp_path: Path) -> None:
 
 def test_a_run_that_is_there_is_refused(tmp_path: Path) -> None:
     train(tiny(tmp_path, steps=1), tmp_path / "run")
-    before = Run(tmp_path / "run").model.read_bytes()
+    before = RunDirectory(tmp_path / "run").model.read_bytes()
     with pytest.raises(CheckpointError, match=r"/run: .*--resume .*--overwrite"):
         train(tiny(tmp_path, steps=1, seed=1), tmp_path / "run")
-    assert Run(tmp_path / "run").model.read_bytes() == before
+    assert RunDirectory(tmp_path / "run").model.read_bytes() == before
 
 
 def test_overwriting_replaces_the_run_and_leaves_the_rest(tmp_path: Path) -> None:
@@ -220,8 +222,8 @@ def test_overwriting_replaces_the_run_and_leaves_the_rest(tmp_path: Path) -> Non
     (tmp_path / "run" / "notes.txt").write_text("mine")
     train(tiny(tmp_path, steps=2, seed=1), tmp_path / "run", overwrite=True)
     train(tiny(tmp_path, steps=2, seed=1), tmp_path / "fresh")
-    assert Run(tmp_path / "run").model.read_bytes() == Run(tmp_path / "fresh").model.read_bytes()
-    names = sorted(path.name for path in Run(tmp_path / "run").checkpoints.iterdir())
+    assert RunDirectory(tmp_path / "run").model.read_bytes() == RunDirectory(tmp_path / "fresh").model.read_bytes()
+    names = sorted(path.name for path in RunDirectory(tmp_path / "run").checkpoints.iterdir())
     assert names == ["step-000000002.json", "step-000000002.pt"]
     assert [line["step"] for line in logged(tmp_path / "run")] == [1, 2]
     assert len(list((tmp_path / "run").glob("events.*"))) == 1
@@ -230,15 +232,15 @@ def test_overwriting_replaces_the_run_and_leaves_the_rest(tmp_path: Path) -> Non
 
 def test_a_run_is_not_given_up_for_settings_that_do_not_go(tmp_path: Path) -> None:
     train(tiny(tmp_path, steps=1), tmp_path / "run")
-    before = Run(tmp_path / "run").model.read_bytes()
+    before = RunDirectory(tmp_path / "run").model.read_bytes()
     with pytest.raises(ConfigError, match="conv1d takes sequences"):
         train(tiny(tmp_path, encoder={"kind": "conv1d"}), tmp_path / "run", overwrite=True)
     settings = tiny(tmp_path)
     (tmp_path / "data.npy").unlink()
     with pytest.raises(DataError, match="does not exist"):
         train(settings, tmp_path / "run", overwrite=True)
-    assert Run(tmp_path / "run").model.read_bytes() == before
-    assert Run(tmp_path / "run").summary.exists()
+    assert RunDirectory(tmp_path / "run").model.read_bytes() == before
+    assert RunDirectory(tmp_path / "run").summary.exists()
 
 
 @pytest.mark.parametrize("resume", [False, True])
@@ -264,7 +266,7 @@ def test_left_out_the_folder_is_named_after_the_run(tmp_path: Path, monkeypatch:
     settings = tiny(tmp_path, steps=1)
     assert run_folder(settings) == Path("runs/tiny")
     train(settings)
-    assert Run(tmp_path / "runs" / "tiny").model.exists()
+    assert RunDirectory(tmp_path / "runs" / "tiny").model.exists()
 
 
 # Resuming
@@ -273,23 +275,23 @@ def test_left_out_the_folder_is_named_after_the_run(tmp_path: Path, monkeypatch:
 def test_resuming_where_nothing_is_starts_afresh(tmp_path: Path) -> None:
     train(tiny(tmp_path, steps=2), tmp_path / "straight")
     train(tiny(tmp_path, steps=2), tmp_path / "run", resume=True)
-    assert Run(tmp_path / "run").model.read_bytes() == Run(tmp_path / "straight").model.read_bytes()
+    assert RunDirectory(tmp_path / "run").model.read_bytes() == RunDirectory(tmp_path / "straight").model.read_bytes()
 
 
 def test_a_finished_run_without_its_checkpoints_is_not_begun_anew(tmp_path: Path) -> None:
     train(tiny(tmp_path, steps=2), tmp_path / "run")
-    model = Run(tmp_path / "run").model.read_bytes()
-    for path in Run(tmp_path / "run").checkpoint_files():
+    model = RunDirectory(tmp_path / "run").model.read_bytes()
+    for path in RunDirectory(tmp_path / "run").checkpoint_files():
         path.unlink()
     with pytest.raises(CheckpointError, match=r"/run: .*no checkpoint .*--overwrite"):
         train(tiny(tmp_path, steps=4), tmp_path / "run", resume=True)
-    assert Run(tmp_path / "run").model.read_bytes() == model
+    assert RunDirectory(tmp_path / "run").model.read_bytes() == model
 
 
 def test_an_extension_that_is_interrupted_is_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(tiny(tmp_path, steps=4), tmp_path / "run")
     stop(tiny(tmp_path, steps=8), tmp_path / "run", monkeypatch, 6)
-    assert not Run(tmp_path / "run").summary.exists()
+    assert not RunDirectory(tmp_path / "run").summary.exists()
 
 
 @pytest.mark.parametrize("kills", range(0, 60, 3))
@@ -312,10 +314,10 @@ def test_overwriting_killed_anywhere_leaves_a_run_that_can_be_begun(tmp_path: Pa
         os._exit(0)
     os.waitpid(child, 0)
     train(settings, tmp_path / "run", resume=True)
-    assert Run(tmp_path / "run").model.read_bytes() == Run(tmp_path / "straight").model.read_bytes()
+    assert RunDirectory(tmp_path / "run").model.read_bytes() == RunDirectory(tmp_path / "straight").model.read_bytes()
 
 
-@pytest.mark.parametrize("call", [train, plan_run])
+@pytest.mark.parametrize("call", [train, dry_run])
 @pytest.mark.parametrize("key", ["path", "validation"])
 def test_the_folder_of_the_data_is_no_run_directory(tmp_path: Path, key: str, call: Callable[..., Any]) -> None:
     shards = tmp_path / "shards"
@@ -342,7 +344,7 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(tmp_path: Path, ste
 
 def test_a_run_killed_before_its_summary_is_ended_by_resuming(tmp_path: Path) -> None:
     summary = train(tiny(tmp_path, steps=4), tmp_path / "run")
-    Run(tmp_path / "run").summary.unlink()
+    RunDirectory(tmp_path / "run").summary.unlink()
     assert train(tiny(tmp_path, steps=4), tmp_path / "run", resume=True) == summary
 
 
@@ -412,7 +414,7 @@ def test_an_extension_that_is_the_longer_run_says_nothing(tmp_path: Path) -> Non
 def test_any_number_of_loader_threads_gives_the_same_bytes(tmp_path: Path, threads: int) -> None:
     train(tiny(tmp_path), tmp_path / "one")
     train(tiny(tmp_path, loader_threads=threads), tmp_path / "other")
-    assert Run(tmp_path / "one").model.read_bytes() == Run(tmp_path / "other").model.read_bytes()
+    assert RunDirectory(tmp_path / "one").model.read_bytes() == RunDirectory(tmp_path / "other").model.read_bytes()
 
 
 # Beginning from another run
@@ -425,10 +427,10 @@ def test_a_run_begins_with_the_model_of_another(tmp_path: Path, monkeypatch: pyt
     settings = tiny(tmp_path, init_from="first", steps=1, learning_rate=1e-30, learning={"kind": "ema", "decay": 0.999})
     train(settings, tmp_path / "second", say=lines.append)
     before, after = model_of(tmp_path / "first"), model_of(tmp_path / "second")
-    for name in ("encoder.net.0.weight", "modality.mean", "quantizer.starter.done"):
+    for name in ("encoder.net.0.weight", "modality.mean", "quantizer.initializer.done"):
         assert torch.allclose(before[name], after[name]), name
     assert any(line.startswith(f"model initialised from {tmp_path / 'first'}, step 8 ") for line in lines)
-    assert Run(tmp_path / "second").settings().training.init_from == str(tmp_path / "first")
+    assert RunDirectory(tmp_path / "second").settings().training.init_from == str(tmp_path / "first")
 
 
 def test_what_it_began_with_is_not_needed_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -438,7 +440,7 @@ def test_what_it_began_with_is_not_needed_to_go_on(tmp_path: Path, monkeypatch: 
     stop(settings, tmp_path / "run", monkeypatch, 5)
     shutil.rmtree(tmp_path / "first")
     train(settings, tmp_path / "run", resume=True)
-    assert Run(tmp_path / "run").model.read_bytes() == Run(tmp_path / "straight").model.read_bytes()
+    assert RunDirectory(tmp_path / "run").model.read_bytes() == RunDirectory(tmp_path / "straight").model.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -457,17 +459,17 @@ def test_another_kind_of_model_is_no_beginning(tmp_path: Path, changes: dict[str
 
 def test_a_beginning_that_is_not_there_is_named_and_nothing_is_lost(tmp_path: Path) -> None:
     train(tiny(tmp_path), tmp_path / "run")
-    before = Run(tmp_path / "run").model.read_bytes()
+    before = RunDirectory(tmp_path / "run").model.read_bytes()
     with pytest.raises(CheckpointError, match="absent: not a run"):
         train(tiny(tmp_path, init_from=str(tmp_path / "absent")), tmp_path / "run", overwrite=True)
-    assert Run(tmp_path / "run").model.read_bytes() == before
+    assert RunDirectory(tmp_path / "run").model.read_bytes() == before
 
 
 # Several at once
 
 
 def test_a_second_process_in_the_same_directory_is_refused(tmp_path: Path) -> None:
-    with Run(tmp_path / "run").claimed(), pytest.raises(CheckpointError, match="another process is training"):
+    with RunDirectory(tmp_path / "run").claimed(), pytest.raises(CheckpointError, match="another process is training"):
         train(tiny(tmp_path), tmp_path / "run")
 
 
@@ -484,7 +486,7 @@ def test_logits_of_more_classes_than_memory_has_room_for_are_refused(tmp_path: P
         tmp_path, grids, data={"classes": 1_000_000}, encoder={"kind": "conv2d", "width": 2}, batch_size=10_000
     )
     with pytest.raises(DataError, match=r"training\.batch_size: .*10,000 .*needs [\d,.]{5,} GB"):
-        plan_run(settings, tmp_path / "run")
+        dry_run(settings, tmp_path / "run")
 
 
 def test_running_out_of_memory_names_what_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,13 +30,13 @@ from vqtool.errors import Stopped, TrainingError
 from vqtool.metrics.evaluation import Evaluation
 from vqtool.quantizers import LevelStatistics, QuantizerOutput, VectorQuantizer
 from vqtool.runs.checkpoint import load_checkpoint
-from vqtool.runs.run_directory import Run
-from vqtool.runtime.distributed import Share
+from vqtool.runs.run_directory import RunDirectory
+from vqtool.runtime.distributed import BatchShard
 from vqtool.training import step as step_module
 from vqtool.training import train
 from vqtool.training import validation as validator
 from vqtool.training.optimizer import learning_rate
-from vqtool.training.setup import prepare
+from vqtool.training.setup import set_up
 from vqtool.training.trainer import Trainer
 
 
@@ -45,7 +45,7 @@ def numbers(line: dict[str, Any]) -> list[float]:
 
 
 def trainer_in(folder: Path, settings: RunSettings) -> tuple[Trainer, torch.nn.Module]:
-    prepared, run = prepare(settings), Run(folder)
+    prepared, run = set_up(settings), RunDirectory(folder)
     run.create(prepared.settings)
     return Trainer(prepared, run, None, lambda line: None), prepared.model
 
@@ -57,7 +57,7 @@ def test_a_step_is_that_of_a_bare_loop(tmp_path: Path) -> None:
     loss_settings = {"commitment": 0.5, "entropy": 0.1}
     settings = from_random(tiny(tmp_path, learning=CODEBOOK_LOSS, loss=loss_settings, gradient_clip=0.05))
     train(settings, tmp_path / "run")
-    prepared = prepare(settings)
+    prepared = set_up(settings)
     model, data, order = prepared.model, prepared.dataset.training, BatchOrder(48, 16, seed=0)
     spared = [p for n, p in model.named_parameters() if p.ndim == 1 or "codebook" in n]
     others = [p for n, p in model.named_parameters() if p.ndim > 1 and "codebook" not in n]
@@ -83,7 +83,7 @@ def test_a_step_is_that_of_a_bare_loop(tmp_path: Path) -> None:
 def test_the_log_shows_the_batch_before_the_step(tmp_path: Path) -> None:
     settings = from_random(tiny(tmp_path, loss={"commitment": 0.5, "entropy": 0.1}))
     train(settings, tmp_path / "run")
-    prepared = prepare(settings)
+    prepared = set_up(settings)
     output = prepared.model(prepared.dataset.training.take(BatchOrder(48, 16, seed=0).batch(0)))
     first = logged(tmp_path / "run")[0]
     assert first["loss/reconstruction"] == pytest.approx(
@@ -144,7 +144,7 @@ def test_without_a_network_the_entropy_alone_spreads_the_codes(tmp_path: Path) -
 def test_ema_codes_are_the_means_of_what_they_won(tmp_path: Path) -> None:
     ema = {"kind": "ema", "decay": 0.0}
     settings = from_random(tiny(tmp_path, encoder=IDENTITY, learning=ema, steps=1, batch_size=48))
-    prepared = prepare(settings)
+    prepared = set_up(settings)
     x = prepared.dataset.training.read(0, 48)
     indices, latents = prepared.model.encode(x).flatten(), prepared.model.latents(x).flatten(0, 1)
     train(settings, tmp_path / "run")
@@ -232,9 +232,9 @@ def test_a_signal_stops_after_the_step_and_saves(tmp_path: Path, monkeypatch: py
     with pytest.raises(Stopped, match="stopped by SIGTERM after step 4; checkpoint saved; --resume") as stopped:
         train(tiny(tmp_path, checkpoint_every=100), tmp_path / "run")
     assert stopped.value.signal == signal.SIGTERM
-    assert [path.stem for path in Run(tmp_path / "run").checkpoints.glob("*.pt")] == ["step-000000004"]
+    assert [path.stem for path in RunDirectory(tmp_path / "run").checkpoints.glob("*.pt")] == ["step-000000004"]
     assert logged(tmp_path / "run")[-1]["step"] == 4
-    assert not Run(tmp_path / "run").summary.exists()
+    assert not RunDirectory(tmp_path / "run").summary.exists()
 
 
 def test_after_a_signal_in_the_last_step_its_validation_is_still_to_come(
@@ -264,8 +264,8 @@ def poison(patch: pytest.MonkeyPatch, term: str, step: int) -> None:
             return output
         return output._replace(**{f"{term}_loss": output.commitment_loss + math.inf})
 
-    def bad_reconstruction(name: str, prediction: Tensor, target: Tensor, share: Share) -> Tensor:
-        loss = reconstruction(name, prediction, target, share)
+    def bad_reconstruction(name: str, prediction: Tensor, target: Tensor, shard: BatchShard) -> Tensor:
+        loss = reconstruction(name, prediction, target, shard)
         if len(steps) != step:
             return loss
         return {"reconstruction": loss * math.inf, "gradient": loss + (0 * prediction.sum()).sqrt()}.get(term, loss)
@@ -383,7 +383,7 @@ def test_a_validation_that_is_not_finite_ends_training(tmp_path: Path, monkeypat
     script(monkeypatch, "validation/loss/entropy", [-1.0, math.nan])
     with pytest.raises(TrainingError, match=r"step 6: .*validation"):
         train(tiny(tmp_path), tmp_path / "run")
-    assert load_checkpoint(Run(tmp_path / "run")).step == 3  # type: ignore[union-attr]
+    assert load_checkpoint(RunDirectory(tmp_path / "run")).step == 3  # type: ignore[union-attr]
     assert model_of(tmp_path / "run")
 
 
@@ -409,7 +409,7 @@ def test_bfloat16_is_for_the_networks_in_training_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: dict[str, Any], array: Any
 ) -> None:
     seen: set[tuple[bool, torch.dtype, torch.dtype]] = set()
-    forward, assess = VectorQuantizer.forward, VectorQuantizer.assess
+    forward, evaluate_padded = VectorQuantizer.forward, VectorQuantizer.evaluate_padded
 
     def watched(quantizer: VectorQuantizer, x: Tensor) -> QuantizerOutput:
         output = forward(quantizer, x)
@@ -417,12 +417,12 @@ def test_bfloat16_is_for_the_networks_in_training_alone(
         return output
 
     def assessed(quantizer: VectorQuantizer, x: Tensor, samples: int) -> tuple[QuantizerOutput, list[LevelStatistics]]:
-        output, levels = assess(quantizer, x, samples)
+        output, levels = evaluate_padded(quantizer, x, samples)
         seen.add((quantizer.training, x.dtype, output.commitment_loss.dtype))
         return output, levels
 
     monkeypatch.setattr(VectorQuantizer, "forward", watched)
-    monkeypatch.setattr(VectorQuantizer, "assess", assessed)
+    monkeypatch.setattr(VectorQuantizer, "evaluate_padded", assessed)
     settings = tiny(tmp_path, array, encoder=encoder, precision="bfloat16", steps=4)
     summary = train(settings, tmp_path / "run")
     assert seen == {(True, torch.bfloat16, torch.float32), (False, torch.float32, torch.float32)}

@@ -12,7 +12,7 @@ from vqtool.errors import Stopped, TrainingError
 from vqtool.inspection.evidence import Evidence
 from vqtool.inspection.finding import Finding
 from vqtool.runs.checkpoint import load_checkpoint
-from vqtool.runs.run_directory import Run
+from vqtool.runs.run_directory import RunDirectory
 from vqtool.training import train
 from vqtool.training import validation as validator
 
@@ -93,10 +93,10 @@ def test_a_fault_that_stays_severe_ends_a_run_that_says_so(tmp_path: Path, scrip
     script[0].update({4: [found("one", "severe")], 6: both[1:], 8: both})
     with pytest.raises(TrainingError, match=r"step 8: .*two consecutive validations \(two is so\); checkpoint saved"):
         train(settings(tmp_path, steps=12, stop_on_severe=True), tmp_path / "run")
-    state = load_checkpoint(Run(tmp_path / "run"), lambda line: None)
+    state = load_checkpoint(RunDirectory(tmp_path / "run"), lambda line: None)
     assert state is not None
     assert state.step == 8
-    assert [line["step"] for line in Run(tmp_path / "run").validations()] == [2, 4, 6, 8]
+    assert [line["step"] for line in RunDirectory(tmp_path / "run").validations()] == [2, 4, 6, 8]
 
 
 def test_different_severe_faults_end_no_run(tmp_path: Path, script: Any) -> None:
@@ -130,7 +130,7 @@ def test_a_single_sample_has_no_other_to_be_shuffled_with(tmp_path: Path) -> Non
     np.save(tmp_path / "one.npy", np.ones((1, 4), np.float32))
     random = np.random.default_rng(0).standard_normal((40, 4)).astype(np.float32)
     train(tiny(tmp_path, random, data={"validation": str(tmp_path / "one.npy")}), tmp_path / "run")
-    last = Run(tmp_path / "run").validations()[-1]
+    last = RunDirectory(tmp_path / "run").validations()[-1]
     assert "validation/loss/reconstruction" in last
     assert not any("shuffled" in tag for tag in last)
 

@@ -15,8 +15,8 @@ from vqtool.cli.init import init
 from vqtool.cli.inspect import inspect
 from vqtool.cli.train import train
 from vqtool.errors import Stopped, TrainingError, VqtoolError
-from vqtool.runtime.terminal import printable
-from vqtool.runtime.torchrun import place
+from vqtool.runtime.terminal import escape_control
+from vqtool.runtime.torchrun import rank_info
 
 # For commands without a setting to lower: they work in chunks of a fixed size.
 _ADVICE = "free memory, pass fewer rows, or choose another --device"
@@ -29,7 +29,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except VqtoolError as error:
-            rank = place().rank
+            rank = rank_info().rank
             whose = f", process {rank}" if rank else ""
             sys.stderr.write(f"vqtool{whose}: {error}\n")  # in one piece, for other processes may speak, too
             raise typer.Exit(_exit_code(error)) from error
@@ -39,7 +39,7 @@ class Commands(TyperGroup):
             _tell_out_of_memory(error)
             raise typer.Exit(2) from error
         except OSError as error:  # What the system refuses, and nobody expected: a name too long, say.
-            name = printable(str(error.filename or "")).rstrip()
+            name = escape_control(str(error.filename or "")).rstrip()
             print(f"vqtool: {name}{': ' * bool(name)}{error.strerror or error}", file=sys.stderr)
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
@@ -49,9 +49,9 @@ class Commands(TyperGroup):
 
 def _tell_out_of_memory(error: Exception) -> None:
     """Say so; raise any other error again."""
-    from vqtool.runtime.memory import ran_out  # heavy: it imports torch
+    from vqtool.runtime.memory import is_out_of_memory  # heavy: it imports torch
 
-    if not ran_out(error):
+    if not is_out_of_memory(error):
         raise error
     print(f"vqtool: out of memory; {_ADVICE}", file=sys.stderr)
 

@@ -16,7 +16,7 @@ from vqtool.cli.output import (
     print_json,
     tell,
 )
-from vqtool.runtime.torchrun import place
+from vqtool.runtime.torchrun import rank_info
 
 if TYPE_CHECKING:
     from vqtool.inference.parts import Part
@@ -56,7 +56,7 @@ def encode(
     """
     if extend and not unique:
         raise typer.BadParameter("--extend needs --unique")
-    if unique and (part or place().size > 1):
+    if unique and (part or rank_info().size > 1):
         raise typer.BadParameter("--unique needs all rows in one process; run one process without --part")
     from vqtool.inference.parts import Part, encode_part
     from vqtool.inference.tokenizer import load

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vqtool.runtime.terminal import printable, well_formed
+from vqtool.runtime.terminal import escape_control, escape_surrogates
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -44,14 +44,14 @@ def print_rich(value: "RenderableType") -> None:
 
 def tell(line: str) -> None:
     """A line on standard output."""
-    print(printable(line))
+    print(escape_control(line))
 
 
 def say(line: str) -> None:
     """A line on standard error, above any progress bar."""
     from vqtool.runtime.progress import Bar
 
-    Bar.write(printable(line), file=sys.stderr)
+    Bar.write(escape_control(line), file=sys.stderr)
 
 
 def table(rows: list[tuple[str, ...]], header: tuple[str, ...] = ()) -> "RenderableType":
@@ -63,7 +63,7 @@ def table(rows: list[tuple[str, ...]], header: tuple[str, ...] = ()) -> "Rendera
     for name in header or rows[0]:
         made.add_column(name, overflow="fold")
     for row in rows:
-        made.add_row(*(Text(printable(cell)) for cell in row))
+        made.add_row(*(Text(escape_control(cell)) for cell in row))
     return made
 
 
@@ -73,5 +73,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, str):
-        return well_formed(value)
+        return escape_surrogates(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value

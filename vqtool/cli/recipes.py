@@ -4,7 +4,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from vqtool.errors import ConfigError
-from vqtool.runtime.files import replacing
+from vqtool.runtime.files import atomic_write
 
 # Begins the line that names the schema for editors.
 _MODELINE = "# yaml-language-server"
@@ -37,7 +37,7 @@ def write_recipe(name: str, out: Path | None = None, schema: bool = False) -> Pa
     if schema:
         _write_schema(out.with_name("schema.json"))
     lines = (_folder() / f"{name}.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
-    with replacing(out) as part:  # without schema.json beside it, an editor would complain of the line that names it
+    with atomic_write(out) as part:  # without schema.json beside it, an editor would complain of the line that names it
         part.write_text("".join(line for line in lines if schema or not line.startswith(_MODELINE)), encoding="utf-8")
     return out
 
@@ -45,7 +45,7 @@ def write_recipe(name: str, out: Path | None = None, schema: bool = False) -> Pa
 def _write_schema(out: Path) -> None:
     content = (_folder() / "schema.json").read_bytes()
     if not out.exists():
-        with replacing(out) as part:
+        with atomic_write(out) as part:
             part.write_bytes(content)
     elif out.read_bytes() != content:
         raise ConfigError(

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vqtool.cli.output import JsonOption, print_json, print_rich, say, table, tell
-from vqtool.runtime.torchrun import place
+from vqtool.runtime.torchrun import rank_info
 
 if TYPE_CHECKING:
-    from vqtool.training.dry_run import Plan
+    from vqtool.training.dry_run import DryRun
 
 
 def train(
@@ -41,21 +41,23 @@ def train(
     """Train a tokenizer as described by a config."""
     if resume and overwrite:
         raise typer.BadParameter("--resume and --overwrite cannot be combined")
+    from vqtool import training
     from vqtool.config import load_config
-    from vqtool.training import plan_run, run_folder, train
 
     pairs = [("training.device", device), ("data.key", key)]
     short = [f"{name}={json.dumps(value)}" for name, value in pairs if value is not None]
     settings = load_config(config, [*(overrides or []), *short])
-    speaks = place().rank == 0
+    speaks = rank_info().rank == 0
     if dry_run:
         if not speaks:
             return
-        plan = plan_run(settings, run_dir)
+        plan = training.dry_run(settings, run_dir)
         print_json(asdict(plan)) if as_json else print_rich(table(_plan_rows(plan)))
         return
-    folder = run_dir or run_folder(settings)
-    summary = train(settings, folder, resume=resume, overwrite=overwrite, allow_data_change=allow_data_change, say=say)
+    folder = run_dir or training.run_folder(settings)
+    summary = training.train(
+        settings, folder, resume=resume, overwrite=overwrite, allow_data_change=allow_data_change, say=say
+    )
     if not speaks:
         return
     if as_json:
@@ -88,7 +90,7 @@ def _summary_rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
-def _plan_rows(plan: "Plan") -> list[tuple[str, ...]]:
+def _plan_rows(plan: "DryRun") -> list[tuple[str, ...]]:
     spec = plan.spec
     kind = f"{spec.classes} classes" if spec.classes else f"values, normalize {plan.normalize}"
     waiting = ", not quantized before the initialisation" if plan.seconds_of_initialisation else ""
@@ -107,7 +109,7 @@ def _plan_rows(plan: "Plan") -> list[tuple[str, ...]]:
     ]
 
 
-def _time(plan: "Plan") -> str:
+def _time(plan: "DryRun") -> str:
     from vqtool.runtime.progress import duration
 
     parts = [f"{plan.seconds_per_step:.2g} s a step", f"{plan.seconds_per_validation:.2g} s per validation"]

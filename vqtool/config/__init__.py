@@ -2,6 +2,14 @@
 
 from vqtool.config.load import load_config, write_config
 from vqtool.config.schema import RunSettings
-from vqtool.config.training import BEST_METRICS, TrainingSettings, learning_rate, travel
+from vqtool.config.training import BEST_METRICS, TrainingSettings, cumulative_lr, learning_rate
 
-__all__ = ["BEST_METRICS", "RunSettings", "TrainingSettings", "learning_rate", "load_config", "travel", "write_config"]
+__all__ = [
+    "BEST_METRICS",
+    "RunSettings",
+    "TrainingSettings",
+    "cumulative_lr",
+    "learning_rate",
+    "load_config",
+    "write_config",
+]

@@ -12,8 +12,8 @@ from vqtool.config.problems import describe
 from vqtool.config.schema import RunSettings
 from vqtool.config.yaml_reader import CORE_SCHEMA, read_yaml
 from vqtool.errors import ConfigError
-from vqtool.runtime.files import replacing, unreadable
-from vqtool.runtime.terminal import well_formed
+from vqtool.runtime.files import atomic_write, read_error_reason
+from vqtool.runtime.terminal import escape_surrogates
 
 # Larger files are not configs.
 _LARGEST = 1 << 20
@@ -42,7 +42,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
         raise ConfigError(f"{path}: expected keys and values, such as `data:` and `model:`")
     apply_overrides(tree, overrides, RunSettings)
     if tree.values.get("name") is None and path.is_file():
-        if path.stem == well_formed(path.stem):
+        if path.stem == escape_surrogates(path.stem):
             tree.values["name"] = path.stem
         else:
             tree.problems.append(f"{path}: name: missing, and the file name is not valid UTF-8; set name")
@@ -62,7 +62,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
 def write_config(path: Path, settings: RunSettings) -> None:
     """Write all settings, defaults included."""
     text = yaml.dump(settings.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
@@ -76,6 +76,6 @@ def _read(path: Path) -> str:
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: does not exist; `vqtool init` lists recipes to start from") from error
     except OSError as error:
-        raise ConfigError(f"{path}: {unreadable(error)}") from error
+        raise ConfigError(f"{path}: {read_error_reason(error)}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text; save it as UTF-8") from error

@@ -8,7 +8,7 @@ from vqtool.config.training import TrainingSettings
 from vqtool.data import DataKind
 from vqtool.models.autoencoder import ModelSettings
 from vqtool.models.losses import LossSettings
-from vqtool.runtime.files import unsupported
+from vqtool.runtime.files import unsupported_version
 from vqtool.runtime.settings import Settings
 
 # Of a file or folder, on every file system in common use.
@@ -34,7 +34,7 @@ class RunSettings(Settings):
     @classmethod
     def _is_supported(cls, version: Any) -> Any:
         if type(version) is not int or version != 1:
-            raise ValueError(unsupported(version, 1, "use a config with format_version 1"))
+            raise ValueError(unsupported_version(version, 1, "use a config with format_version 1"))
         return version
 
     @field_validator("name")

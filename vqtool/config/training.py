@@ -85,7 +85,7 @@ def learning_rate(settings: TrainingSettings, step: int) -> float:
     return settings.learning_rate * (1 + math.cos(math.pi * progress)) / 2
 
 
-def travel(settings: TrainingSettings, steps: int) -> float:
+def cumulative_lr(settings: TrainingSettings, steps: int) -> float:
     """About the sum of the learning rates of so many steps, in full ones: as far as weights can have moved."""
     warmup = min(settings.warmup_steps, settings.steps)
     if steps < warmup:

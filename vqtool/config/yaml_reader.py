@@ -119,10 +119,10 @@ def read_yaml(text: str, name: str, base: Path = ()) -> Tree:
     return tree
 
 
-Place = Callable[[int], str]
+RankInfo = Callable[[int], str]
 
 
-def _value(node: yaml.Node, path: Path, tree: Tree, place: Place) -> Any:
+def _value(node: yaml.Node, path: Path, tree: Tree, place: RankInfo) -> Any:
     here = place(node.start_mark.line)
     tree.places.setdefault(path, here)
     kind = node.tag.removeprefix("tag:yaml.org,2002:")
@@ -141,7 +141,7 @@ def _value(node: yaml.Node, path: Path, tree: Tree, place: Place) -> Any:
     return None
 
 
-def _mapping(node: yaml.MappingNode, path: Path, tree: Tree, place: Place) -> dict[str, Any]:
+def _mapping(node: yaml.MappingNode, path: Path, tree: Tree, place: RankInfo) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key_node, child in node.value:
         key, here = str(key_node.value), place(key_node.start_mark.line)

@@ -4,7 +4,7 @@ from vqtool.data.dataset import Dataset, Samples, open_dataset, open_source, spe
 from vqtool.data.layout import sample_shape
 from vqtool.data.order import BatchOrder
 from vqtool.data.settings import DataKind, DataSettings, SyntheticSettings, TensorsSettings
-from vqtool.data.sources import FileSource, Shard, Source, Survey
+from vqtool.data.sources import DatasetScan, FileSource, Shard, Source
 from vqtool.data.spec import SampleSpec
 from vqtool.data.tensor_files import map_npy
 
@@ -13,12 +13,12 @@ __all__ = [
     "DataKind",
     "DataSettings",
     "Dataset",
+    "DatasetScan",
     "FileSource",
     "SampleSpec",
     "Samples",
     "Shard",
     "Source",
-    "Survey",
     "SyntheticSettings",
     "TensorsSettings",
     "map_npy",

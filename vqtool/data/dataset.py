@@ -16,13 +16,13 @@ from torch import Tensor
 
 from vqtool.data.layout import LAYOUTS, LayoutName, guess_layout, holds_classes, sample_shape
 from vqtool.data.order import split
-from vqtool.data.rows import RowNumbers, Rows
+from vqtool.data.rows import RowIndices, Rows
 from vqtool.data.scan import Counted, Moments
 from vqtool.data.settings import MOST_CLASSES, DataKind, DataSettings, TensorsSettings
-from vqtool.data.sources import FileSource, GeneratedSource, Source, Survey, combined_sha256, mismatch
+from vqtool.data.sources import DatasetScan, FileSource, GeneratedSource, Source, combined_sha256, mismatch
 from vqtool.data.spec import SampleSpec, dtype_name
 from vqtool.errors import ConfigError, DataError
-from vqtool.runtime.distributed import from_first, world_size
+from vqtool.runtime.distributed import on_rank0, world_size
 
 # A standard deviation below this, relative to the mean, leaves a float32 fewer than five bits for the value.
 _RESOLUTION = 2.0**-19
@@ -40,7 +40,7 @@ class Samples:
 
     rows: Rows
     spec: SampleSpec
-    numbers: RowNumbers | None = None
+    numbers: RowIndices | None = None
 
     def __len__(self) -> int:
         return len(self.rows) if self.numbers is None else len(self.numbers)
@@ -62,7 +62,7 @@ class Samples:
         """Samples start to stop."""
         return self.spec.samples(self.read_rows(start, stop))
 
-    def take(self, numbers: RowNumbers) -> Tensor:
+    def take(self, numbers: RowIndices) -> Tensor:
         """The samples of these numbers, in this order."""
         return self.spec.samples(self.rows.take(numbers if self.numbers is None else self.numbers[numbers]))
 
@@ -136,13 +136,13 @@ def open_dataset(settings: DataKind, seed: int) -> Dataset:
     )
 
 
-def _survey(source: Source, layout: LayoutName, counted: Counted = True) -> Survey:
+def _survey(source: Source, layout: LayoutName, counted: Counted = True) -> DatasetScan:
     """As `Source.survey`; of several processes the first alone reads all rows."""
     if world_size() == 1:
         return source.survey(layout, counted)
-    survey = Survey.of(from_first(lambda: asdict(source.survey(layout, counted))))
+    survey = DatasetScan.of(on_rank0(lambda: asdict(source.survey(layout, counted))))
     own = _likeness(source)
-    if from_first(lambda: own) != own:
+    if on_rank0(lambda: own) != own:
         raise DataError(f"{source.name}: differs from the data that process 0 reads at this path")
     return survey
 
@@ -201,14 +201,14 @@ def _resolve_layout(settings: DataKind, source: Source) -> LayoutName:
     return settings.layout
 
 
-def _split(source: Source, settings: DataSettings, seed: int) -> tuple[RowNumbers, RowNumbers]:
+def _split(source: Source, settings: DataSettings, seed: int) -> tuple[RowIndices, RowIndices]:
     if len(source.rows) < 2:
         raise DataError(f"{source.name}: contains one row; the training and validation splits need at least two")
     assert isinstance(settings.validation, float)
     return split(len(source.rows), settings.validation, seed)
 
 
-def _resolve_spec(settings: DataSettings, layout: LayoutName, surveys: list[tuple[Source, Survey]]) -> SampleSpec:
+def _resolve_spec(settings: DataSettings, layout: LayoutName, surveys: list[tuple[Source, DatasetScan]]) -> SampleSpec:
     source = surveys[0][0]
     channels, size = sample_shape(layout, source.rows.shape)
     spec = SampleSpec(
@@ -224,7 +224,9 @@ def _resolve_spec(settings: DataSettings, layout: LayoutName, surveys: list[tupl
     return spec
 
 
-def _resolve_classes(settings: DataSettings, layout: LayoutName, surveys: list[tuple[Source, Survey]]) -> int | None:
+def _resolve_classes(
+    settings: DataSettings, layout: LayoutName, surveys: list[tuple[Source, DatasetScan]]
+) -> int | None:
     source, survey = surveys[0]
     if not holds_classes(layout, source.rows.dtype):
         if settings.classes not in ("auto", None):

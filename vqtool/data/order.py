@@ -4,10 +4,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from vqtool.data.rows import RowNumbers
+from vqtool.data.rows import RowIndices
 
 
-def split(rows: int, validation: float, seed: int) -> tuple[RowNumbers, RowNumbers]:
+def split(rows: int, validation: float, seed: int) -> tuple[RowIndices, RowIndices]:
     """Part row numbers 0..rows-1 at random into training and validation, both ascending, neither empty.
 
     Args:
@@ -35,7 +35,7 @@ class BatchOrder:
         self.batch_size = batch_size
         self._seed = seed
 
-    def batch(self, step: int) -> RowNumbers:
+    def batch(self, step: int) -> RowIndices:
         """The sample numbers (B,) of a step, counted from 0."""
         first, last = step * self.batch_size, (step + 1) * self.batch_size - 1
         pieces = []
@@ -47,5 +47,5 @@ class BatchOrder:
 
 
 @lru_cache(maxsize=2)
-def _permutation(samples: int, seed: int, epoch: int) -> RowNumbers:
+def _permutation(samples: int, seed: int, epoch: int) -> RowIndices:
     return np.random.default_rng([seed, 1, epoch]).permutation(samples)

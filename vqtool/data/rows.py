@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-RowNumbers = NDArray[np.int64]
+RowIndices = NDArray[np.int64]
 
 
 class Rows(ABC):
@@ -32,7 +32,7 @@ class Rows(ABC):
         """Rows start to stop, as a new tensor (stop - start, *shape)."""
 
     @abstractmethod
-    def take(self, numbers: RowNumbers) -> Tensor:
+    def take(self, numbers: RowIndices) -> Tensor:
         """The rows of these numbers (n,), in this order, as a new tensor (n, *shape)."""
 
 
@@ -54,7 +54,7 @@ class NumpyRows(Rows):
     def read(self, start: int, stop: int) -> Tensor:
         return _tensor(self._array[start:stop]).view(self.dtype)
 
-    def take(self, numbers: RowNumbers) -> Tensor:
+    def take(self, numbers: RowIndices) -> Tensor:
         return _tensor(self._array[numbers]).view(self.dtype)
 
 
@@ -72,7 +72,7 @@ class TensorRows(Rows):
     def read(self, start: int, stop: int) -> Tensor:
         return self._tensor[start:stop].clone()
 
-    def take(self, numbers: RowNumbers) -> Tensor:
+    def take(self, numbers: RowIndices) -> Tensor:
         return self._tensor[torch.from_numpy(numbers)]
 
 
@@ -96,7 +96,7 @@ class ShardedRows(Rows):
         ]
         return torch.cat(pieces) if pieces else self._shards[0].read(0, 0)
 
-    def take(self, numbers: RowNumbers) -> Tensor:
+    def take(self, numbers: RowIndices) -> Tensor:
         owners = np.searchsorted(self._starts, numbers, side="right") - 1
         by_owner = np.argsort(owners, kind="stable")
         pieces = [

@@ -56,7 +56,7 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class Scan:
+class FileScan:
     """What a pass over a file found.
 
     Attributes:
@@ -75,7 +75,7 @@ class Scan:
 Counted = NDArray[np.bool_] | bool
 
 
-def scan_file(path: Path, rows: Rows, layout: LayoutName, key: str | None, counted: Counted) -> Scan:
+def scan_file(path: Path, rows: Rows, layout: LayoutName, key: str | None, counted: Counted) -> FileScan:
     """Scan a file, or find its scan in the cache.
 
     Args:
@@ -98,7 +98,7 @@ def scan_file(path: Path, rows: Rows, layout: LayoutName, key: str | None, count
     return scan
 
 
-def verify_file(path: Path, rows: Rows, layout: LayoutName, key: str | None) -> Scan:
+def verify_file(path: Path, rows: Rows, layout: LayoutName, key: str | None) -> FileScan:
     """As `scan_file`, but without moments; any earlier scan of the file will do.
 
     Raises:
@@ -107,7 +107,7 @@ def verify_file(path: Path, rows: Rows, layout: LayoutName, key: str | None) -> 
     return _cached(_cache_entry(path, layout, key, _ANY_SPLIT)) or scan_file(path, rows, layout, key, False)
 
 
-def scan_rows(name: str, rows: Rows, layout: LayoutName, counted: Counted, content: BinaryIO, size: int) -> Scan:
+def scan_rows(name: str, rows: Rows, layout: LayoutName, counted: Counted, content: BinaryIO, size: int) -> FileScan:
     """Scan rows as they stand, and hash the `size` bytes of `content` that they come from.
 
     Raises:
@@ -134,7 +134,7 @@ def scan_rows(name: str, rows: Rows, layout: LayoutName, counted: Counted, conte
                     found = Moments.of(kept)
                     moments = found if moments is None else moments.merge(found)
             bar.update(stop - start)
-    return Scan(digest.hexdigest(), moments, min(bounds, default=None), max(bounds, default=None))
+    return FileScan(digest.hexdigest(), moments, min(bounds, default=None), max(bounds, default=None))
 
 
 def _check_finite(values: Tensor, name: str, start: int) -> None:
@@ -165,7 +165,7 @@ def _cache_entry(path: Path, layout: LayoutName, key: str | None, split: str) ->
     return home / "vqtool" / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()}.json"
 
 
-def _keep(entry: Path, scan: Scan) -> None:
+def _keep(entry: Path, scan: FileScan) -> None:
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         write_json(entry, asdict(scan))
@@ -173,12 +173,12 @@ def _keep(entry: Path, scan: Scan) -> None:
         pass  # The cache only saves time.
 
 
-def _cached(entry: Path) -> Scan | None:
+def _cached(entry: Path) -> FileScan | None:
     try:
         fields = json.loads(entry.read_text(encoding="utf-8"))
         moments = fields.pop("moments")
         if moments is not None:
             moments = Moments(moments["count"], tuple(moments["mean"]), tuple(moments["squares"]))
-        return Scan(moments=moments, **fields)
+        return FileScan(moments=moments, **fields)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

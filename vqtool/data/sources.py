@@ -15,7 +15,7 @@ import numpy as np
 
 from vqtool.data.layout import LayoutName, with_channels
 from vqtool.data.rows import NumpyRows, Rows, ShardedRows
-from vqtool.data.scan import Counted, Moments, Scan, scan_file, scan_rows, verify_file
+from vqtool.data.scan import Counted, FileScan, Moments, scan_file, scan_rows, verify_file
 from vqtool.data.settings import SyntheticSettings
 from vqtool.data.spec import dtype_name
 from vqtool.data.tensor_files import READERS, open_file
@@ -43,15 +43,15 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Survey:
-    """What a scan of a whole source found: see `Scan`, whose fields these are over all shards."""
+class DatasetScan:
+    """What a scan of a whole source found: see `FileScan`, whose fields these are over all shards."""
 
     shards: tuple[Shard, ...]
     moments: Moments | None
     largest: int | None
 
     @classmethod
-    def of(cls, fields: dict[str, Any]) -> "Survey":
+    def of(cls, fields: dict[str, Any]) -> "DatasetScan":
         """From fields as `dataclasses.asdict` makes them."""
         moments = fields["moments"] and Moments(**fields["moments"])
         return cls(tuple(Shard(**shard) for shard in fields["shards"]), moments, fields["largest"])
@@ -80,7 +80,7 @@ class Source(ABC):
     rows: Rows
     _identities: Sequence[tuple[int, ...]] = ()
 
-    def survey(self, layout: LayoutName, counted: Counted = True) -> Survey:
+    def survey(self, layout: LayoutName, counted: Counted = True) -> DatasetScan:
         """Scan all rows once; `counted` says which of them count for the moments.
 
         Raises:
@@ -88,7 +88,7 @@ class Source(ABC):
         """
         return self._summary(self._scan(layout, counted), layout)
 
-    def verify(self, layout: LayoutName) -> Survey:
+    def verify(self, layout: LayoutName) -> DatasetScan:
         """As `survey`, without moments; any earlier scan of a file will do.
 
         Raises:
@@ -96,7 +96,7 @@ class Source(ABC):
         """
         return self._summary(self._verify(layout), layout)
 
-    def _summary(self, scanned: list[tuple[Shard, Scan]], layout: LayoutName) -> Survey:
+    def _summary(self, scanned: list[tuple[Shard, FileScan]], layout: LayoutName) -> DatasetScan:
         moments = [scan.moments for _, scan in scanned if scan.moments is not None]
         largest = [scan.largest for _, scan in scanned if scan.largest is not None]
         if any(scan.smallest is not None and scan.smallest < 0 for _, scan in scanned):
@@ -105,13 +105,13 @@ class Source(ABC):
                 f"{self.name}: row {self._first_outside(None)[0]} contains a negative integer, but integers in layout "
                 f"{layout} are classes, numbered from 0; for values, set data.layout to {others}"
             )
-        return Survey(
+        return DatasetScan(
             shards=tuple(shard for shard, _ in scanned),
             moments=functools.reduce(Moments.merge, moments) if moments else None,
             largest=max(largest, default=None),
         )
 
-    def check_classes(self, survey: Survey, classes: int, advice: str = "") -> None:
+    def check_classes(self, survey: DatasetScan, classes: int, advice: str = "") -> None:
         """Refuse a class of `classes` or above; `advice` ends the message.
 
         Raises:
@@ -134,11 +134,11 @@ class Source(ABC):
             if _identity(path) != before:
                 raise DataError(f"{path}: file changed while it was read; run the command again")
 
-    def _verify(self, layout: LayoutName) -> list[tuple[Shard, Scan]]:
+    def _verify(self, layout: LayoutName) -> list[tuple[Shard, FileScan]]:
         return self._scan(layout, False)
 
     @abstractmethod
-    def _scan(self, layout: LayoutName, counted: Counted) -> list[tuple[Shard, Scan]]:
+    def _scan(self, layout: LayoutName, counted: Counted) -> list[tuple[Shard, FileScan]]:
         """Each shard and what is found in it."""
 
     def _first_outside(self, classes: int | None) -> tuple[int, int]:
@@ -173,7 +173,7 @@ class FileSource(Source):
         _check_agree(self.paths, self._shards)
         self.rows = self._shards[0] if len(self._shards) == 1 else ShardedRows(self._shards)
 
-    def _scan(self, layout: LayoutName, counted: Counted) -> list[tuple[Shard, Scan]]:
+    def _scan(self, layout: LayoutName, counted: Counted) -> list[tuple[Shard, FileScan]]:
         scans, start = [], 0
         for path, rows in zip(self.paths, self._shards, strict=True):
             kept = counted if isinstance(counted, bool) else counted[start : start + len(rows)]
@@ -181,11 +181,11 @@ class FileSource(Source):
             start += len(rows)
         return self._by_shard(scans)
 
-    def _verify(self, layout: LayoutName) -> list[tuple[Shard, Scan]]:
+    def _verify(self, layout: LayoutName) -> list[tuple[Shard, FileScan]]:
         files = zip(self.paths, self._shards, strict=True)
         return self._by_shard([verify_file(path, rows, layout, self._key) for path, rows in files])
 
-    def _by_shard(self, scans: list[Scan]) -> list[tuple[Shard, Scan]]:
+    def _by_shard(self, scans: list[FileScan]) -> list[tuple[Shard, FileScan]]:
         files = zip(self.paths, self._shards, scans, strict=True)
         return [(Shard(path.name, len(rows), scan.sha256), scan) for path, rows, scan in files]
 
@@ -206,7 +206,7 @@ class GeneratedSource(Source):
         self._array = settings.source.generate(settings.samples, np.random.default_rng(seed))
         self.rows = NumpyRows(self._array)
 
-    def _scan(self, layout: LayoutName, counted: Counted) -> list[tuple[Shard, Scan]]:
+    def _scan(self, layout: LayoutName, counted: Counted) -> list[tuple[Shard, FileScan]]:
         content = io.BytesIO(self._array.tobytes())
         scan = scan_rows(self.name, self.rows, layout, counted, content, self._array.nbytes)
         return [(Shard(self.name, len(self.rows), scan.sha256), scan)]

@@ -24,7 +24,7 @@ from torch import Tensor
 from vqtool.data.rows import NumpyRows, Rows, TensorRows
 from vqtool.data.spec import DtypeName, dtype_name
 from vqtool.errors import DataError, VqtoolError
-from vqtool.runtime.files import unreadable
+from vqtool.runtime.files import read_error_reason
 from vqtool.runtime.memory import check_fits_memory
 from vqtool.runtime.terminal import listed
 
@@ -89,7 +89,7 @@ def _told_as_data_errors(path: Path, name: str = "") -> Iterator[None]:
         ) from error
     except Exception as error:  # a damaged file can make its parser fail in any way
         if isinstance(error, OSError) and error.errno:
-            raise DataError(f"{what}: {unreadable(error)}") from error
+            raise DataError(f"{what}: {read_error_reason(error)}") from error
         detail = _detail(error)
         raise DataError(f"{what}: damaged or truncated {path.suffix} file ({detail}); save the array again") from error
 

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from vqtool.data import Samples, Source, Survey
+from vqtool.data import DatasetScan, Samples, Source
 from vqtool.errors import DataError
 from vqtool.inference.tokenizer import Tokenizer
 from vqtool.models.chunks import batch_rows
 from vqtool.runs.index_file import Manifest, check_not_input, index_dtype
-from vqtool.runtime.memory import out_of_memory_told
+from vqtool.runtime.memory import convert_out_of_memory
 from vqtool.runtime.progress import pass_bar
-from vqtool.runtime.terminal import well_formed
-from vqtool.runtime.threads import lone_threads
+from vqtool.runtime.terminal import escape_surrogates
+from vqtool.runtime.threads import single_threaded_pool
 
 
 @contextmanager
@@ -36,12 +36,12 @@ def encoding(tokenizer: Tokenizer, out: Path, data: str | None, key: str | None)
     """
     source, samples = tokenizer.open(data, key)
     check_not_input(out, source.paths, source.name)
-    thread = lone_threads(1)
+    thread = single_threaded_pool(1)
     try:
         survey = thread.submit(tokenizer.survey, source)
         if tokenizer.spec.classes:
             survey.result()  # an embedding cannot look up a class that is out of range
-        with out_of_memory_told(DataError, "lower --batch-size"):
+        with convert_out_of_memory(DataError, "lower --batch-size"):
             yield Encoding(tokenizer, source, samples, survey)
     finally:
         thread.shutdown(cancel_futures=True)
@@ -60,7 +60,7 @@ def encoded(
     """
     step = batch_rows(tokenizer.model, samples.size, batch_size)
     count = max(2, torch.get_num_threads())
-    threads, starts = lone_threads(count), iter(rows[::step])
+    threads, starts = single_threaded_pool(count), iter(rows[::step])
 
     def encode(start: int) -> NDArray[Any]:
         return tokenizer.encode_samples(samples.read(start, min(start + step, rows.stop))).numpy()
@@ -85,7 +85,7 @@ class Encoding:
     tokenizer: Tokenizer
     source: Source
     samples: Samples
-    survey: Future[Survey]
+    survey: Future[DatasetScan]
 
     @property
     def shape(self) -> list[int]:
@@ -130,5 +130,5 @@ class Encoding:
             layout=self.tokenizer.spec.layout,
             model_sha256=self.tokenizer.model_sha256,
             data_sha256=survey.sha256,
-            shards=[{**asdict(shard), "name": well_formed(shard.name)} for shard in survey.shards],
+            shards=[{**asdict(shard), "name": escape_surrogates(shard.name)} for shard in survey.shards],
         )

@@ -33,11 +33,11 @@ from vqtool.runs.index_file import (
     writing_array,
     writing_indices,
 )
-from vqtool.runtime.files import lock, read_json, reason, write_json, writing
-from vqtool.runtime.memory import out_of_memory_told
+from vqtool.runtime.files import convert_write_errors, error_reason, read_json, try_lock, write_json
+from vqtool.runtime.memory import convert_out_of_memory
 from vqtool.runtime.progress import pass_bar
-from vqtool.runtime.signals import noting_signals
-from vqtool.runtime.torchrun import place
+from vqtool.runtime.signals import deferred_signals
+from vqtool.runtime.torchrun import rank_info
 
 _LARGEST_MARKER = 1 << 16
 # Bytes hashed at a time.
@@ -67,17 +67,17 @@ class Part:
     @staticmethod
     def of_process(environment: Mapping[str, str] = os.environ) -> "Part | None":
         """Part of this process by its rank under torchrun; None for a single process."""
-        own = place(environment)
+        own = rank_info(environment)
         return Part(own.rank + 1, own.size) if own.size > 1 else None
 
     def rows(self, rows: int, chunk: int) -> range:
         """Row numbers of this part of `rows` rows; the first one starts a chunk."""
         chunks = -(-rows // chunk)
-        first, last = (chunks * place // self.of * chunk for place in (self.number - 1, self.number))
+        first, last = (chunks * rank_info // self.of * chunk for rank_info in (self.number - 1, self.number))
         return range(min(first, rows), min(last, rows))
 
 
-@noting_signals()
+@deferred_signals()
 def encode_part(
     tokenizer: Tokenizer,
     out: Path,
@@ -108,7 +108,7 @@ def encode_part(
     if finished:
         return finished
     check_indices_output(out, overwrite)
-    with writing(work.folder):
+    with convert_write_errors(work.folder):
         work.folder.mkdir(exist_ok=True)
     if not work.done(part):
         work.encode(part, batch_size)
@@ -195,7 +195,7 @@ class _Work:
             digest = said.pop("sha256")
         except (OSError, ValueError, KeyError) as error:
             raise DataError(
-                f"{marker}: damaged: {reason(error)}; remove {self.folder} and encode all parts again"
+                f"{marker}: damaged: {error_reason(error)}; remove {self.folder} and encode all parts again"
             ) from error
         if said != self.mark(part):
             raise DataError(
@@ -222,7 +222,7 @@ class _Work:
         if self.tokenizer.spec.classes:
             self.tokenizer.survey(self.source)  # an embedding cannot look up a class that is out of range
         with (
-            out_of_memory_told(DataError, "lower --batch-size"),
+            convert_out_of_memory(DataError, "lower --batch-size"),
             writing_array(self.path(part), (len(rows), *self.shape[1:]), self.dtype) as array,
         ):
             for start, indices in encoded(self.tokenizer, self.samples, rows, batch_size, progress):
@@ -235,7 +235,7 @@ class _Work:
         """Write the index file from all parts and remove the parts; None if another worker does it."""
         handle = os.open(self.folder, os.O_RDONLY)
         try:
-            if not lock(handle) or not self.folder.exists():
+            if not try_lock(handle) or not self.folder.exists():
                 return None
             with encoding(self.tokenizer, self.out, data, key) as job:
                 with writing_indices(self.out, self.shape, self.dtype.name, job.manifest) as array:

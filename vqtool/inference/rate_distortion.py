@@ -87,8 +87,8 @@ def _latents(tokenizer: Tokenizer, samples: Samples, most: int | None) -> Tensor
     with pass_bar("latents", wanted) as bar:
         for start in range(0, wanted, rows):
             ((x, n),) = chunks(samples.take(numbers[start : start + rows]), rows)
-            conditioned = model.quantizer.condition(model.latents(x.to(tokenizer.device)))[:n]
-            found.append(conditioned.reshape(-1, conditioned.shape[-1]))
+            preprocessed = model.quantizer.preprocess(model.latents(x.to(tokenizer.device)))[:n]
+            found.append(preprocessed.reshape(-1, preprocessed.shape[-1]))
             bar.update(n)
     return torch.cat(found)
 

@@ -15,22 +15,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqtool.config import RunSettings
-from vqtool.data import FileSource, Samples, SampleSpec, Source, Survey, open_dataset, open_source, spec_of
+from vqtool.data import DatasetScan, FileSource, Samples, SampleSpec, Source, open_dataset, open_source, spec_of
 from vqtool.data.layout import holds_classes, sample_shape
 from vqtool.data.rows import NumpyRows
 from vqtool.data.spec import dtype_name
 from vqtool.errors import CheckpointError, ConfigError, DataError
-from vqtool.metrics.code_counter import Tally
-from vqtool.metrics.evaluation import Evaluation, Pass, reconstruct
-from vqtool.metrics.reconstruction_metrics import ClassFidelity, Fidelity, ValueFidelity
+from vqtool.metrics.code_counter import CodeCounter
+from vqtool.metrics.evaluation import Evaluation, EvaluationAccumulator, reconstruct
+from vqtool.metrics.reconstruction_metrics import CategoricalMetrics, ContinuousMetrics, ReconstructionMetrics
 from vqtool.models.autoencoder import Autoencoder, resolve_model
 from vqtool.models.chunks import batch_rows, chunk_rows, chunks
 from vqtool.models.encoders import Size
 from vqtool.runs.model_file import read_model
-from vqtool.runs.run_directory import Run
+from vqtool.runs.run_directory import RunDirectory
 from vqtool.runtime.device import resolve_device
 from vqtool.runtime.progress import pass_bar
-from vqtool.runtime.threads import over_items
+from vqtool.runtime.threads import map_items
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Report:
     """
 
     evaluation: Evaluation
-    fidelity: Fidelity
+    fidelity: ReconstructionMetrics
     bits_per_sample: float
 
 
@@ -63,7 +63,7 @@ class Tokenizer:
         grid: shape whose row-major order gives the L tokens, such as (H, W), for samples of the run's size.
     """
 
-    def __init__(self, run: Run, device: str | None = None) -> None:
+    def __init__(self, run: RunDirectory, device: str | None = None) -> None:
         self.settings: RunSettings = run.settings()
         self.spec = _resolved_spec(run, self.settings)
         self.device = resolve_device(device, "--device") if device else resolve_device(self.settings.training.device)
@@ -181,7 +181,7 @@ class Tokenizer:
         count = len(self.model.quantizer.codebook_sizes)
         if levels is None or levels == count:
             return
-        if not self.model.quantizer.truncates:
+        if not self.model.quantizer.supports_prefix_decoding:
             raise DataError(
                 f"{what}: only a residual quantizer can decode fewer than all levels; omit it, or use {count} "
                 f"(got {levels})"
@@ -203,20 +203,20 @@ class Tokenizer:
             samples = open_dataset(self.settings.data, self.settings.seed).validation
         else:
             samples = self.open_checked(data, key)
-        whole = Pass(self.model, self.settings.loss)
-        fidelity = ClassFidelity() if self.spec.classes else ValueFidelity()
+        whole = EvaluationAccumulator(self.model, self.settings.loss)
+        fidelity = CategoricalMetrics() if self.spec.classes else ContinuousMetrics()
         for chunk in reconstruct(self.model, samples, self.settings.loss, "eval"):
             whole.add(chunk)
             fidelity.add(chunk.rows, chunk.restored)
         return Report(whole.result(), fidelity.result(), self.model.bits(samples.size))
 
-    def count(self, data: str, key: str | None = None) -> Tally:
+    def count(self, data: str, key: str | None = None) -> CodeCounter:
         """Count the hits of each code over data; for vectors also the distinct ids.
 
         Args, raises: as `evaluate`.
         """
         samples = self.open_checked(data, key)
-        tally = Tally(self.model.quantizer.codebook_sizes, ids=not self.spec.size)
+        tally = CodeCounter(self.model.quantizer.codebook_sizes, ids=not self.spec.size)
         step = batch_rows(self.model, samples.size, len(samples))
         with pass_bar("inspect", len(samples)) as bar:
             for start in range(0, len(samples), step):
@@ -247,7 +247,7 @@ class Tokenizer:
         self._check_like(source.rows.shape, source.rows.dtype, source.name)
         return source, Samples(source.rows, self.spec)
 
-    def survey(self, source: Source) -> Survey:
+    def survey(self, source: Source) -> DatasetScan:
         """Scan data.
 
         Raises:
@@ -276,7 +276,7 @@ class Tokenizer:
     def encode_samples(self, samples: Tensor) -> Tensor:
         """Encode samples in the model's own layout to indices (n, L), or (n, L, Q)."""
         rows = chunk_rows(self.model, self.model.size_of(samples))
-        return torch.cat(over_items(self._encode_chunk, chunks(samples, rows), self.device))
+        return torch.cat(map_items(self._encode_chunk, chunks(samples, rows), self.device))
 
     def _encode_chunk(self, chunk: tuple[Tensor, int]) -> Tensor:
         x, n = chunk
@@ -306,10 +306,10 @@ def load(run: str | Path, device: str | None = None) -> Tokenizer:
         CheckpointError: the directory is not a run, or its model is missing, damaged or in an unknown format.
         ConfigError: config.yaml is invalid, or the device is not available.
     """
-    return Tokenizer(Run(run), device)
+    return Tokenizer(RunDirectory(run), device)
 
 
-def _resolved_spec(run: Run, settings: RunSettings) -> SampleSpec:
+def _resolved_spec(run: RunDirectory, settings: RunSettings) -> SampleSpec:
     """The spec of a run's samples, after checking that its settings are resolved."""
     try:
         spec = spec_of(settings.data)

@@ -15,7 +15,7 @@ from vqtool.data.layout import sample_shape
 from vqtool.errors import DataError
 from vqtool.inference.encoding import encoding
 from vqtool.inference.tokenizer import Tokenizer, to_numpy
-from vqtool.metrics.collisions import IdCounter, numbered
+from vqtool.metrics.collisions import IdCounter, duplicate_numbers
 from vqtool.models.chunks import chunk_rows
 from vqtool.runs.index_file import (
     Manifest,
@@ -29,10 +29,10 @@ from vqtool.runs.index_file import (
     writing_indices,
 )
 from vqtool.runtime.progress import pass_bar
-from vqtool.runtime.signals import noting_signals
+from vqtool.runtime.signals import deferred_signals
 
 
-@noting_signals()
+@deferred_signals()
 def encode_file(
     tokenizer: Tokenizer,
     out: Path,
@@ -61,7 +61,7 @@ def encode_file(
         return job.manifest()
 
 
-@noting_signals()
+@deferred_signals()
 def encode_unique_file(
     tokenizer: Tokenizer,
     out: Path,
@@ -98,7 +98,7 @@ def encode_unique_file(
         manifest = job.manifest()
     if extend and published is not None:  # together, or neither
         _check_same_ids(ids, published, extend)
-    numbers = numbered(ids, None if published is None else published[:, -1])
+    numbers = duplicate_numbers(ids, None if published is None else published[:, -1])
     sizes = [*manifest.codebook_sizes, int(numbers.max()) + 1]
     manifest = replace(
         manifest,
@@ -113,7 +113,7 @@ def encode_unique_file(
     return manifest
 
 
-@noting_signals()
+@deferred_signals()
 def decode_file(
     tokenizer: Tokenizer, path: Path, out: Path, overwrite: bool = False, levels: int | None = None
 ) -> tuple[tuple[int, ...], str]:

@@ -10,7 +10,7 @@ from vqtool.data import spec_of
 from vqtool.errors import CheckpointError, ConfigError
 from vqtool.inspection.inspect_targets import Inspection
 from vqtool.runs.model_file import read_model
-from vqtool.runs.run_directory import Run
+from vqtool.runs.run_directory import RunDirectory
 
 _RECONSTRUCTION = "validation/loss/reconstruction"
 
@@ -35,7 +35,7 @@ class Compared:
     settings: RunSettings | None = None
 
 
-def compared(inspection: Inspection, run: Run) -> Compared:
+def compared(inspection: Inspection, run: RunDirectory) -> Compared:
     """What is known of an inspected run; of anything else, its counts alone."""
     try:
         settings = run.settings()

@@ -8,11 +8,11 @@ import torch
 
 from vqtool.config import RunSettings
 from vqtool.errors import CheckpointError, ConfigError
-from vqtool.inspection.sharing import levels_in_depth, levels_sharing
-from vqtool.metrics.collisions import Distinct
-from vqtool.metrics.usage import Usage, usage_of
+from vqtool.inspection.sharing import levels_sharing_codebook, residual_depth
+from vqtool.metrics.collisions import IdCounts
+from vqtool.metrics.usage import Usage, usage_from_counts
 from vqtool.runs.model_file import SavedModel
-from vqtool.runs.run_directory import Run
+from vqtool.runs.run_directory import RunDirectory
 
 # Steps, or those of warm-up where they are more, in which codes and latents are still on their way to each other.
 _BEGUN = 100
@@ -33,7 +33,7 @@ class Evidence:
     """
 
     levels: Sequence[Usage]
-    distinct: Distinct | None = None
+    distinct: IdCounts | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     history: Sequence[dict[str, Any]] = ()
     later: Sequence[dict[str, Any]] = ()
@@ -69,7 +69,7 @@ class Evidence:
     @property
     def sharing(self) -> int:
         """How many levels in a row have one codebook; 1 where each has its own, or nothing is known of settings."""
-        return 1 if self.settings is None else levels_sharing(self.settings.model.quantizer)
+        return 1 if self.settings is None else levels_sharing_codebook(self.settings.model.quantizer)
 
     @property
     def young_until(self) -> int | None:
@@ -88,7 +88,7 @@ class Evidence:
     @property
     def depth(self) -> int:
         """How many levels in a row have each what those before it left over; 1 where nothing is known of settings."""
-        return 1 if self.settings is None else levels_in_depth(self.settings.model.quantizer)
+        return 1 if self.settings is None else residual_depth(self.settings.model.quantizer)
 
     @property
     def more_levels(self) -> tuple[str, int] | None:
@@ -123,14 +123,18 @@ class Evidence:
 
 def _together(levels: Sequence[Usage]) -> Usage:
     """The usage of a codebook that all of these levels have."""
-    return levels[0] if len(levels) == 1 else usage_of(torch.tensor([level.counts for level in levels]).sum(dim=0))
+    return (
+        levels[0]
+        if len(levels) == 1
+        else usage_from_counts(torch.tensor([level.counts for level in levels]).sum(dim=0))
+    )
 
 
-def of_run(run: Run, saved: SavedModel) -> Evidence:
+def of_run(run: RunDirectory, saved: SavedModel) -> Evidence:
     """The evidence of a run's best validation pass."""
     step, validations = saved.step, run.validations()
     return Evidence(
-        levels=[usage_of(hits) for hits in saved.counts],
+        levels=[usage_from_counts(hits) for hits in saved.counts],
         distinct=saved.distinct,
         metrics=saved.metrics,
         history=[metrics for metrics in validations if step is not None and metrics["step"] <= step],
@@ -140,7 +144,7 @@ def of_run(run: Run, saved: SavedModel) -> Evidence:
     )
 
 
-def readable_settings(run: Run) -> RunSettings | None:
+def readable_settings(run: RunDirectory) -> RunSettings | None:
     """Return a run's settings; None if they cannot be read: its codes can be inspected without them."""
     try:
         return run.settings()
@@ -148,7 +152,7 @@ def readable_settings(run: Run) -> RunSettings | None:
         return None
 
 
-def settings_error(run: Run) -> str | None:
+def settings_error(run: RunDirectory) -> str | None:
     """Return the first line of why a run's settings cannot be read; None if they can."""
     try:
         run.settings()

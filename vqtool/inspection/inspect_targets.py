@@ -17,13 +17,13 @@ from vqtool.inference.tokenizer import load
 from vqtool.inspection.evidence import Evidence, of_run, readable_settings, settings_error
 from vqtool.inspection.finding import Finding
 from vqtool.inspection.findings import diagnose
-from vqtool.inspection.targets import OnSkipped, of_each
-from vqtool.metrics.code_counter import Tally
-from vqtool.metrics.collisions import Distinct
+from vqtool.inspection.targets import OnSkipped, for_each_target
+from vqtool.metrics.code_counter import CodeCounter
+from vqtool.metrics.collisions import IdCounts
 from vqtool.metrics.usage import Usage
 from vqtool.runs.index_file import read_indices, read_manifest
 from vqtool.runs.model_file import read_model
-from vqtool.runs.run_directory import Run
+from vqtool.runs.run_directory import RunDirectory
 from vqtool.runtime.progress import pass_bar
 
 # Indices counted at a time.
@@ -52,7 +52,7 @@ class Inspection:
     target: str
     counted: str
     levels: list[Usage]
-    distinct: Distinct | None
+    distinct: IdCounts | None
     kind: str | None = None
     batch_tokens: int | None = None
     findings: Sequence[Finding] = ()
@@ -82,7 +82,7 @@ def inspect(
         CheckpointError: a target is none of these.
         DataError: an index file or the data cannot be used.
     """
-    return of_each(targets, lambda target: inspect_one(target, data, key, device), skipped)
+    return for_each_target(targets, lambda target: inspect_one(target, data, key, device), skipped)
 
 
 def inspect_one(target: Path, data: str | None = None, key: str | None = None, device: str | None = None) -> Inspection:
@@ -93,12 +93,12 @@ def inspect_one(target: Path, data: str | None = None, key: str | None = None, d
         return of_file(target, count_file(target))
     if data is not None:
         return of_data(target, data, load(target, device).count(data, key))
-    saved, _ = read_model(Run(target).model)
+    saved, _ = read_model(RunDirectory(target).model)
     if not saved.counts:
         raise CheckpointError(f"{target}: model.safetensors has no code counts; use --data FILE to count codes")
-    evidence = of_run(Run(target), saved)
+    evidence = of_run(RunDirectory(target), saved)
     inspection = _inspection(target, "the best validation pass", evidence, *_about(evidence.settings))
-    return inspection if evidence.settings else replace(inspection, settings_error=settings_error(Run(target)))
+    return inspection if evidence.settings else replace(inspection, settings_error=settings_error(RunDirectory(target)))
 
 
 def _inspection(
@@ -110,19 +110,19 @@ def _inspection(
     )
 
 
-def of_file(target: Path, tally: Tally) -> Inspection:
+def of_file(target: Path, tally: CodeCounter) -> Inspection:
     """What was counted in an index file."""
     kind = kind_of(read_manifest(target).layout)
     return _inspection(target, "the indices in the file", Evidence(tally.levels, tally.distinct), kind)
 
 
-def of_data(target: Path, data: str, tally: Tally) -> Inspection:
+def of_data(target: Path, data: str, tally: CodeCounter) -> Inspection:
     """What was counted on data that a run has encoded."""
-    evidence = Evidence(tally.levels, tally.distinct, settings=readable_settings(Run(target)))
+    evidence = Evidence(tally.levels, tally.distinct, settings=readable_settings(RunDirectory(target)))
     return _inspection(target, data, evidence, *_about(evidence.settings))
 
 
-def count_file(path: Path, look: Look | None = None) -> Tally:
+def count_file(path: Path, look: Look | None = None) -> CodeCounter:
     """The hits in an index file, block by block; `look` sees each block, too.
 
     Raises:
@@ -132,7 +132,7 @@ def count_file(path: Path, look: Look | None = None) -> Tally:
     sizes = manifest.codebook_sizes
     if manifest.unique:  # what makes rows unique is no codebook's
         array, sizes = array[..., :-1], sizes[:-1]
-    tally = Tally(sizes, ids=manifest.layout == "C")
+    tally = CodeCounter(sizes, ids=manifest.layout == "C")
     step = max(1, _BLOCK // int(np.prod(array.shape[1:])))
     with pass_bar("inspect", len(array)) as bar:
         for start in range(0, len(array), step):

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from vqtool.errors import CheckpointError, ConfigError, DataError, VqtoolError
-from vqtool.runs.run_directory import Run
+from vqtool.runs.run_directory import RunDirectory
 
 Found = TypeVar("Found")
 # Is told of a run of a folder that cannot be used, and why.
 OnSkipped = Callable[[Path, VqtoolError], None]
 
 
-def expand(targets: Sequence[Path]) -> list[Path]:
+def expand_targets(targets: Sequence[Path]) -> list[Path]:
     """Runs and index files, with the runs of a folder in its place.
 
     Raises:
@@ -21,7 +21,7 @@ def expand(targets: Sequence[Path]) -> list[Path]:
     return [found for target in targets for found in _expand(target)]
 
 
-def of_each(targets: Sequence[Path], look: Callable[[Path], Found], skipped: OnSkipped | None) -> list[Found]:
+def for_each_target(targets: Sequence[Path], look: Callable[[Path], Found], skipped: OnSkipped | None) -> list[Found]:
     """What `look` gives of each run and index file.
 
     Args:
@@ -48,9 +48,9 @@ def of_each(targets: Sequence[Path], look: Callable[[Path], Found], skipped: OnS
 
 
 def _expand(target: Path) -> list[Path]:
-    if target.is_file() or Run(target).exists:
+    if target.is_file() or RunDirectory(target).exists:
         return [target]
-    runs = sorted(path.parent for path in target.glob("*/config.yaml") if Run(path.parent).exists)
+    runs = sorted(path.parent for path in target.glob("*/config.yaml") if RunDirectory(path.parent).exists)
     if not runs:
         raise CheckpointError(
             f"{target}: is neither a run, nor a directory of runs, nor an index file"

@@ -17,8 +17,8 @@ from vqtool.inspection.inspect_targets import Inspection
 from vqtool.inspection.level_table import LEVEL_HEADER, LEVEL_MEANING, level_rows
 from vqtool.inspection.words import counted
 from vqtool.metrics.usage import Usage
-from vqtool.runs.run_directory import Run
-from vqtool.runtime.terminal import printable
+from vqtool.runs.run_directory import RunDirectory
+from vqtool.runtime.terminal import escape_control
 
 _STYLES = {"severe": "bold red", "warning": "yellow", "note": "cyan"}
 # Codes named at either end of the ranking.
@@ -34,8 +34,8 @@ def render(inspection: Inspection) -> RenderableType:
     levels = inspection.levels
     per_level = " per level" if len(levels) > 1 else ""
     parts: list[RenderableType] = [
-        Text(printable(inspection.target), style="bold"),
-        Text(f"counted on {printable(inspection.counted)}: {counted(inspection.tokens, 'token')}{per_level}"),
+        Text(escape_control(inspection.target), style="bold"),
+        Text(f"counted on {escape_control(inspection.counted)}: {counted(inspection.tokens, 'token')}{per_level}"),
     ]
     if inspection.settings_error:
         parts.append(Text(f"{inspection.settings_error}; findings that need the settings are not reported"))
@@ -57,7 +57,7 @@ def render(inspection: Inspection) -> RenderableType:
 
 def compare(inspections: Sequence[Inspection]) -> RenderableType:
     """All targets in one table, and the settings in which runs differ."""
-    runs = [compared(inspection, Run(inspection.target)) for inspection in inspections]
+    runs = [compared(inspection, RunDirectory(inspection.target)) for inspection in inspections]
     rows = _comparison(table(runs))
     meaning = Text(MEANING if same_data(runs) else f"{MEANING} {UNLIKE}", style="dim")
     differing = differences(runs)
@@ -73,7 +73,7 @@ def _comparison(rows: Sequence[Sequence[str]]) -> RenderableType:
     """A row per target; where the width is small, the names of targets are in a list of their own."""
     title, header = "comparison: one row per target", [re.sub(r"(?<=[/.]) ?", "\n", name) for name in HEADER]
     wide, narrow = (_table(title, header, rows, gap) for gap in (2, 1))
-    names = [Text(printable("  ".join(row[:2]))) for row in rows]
+    names = [Text(escape_control("  ".join(row[:2]))) for row in rows]
     numbers = [[row[0], *row[2:]] for row in rows]
     return _Fitting(wide, narrow, Group(Text(title, style="bold"), *names, _table("", ["", *header[2:]], numbers, 1)))
 
@@ -161,7 +161,7 @@ def _table(title: str = "", header: Sequence[str] = (), rows: Sequence[Sequence[
     for name in header:
         table.add_column(name, overflow="fold", justify="left" if name in _TEXT else "right")
     for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
+        table.add_row(*(Text(escape_control(cell)) for cell in row))
     return table
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vqtool.metrics.collisions import Distinct, IdCounter
-from vqtool.metrics.usage import Usage, usage_of
+from vqtool.metrics.collisions import IdCounter, IdCounts
+from vqtool.metrics.usage import Usage, usage_from_counts
 
 
-class Tally:
+class CodeCounter:
     """Counter of indices, added in blocks.
 
     Args:
@@ -42,9 +42,9 @@ class Tally:
     @property
     def levels(self) -> list[Usage]:
         """Usage of each level."""
-        return [usage_of(torch.from_numpy(hits)) for hits in self._hits]
+        return [usage_from_counts(torch.from_numpy(hits)) for hits in self._hits]
 
     @property
-    def distinct(self) -> Distinct | None:
+    def distinct(self) -> IdCounts | None:
         """Distinct ids, if they are counted."""
         return self._ids.result() if self._ids else None

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vqtool.runtime.distributed import add_up, gather_rows
+from vqtool.runtime.distributed import all_gather_rows, all_reduce_sum
 from vqtool.runtime.progress import pass_bar
 
 Ids = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Distinct:
+class IdCounts:
     """How many of the ids counted differ from each other."""
 
     rows: int
@@ -50,22 +50,22 @@ class IdCounter:
         self._merge()
         found = self._found[0]
         numbers = found.view(np.uint8).reshape(len(found), found.dtype.itemsize)
-        everywhere = gather_rows(torch.from_numpy(numbers)).numpy()
+        everywhere = all_gather_rows(torch.from_numpy(numbers)).numpy()
         self._found = [np.ascontiguousarray(everywhere).view(found.dtype)[:, 0]]
-        self._rows = int(add_up(torch.tensor(self._rows)))
+        self._rows = int(all_reduce_sum(torch.tensor(self._rows)))
 
-    def result(self) -> Distinct | None:
+    def result(self) -> IdCounts | None:
         """Over all that was added; None where nothing was."""
         if not self._found:
             return None
         self._merge()
-        return Distinct(self._rows, len(self._found[0]))
+        return IdCounts(self._rows, len(self._found[0]))
 
     def _merge(self) -> None:
         self._found = [np.unique(np.concatenate(self._found))]
 
 
-def numbered(ids: Ids, published: Ids | None = None) -> NDArray[np.int64]:
+def duplicate_numbers(ids: Ids, published: Ids | None = None) -> NDArray[np.int64]:
     """A number for each row that, with its id, makes it unique: 0, 1, ... among rows of one id, in their order.
 
     The extra token of generative retrieval (Rajput et al. 2023, "Recommender Systems with Generative Retrieval", 3.1).

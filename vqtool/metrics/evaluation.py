@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from vqtool.data import Samples
-from vqtool.metrics.collisions import Distinct, IdCounter
-from vqtool.metrics.latent_statistics import Latents
-from vqtool.metrics.usage import Usage, entropy_of, normalized_entropy, usage_of
+from vqtool.metrics.collisions import IdCounter, IdCounts
+from vqtool.metrics.latent_statistics import LatentStatistics
+from vqtool.metrics.usage import Usage, normalized_entropy, shannon_entropy, usage_from_counts
 from vqtool.models.autoencoder import Autoencoder
 from vqtool.models.chunks import chunk_rows, chunks
 from vqtool.models.losses import LossSettings, reconstruction_loss
 from vqtool.quantizers import LevelStatistics
 from vqtool.quantizers.entropy import negative_entropy
-from vqtool.runtime.distributed import add_up, rank, world_size
+from vqtool.runtime.distributed import all_reduce_sum, rank, world_size
 from vqtool.runtime.progress import pass_bar
 
 
@@ -44,8 +44,8 @@ class Evaluation:
     soft_entropies: list[float]
     sample_entropies: list[float]
     samples: int
-    distinct: Distinct | None
-    latents: list[Latents]
+    distinct: IdCounts | None
+    latents: list[LatentStatistics]
 
     @property
     def counts(self) -> list[Tensor]:
@@ -84,7 +84,7 @@ def reconstruct(
             may be empty.
     """
     rows = chunk_rows(model, samples.size)
-    with evaluating(model), pass_bar(progress, len(samples)) as bar:
+    with eval_mode(model), pass_bar(progress, len(samples)) as bar:
         for turn in range(0, len(samples), rows * of):
             start = min(turn + rank * rows, len(samples))
             raw = samples.read_rows(start, min(start + rows, len(samples)))
@@ -93,7 +93,7 @@ def reconstruct(
 
 
 @contextmanager
-def evaluating(model: Autoencoder) -> Iterator[None]:
+def eval_mode(model: Autoencoder) -> Iterator[None]:
     """Within, the model is in evaluation mode."""
     training = model.training
     model.eval()
@@ -108,7 +108,7 @@ def _reconstruct_chunk(model: Autoencoder, raw: Tensor, rows: int, loss: LossSet
     device = next(iter(model.state_dict().values())).device
     ((x, n),) = chunks(model.spec.samples(raw).to(device), rows)
     size = model.size_of(x)
-    quantized, statistics = model.quantizer.assess(model.latents(x), n)
+    quantized, statistics = model.quantizer.evaluate_padded(model.latents(x), n)
     ((indices, _),) = chunks(quantized.indices, rows)
     prediction = model.predict(indices, size)[:n]
     return Reconstruction(
@@ -121,7 +121,7 @@ def _reconstruct_chunk(model: Autoencoder, raw: Tensor, rows: int, loss: LossSet
     )
 
 
-class Pass:
+class EvaluationAccumulator:
     """Sums the chunks of a pass into an evaluation."""
 
     def __init__(self, model: Autoencoder, loss: LossSettings) -> None:
@@ -152,22 +152,27 @@ class Pass:
     def add_others(self) -> None:
         """Count in what all other processes have added."""
         sums = torch.tensor([self._samples, self._reconstruction, self._commitment], dtype=torch.float64)
-        samples, self._reconstruction, self._commitment = add_up(sums).tolist()
+        samples, self._reconstruction, self._commitment = all_reduce_sum(sums).tolist()
         self._samples = int(samples)
-        self._levels = over_processes(self._levels)
+        self._levels = all_reduce_statistics(self._levels)
         if self._ids:
             self._ids.add_others()
 
     def result(self) -> Evaluation:
         """The evaluation of all that was added, at least one chunk."""
         reconstruction = self._reconstruction / self._samples
-        commitment, entropy = raw_terms(self._levels)
+        commitment, entropy = raw_losses(self._levels)
         sample_entropy = fmean(float(level.sample_entropy / level.counts.sum()) for level in self._levels)
         total = reconstruction + self._loss.commitment * self._commitment / self._samples
         total += self._loss.entropy * (entropy + self._sample_entropy_weight * sample_entropy)
         return Evaluation(
-            losses={"total": total, "reconstruction": reconstruction, "commitment": commitment, "entropy": entropy},
-            levels=[usage_of(level.counts) for level in self._levels],
+            losses={
+                "total": total,
+                "reconstruction": reconstruction,
+                "commitment": commitment,
+                "entropy": entropy,
+            },
+            levels=[usage_from_counts(level.counts) for level in self._levels],
             soft_entropies=[normalized_entropy(_soft_entropy(level), len(level.counts)) for level in self._levels],
             sample_entropies=[
                 normalized_entropy(float(level.sample_entropy / level.counts.sum()), len(level.counts))
@@ -181,15 +186,15 @@ class Pass:
 
 def evaluate(model: Autoencoder, samples: Samples, loss: LossSettings) -> Evaluation:
     """Losses and usage over all samples."""
-    whole = Pass(model, loss)
+    whole = EvaluationAccumulator(model, loss)
     for chunk in reconstruct(model, samples, loss, "validate"):
         whole.add(chunk)
     return whole.result()
 
 
-def evaluate_together(model: Autoencoder, samples: Samples, loss: LossSettings) -> Evaluation:
+def evaluate_distributed(model: Autoencoder, samples: Samples, loss: LossSettings) -> Evaluation:
     """As `evaluate`, by all processes, each of which passes its share of the chunks; all get the whole."""
-    whole = Pass(model, loss)
+    whole = EvaluationAccumulator(model, loss)
     for chunk in reconstruct(model, samples, loss, "validate", rank(), world_size()):
         whole.add(chunk)
     whole.add_others()
@@ -209,7 +214,7 @@ def shuffled_loss(model: Autoencoder, samples: Samples, loss: LossSettings) -> t
     x = samples.take(numbers).to(device)
     ((padded, n),) = chunks(x, rows)
     found = []
-    with evaluating(model):
+    with eval_mode(model):
         target, indices = model.modality.target(x), model.encode(padded)
         for chosen in (indices[:n], indices[:n].roll(n // 2, dims=0)):
             ((whole, _),) = chunks(chosen, rows)
@@ -218,12 +223,12 @@ def shuffled_loss(model: Autoencoder, samples: Samples, loss: LossSettings) -> t
     return found[0], found[1]
 
 
-def over_processes(levels: Sequence[LevelStatistics]) -> list[LevelStatistics]:
+def all_reduce_statistics(levels: Sequence[LevelStatistics]) -> list[LevelStatistics]:
     """The statistics of what all processes have seen."""
-    return [LevelStatistics(*map(add_up, level)) for level in levels]
+    return [LevelStatistics(*map(all_reduce_sum, level)) for level in levels]
 
 
-def raw_terms(levels: Sequence[LevelStatistics]) -> tuple[float, float]:
+def raw_losses(levels: Sequence[LevelStatistics]) -> tuple[float, float]:
     """Commitment and entropy without any weight, averaged over levels."""
     commitment = entropy = 0.0
     for level in levels:
@@ -233,13 +238,13 @@ def raw_terms(levels: Sequence[LevelStatistics]) -> tuple[float, float]:
     return commitment / len(levels), entropy / len(levels)
 
 
-def _latents(level: LevelStatistics) -> Latents:
+def _latents(level: LevelStatistics) -> LatentStatistics:
     vectors = int(level.counts.sum())
     mean = level.total / vectors
     variance = float(level.squares / vectors - mean.square().sum())
-    return Latents(mean, max(0.0, variance), float(level.squared_distance) / vectors, level.errors)
+    return LatentStatistics(mean, max(0.0, variance), float(level.squared_distance) / vectors, level.errors)
 
 
 def _soft_entropy(level: LevelStatistics) -> float:
     """Of the mean soft assignment, in nats: factors add up."""
-    return sum(entropy_of(factor) for factor in level.soft_assignment)
+    return sum(shannon_entropy(factor) for factor in level.soft_assignment)

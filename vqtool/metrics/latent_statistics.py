@@ -26,7 +26,7 @@ _OUTSIDE = 4.0
 _ROUNDING = 1e-11
 
 
-class Latents(NamedTuple):
+class LatentStatistics(NamedTuple):
     """The vectors that a level quantizes, over a pass."""
 
     mean: Tensor
@@ -39,7 +39,7 @@ class Latents(NamedTuple):
     """(K,) float64, summed by code; () where codes are given"""
 
 
-def geometry(codes: Tensor, counts: Tensor, *clouds: Latents) -> dict[str, float]:
+def geometry(codes: Tensor, counts: Tensor, *clouds: LatentStatistics) -> dict[str, float]:
     """Figures of codes (K, D) that were hit `counts` (K,) times by latents, of each of the levels that share the codes.
 
     Returns:
@@ -70,17 +70,17 @@ def geometry(codes: Tensor, counts: Tensor, *clouds: Latents) -> dict[str, float
     }
 
 
-def pooled(clouds: Sequence[Latents]) -> Latents:
+def pooled(clouds: Sequence[LatentStatistics]) -> LatentStatistics:
     """The latents of several levels, as many of each, as those of one."""
     if len(clouds) == 1:
         return clouds[0]
     mean = torch.stack([cloud.mean for cloud in clouds]).mean(dim=0)
     apart = [cloud.variance + float((cloud.mean - mean).square().sum()) for cloud in clouds]
     errors = torch.stack([cloud.errors for cloud in clouds]).sum(dim=0)
-    return Latents(mean, fmean(apart), fmean(cloud.error for cloud in clouds), errors)
+    return LatentStatistics(mean, fmean(apart), fmean(cloud.error for cloud in clouds), errors)
 
 
-def varies(latents: Latents, whole: Latents) -> bool:
+def varies(latents: LatentStatistics, whole: LatentStatistics) -> bool:
     """Whether latents, which are all of `whole` or what is left over of it, differ by more than rounding."""
     return latents.variance > _ROUNDING * (whole.variance + float(whole.mean.square().sum())) + 1e-30
 

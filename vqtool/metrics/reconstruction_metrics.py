@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Fidelity:
+class ReconstructionMetrics:
     """Error of decoded rows.
 
     Attributes:
@@ -27,7 +27,7 @@ class Fidelity:
     baseline_accuracy: float | None = None
 
 
-class ValueFidelity:
+class ContinuousMetrics:
     """Squared error and variance of values, in float64, merged chunk by chunk (Chan et al. 1979)."""
 
     def __init__(self) -> None:
@@ -52,13 +52,15 @@ class ValueFidelity:
         self._mean = self._mean + step * n / total
         self._rows = total
 
-    def result(self) -> Fidelity:
+    def result(self) -> ReconstructionMetrics:
         """The error over all added rows, at least one."""
         mse = self._error / (self._rows * self._mean.numel())
-        return Fidelity(mse, None if self._constant or not self._squares else self._error / self._squares, None)
+        return ReconstructionMetrics(
+            mse, None if self._constant or not self._squares else self._error / self._squares, None
+        )
 
 
-class ClassFidelity:
+class CategoricalMetrics:
     """Fraction of cells whose class is correct."""
 
     def __init__(self) -> None:
@@ -72,7 +74,7 @@ class ClassFidelity:
         self._cells = cells
         self._right += int((rows.long() == restored.long()).sum())
 
-    def result(self) -> Fidelity:
+    def result(self) -> ReconstructionMetrics:
         """The error over all added rows, at least one."""
         cells = int(self._cells.sum())
-        return Fidelity(None, None, self._right / cells, int(self._cells.max()) / cells)
+        return ReconstructionMetrics(None, None, self._right / cells, int(self._cells.max()) / cells)

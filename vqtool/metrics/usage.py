@@ -41,10 +41,10 @@ class Usage:
         return normalized_entropy(self.entropy_bits * math.log(2), self.codebook_size)
 
 
-def usage_of(counts: Tensor) -> Usage:
+def usage_from_counts(counts: Tensor) -> Usage:
     """The usage of a codebook whose codes were hit so often, counts (K,) of an integer type."""
     size, used = len(counts), int((counts > 0).sum())
-    entropy = entropy_of(counts)
+    entropy = shannon_entropy(counts)
     return Usage(
         codebook_size=size,
         used=used,
@@ -57,7 +57,7 @@ def usage_of(counts: Tensor) -> Usage:
     )
 
 
-def entropy_of(weights: Tensor) -> float:
+def shannon_entropy(weights: Tensor) -> float:
     """The entropy, in nats, of weights (K,) that need not add up to one; 0 where all are zero."""
     weights = weights.double()
     total = weights.sum()

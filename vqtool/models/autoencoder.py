@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vqtool.data import SampleSpec, sample_shape
 from vqtool.errors import ConfigError, DataError
-from vqtool.models.data_io import Classes, Values
+from vqtool.models.data_io import CategoricalIO, ContinuousIO
 from vqtool.models.encoders import EncoderSettings, NetSettings, Size
 from vqtool.quantizers import ProjectedQuantizer, Quantizer, QuantizerOutput, QuantizerSettings
 from vqtool.quantizers.hit_times import HitTimes
@@ -59,7 +59,9 @@ class Autoencoder(nn.Module):
         assert settings.decoder is not None
         self.spec = spec
         self.settings = settings
-        self.modality = Classes(spec.classes, settings.encoder.dim(1)) if spec.classes else Values(mean, scale)
+        self.modality = (
+            CategoricalIO(spec.classes, settings.encoder.dim(1)) if spec.classes else ContinuousIO(mean, scale)
+        )
         self.quantizer: Quantizer = settings.quantizer.build()
         # A net may have a fixed latent width (identity); the quantizer is then projected to it.
         width = self.quantizer.dim

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Values(nn.Module):
+class ContinuousIO(nn.Module):
     """Samples (B, C, *size) of real numbers, normalised on the way in and back to their own units on the way out.
 
     Args:
@@ -42,7 +42,7 @@ class Values(nn.Module):
         return channel.reshape(-1, *[1] * (x.ndim - 2))
 
 
-class Classes(nn.Module):
+class CategoricalIO(nn.Module):
     """Grids (B, *size) of integers below `classes`, embedded on the way in and chosen by logits on the way out.
 
     Args:

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vqtool.errors import ConfigError
-from vqtool.runtime.distributed import Share
+from vqtool.runtime.distributed import BatchShard
 from vqtool.runtime.settings import Settings
 
 ReconstructionName = Literal["mse", "l1", "cosine", "cross_entropy"]
@@ -63,7 +63,7 @@ def resolve_reconstruction(settings: LossSettings, classes: int | None) -> LossS
     return settings
 
 
-def reconstruction_loss(name: str, prediction: Tensor, target: Tensor, share: Share | None = None) -> Tensor:
+def reconstruction_loss(name: str, prediction: Tensor, target: Tensor, shard: BatchShard | None = None) -> Tensor:
     """Return the mean loss (), at least in float32.
 
     Args:
@@ -73,4 +73,4 @@ def reconstruction_loss(name: str, prediction: Tensor, target: Tensor, share: Sh
         share: position of these samples in the global batch; default: they are the whole batch.
     """
     prediction = prediction.to(torch.promote_types(prediction.dtype, torch.float32))
-    return (share or Share.alone(len(target))).mean(RECONSTRUCTION_LOSSES[name](prediction, target))  # type: ignore[index]
+    return (shard or BatchShard.unsharded(len(target))).mean(RECONSTRUCTION_LOSSES[name](prediction, target))  # type: ignore[index]

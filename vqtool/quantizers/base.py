@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vqtool.quantizers.estimators import GRADIENT_ESTIMATORS, GradientEstimator
 from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
-from vqtool.runtime.distributed import Share, share_of
+from vqtool.runtime.distributed import BatchShard, local_shard
 from vqtool.runtime.precision import full_precision
 
 
@@ -19,7 +19,7 @@ class Quantizer(nn.Module, ABC):
 
     `forward` does not change parameters or buffers. In training it gathers what the codebook update needs, and
     `update()` applies it once the step is known to be finite; `discard()` drops it. Three steps follow each other:
-    `condition` (for example normalisation), `choose` (indices) and `quantize` (codes and losses).
+    `preprocess` (for example normalisation), `assign` (indices) and `quantize` (codes and losses).
 
     Attributes:
         codebook_sizes: K of each level.
@@ -34,7 +34,7 @@ class Quantizer(nn.Module, ABC):
     codebook_sizes: tuple[int, ...]
     dim: int
     has_levels: bool = False
-    truncates: bool = False
+    supports_prefix_decoding: bool = False
     gradient_estimator: GradientEstimator = "straight_through"
     unquantized_fraction: float = 0.0
     sample_entropy_weight: float = 0.0
@@ -62,78 +62,78 @@ class Quantizer(nn.Module, ABC):
             ValueError: the vectors have another width than `dim`, or are not floating-point.
         """
         with full_precision(vectors.device):
-            conditioned = self.condition(self._checked(vectors))
+            preprocessed = self.preprocess(self._checked(vectors))
             samples = len(vectors) if vectors.ndim > 1 else 1
-            share = share_of(samples, vectors.device) if self.training else Share.alone(samples)
-            output = self.quantize(conditioned, self.choose(conditioned, share), share)
+            shard = local_shard(samples, vectors.device) if self.training else BatchShard.unsharded(samples)
+            output = self.quantize(preprocessed, self.assign(preprocessed, shard), shard)
         return output._replace(quantized=output.quantized.to(vectors.dtype))
 
     def encode(self, vectors: Tensor) -> Tensor:
         """Return the indices of vectors (..., D): (...) int64, or (..., Q) with levels."""
         with full_precision(vectors.device):
-            return self.nearest(self.condition(self._checked(vectors)))
+            return self.nearest(self.preprocess(self._checked(vectors)))
 
     @torch.no_grad()
-    def measure(self, vectors: Tensor, indices: Tensor) -> list[LevelStatistics]:
+    def statistics(self, vectors: Tensor, indices: Tensor) -> list[LevelStatistics]:
         """Return the statistics of each level for vectors (..., D) and their indices from `forward` or `encode`."""
         with full_precision(vectors.device):
-            return self.statistics(self.condition(self._checked(vectors)), indices)
+            return self.level_statistics(self.preprocess(self._checked(vectors)), indices)
 
     @torch.no_grad()
-    def assess(self, vectors: Tensor, samples: int) -> tuple[QuantizerOutput, list[LevelStatistics]]:
+    def evaluate_padded(self, vectors: Tensor, samples: int) -> tuple[QuantizerOutput, list[LevelStatistics]]:
         """Return output and statistics of the first `samples` of a batch (B, L, D) that is padded to a fixed size.
 
         Codes are chosen over the padded batch, as in `encode`, because products of another shape may round
         differently.
         """
         with full_precision(vectors.device):
-            conditioned = self.condition(self._checked(vectors))
-            indices = self.nearest(conditioned)[:samples]
-            conditioned = conditioned[:samples]
-            output = self.quantize(conditioned, indices, Share.alone(samples))
-            return output, self.statistics(conditioned, indices)
+            preprocessed = self.preprocess(self._checked(vectors))
+            indices = self.nearest(preprocessed)[:samples]
+            preprocessed = preprocessed[:samples]
+            output = self.quantize(preprocessed, indices, BatchShard.unsharded(samples))
+            return output, self.level_statistics(preprocessed, indices)
 
-    def condition(self, vectors: Tensor) -> Tensor:
+    def preprocess(self, vectors: Tensor) -> Tensor:
         """Return the vectors (..., D) that are compared with codes, for example normalised ones."""
         return vectors
 
     @property
-    def waits(self) -> bool:
+    def needs_init(self) -> bool:
         """Whether the codebook is not initialised yet; until then vectors pass unquantized in training."""
         return False
 
     @abstractmethod
-    def nearest(self, conditioned: Tensor) -> Tensor:
+    def nearest(self, preprocessed: Tensor) -> Tensor:
         """Return the indices of the nearest codes of conditioned vectors."""
 
-    def choose(self, conditioned: Tensor, share: Share) -> Tensor:
+    def assign(self, preprocessed: Tensor, shard: BatchShard) -> Tensor:
         """Return the indices for a share of a batch; in training they may differ from the nearest."""
-        return self.nearest(conditioned)
+        return self.nearest(preprocessed)
 
     @abstractmethod
-    def quantize(self, conditioned: Tensor, indices: Tensor, share: Share) -> QuantizerOutput:
+    def quantize(self, preprocessed: Tensor, indices: Tensor, shard: BatchShard) -> QuantizerOutput:
         """Return the output for conditioned vectors and their indices; in training, gather for `update`."""
 
     @abstractmethod
     def decode(self, indices: Tensor) -> Tensor:
-        """Return the quantized vectors (..., D) of `indices`; if it `truncates`, indices may have fewer levels."""
+        """Return the quantized vectors (..., D) of `indices`; with prefix decoding, indices may have fewer levels."""
 
     def embed(self, indices: Tensor) -> Tensor:
         """Return the vectors (..., d) of `indices` in code space: `decode` without the output projection."""
         return self.decode(indices)
 
     @abstractmethod
-    def statistics(self, conditioned: Tensor, indices: Tensor) -> list[LevelStatistics]:
+    def level_statistics(self, preprocessed: Tensor, indices: Tensor) -> list[LevelStatistics]:
         """Return the statistics of each level over conditioned vectors."""
 
-    def initialise(self, conditioned: Tensor) -> None:
+    def init_codes(self, preprocessed: Tensor) -> None:
         """Initialise the codes from a sample (S, D) of conditioned vectors; no effect without a learned codebook."""
 
-    def start(self, full: bool = False) -> None:
+    def run_init(self, only_if_complete: bool = False) -> None:
         """Initialise the codes from the latents gathered so far, if they are not initialised yet.
 
         Args:
-            full: initialise only if the sample is complete; otherwise use the latents gathered so far.
+            only_if_complete: initialise only if the sample is complete; otherwise use the latents gathered so far.
 
         Raises:
             Stopped: a signal was received; the codes are not initialised.
@@ -155,11 +155,11 @@ class Quantizer(nn.Module, ABC):
             good: () bool on the device; if false, nothing changes. It must be true while codes are not initialised.
                 Default: the step is applied.
         """
-        self.learn(good)
-        if self.waits:
-            self.start(full=True)
+        self.apply_update(good)
+        if self.needs_init:
+            self.run_init(only_if_complete=True)
 
-    def learn(self, good: Tensor | None = None) -> None:
+    def apply_update(self, good: Tensor | None = None) -> None:
         """Apply what `forward` gathered since the last call, without initialising codes.
 
         Args:
@@ -170,7 +170,7 @@ class Quantizer(nn.Module, ABC):
     def discard(self) -> None:
         """Drop what `forward` gathered since the last update; call it instead of `update()` to skip a step."""
 
-    def pass_gradient(self, vectors: Tensor, codes: Tensor, share: Share) -> Tensor:
+    def pass_gradient(self, vectors: Tensor, codes: Tensor, shard: BatchShard) -> Tensor:
         """Return the codes (..., D) with a gradient for the vectors (..., D).
 
         In training, the first `unquantized_fraction` of the samples are returned unquantized (Défossez et al. 2024,
@@ -178,7 +178,9 @@ class Quantizer(nn.Module, ABC):
         """
         pass_on = GRADIENT_ESTIMATORS[self.gradient_estimator]
         passed = (
-            share.first(round(self.unquantized_fraction * share.total)) if self.training and vectors.ndim > 1 else 0
+            shard.count_in_first(round(self.unquantized_fraction * shard.total))
+            if self.training and vectors.ndim > 1
+            else 0
         )
         if not passed:  # a slice of everything would have its gradient copied
             return pass_on(vectors, codes)

@@ -33,8 +33,8 @@ class LookupFreeQuantizer(ScalarQuantizer):
         """Return the absolute value of each dimension of a code."""
         return 1.0
 
-    def nearest(self, conditioned: Tensor) -> Tensor:
-        return ((conditioned > 0) * self._places).sum(dim=-1)
+    def nearest(self, preprocessed: Tensor) -> Tensor:
+        return ((preprocessed > 0) * self._places).sum(dim=-1)
 
 
 class BinarySphericalQuantizer(LookupFreeQuantizer):
@@ -48,7 +48,7 @@ class BinarySphericalQuantizer(LookupFreeQuantizer):
     def magnitude(bits: int) -> float:
         return float(bits**-0.5)
 
-    def condition(self, vectors: Tensor) -> Tensor:
+    def preprocess(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors, dim=-1)
 
 

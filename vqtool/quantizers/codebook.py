@@ -6,7 +6,7 @@ Shapes: N vectors, S vectors of a sample, K codes, D dimensions.
 import torch
 from torch import Tensor, nn
 
-from vqtool.runtime.distributed import Share
+from vqtool.runtime.distributed import BatchShard
 
 
 class Codebook(nn.Module):
@@ -31,7 +31,7 @@ class Codebook(nn.Module):
         """The codes (K, D)."""
         return self.weight
 
-    def codebook_loss(self, vectors: Tensor, codes: Tensor, share: Share) -> Tensor | None:
+    def codebook_loss(self, vectors: Tensor, codes: Tensor, shard: BatchShard) -> Tensor | None:
         """Return the codebook loss () of the chosen `codes` (N, D) for `vectors` (N, D); None if there is none."""
         return None
 
@@ -45,7 +45,7 @@ class Codebook(nn.Module):
         """Drop what was gathered since the last update."""
 
     @torch.no_grad()
-    def initialise(self, codes: Tensor, counts: Tensor) -> None:
+    def init_codes(self, codes: Tensor, counts: Tensor) -> None:
         """Set all codes to `codes` (K, D), each the mean of `counts` (K,) vectors of a sample."""
         self.replace(torch.ones_like(counts, dtype=torch.bool), codes)
 
@@ -62,5 +62,5 @@ class GradientCodebook(Codebook):
         super().__init__(codebook_size, codebook_dim)
         self.loss_weight = weight
 
-    def codebook_loss(self, vectors: Tensor, codes: Tensor, share: Share) -> Tensor:
-        return self.loss_weight * share.mean((vectors.detach() - codes).square())
+    def codebook_loss(self, vectors: Tensor, codes: Tensor, shard: BatchShard) -> Tensor:
+        return self.loss_weight * shard.mean((vectors.detach() - codes).square())

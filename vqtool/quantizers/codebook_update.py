@@ -6,7 +6,7 @@ from pydantic import Field
 
 from vqtool.quantizers.codebook import Codebook, GradientCodebook
 from vqtool.quantizers.ema_codebook import EmaCodebook
-from vqtool.quantizers.simvq_codebook import LinearCodebook
+from vqtool.quantizers.simvq_codebook import SimVQCodebook
 from vqtool.runtime.settings import Settings
 
 
@@ -18,7 +18,7 @@ class EntropyOnlyUpdate(Settings):
     """
 
     kind: Literal["entropy_only"] = "entropy_only"
-    needs: ClassVar = "entropy"
+    required_loss: ClassVar = "entropy"
 
     def build(self, codebook_size: int, codebook_dim: int) -> Codebook:
         return Codebook(codebook_size, codebook_dim)
@@ -33,7 +33,7 @@ class CodebookLossUpdate(Settings):
 
     kind: Literal["codebook_loss"] = "codebook_loss"
     weight: float = Field(1.0, gt=0, description="weight of the codebook loss, relative to the commitment loss")
-    needs: ClassVar = "commitment"
+    required_loss: ClassVar = "commitment"
 
     def build(self, codebook_size: int, codebook_dim: int) -> Codebook:
         return GradientCodebook(codebook_size, codebook_dim, self.weight)
@@ -48,10 +48,10 @@ class SimVQUpdate(Settings):
 
     kind: Literal["simvq"] = "simvq"
     weight: float = Field(1.0, gt=0, description="weight of the codebook loss, relative to the commitment loss")
-    needs: ClassVar = "commitment"
+    required_loss: ClassVar = "commitment"
 
     def build(self, codebook_size: int, codebook_dim: int) -> Codebook:
-        return LinearCodebook(codebook_size, codebook_dim, self.weight)
+        return SimVQCodebook(codebook_size, codebook_dim, self.weight)
 
 
 class EmaUpdate(Settings):
@@ -69,7 +69,7 @@ class EmaUpdate(Settings):
         description="minimum number of a code's own hits that its average covers; the effective decay rises for rarely "
         "hit codes; 0: no minimum",
     )
-    needs: ClassVar = None
+    required_loss: ClassVar = None
 
     def build(self, codebook_size: int, codebook_dim: int) -> Codebook:
         return EmaCodebook(codebook_size, codebook_dim, self.decay, self.min_ema_hits)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vqtool.runtime.distributed import Share
+from vqtool.runtime.distributed import BatchShard
 
 # Numbers of one block of differences.
 _BLOCK = 1 << 18
 
 
-def commitment_loss(vectors: Tensor, codes: Tensor, indices: Tensor, share: Share | None = None) -> Tensor:
+def commitment_loss(vectors: Tensor, codes: Tensor, indices: Tensor, shard: BatchShard | None = None) -> Tensor:
     """Return the mean over all elements of (z - stop(e[indices]))² (van den Oord et al. 2017, eq. 3).
 
     Args:
@@ -28,10 +28,10 @@ def commitment_loss(vectors: Tensor, codes: Tensor, indices: Tensor, share: Shar
     Returns:
         () loss; gradients reach `vectors` only.
     """
-    share = share or Share.alone(len(vectors))
+    shard = shard or BatchShard.unsharded(len(vectors))
     # A copy, because codes may be updated before the backward pass.
     own: Tensor = _SumOfSquares.apply(vectors, codes.detach().clone(), indices)
-    return share.sum(own) / max(1, share.total * vectors.shape[1])
+    return shard.sum(own) / max(1, shard.total * vectors.shape[1])
 
 
 class _SumOfSquares(torch.autograd.Function):

@@ -10,11 +10,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vqtool.quantizers.codebook import Codebook
-from vqtool.runtime.distributed import Share, add_up
+from vqtool.runtime.distributed import BatchShard, all_reduce_sum
 from vqtool.runtime.settings import Settings
 
 
-class Revival(nn.Module):
+class DeadCodeReset(nn.Module):
     """Count hits over a window of steps and reset codes with too few hits at its end.
 
     The window ends when the mean number of hits per code reaches `window`, so "dead" does not depend on batch size or
@@ -45,15 +45,15 @@ class Revival(nn.Module):
         self._left = 0  # the sum of dead, kept on the host
         self._counted = 0  # the sum of hits, kept on the host
         self._gathered: Tensor | None = None
-        self._batches: list[tuple[Tensor, Tensor, Share]] = []
+        self._batches: list[tuple[Tensor, Tensor, BatchShard]] = []
 
     @torch.no_grad()
-    def gather(self, vectors: Tensor, indices: Tensor, share: Share) -> None:
+    def gather(self, vectors: Tensor, indices: Tensor, shard: BatchShard) -> None:
         """Count a training batch in: `vectors` (N, D) and their `indices` (N,), a share of it."""
         if self._gathered is None:
             self._gathered = torch.zeros_like(self.hits)
         self._gathered.index_add_(0, indices, torch.ones_like(indices))  # bincount would wait for the device
-        self._batches.append((vectors, indices, share))
+        self._batches.append((vectors, indices, shard))
 
     @torch.no_grad()
     def update(self, codebook: Codebook, good: Tensor | None = None) -> None:
@@ -64,7 +64,7 @@ class Revival(nn.Module):
         if self._gathered is None:
             return
         good = torch.ones_like(self.dead[0]) if good is None else good
-        self.hits += add_up(self._gathered) * good
+        self.hits += all_reduce_sum(self._gathered) * good
         self._counted += self._vectors
         if self._counted >= self._needed:
             self.dead.copy_(torch.where(good, self.hits < self._least, self.dead))
@@ -90,7 +90,7 @@ class Revival(nn.Module):
     @property
     def _vectors(self) -> int:
         """Number of gathered vectors, over all processes."""
-        return sum(share.total for *_, share in self._batches)
+        return sum(shard.total for *_, shard in self._batches)
 
     def _beside(self, codes: Tensor, rows: Tensor, reach: float) -> Tensor:
         """Return positions (n, D) at the fraction `reach` of the way from a code (K, D) to the gathered vectors `rows`.
@@ -98,15 +98,15 @@ class Revival(nn.Module):
         Each process fills in the rows that it holds.
         """
         places, first = codes.new_zeros(len(rows), codes.shape[1], dtype=self._batches[0][0].dtype), 0
-        for vectors, indices, share in self._batches:
-            own = rows - first - share.start
+        for vectors, indices, shard in self._batches:
+            own = rows - first - shard.start
             mine = (own >= 0) & (own < len(vectors))
             if len(vectors):
                 at = own.clamp(0, len(vectors) - 1)
                 found = torch.lerp(codes[indices[at]].to(vectors.dtype), vectors[at], reach)
                 places = torch.where(mine[:, None], found, places)
-            first += share.total
-        return add_up(places)
+            first += shard.total
+        return all_reduce_sum(places)
 
     def discard(self) -> None:
         """Drop what was gathered since the last update."""
@@ -139,5 +139,5 @@ class DeadCodeResetSettings(Settings):
         "latents; 1: on the latent",
     )
 
-    def build(self, codebook_size: int) -> Revival:
-        return Revival(codebook_size, self.window_hits, self.min_hits, self.step_size)
+    def build(self, codebook_size: int) -> DeadCodeReset:
+        return DeadCodeReset(codebook_size, self.window_hits, self.min_hits, self.step_size)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vqtool.quantizers.codebook import Codebook
-from vqtool.runtime.distributed import add_up
+from vqtool.runtime.distributed import all_reduce_sum
 
 # Below this moving average of hits the mean is numerically meaningless, and the code is kept.
 _VANISHED = 1e-20
@@ -56,7 +56,7 @@ class EmaCodebook(Codebook):
     def update(self, good: Tensor | None = None) -> None:
         if self._gathered is None:
             return
-        counts, sums = (add_up(each).to(self.counts.dtype) for each in self._gathered)
+        counts, sums = (all_reduce_sum(each).to(self.counts.dtype) for each in self._gathered)
         self.discard()
         if good is not None:  # what moves towards itself stays
             counts, sums = torch.where(good, counts, self.counts), torch.where(good, sums, self.sums)
@@ -78,8 +78,8 @@ class EmaCodebook(Codebook):
         return (-torch.expm1(-counts.to(self.counts.dtype) / self.min_ema_hits)).clamp_max(1 - self.decay)
 
     @torch.no_grad()
-    def initialise(self, codes: Tensor, counts: Tensor) -> None:
-        super().initialise(codes, counts)
+    def init_codes(self, codes: Tensor, counts: Tensor) -> None:
+        super().init_codes(codes, counts)
         # The sample weighs as one step's batch would.
         self.counts.copy_(self._rate(counts) * counts)
         self.sums.copy_(self.counts[:, None] * codes)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vqtool.quantizers.soft_assignment import soft_sums
-from vqtool.runtime.distributed import Share
+from vqtool.runtime.distributed import BatchShard
 
 
 def entropy_loss(
@@ -15,7 +15,7 @@ def entropy_loss(
     codebook: Tensor,
     temperature: float | Tensor,
     sample_entropy_weight: float = 0.0,
-    share: Share | None = None,
+    shard: BatchShard | None = None,
 ) -> Tensor:
     """Return the negative entropy of the mean soft assignment, sum_k p[k] ln(p[k] + 1e-10), plus the sample term.
 
@@ -32,9 +32,9 @@ def entropy_loss(
     Returns:
         () in nats, without the sample term between -ln K (even usage) and 0; gradients reach `vectors` and `codebook`.
     """
-    share = share or Share.alone(len(vectors))
+    shard = shard or BatchShard.unsharded(len(vectors))
     own = soft_sums(vectors, codebook, temperature, entropy=sample_entropy_weight > 0)
-    means = share.sum(torch.cat([own.assignment, own.entropy[None]])) / max(1, share.total)
+    means = shard.sum(torch.cat([own.assignment, own.entropy[None]])) / max(1, shard.total)
     loss = negative_entropy(means[:-1])
     return loss + sample_entropy_weight * means[-1] if sample_entropy_weight else loss
 

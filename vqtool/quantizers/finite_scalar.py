@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from vqtool.quantizers.scalar import ScalarQuantizer, ScalarSettings
-from vqtool.runtime.distributed import Share
+from vqtool.runtime.distributed import BatchShard
 
 # Keeps the outermost values in reach of tanh (the authors' code).
 _MARGIN = 1e-3
@@ -38,15 +38,15 @@ class FiniteScalarQuantizer(ScalarQuantizer):
         super().__init__(values, temperature * (0.5 / (max(levels) // 2)) ** (2 * depth), sample_entropy_weight)
         self._shifts = [0.5 if count % 2 == 0 else 0.0 for count in levels]
 
-    def condition(self, vectors: Tensor) -> Tensor:
+    def preprocess(self, vectors: Tensor) -> Tensor:
         sizes = vectors.new_tensor(self.sizes)
         shift = vectors.new_tensor(self._shifts)
         reach = (sizes - 1) * (1 + _MARGIN) / 2
         bounded = torch.tanh(vectors + torch.atanh(shift / reach)) * reach - shift
         return bounded / (sizes // 2)
 
-    def commitment(self, conditioned: Tensor, chosen: Tensor, share: Share) -> Tensor:
-        return conditioned.new_zeros(())
+    def commitment(self, preprocessed: Tensor, chosen: Tensor, shard: BatchShard) -> Tensor:
+        return preprocessed.new_zeros(())
 
 
 def _values(count: int, depth: int) -> list[float]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vqtool.runtime.distributed import largest, smallest
+from vqtool.runtime.distributed import all_reduce_max, all_reduce_min
 
 # Indices, and steps, that are kept until they are looked at: of many steps that takes little more than of one.
 _KEPT, _STEPS = 1 << 16, 1 << 10
@@ -79,9 +79,9 @@ class HitTimes(nn.Module):
         """Take over what other processes noted of their shares."""
         self._look()
         never = torch.iinfo(self.first.dtype).max
-        first = smallest(torch.where(self.first == 0, never, self.first))
+        first = all_reduce_min(torch.where(self.first == 0, never, self.first))
         self.first.copy_(torch.where(first == never, 0, first))
-        self.last.copy_(largest(self.last))
+        self.last.copy_(all_reduce_max(self.last))
 
     def levels(self) -> list[tuple[Tensor, Tensor]]:
         """First and last (K,) of each level."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vqtool.quantizers.base import Quantizer
 from vqtool.quantizers.output import QuantizerOutput
-from vqtool.runtime.distributed import from_first, gather_rows
+from vqtool.runtime.distributed import all_gather_rows, on_rank0
 from vqtool.runtime.settings import Settings
 
 # Vectors of the sample for each code.
@@ -22,7 +22,7 @@ _LEAST = 1 << 13
 _LARGE = 1 << 16
 
 
-class KMeansStart(nn.Module):
+class KMeansInit(nn.Module):
     """Gathers a sample of the encoder's vectors and then sets the codes by k-means, once.
 
     Until then there are no codes worth quantizing by: vectors pass as they are, and encoder and decoder begin as a
@@ -64,31 +64,31 @@ class KMeansStart(nn.Module):
         return QuantizerOutput(vectors, indices, nothing, nothing)
 
     @torch.no_grad()
-    def learn(self) -> None:
+    def apply_update(self) -> None:
         """Add to the sample what all processes gathered since the last time."""
         if self.pending and self._gathered:
-            batches = [gather_rows(batch.to(self.sample.dtype)) for batch in self._gathered]
+            batches = [all_gather_rows(batch.to(self.sample.dtype)) for batch in self._gathered]
             self.sample = torch.cat([self.sample, *batches])
             self.discard()
 
     @torch.no_grad()
-    def start(self, quantizer: Quantizer, full: bool = False) -> None:
+    def start(self, quantizer: Quantizer, only_if_complete: bool = False) -> None:
         """Start `quantizer`, of which this is a part, from the sample, unless that is done, or there is nothing in it.
 
         Of several processes the first does it for all: no two need round alike.
 
         Args:
-            full: only if the sample is as large as it is to be.
+            only_if_complete: only if the sample is as large as it is to be.
 
         Raises:
             Stopped: a signal came; the quantizer is as it was.
         """
-        if self.pending and len(self.sample) >= (self.needed if full else 1):
-            quantizer.load_state_dict(from_first(lambda: self._started(quantizer)))
+        if self.pending and len(self.sample) >= (self.needed if only_if_complete else 1):
+            quantizer.load_state_dict(on_rank0(lambda: self._started(quantizer)))
 
     def _started(self, quantizer: Quantizer) -> dict[str, Tensor]:
         """The state of `quantizer` once it has started."""
-        quantizer.initialise(self.sample[-self.needed :])
+        quantizer.init_codes(self.sample[-self.needed :])
         self.sample = self.sample[:0].clone()
         self.done.fill_(True)
         return dict(quantizer.state_dict())
@@ -133,8 +133,8 @@ class KMeansInitSettings(Settings):
         "and at most 65,536 (or 4 per code, if larger)",
     )
 
-    def build(self, codebook_size: int, dim: int) -> KMeansStart:
-        return KMeansStart(codebook_size, dim, self.latents_per_code)
+    def build(self, codebook_size: int, dim: int) -> KMeansInit:
+        return KMeansInit(codebook_size, dim, self.latents_per_code)
 
 
 CodebookInit = Annotated[RandomInitSettings | KMeansInitSettings, Field(discriminator="kind")]

@@ -18,7 +18,7 @@ from vqtool.quantizers.finite_scalar import FiniteScalarSettings
 from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
 from vqtool.quantizers.residual import ResidualQuantizerSettings
 from vqtool.quantizers.vector import VectorQuantizerSettings
-from vqtool.runtime.distributed import Share
+from vqtool.runtime.distributed import BatchShard
 from vqtool.runtime.settings import Settings
 
 
@@ -57,22 +57,22 @@ class ProductQuantizer(Quantizer):
         return [codes for group in self.all_groups for codes in group.learned_codes]
 
     @property
-    def waits(self) -> bool:
-        return any(group.waits for group in self.all_groups)
+    def needs_init(self) -> bool:
+        return any(group.needs_init for group in self.all_groups)
 
-    def condition(self, vectors: Tensor) -> Tensor:
-        return torch.cat([group.condition(part) for group, part in self._parts(vectors)], dim=-1)
+    def preprocess(self, vectors: Tensor) -> Tensor:
+        return torch.cat([group.preprocess(part) for group, part in self._parts(vectors)], dim=-1)
 
-    def nearest(self, conditioned: Tensor) -> Tensor:
-        return self._join([group.nearest(part) for group, part in self._parts(conditioned)])
+    def nearest(self, preprocessed: Tensor) -> Tensor:
+        return self._join([group.nearest(part) for group, part in self._parts(preprocessed)])
 
-    def choose(self, conditioned: Tensor, share: Share) -> Tensor:
-        return self._join([group.choose(part, share) for group, part in self._parts(conditioned)])
+    def assign(self, preprocessed: Tensor, shard: BatchShard) -> Tensor:
+        return self._join([group.assign(part, shard) for group, part in self._parts(preprocessed)])
 
-    def quantize(self, conditioned: Tensor, indices: Tensor, share: Share) -> QuantizerOutput:
+    def quantize(self, preprocessed: Tensor, indices: Tensor, shard: BatchShard) -> QuantizerOutput:
         outputs = [
-            group.quantize(part, own, share)
-            for (group, part), own in zip(self._parts(conditioned), self._split(indices), strict=True)
+            group.quantize(part, own, shard)
+            for (group, part), own in zip(self._parts(preprocessed), self._split(indices), strict=True)
         ]
         return QuantizerOutput(
             quantized=torch.cat([output.quantized for output in outputs], dim=-1),
@@ -85,24 +85,24 @@ class ProductQuantizer(Quantizer):
         parts = [group.decode(own) for group, own in zip(self.all_groups, self._split(indices), strict=True)]
         return torch.cat(parts, dim=-1)
 
-    def statistics(self, conditioned: Tensor, indices: Tensor) -> list[LevelStatistics]:
+    def level_statistics(self, preprocessed: Tensor, indices: Tensor) -> list[LevelStatistics]:
         return [
             level
-            for (group, part), own in zip(self._parts(conditioned), self._split(indices), strict=True)
-            for level in group.statistics(part, own)
+            for (group, part), own in zip(self._parts(preprocessed), self._split(indices), strict=True)
+            for level in group.level_statistics(part, own)
         ]
 
-    def initialise(self, conditioned: Tensor) -> None:
-        for group, part in self._parts(conditioned):
-            group.initialise(part)
+    def init_codes(self, preprocessed: Tensor) -> None:
+        for group, part in self._parts(preprocessed):
+            group.init_codes(part)
 
-    def start(self, full: bool = False) -> None:
+    def run_init(self, only_if_complete: bool = False) -> None:
         for group in self.all_groups:
-            group.start(full)
+            group.run_init(only_if_complete)
 
-    def learn(self, good: Tensor | None = None) -> None:
+    def apply_update(self, good: Tensor | None = None) -> None:
         for group in self.all_groups:
-            group.learn(good)
+            group.apply_update(good)
 
     def discard(self) -> None:
         for group in self.all_groups:
@@ -169,9 +169,9 @@ class ProductQuantizerSettings(Settings):
         return self.model_copy(update={"quantizer": self.quantizer.resolve(self._group_width(width))})
 
     @property
-    def ways(self) -> dict[str, CodebookUpdate]:
+    def updates(self) -> dict[str, CodebookUpdate]:
         """How codes learn, by key."""
-        return {f"quantizer.{key}": way for key, way in self.quantizer.ways.items()}
+        return {f"quantizer.{key}": way for key, way in self.quantizer.updates.items()}
 
     def build(self) -> ProductQuantizer:
         """The quantizer."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vqtool.quantizers.base import Quantizer
 from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
-from vqtool.runtime.distributed import Share
+from vqtool.runtime.distributed import BatchShard
 
 
 class ProjectedQuantizer(Quantizer):
@@ -29,7 +29,7 @@ class ProjectedQuantizer(Quantizer):
         self.inner = inner
         self.dim = dim
         self.codebook_sizes = inner.codebook_sizes
-        self.has_levels, self.truncates = inner.has_levels, inner.truncates
+        self.has_levels, self.supports_prefix_decoding = inner.has_levels, inner.supports_prefix_decoding
         self.sample_entropy_weight = inner.sample_entropy_weight
         # Without a bias, what levels add up to is what their projections add up to.
         self.project_in = nn.Linear(dim, inner.dim)
@@ -49,22 +49,22 @@ class ProjectedQuantizer(Quantizer):
         return self.inner.learned_codes
 
     @property
-    def waits(self) -> bool:
-        return self.inner.waits
+    def needs_init(self) -> bool:
+        return self.inner.needs_init
 
-    def condition(self, vectors: Tensor) -> Tensor:
+    def preprocess(self, vectors: Tensor) -> Tensor:
         weight, bias = self.project_in.weight, self.project_in.bias
         dtype = torch.promote_types(vectors.dtype, weight.dtype)
-        return self.inner.condition(F.linear(vectors.to(dtype), weight.to(dtype), bias.to(dtype)))
+        return self.inner.preprocess(F.linear(vectors.to(dtype), weight.to(dtype), bias.to(dtype)))
 
-    def nearest(self, conditioned: Tensor) -> Tensor:
-        return self.inner.nearest(conditioned)
+    def nearest(self, preprocessed: Tensor) -> Tensor:
+        return self.inner.nearest(preprocessed)
 
-    def choose(self, conditioned: Tensor, share: Share) -> Tensor:
-        return self.inner.choose(conditioned, share)
+    def assign(self, preprocessed: Tensor, shard: BatchShard) -> Tensor:
+        return self.inner.assign(preprocessed, shard)
 
-    def quantize(self, conditioned: Tensor, indices: Tensor, share: Share) -> QuantizerOutput:
-        output = self.inner.quantize(conditioned, indices, share)
+    def quantize(self, preprocessed: Tensor, indices: Tensor, shard: BatchShard) -> QuantizerOutput:
+        output = self.inner.quantize(preprocessed, indices, shard)
         return output._replace(quantized=self._out(output.quantized))
 
     def decode(self, indices: Tensor) -> Tensor:
@@ -73,17 +73,17 @@ class ProjectedQuantizer(Quantizer):
     def embed(self, indices: Tensor) -> Tensor:
         return self.inner.embed(indices)
 
-    def statistics(self, conditioned: Tensor, indices: Tensor) -> list[LevelStatistics]:
-        return self.inner.statistics(conditioned, indices)
+    def level_statistics(self, preprocessed: Tensor, indices: Tensor) -> list[LevelStatistics]:
+        return self.inner.level_statistics(preprocessed, indices)
 
-    def initialise(self, conditioned: Tensor) -> None:
-        self.inner.initialise(conditioned)
+    def init_codes(self, preprocessed: Tensor) -> None:
+        self.inner.init_codes(preprocessed)
 
-    def start(self, full: bool = False) -> None:
-        self.inner.start(full)
+    def run_init(self, only_if_complete: bool = False) -> None:
+        self.inner.run_init(only_if_complete)
 
-    def learn(self, good: Tensor | None = None) -> None:
-        self.inner.learn(good)
+    def apply_update(self, good: Tensor | None = None) -> None:
+        self.inner.apply_update(good)
 
     def discard(self) -> None:
         self.inner.discard()

@@ -21,7 +21,7 @@ from vqtool.quantizers.kmeans import assigned
 from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
 from vqtool.quantizers.sinkhorn import SinkhornAssignment
 from vqtool.quantizers.vector import VectorQuantizerSettings
-from vqtool.runtime.distributed import Share
+from vqtool.runtime.distributed import BatchShard
 from vqtool.runtime.settings import Settings
 
 
@@ -45,7 +45,7 @@ class ResidualQuantizer(Quantizer):
     """
 
     has_levels = True
-    truncates = True
+    supports_prefix_decoding = True
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class ResidualQuantizer(Quantizer):
         self.unquantized_fraction = levels[0].unquantized_fraction
         self.sample_entropy_weight = levels[0].sample_entropy_weight
         self.beam_size, self.level_dropout = beam_size, level_dropout
-        self.starter = init.build(levels[0].codebook_sizes[0], levels[0].dim) if init else None
+        self.initializer = init.build(levels[0].codebook_sizes[0], levels[0].dim) if init else None
 
     @property
     def codes(self) -> Tensor:
@@ -79,34 +79,34 @@ class ResidualQuantizer(Quantizer):
         return [codes for level in self._all for codes in level.learned_codes]
 
     @property
-    def waits(self) -> bool:
-        return self.starter is not None and self.starter.pending
+    def needs_init(self) -> bool:
+        return self.initializer is not None and self.initializer.pending
 
-    def condition(self, vectors: Tensor) -> Tensor:
-        return self._all[0].condition(vectors)
+    def preprocess(self, vectors: Tensor) -> Tensor:
+        return self._all[0].preprocess(vectors)
 
-    def nearest(self, conditioned: Tensor) -> Tensor:
+    def nearest(self, preprocessed: Tensor) -> Tensor:
         if self.beam_size > 1:
-            codebooks = [level.codes.to(conditioned.dtype) for level in self._all]
-            flat = conditioned.reshape(-1, self.dim)
-            return beam_search(flat, codebooks, self.beam_size).reshape(*conditioned.shape[:-1], self._depth)
-        return self._greedy(conditioned, [level.nearest for level in self._all])
+            codebooks = [level.codes.to(preprocessed.dtype) for level in self._all]
+            flat = preprocessed.reshape(-1, self.dim)
+            return beam_search(flat, codebooks, self.beam_size).reshape(*preprocessed.shape[:-1], self._depth)
+        return self._greedy(preprocessed, [level.nearest for level in self._all])
 
-    def choose(self, conditioned: Tensor, share: Share) -> Tensor:
+    def assign(self, preprocessed: Tensor, shard: BatchShard) -> Tensor:
         if self.beam_size > 1:
-            return self.nearest(conditioned)
-        return self._greedy(conditioned, [partial(level.choose, share=share) for level in self._all])
+            return self.nearest(preprocessed)
+        return self._greedy(preprocessed, [partial(level.assign, shard=shard) for level in self._all])
 
-    def quantize(self, conditioned: Tensor, indices: Tensor, share: Share) -> QuantizerOutput:
-        if self.training and self.starter and self.waits:
-            return self.starter.pass_on(conditioned, indices)
-        remainder, codes, outputs = conditioned, [], []
+    def quantize(self, preprocessed: Tensor, indices: Tensor, shard: BatchShard) -> QuantizerOutput:
+        if self.training and self.initializer and self.needs_init:
+            return self.initializer.pass_on(preprocessed, indices)
+        remainder, codes, outputs = preprocessed, [], []
         for number, level in enumerate(self._all):
-            outputs.append(level.quantize(remainder, indices[..., number], share))
+            outputs.append(level.quantize(remainder, indices[..., number], shard))
             codes.append(level.decode(indices[..., number]).detach().to(remainder.dtype))
             remainder = remainder - codes[-1]
         return QuantizerOutput(
-            quantized=self.pass_gradient(conditioned, self._sum(codes, share), share),
+            quantized=self.pass_gradient(preprocessed, self._sum(codes, shard), shard),
             indices=indices,
             commitment_loss=torch.stack([output.commitment_loss for output in outputs]).mean(),
             entropy_loss=torch.stack([output.entropy_loss for output in outputs]).mean(),
@@ -116,38 +116,38 @@ class ResidualQuantizer(Quantizer):
         levels = self._all[: indices.shape[-1]]
         return torch.stack([level.decode(indices[..., number]) for number, level in enumerate(levels)]).sum(dim=0)
 
-    def statistics(self, conditioned: Tensor, indices: Tensor) -> list[LevelStatistics]:
-        found, remainder = [], conditioned
+    def level_statistics(self, preprocessed: Tensor, indices: Tensor) -> list[LevelStatistics]:
+        found, remainder = [], preprocessed
         for number, level in enumerate(self._all):
-            found += level.statistics(remainder, indices[..., number])
+            found += level.level_statistics(remainder, indices[..., number])
             remainder = remainder - level.decode(indices[..., number]).to(remainder.dtype)
         return found
 
     @torch.no_grad()
-    def initialise(self, conditioned: Tensor) -> None:
-        remainders = [conditioned]
+    def init_codes(self, preprocessed: Tensor) -> None:
+        remainders = [preprocessed]
         for level in self._all:
             # A shared codebook starts from all that its levels will see, once it is known what that is.
-            level.initialise(torch.cat(remainders) if self._shared else remainders[-1])
+            level.init_codes(torch.cat(remainders) if self._shared else remainders[-1])
             rest = remainders[-1]
             indices = assigned(level.nearest, rest, level.codebook_sizes[0])
             remainders.append(rest - level.decode(indices).to(rest.dtype))
 
-    def start(self, full: bool = False) -> None:
-        if self.starter:
-            self.starter.start(self, full)
+    def run_init(self, only_if_complete: bool = False) -> None:
+        if self.initializer:
+            self.initializer.start(self, only_if_complete)
 
-    def learn(self, good: Tensor | None = None) -> None:
+    def apply_update(self, good: Tensor | None = None) -> None:
         for level in self._own:
-            level.learn(good)
-        if self.starter:
-            self.starter.learn()
+            level.apply_update(good)
+        if self.initializer:
+            self.initializer.apply_update()
 
     def discard(self) -> None:
         for level in self._own:
             level.discard()
-        if self.starter:
-            self.starter.discard()
+        if self.initializer:
+            self.initializer.discard()
 
     @property
     def _own(self) -> list[Quantizer]:
@@ -159,20 +159,20 @@ class ResidualQuantizer(Quantizer):
         """The quantizer of each level."""
         return self._own * self._depth if self._shared else self._own
 
-    def _greedy(self, conditioned: Tensor, chooses: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
-        remainder, indices = conditioned.detach(), []
+    def _greedy(self, preprocessed: Tensor, chooses: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
+        remainder, indices = preprocessed.detach(), []
         for level, choose in zip(self._all, chooses, strict=True):
             indices.append(choose(remainder))
             remainder = remainder - level.decode(indices[-1]).detach().to(remainder.dtype)
         return torch.stack(indices, dim=-1)
 
-    def _sum(self, codes: list[Tensor], share: Share) -> Tensor:
+    def _sum(self, codes: list[Tensor], shard: BatchShard) -> Tensor:
         """The codes added up; in training, of the samples that drop levels, only the first ones."""
-        dropped = round(self.level_dropout * share.total) if self.training else 0
+        dropped = round(self.level_dropout * shard.total) if self.training else 0
         if not dropped or codes[0].ndim < 2:
             return torch.stack(codes).sum(dim=0)
         # Batches are in random order already: nothing needs to be drawn. The first may bypass; these are the last.
-        samples = share.total - 1 - share.start - torch.arange(share.samples, device=codes[0].device)
+        samples = shard.total - 1 - shard.start - torch.arange(shard.samples, device=codes[0].device)
         kept = torch.where(samples < dropped, samples % self._depth + 1, self._depth)
         kept = kept.reshape(-1, *[1] * (codes[0].ndim - 1))
         return torch.stack([code * (kept > number) for number, code in enumerate(codes)]).sum(dim=0)
@@ -233,9 +233,9 @@ class ResidualQuantizerSettings(Settings):
         return self.model_copy(update={"quantizer": self.quantizer.resolve(width)})
 
     @property
-    def ways(self) -> dict[str, CodebookUpdate]:
+    def updates(self) -> dict[str, CodebookUpdate]:
         """How codes learn, by key."""
-        return {f"quantizer.{key}": way for key, way in self.quantizer.ways.items()}
+        return {f"quantizer.{key}": way for key, way in self.quantizer.updates.items()}
 
     def build(self) -> ResidualQuantizer:
         """The quantizer."""

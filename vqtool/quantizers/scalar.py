@@ -17,7 +17,7 @@ from vqtool.quantizers.base import Quantizer
 from vqtool.quantizers.codebook_update import CodebookUpdate
 from vqtool.quantizers.entropy import negative_entropy, sample_entropies
 from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
-from vqtool.runtime.distributed import Share
+from vqtool.runtime.distributed import BatchShard
 from vqtool.runtime.settings import Settings
 
 # Pads the values of dimensions that have fewer: so far away that nothing is assigned to it.
@@ -59,31 +59,31 @@ class ScalarQuantizer(Quantizer):
     def codes(self) -> Tensor:
         return self.decode(torch.arange(self.codebook_sizes[0], device=self.values.device))
 
-    def nearest(self, conditioned: Tensor) -> Tensor:
+    def nearest(self, preprocessed: Tensor) -> Tensor:
         low, high = self.values[:, 0], self.values.gather(1, self._sizes[:, None] - 1)[:, 0]
         step = (high - low) / (self._sizes - 1)  # not between neighbours, whose difference has lost its digits
-        digits = ((conditioned - low) / step).round().clamp_min(0).minimum(self._sizes - 1).long()
+        digits = ((preprocessed - low) / step).round().clamp_min(0).minimum(self._sizes - 1).long()
         return (digits * self._places).sum(dim=-1)
 
-    def quantize(self, conditioned: Tensor, indices: Tensor, share: Share) -> QuantizerOutput:
-        chosen = self.decode(indices).to(conditioned.dtype)
+    def quantize(self, preprocessed: Tensor, indices: Tensor, shard: BatchShard) -> QuantizerOutput:
+        chosen = self.decode(indices).to(preprocessed.dtype)
         return QuantizerOutput(
-            quantized=self.pass_gradient(conditioned, chosen, share),
+            quantized=self.pass_gradient(preprocessed, chosen, shard),
             indices=indices,
-            commitment_loss=self.commitment(conditioned, chosen, share),
-            entropy_loss=self._entropy_loss(conditioned, share),
+            commitment_loss=self.commitment(preprocessed, chosen, shard),
+            entropy_loss=self._entropy_loss(preprocessed, shard),
         )
 
-    def commitment(self, conditioned: Tensor, chosen: Tensor, share: Share) -> Tensor:
+    def commitment(self, preprocessed: Tensor, chosen: Tensor, shard: BatchShard) -> Tensor:
         """Return the commitment loss (): the mean squared distance of vectors to their codes."""
-        return share.mean((conditioned - chosen).square())
+        return shard.mean((preprocessed - chosen).square())
 
     def decode(self, indices: Tensor) -> Tensor:
         digits = indices[..., None] // self._places % self._sizes
         return self.values.gather(1, digits.reshape(-1, self.dim).T).T.reshape(digits.shape)
 
-    def statistics(self, conditioned: Tensor, indices: Tensor) -> list[LevelStatistics]:
-        flat, indices = conditioned.reshape(-1, self.dim), indices.reshape(-1)
+    def level_statistics(self, preprocessed: Tensor, indices: Tensor) -> list[LevelStatistics]:
+        flat, indices = preprocessed.reshape(-1, self.dim), indices.reshape(-1)
         soft = self._soft(flat)
         return [
             LevelStatistics(
@@ -97,14 +97,14 @@ class ScalarQuantizer(Quantizer):
             )
         ]
 
-    def _entropy_loss(self, conditioned: Tensor, share: Share) -> Tensor:
+    def _entropy_loss(self, preprocessed: Tensor, shard: BatchShard) -> Tensor:
         if not self._entropy_wanted:
-            return conditioned.new_zeros(())
-        soft = self._soft(conditioned.reshape(-1, self.dim))
-        vectors = max(1, share.total * math.prod(conditioned.shape[1:-1]))
-        loss = negative_entropy(share.sum(soft.sum(dim=0)) / vectors)
+            return preprocessed.new_zeros(())
+        soft = self._soft(preprocessed.reshape(-1, self.dim))
+        vectors = max(1, shard.total * math.prod(preprocessed.shape[1:-1]))
+        loss = negative_entropy(shard.sum(soft.sum(dim=0)) / vectors)
         return (
-            loss + self.sample_entropy_weight * share.sum(_entropies(soft).sum()) / vectors
+            loss + self.sample_entropy_weight * shard.sum(_entropies(soft).sum()) / vectors
             if self.sample_entropy_weight
             else loss
         )
@@ -135,7 +135,7 @@ class ScalarSettings(Settings):
         return False
 
     @property
-    def ways(self) -> dict[str, CodebookUpdate]:
+    def updates(self) -> dict[str, CodebookUpdate]:
         """How codes learn, by key: they do not."""
         return {}
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vqtool.quantizers.codebook import GradientCodebook
 
 
-class LinearCodebook(GradientCodebook):
+class SimVQCodebook(GradientCodebook):
     """Codes `basis` (K, D) @ `transform` (D, D), where only the transform is learned, by the codebook loss.
 
     Every step moves every code, with or without hits (SimVQ: Zhu et al. 2024, "Addressing Representation Collapse in
@@ -29,7 +29,7 @@ class LinearCodebook(GradientCodebook):
         return self.basis @ self.transform
 
     @torch.no_grad()
-    def initialise(self, codes: Tensor, counts: Tensor) -> None:
+    def init_codes(self, codes: Tensor, counts: Tensor) -> None:
         self.basis.copy_(codes)
         self.transform.copy_(torch.eye(len(self.transform)))
 

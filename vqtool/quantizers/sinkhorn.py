@@ -10,14 +10,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vqtool.runtime.distributed import Share, largest
+from vqtool.runtime.distributed import BatchShard, all_reduce_max
 from vqtool.runtime.settings import Settings
 from vqtool.search import nearest_codes
 
 
 @torch.no_grad()
-def balanced_codes(
-    vectors: Tensor, codebook: Tensor, epsilon: float, iterations: int, share: Share | None = None
+def sinkhorn_codes(
+    vectors: Tensor, codebook: Tensor, epsilon: float, iterations: int, shard: BatchShard | None = None
 ) -> Tensor:
     """Assign vectors to codes so that all codes receive about the same number of vectors.
 
@@ -35,27 +35,27 @@ def balanced_codes(
     Returns:
         (N,) int64 indices.
     """
-    share = share or Share.alone(len(vectors))
+    shard = shard or BatchShard.unsharded(len(vectors))
     distances = torch.cdist(vectors, codebook, compute_mode="donot_use_mm_for_euclid_dist").square()
     # What a whole row or column has in common makes no difference to the plan, and must make none to the scale.
-    columns = share.sum(distances.sum(dim=0)) / share.total
+    columns = shard.sum(distances.sum(dim=0)) / shard.total
     distances = distances - columns - distances.mean(dim=1, keepdim=True) + columns.mean()
-    scale = epsilon * share.mean(distances.square()).sqrt()
+    scale = epsilon * shard.mean(distances.square()).sqrt()
     plan = -distances / scale.clamp_min(torch.finfo(distances.dtype).tiny)
-    each = math.log(share.total / len(codebook))
+    each = math.log(shard.total / len(codebook))
     for _ in range(iterations):
-        plan = plan - _logsumexp(plan, share) + each
+        plan = plan - _logsumexp(plan, shard) + each
         plan = plan - plan.logsumexp(dim=1, keepdim=True)
     return plan.argmax(dim=1)
 
 
-def _logsumexp(plan: Tensor, share: Share) -> Tensor:
+def _logsumexp(plan: Tensor, shard: BatchShard) -> Tensor:
     """(K,) logsumexp over the rows of all processes."""
     own = plan.logsumexp(dim=0)
-    if not share.others:
+    if not shard.is_sharded:
         return own
-    most = largest(own)
-    return most + share.sum((own - most).exp()).log()
+    most = all_reduce_max(own)
+    return most + shard.sum((own - most).exp()).log()
 
 
 class NearestAssignment(Settings):
@@ -63,7 +63,7 @@ class NearestAssignment(Settings):
 
     kind: Literal["nearest"] = "nearest"
 
-    def assign(self, vectors: Tensor, codebook: Tensor, share: Share | None = None) -> Tensor:
+    def assign(self, vectors: Tensor, codebook: Tensor, shard: BatchShard | None = None) -> Tensor:
         """Return the indices (N,) of the nearest codes (K, D) to vectors (N, D)."""
         return nearest_codes(vectors, codebook)
 
@@ -83,9 +83,9 @@ class SinkhornAssignment(Settings):
     )
     iterations: int = Field(50, ge=1, le=10_000, description="number of Sinkhorn-Knopp iterations")
 
-    def assign(self, vectors: Tensor, codebook: Tensor, share: Share | None = None) -> Tensor:
-        """Return the balanced indices (N,) of vectors (N, D) among codes (K, D); see `balanced_codes`."""
-        return balanced_codes(vectors, codebook, self.epsilon, self.iterations, share)
+    def assign(self, vectors: Tensor, codebook: Tensor, shard: BatchShard | None = None) -> Tensor:
+        """Return the balanced indices (N,) of vectors (N, D) among codes (K, D); see `sinkhorn_codes`."""
+        return sinkhorn_codes(vectors, codebook, self.epsilon, self.iterations, shard)
 
 
 CodeAssignment = Annotated[NearestAssignment | SinkhornAssignment, Field(discriminator="kind")]

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vqtool.runtime.precision import flushing_denormals, full_precision
-from vqtool.runtime.threads import alone, over_rows, worth_threads
+from vqtool.runtime.precision import flush_denormals, full_precision
+from vqtool.runtime.threads import map_rows, on_one_thread, useful_threads
 
 # Assignments of one block, for which each thread has room twice; of more codes, as many rows as make a block worth its
 # calls, but no more assignments than that.
@@ -56,8 +56,8 @@ class _SoftSums(torch.autograd.Function):
         ctx: Any, vectors: Tensor, codebook: Tensor, temperature: float | Tensor, entropy: bool
     ) -> tuple[Tensor, Tensor]:
         with full_precision(vectors.device):
-            factors = alone(lambda: _Factors.of(vectors, codebook, temperature), vectors.device)
-            parts = over_rows(lambda rows: _sums(factors, rows, entropy), *factors.work)
+            factors = on_one_thread(lambda: _Factors.of(vectors, codebook, temperature), vectors.device)
+            parts = map_rows(lambda rows: _sums(factors, rows, entropy), *factors.work)
         assignment, entropies = (torch.stack(each).sum(dim=0).to(vectors.dtype) for each in zip(*parts, strict=True))
         ctx.save_for_backward(assignment, *factors)
         ctx.entropy = entropy
@@ -73,12 +73,10 @@ class _SoftSums(torch.autograd.Function):
         with full_precision(assignment.device):
             # What all values share is nothing to the softmax, and to float32 too much to cancel in each row.
             values = of_assignment - (assignment / len(factors.vectors)) @ of_assignment
-            parts = over_rows(
-                lambda rows: _gradients(factors, rows, values, weight, of_vectors, learned), *factors.work
-            )
+            parts = map_rows(lambda rows: _gradients(factors, rows, values, weight, of_vectors, learned), *factors.work)
         if not learned:
             return of_vectors, None, None, None
-        of_codes = alone(lambda: factors.gradient_of_codes(reduce(Tensor.add_, parts)), assignment.device)
+        of_codes = on_one_thread(lambda: factors.gradient_of_codes(reduce(Tensor.add_, parts)), assignment.device)
         return of_vectors, of_codes, None, None
 
 
@@ -119,12 +117,12 @@ class _Factors(NamedTuple):
 
     @property
     def work(self) -> tuple[int, int, torch.device]:
-        """For `over_rows`. A soft assignment is as much worth another thread as two scores.
+        """For `map_rows`. A soft assignment is as much worth another thread as two scores.
 
         However few they are, a thread of ours makes them: PyTorch's own do not flush denormals.
         """
         rows, dim = self.vectors.shape
-        return rows, worth_threads(2 * rows * len(self.codes), dim), self.vectors.device
+        return rows, useful_threads(2 * rows * len(self.codes), dim), self.vectors.device
 
     def blocks(self, rows: slice) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
         """Blocks of rows, as (R, D + 1) with a column of ones, their logits (R, K), and as much room again.
@@ -136,7 +134,7 @@ class _Factors(NamedTuple):
         rooms = self.vectors.new_empty(2, min(count, rows.stop - rows.start), len(self.codes))
         for start in range(rows.start, rows.stop, count):
             part = slice(start, min(start + count, rows.stop))
-            with flushing_denormals(False):  # of tiny vectors the differences may be, which are scaled up
+            with flush_denormals(False):  # of tiny vectors the differences may be, which are scaled up
                 block = F.pad((self.vectors[part] - self.centre) * self.scale, (0, 1), value=1.0)
             logits, room = rooms[:, : len(block)]
             yield part, block, torch.mm(block, self.columns, out=logits), room
@@ -146,7 +144,7 @@ class _Factors(NamedTuple):
         return torch.addcmul(sums[:-1], sums[-1:], self.columns[:-1], value=-1).mul_(self.scale * math.log(2)).T
 
 
-@flushing_denormals(True)
+@flush_denormals(True)
 def _sums(factors: _Factors, rows: slice, entropy: bool) -> tuple[Tensor, Tensor]:
     """Sums (K,) of the assignments, and () of the entropies where these are asked for; note what scales each row."""
     assignment = factors.vectors.new_zeros(len(factors.codes), dtype=torch.float64)
@@ -162,7 +160,7 @@ def _sums(factors: _Factors, rows: slice, entropy: bool) -> tuple[Tensor, Tensor
     return assignment, entropies
 
 
-@flushing_denormals(True)
+@flush_denormals(True)
 def _gradients(
     factors: _Factors, rows: slice, values: Tensor, entropy: Tensor | None, of_vectors: Tensor, learned: bool
 ) -> Tensor:

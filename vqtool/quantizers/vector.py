@@ -23,7 +23,7 @@ from vqtool.quantizers.kmeans import assigned, kmeans
 from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
 from vqtool.quantizers.sinkhorn import CodeAssignment, NearestAssignment
 from vqtool.quantizers.soft_assignment import soft_sums
-from vqtool.runtime.distributed import Share
+from vqtool.runtime.distributed import BatchShard
 from vqtool.runtime.settings import Settings
 from vqtool.search import nearest_codes
 
@@ -103,7 +103,7 @@ class VectorQuantizer(Quantizer):
         self.metric = metric
         self.gradient_estimator, self.unquantized_fraction = gradient_estimator, unquantized_fraction
         self.codebook = (update or EntropyOnlyUpdate()).build(codebook_size, codebook_dim)
-        self.starter = init.build(codebook_size, codebook_dim) if init else None
+        self.initializer = init.build(codebook_size, codebook_dim) if init else None
         self.revival = dead_code_reset.build(codebook_size) if dead_code_reset else None
         self.scale = ErrorScale() if temperature_unit == "quantization_error" else None
         self.assignment = assignment or NearestAssignment()
@@ -118,35 +118,35 @@ class VectorQuantizer(Quantizer):
         return [self.codes]
 
     @property
-    def waits(self) -> bool:
-        return self.starter is not None and self.starter.pending
+    def needs_init(self) -> bool:
+        return self.initializer is not None and self.initializer.pending
 
-    def condition(self, vectors: Tensor) -> Tensor:
+    def preprocess(self, vectors: Tensor) -> Tensor:
         vectors = vectors.to(torch.promote_types(vectors.dtype, self.codebook.codes.dtype))
         return F.normalize(vectors, dim=-1) if self.metric == "cosine" else vectors
 
-    def nearest(self, conditioned: Tensor) -> Tensor:
-        flat, codes = self._flat(conditioned)
-        return nearest_codes(flat, codes).reshape(conditioned.shape[:-1])
+    def nearest(self, preprocessed: Tensor) -> Tensor:
+        flat, codes = self._flat(preprocessed)
+        return nearest_codes(flat, codes).reshape(preprocessed.shape[:-1])
 
-    def choose(self, conditioned: Tensor, share: Share) -> Tensor:
-        if self.training and not self.waits:
-            chosen = self.assignment.assign(*self._flat(conditioned), share.times(_positions(conditioned)))
-            return chosen.reshape(conditioned.shape[:-1])
-        return self.nearest(conditioned)
+    def assign(self, preprocessed: Tensor, shard: BatchShard) -> Tensor:
+        if self.training and not self.needs_init:
+            chosen = self.assignment.assign(*self._flat(preprocessed), shard.scaled(_positions(preprocessed)))
+            return chosen.reshape(preprocessed.shape[:-1])
+        return self.nearest(preprocessed)
 
-    def quantize(self, conditioned: Tensor, indices: Tensor, share: Share) -> QuantizerOutput:
-        if self.training and self.starter and self.waits:
-            return self.starter.pass_on(conditioned, indices)
-        flat, codes = self._flat(conditioned)
+    def quantize(self, preprocessed: Tensor, indices: Tensor, shard: BatchShard) -> QuantizerOutput:
+        if self.training and self.initializer and self.needs_init:
+            return self.initializer.pass_on(preprocessed, indices)
+        flat, codes = self._flat(preprocessed)
         flat_indices = indices.reshape(-1)
-        chosen, vectors = codes[flat_indices], share.times(_positions(conditioned))
+        chosen, vectors = codes[flat_indices], shard.scaled(_positions(preprocessed))
         loss = commitment_loss(flat, codes, flat_indices, vectors)
         codebook_loss = self.codebook.codebook_loss(flat, chosen, vectors)
         if self.training:
             self._gather(flat.detach(), flat_indices, loss, vectors)
         return QuantizerOutput(
-            quantized=self.pass_gradient(conditioned, chosen.reshape(conditioned.shape), share),
+            quantized=self.pass_gradient(preprocessed, chosen.reshape(preprocessed.shape), shard),
             indices=indices,
             commitment_loss=loss if codebook_loss is None else loss + codebook_loss,
             entropy_loss=self._entropy_loss(flat, codes, vectors),
@@ -155,8 +155,8 @@ class VectorQuantizer(Quantizer):
     def decode(self, indices: Tensor) -> Tensor:
         return self.codes[indices]
 
-    def statistics(self, conditioned: Tensor, indices: Tensor) -> list[LevelStatistics]:
-        flat, codes = self._flat(conditioned)
+    def level_statistics(self, preprocessed: Tensor, indices: Tensor) -> list[LevelStatistics]:
+        flat, codes = self._flat(preprocessed)
         indices = indices.reshape(-1)
         soft = soft_sums(flat, codes, self._temperature, entropy=True)
         squared = (flat - codes[indices]).square()
@@ -174,30 +174,30 @@ class VectorQuantizer(Quantizer):
         ]
 
     @torch.no_grad()
-    def initialise(self, conditioned: Tensor) -> None:
-        flat = conditioned.reshape(-1, self.dim)
+    def init_codes(self, preprocessed: Tensor) -> None:
+        flat = preprocessed.reshape(-1, self.dim)
         # A fixed seed suffices: the vectors differ from run to run.
         codes = kmeans(flat, self.codebook_sizes[0], Generator().manual_seed(0))
         indices = assigned(lambda vectors: nearest_codes(vectors, codes), flat, len(codes))
-        self.codebook.initialise(codes, torch.bincount(indices, minlength=len(codes)))
+        self.codebook.init_codes(codes, torch.bincount(indices, minlength=len(codes)))
         if self.scale:
             self.scale.start((flat - codes[indices]).square().mean())
 
-    def start(self, full: bool = False) -> None:
-        if self.starter:
-            self.starter.start(self, full)
+    def run_init(self, only_if_complete: bool = False) -> None:
+        if self.initializer:
+            self.initializer.start(self, only_if_complete)
 
-    def learn(self, good: Tensor | None = None) -> None:
+    def apply_update(self, good: Tensor | None = None) -> None:
         self.codebook.update(good)
         if self.scale:
             self.scale.update(good)
         if self.revival:
             self.revival.update(self.codebook, good)
-        if self.starter:
-            self.starter.learn()
+        if self.initializer:
+            self.initializer.apply_update()
 
     def discard(self) -> None:
-        for part in (self.codebook, self.scale, self.revival, self.starter):
+        for part in (self.codebook, self.scale, self.revival, self.initializer):
             if part:
                 part.discard()
 
@@ -208,21 +208,21 @@ class VectorQuantizer(Quantizer):
     def _temperature(self) -> float | Tensor:
         return self.temperature * self.scale() if self.scale else self.temperature
 
-    def _entropy_loss(self, vectors: Tensor, codes: Tensor, share: Share) -> Tensor:
+    def _entropy_loss(self, vectors: Tensor, codes: Tensor, shard: BatchShard) -> Tensor:
         if not self._entropy_wanted:
             return vectors.new_zeros(())
-        return entropy_loss(vectors, codes, self._temperature, self.sample_entropy_weight, share)
+        return entropy_loss(vectors, codes, self._temperature, self.sample_entropy_weight, shard)
 
-    def _gather(self, vectors: Tensor, indices: Tensor, error: Tensor, share: Share) -> None:
+    def _gather(self, vectors: Tensor, indices: Tensor, error: Tensor, shard: BatchShard) -> None:
         self.codebook.gather(vectors, indices)
         if self.revival:
-            self.revival.gather(vectors, indices, share)
+            self.revival.gather(vectors, indices, shard)
         if self.scale:
-            self.scale.gather(error, share.total * self.dim)
+            self.scale.gather(error, shard.total * self.dim)
 
-    def _flat(self, conditioned: Tensor) -> tuple[Tensor, Tensor]:
+    def _flat(self, preprocessed: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors (N, D) and codes (K, D) in one type."""
-        return conditioned.reshape(-1, self.dim), self.codes.to(conditioned.dtype)
+        return preprocessed.reshape(-1, self.dim), self.codes.to(preprocessed.dtype)
 
 
 def _positions(vectors: Tensor) -> int:
@@ -289,7 +289,7 @@ class VectorQuantizerSettings(Settings):
         return self.codebook_dim == "auto"
 
     @property
-    def ways(self) -> dict[str, CodebookUpdate]:
+    def updates(self) -> dict[str, CodebookUpdate]:
         """How codes learn, by key."""
         return {"update": self.update}
 

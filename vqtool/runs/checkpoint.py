@@ -17,8 +17,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from vqtool.errors import CheckpointError
-from vqtool.runtime.files import check_format_version, read_json, reason, replacing, write_json
-from vqtool.runs.run_directory import Run
+from vqtool.runtime.files import check_format_version, read_json, error_reason, atomic_write, write_json
+from vqtool.runs.run_directory import RunDirectory
 
 # Version of the format of a checkpoint and its marker; a reader refuses any other.
 FORMAT_VERSION = 1
@@ -47,7 +47,7 @@ class Validation:
 
 
 @dataclass(frozen=True, config=_STRICT)
-class State:
+class TrainingState:
     """State of a training run between two steps.
 
     Attributes:
@@ -78,12 +78,12 @@ class State:
         return {**vars(self), "last": asdict(self.last)}
 
     @classmethod
-    def of(cls, fields: dict[str, Any]) -> "State":
+    def of(cls, fields: dict[str, Any]) -> "TrainingState":
         """Create a state from its fields."""
         return cls(**{**fields, "last": Validation(**fields["last"])})
 
 
-def save_checkpoint(run: Run, state: State, keep: int) -> None:
+def save_checkpoint(run: RunDirectory, state: TrainingState, keep: int) -> None:
     """Write a checkpoint, then remove all but the last `keep`, and those of later steps, which are now invalid.
 
     Raises:
@@ -92,7 +92,7 @@ def save_checkpoint(run: Run, state: State, keep: int) -> None:
     marker = run.checkpoints / f"step-{state.step:09d}.json"
     # An earlier checkpoint of the same step stays valid until the marker names the new file.
     path = next(path for path in _files_of(marker) if _named_in(marker) != path.name)
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         digest = _save({"format_version": FORMAT_VERSION, **state.fields()}, part)
     write_json(marker, {"format_version": FORMAT_VERSION, "file": path.name, "sha256": digest})
     markers = _all(run)
@@ -105,7 +105,7 @@ def save_checkpoint(run: Run, state: State, keep: int) -> None:
             file.unlink(missing_ok=True)
 
 
-def load_checkpoint(run: Run, say: Callable[[str], None] = lambda line: None) -> State | None:
+def load_checkpoint(run: RunDirectory, say: Callable[[str], None] = lambda line: None) -> TrainingState | None:
     """Load the newest usable checkpoint; None if there are no checkpoints.
 
     Args:
@@ -125,7 +125,7 @@ def load_checkpoint(run: Run, say: Callable[[str], None] = lambda line: None) ->
     return None
 
 
-def _all(run: Run) -> list[Path]:
+def _all(run: RunDirectory) -> list[Path]:
     """Paths of the markers of all checkpoints, existing or not, oldest first."""
     return sorted({_marker(path) for path in run.checkpoint_files()}, key=_step)
 
@@ -144,14 +144,14 @@ def _files_of(marker: Path) -> list[Path]:
     return [marker.with_suffix(".pt"), marker.with_name(f"{marker.stem}{_AGAIN}.pt")]
 
 
-def _load(marker: Path) -> State:
+def _load(marker: Path) -> TrainingState:
     path = _files_of(marker)[0]
     if not marker.is_file():
         raise CheckpointError(f"{path}: incomplete checkpoint: marker {marker.name} is missing")
     try:
         said = _said(marker)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{marker}: damaged: {reason(error)}") from error
+        raise CheckpointError(f"{marker}: damaged: {error_reason(error)}") from error
     names = {path.name: path for path in _files_of(marker)}
     path = names.get(str(said.get("file")), path)
     if path.name != said.get("file"):
@@ -166,7 +166,7 @@ def _load(marker: Path) -> State:
             file.seek(0)
             fields = torch.load(file, map_location="cpu", weights_only=True)
         _check_version(path, fields.pop("format_version", None))
-        state = State.of(fields)
+        state = TrainingState.of(fields)
         if state.step != _step(marker):
             raise ValueError("the step differs from the one in the file name")
         return state

@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 from vqtool.config.problems import first_problem
 from vqtool.data import map_npy
 from vqtool.errors import DataError
-from vqtool.runtime.files import check_format_version, read_json, reason, replacing, reserve, sync, to_json
+from vqtool.runtime.files import check_format_version, read_json, error_reason, atomic_write, preallocate, fsync_path, to_json
 
 # Version of the manifest's format; a reader refuses any other.
 FORMAT_VERSION = 1
@@ -130,9 +130,9 @@ def check_not_input(path: Path, inputs: Sequence[Path], name: str = "") -> None:
 @contextmanager
 def writing_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
     """Yield a memory-mapped array to fill; on success it becomes the .npy file `path`."""
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         array = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=shape)
-        reserve(part)
+        preallocate(part)
         yield array
         array.flush()
 
@@ -151,9 +151,9 @@ def writing_indices(
     with writing_array(path, tuple(shape), np.dtype(dtype)) as array:
         yield array
         array.flush()  # type: ignore[attr-defined]
-        with replacing(manifest_path(path)) as part:
+        with atomic_write(manifest_path(path)) as part:
             part.write_text(to_json(asdict(manifest())), encoding="utf-8")
-            sync(part)
+            fsync_path(part)
             path.unlink(missing_ok=True)  # old indices must not be read with a new manifest
 
 
@@ -206,7 +206,7 @@ def _parse(path: Path) -> Manifest:
         check_format_version(path, content.get("format_version"), FORMAT_VERSION, "manifest", _AGAIN, DataError)
         manifest = Manifest(**content)
     except (OSError, ValueError, TypeError) as error:
-        what = first_problem(error) if isinstance(error, ValidationError) else reason(error)
+        what = first_problem(error) if isinstance(error, ValidationError) else error_reason(error)
         raise DataError(f"{path}: damaged: {what}; {_AGAIN}") from error
     dtype = index_dtype(tuple(manifest.codebook_sizes)).name
     if manifest.dtype != dtype:

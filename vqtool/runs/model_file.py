@@ -15,8 +15,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from vqtool.errors import CheckpointError
-from vqtool.runtime.files import check_format_version, parse_json, reason, replacing, unreadable
-from vqtool.metrics.collisions import Distinct
+from vqtool.runtime.files import check_format_version, parse_json, error_reason, atomic_write, read_error_reason
+from vqtool.metrics.collisions import IdCounts
 
 # Version of the file's format; a reader refuses any other.
 FORMAT_VERSION = 1
@@ -44,7 +44,7 @@ class SavedModel(NamedTuple):
 
     state: dict[str, Tensor]
     counts: list[Tensor]
-    distinct: Distinct | None
+    distinct: IdCounts | None
     step: int | None
     metrics: dict[str, float]
     tokens: int | None
@@ -58,7 +58,7 @@ def write_model(path: Path, model: SavedModel) -> None:
         DataError: the file cannot be written; an existing file is not touched.
     """
     content = serialised(model)
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(content)
 
 
@@ -94,9 +94,9 @@ def read_model(path: Path) -> tuple[SavedModel, str]:
         content = path.read_bytes()
         tensors = load(content)
     except OSError as error:
-        raise CheckpointError(f"{path}: {unreadable(error)}") from error
+        raise CheckpointError(f"{path}: {read_error_reason(error)}") from error
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        detail = re.sub("^Error while deserializing( header)?: ", "", reason(error))
+        detail = re.sub("^Error while deserializing( header)?: ", "", error_reason(error))
         raise CheckpointError(
             f"{path}: damaged: its header is invalid or the file is truncated ({detail}); {_RESTORE}"
         ) from error
@@ -109,7 +109,7 @@ def read_model(path: Path) -> tuple[SavedModel, str]:
                 raise CheckpointError(f"{path}: damaged: SHA-256 does not match the content; {_RESTORE}")
         return _model(tensors, about or {}), hashlib.sha256(content).hexdigest()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: damaged: its metadata are invalid ({reason(error)}); {_RESTORE}") from error
+        raise CheckpointError(f"{path}: damaged: its metadata are invalid ({error_reason(error)}); {_RESTORE}") from error
 
 
 def _model(tensors: dict[str, Tensor], about: dict[str, Any]) -> SavedModel:
@@ -121,7 +121,7 @@ def _model(tensors: dict[str, Tensor], about: dict[str, Any]) -> SavedModel:
         raise ValueError(f"{_COUNTS}*: expected tensors with one axis")
     if _DISTINCT in tensors and tensors[_DISTINCT].shape != (2,):
         raise ValueError(f"{_DISTINCT}: expected shape (2,), got {tuple(tensors[_DISTINCT].shape)}")
-    distinct = Distinct(*tensors.pop(_DISTINCT).tolist()) if _DISTINCT in tensors else None
+    distinct = IdCounts(*tensors.pop(_DISTINCT).tolist()) if _DISTINCT in tensors else None
     return SavedModel(
         tensors, counts, distinct, about.get("step"), _metrics(about), about.get("tokens"), about.get("data_sha256")
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from vqtool.config import RunSettings, load_config, write_config
 from vqtool.errors import CheckpointError
-from vqtool.runtime.files import lock, part_of, read_json, reason, write_json
+from vqtool.runtime.files import try_lock, temp_path, read_json, error_reason, write_json
 
 # Maximum bytes of summary.json.
 _LARGEST_SUMMARY = 1 << 20
@@ -26,7 +26,7 @@ _NOT_CREATED = {
 }
 
 
-class Run:
+class RunDirectory:
     """A run directory. It need not exist yet.
 
     Attributes:
@@ -63,7 +63,7 @@ class Run:
         except OSError as error:
             raise self._not_created(error) from error
         try:
-            if not lock(handle):
+            if not try_lock(handle):
                 raise CheckpointError(
                     f"{self.folder}: another process is training in this directory; wait for it, or use another "
                     "--run-dir"
@@ -149,9 +149,9 @@ class Run:
     def _clean(self) -> None:
         """Remove temporary files that a killed process left."""
         written = [self.config, self.model, self.metrics, self.summary]
-        parts = [part_of(path) for path in written]
+        parts = [temp_path(path) for path in written]
         parts += [*self.folder.glob(".events.out.tfevents.*.part"), *self.checkpoints.glob(".step-*.part")]
-        parts += [part_of(self.projector_config), *self.projector.glob(".level_*.part")]
+        parts += [temp_path(self.projector_config), *self.projector.glob(".level_*.part")]
         for part in parts:
             part.unlink(missing_ok=True)
 
@@ -208,7 +208,7 @@ class Run:
         try:
             summary = read_json(self.summary, _LARGEST_SUMMARY)
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self.summary}: damaged: {reason(error)}; remove it to continue the run") from error
+            raise CheckpointError(f"{self.summary}: damaged: {error_reason(error)}; remove it to continue the run") from error
         missing = {"steps", "best_step", "best", "final", "seconds"} - summary.keys()
         if missing:
             raise CheckpointError(

@@ -6,7 +6,7 @@ import re
 import torch
 
 from vqtool.errors import ConfigError
-from vqtool.runtime.torchrun import place
+from vqtool.runtime.torchrun import rank_info
 
 
 def check_device_name(name: str) -> str:
@@ -49,5 +49,5 @@ def resolve_device(name: str, key: str = "training.device") -> torch.device:
 
 def _own(name: str) -> str:
     """The GPU that torchrun means this process to take, where none is named."""
-    number = place().local_rank
+    number = rank_info().local_rank
     return f"cuda:{number}" if number is not None and name in ("auto", "cuda") and torch.cuda.is_available() else name

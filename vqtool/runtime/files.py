@@ -20,7 +20,7 @@ _LONGEST_REASON = 120
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield an empty file beside `path` to be written; on success it takes that name, on any failure it is removed.
 
     What a killed process left of it is written over, and never has the final name.
@@ -28,15 +28,15 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         DataError: the folder cannot be written to, the disk is full, or another process is writing this file.
     """
-    with writing(path):
-        part = part_of(path)
+    with convert_write_errors(path):
+        part = temp_path(path)
         handle = _claim(part, path)
         try:
             yield part
             os.fsync(handle)
             os.fchmod(handle, 0o666 & ~_umask())
             os.replace(part, path)
-            sync(path.parent)
+            fsync_path(path.parent)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
@@ -45,7 +45,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def convert_write_errors(path: Path) -> Iterator[None]:
     """Convert an OSError of the body to a DataError that names the file `path`.
 
     Raises:
@@ -68,7 +68,7 @@ def _unwritable(path: Path, error: OSError) -> str:
     return f"cannot be written: {error.strerror or error}"
 
 
-def unreadable(error: OSError) -> str:
+def read_error_reason(error: OSError) -> str:
     """Why a file cannot be read."""
     known = {
         errno.ENOENT: "does not exist",
@@ -79,7 +79,7 @@ def unreadable(error: OSError) -> str:
     return known.get(error.errno or 0, f"cannot be read: {error.strerror or error}")
 
 
-def part_of(path: Path) -> Path:
+def temp_path(path: Path) -> Path:
     """What a file is called while it is written."""
     name = path.name
     if len(os.fsencode(name)) > _LONGEST_NAME:  # any bytes may be a name
@@ -89,7 +89,7 @@ def part_of(path: Path) -> Path:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whose bytes depend on the value alone; NaN is refused."""
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         part.write_text(to_json(value), encoding="utf-8")
 
 
@@ -131,7 +131,7 @@ def parse_json(content: str | bytes) -> dict[str, Any]:
     return value
 
 
-def reason(error: Exception) -> str:
+def error_reason(error: Exception) -> str:
     """What an exception says of a damaged file: one line, without a path, and a key in words."""
     if isinstance(error, KeyError):
         return f"{error.args[0]}: missing"
@@ -157,10 +157,10 @@ def check_format_version(
             f"{path}: format_version: missing (not a {kind}, or written by an earlier version of vqtool); {again}"
         )
     if found != supported:
-        raise error(f"{path}: format_version: {unsupported(found, supported, again)}")
+        raise error(f"{path}: format_version: {unsupported_version(found, supported, again)}")
 
 
-def unsupported(found: Any, supported: int, again: str) -> str:
+def unsupported_version(found: Any, supported: int, again: str) -> str:
     """What is wrong with a version of a format that this version of vqtool cannot read."""
     return (
         f"{json.dumps(found, default=str):.40} is not supported; this version of vqtool reads {supported}; "
@@ -173,13 +173,13 @@ def to_json(value: Any) -> str:
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
-def reserve(path: Path) -> None:
+def preallocate(path: Path) -> None:
     """Claim the room on the disk for all of a file as long as it is: a mapped one that finds none kills the process."""
     with path.open("r+b") as file, suppress(AttributeError):  # Not every system has this.
         os.posix_fallocate(file.fileno(), 0, max(1, path.stat().st_size))
 
 
-def sync(path: Path) -> None:
+def fsync_path(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -188,7 +188,7 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def lock(handle: int) -> bool:
+def try_lock(handle: int) -> bool:
     """Lock an open file or folder until it is closed; whether no other process has it locked."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -203,7 +203,7 @@ def _claim(part: Path, path: Path) -> int:
     """Open and lock a part, emptied: what a killed process left is written over, what a living one writes is not."""
     while True:
         handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        if not lock(handle):
+        if not try_lock(handle):
             os.close(handle)
             raise DataError(f"{path}: another process is writing this file")
         # Between opening and locking, its writer may have been done with it, and have renamed it.

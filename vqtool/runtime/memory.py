@@ -65,17 +65,17 @@ def mapped_memory() -> int:
 
 
 @contextmanager
-def out_of_memory_told(error: type[Exception], advice: str) -> Iterator[None]:
+def convert_out_of_memory(error: type[Exception], advice: str) -> Iterator[None]:
     """Within, running out of memory raises `error` with `advice` on what to lower."""
     try:
         yield
     except (MemoryError, RuntimeError) as fault:
-        if not ran_out(fault):
+        if not is_out_of_memory(fault):
             raise
         raise error(f"out of memory; {advice}") from fault
 
 
-def ran_out(fault: Exception) -> bool:
+def is_out_of_memory(fault: Exception) -> bool:
     """Whether an exception means that memory ran out."""
     if isinstance(fault, MemoryError | torch.OutOfMemoryError):
         return True

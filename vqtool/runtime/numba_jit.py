@@ -12,7 +12,7 @@ T = TypeVar("T")
 _FAST = {"contract", "nnan", "nsz", "reassoc"}
 
 
-def loop(function: Callable[P, T]) -> Callable[P, T]:
+def inline_kernel(function: Callable[P, T]) -> Callable[P, T]:
     """Compile a function of NumPy arrays, numbers and other loops, to be inlined into its callers.
 
     Compiled with reassociation: the order of summation is unspecified. Operands must not be NaN, and indices must be in
@@ -21,13 +21,13 @@ def loop(function: Callable[P, T]) -> Callable[P, T]:
     return numba.njit(nogil=True, fastmath=_FAST)(function)
 
 
-def exact_loop(function: Callable[P, T]) -> Callable[P, T]:
+def strict_kernel(function: Callable[P, T]) -> Callable[P, T]:
     """Compile a loop with strict rounding, so that its results are equal on all machines."""
     # Explicit, because an inlined function would otherwise inherit the flags of its caller.
     return numba.njit(nogil=True, fastmath=False)(function)
 
 
-def entry(function: Callable[P, T]) -> Callable[P, T]:
+def cached_kernel(function: Callable[P, T]) -> Callable[P, T]:
     """Compile a loop that Python calls; compiled on first use, releases the GIL.
 
     The machine code is cached on disk, beside the module or in the user's cache, and trusted like Python bytecode.

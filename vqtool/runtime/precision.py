@@ -31,7 +31,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def flushing_denormals(flush: bool) -> Iterator[None]:
+def flush_denormals(flush: bool) -> Iterator[None]:
     """Within, whether this thread takes for 0 what is nearer to 0 than the least normal number.
 
     Some processors take many times as long for such numbers, and a softmax makes many.

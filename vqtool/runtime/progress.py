@@ -14,9 +14,9 @@ from typing import Self, TypeVar
 
 from tqdm import tqdm
 
-from vqtool.runtime.distributed import is_first
-from vqtool.runtime.signals import heed
-from vqtool.runtime.terminal import printable
+from vqtool.runtime.distributed import is_rank0
+from vqtool.runtime.signals import raise_if_stopped
+from vqtool.runtime.terminal import escape_control
 
 T = TypeVar("T")
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
@@ -35,7 +35,7 @@ Bar.set_lock(RLock())
 os.register_at_fork(after_in_child=lambda: Bar.set_lock(RLock()))
 
 
-class Lines:
+class LineWriter:
     """Writes plain lines, not too often.
 
     Args:
@@ -53,11 +53,11 @@ class Lines:
         now = self.clock()
         if now - self._last >= self.interval:
             self._last = now
-            Bar.write(printable(line()), file=sys.stderr)
+            Bar.write(escape_control(line()), file=sys.stderr)
 
 
 # Shared by all work of the process, so that nested work does not write more lines.
-LINES = Lines()
+LINES = LineWriter()
 
 
 class Progress:
@@ -70,7 +70,7 @@ class Progress:
         lines: None: show nothing.
     """
 
-    def __init__(self, total: int, done: int, bar: Bar | None, lines: Lines | None) -> None:
+    def __init__(self, total: int, done: int, bar: Bar | None, lines: LineWriter | None) -> None:
         self.total, self.done = total, done
         self._bar, self._lines = bar, lines
         self._began = lines.clock() if lines else 0.0
@@ -99,7 +99,7 @@ class Progress:
 class PassProgress(Progress):
     """Progress of a pass over data, called `name`, in `unit`; `eta`: whether the time left is estimated."""
 
-    def __init__(self, name: str, unit: str, total: int, bar: Bar | None, lines: Lines | None, eta: bool) -> None:
+    def __init__(self, name: str, unit: str, total: int, bar: Bar | None, lines: LineWriter | None, eta: bool) -> None:
         super().__init__(total, 0, bar, lines)
         self._name, self._unit, self._eta = name, unit, eta
 
@@ -109,7 +109,7 @@ class PassProgress(Progress):
         Raises:
             Stopped: a signal asked to stop.
         """
-        heed()
+        raise_if_stopped()
         super().update(n)
 
     def _line(self) -> str:
@@ -125,7 +125,7 @@ class StepProgress(Progress):
     """Progress of training, with the time left by `eta`, which returns seconds, or None where that is unknown."""
 
     def __init__(
-        self, total: int, done: int, eta: Callable[[], float | None], bar: Bar | None, lines: Lines | None
+        self, total: int, done: int, eta: Callable[[], float | None], bar: Bar | None, lines: LineWriter | None
     ) -> None:
         super().__init__(total, done, bar, lines)
         self._eta, self._status = eta, ""
@@ -149,7 +149,7 @@ class StepProgress(Progress):
 
 
 def pass_bar(
-    name: str, total: int, unit: str = "rows", delay: float = 1, lines: Lines = LINES, eta: bool = True
+    name: str, total: int, unit: str = "rows", delay: float = 1, lines: LineWriter = LINES, eta: bool = True
 ) -> PassProgress:
     """Show the progress of a pass over `total` units; a bar appears after `delay` seconds and is removed at the end.
 
@@ -161,8 +161,8 @@ def pass_bar(
     """
     bar = None
     if _shows_bar():
-        bar = Bar(total=total, desc=printable(name), unit=f" {unit}", leave=False, delay=delay, miniters=1)
-    return PassProgress(name, unit, total, bar, lines if is_first() else None, eta)
+        bar = Bar(total=total, desc=escape_control(name), unit=f" {unit}", leave=False, delay=delay, miniters=1)
+    return PassProgress(name, unit, total, bar, lines if is_rank0() else None, eta)
 
 
 def with_progress(items: Sequence[T], name: str, unit: str = "rows") -> Iterator[T]:
@@ -178,14 +178,14 @@ def with_progress(items: Sequence[T], name: str, unit: str = "rows") -> Iterator
 
 
 def step_bar(
-    total: int, done: int, eta: Callable[[], float | None] = lambda: None, lines: Lines = LINES
+    total: int, done: int, eta: Callable[[], float | None] = lambda: None, lines: LineWriter = LINES
 ) -> StepProgress:
     """Show the progress of training over `total` steps, `done` of which were taken before."""
     bar = None
     if _shows_bar():
         form = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
         bar = Bar(total=total, initial=done, desc="train", bar_format=form, miniters=1)
-    return StepProgress(total, done, eta, bar, lines if is_first() else None)
+    return StepProgress(total, done, eta, bar, lines if is_rank0() else None)
 
 
 def duration(seconds: float) -> str:
@@ -202,4 +202,4 @@ def duration(seconds: float) -> str:
 
 
 def _shows_bar() -> bool:
-    return is_first() and sys.stderr is not None and sys.stderr.isatty()
+    return is_rank0() and sys.stderr is not None and sys.stderr.isatty()

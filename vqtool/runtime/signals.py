@@ -9,8 +9,8 @@ from types import FrameType
 from typing import Any
 
 from vqtool.errors import Stopped
-from vqtool.runtime.distributed import any_process
-from vqtool.runtime.torchrun import place
+from vqtool.runtime.distributed import any_rank
+from vqtool.runtime.torchrun import rank_info
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 # State of the whole process, as signals are: whether they are recorded, which arrived, and the original handlers.
@@ -23,8 +23,8 @@ _SAME = 5.0
 
 
 @contextmanager
-def noting_signals() -> Iterator[None]:
-    """Within, the first SIGINT or SIGTERM is only recorded, for `heed`; a second one has its usual effect.
+def deferred_signals() -> Iterator[None]:
+    """Within, the first SIGINT or SIGTERM is only recorded, for `raise_if_stopped`; a second one has its usual effect.
 
     In a job of several processes, a second signal shortly after the first is ignored: a launcher may forward a signal
     that all processes have received already.
@@ -44,7 +44,7 @@ def noting_signals() -> Iterator[None]:
         _noting.clear()
 
 
-def heed() -> None:
+def raise_if_stopped() -> None:
     """Stop here if a signal arrived; called only where stopping is safe.
 
     If several processes train together, a signal to one of them stops all at the same call: all processes call this
@@ -53,7 +53,7 @@ def heed() -> None:
     Raises:
         Stopped: names the signal.
     """
-    number = any_process(_came[0] if _came else 0)
+    number = any_rank(_came[0] if _came else 0)
     if number:
         raise Stopped(number, f"stopped by {signal.Signals(number).name}")
 
@@ -62,7 +62,7 @@ def _note(number: int, frame: FrameType | None) -> None:
     now = time.monotonic()
     if not _came:
         _came.append(number)
-        _deaf_until[:] = [now + (_SAME if place().size > 1 else 0.0)]
+        _deaf_until[:] = [now + (_SAME if rank_info().size > 1 else 0.0)]
     elif now >= _deaf_until[0]:
         _put_back()
         signal.raise_signal(number)

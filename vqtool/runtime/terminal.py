@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 
-from vqtool.errors import printable
+from vqtool.errors import escape_control
 
 
-def well_formed(text: str) -> str:
+def escape_surrogates(text: str) -> str:
     """Text that every reader of UTF-8 takes, JSON's among them: bytes of a file name that were none become \\udcff."""
     return text.encode("utf-8", "backslashreplace").decode()
 
@@ -16,4 +16,4 @@ def listed(names: Iterable[str]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
-__all__ = ["listed", "printable", "well_formed"]
+__all__ = ["escape_control", "escape_surrogates", "listed"]

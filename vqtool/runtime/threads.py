@@ -24,13 +24,13 @@ _WAKE = 1 << 20
 _THREAD = 1 << 22
 
 
-def worth_threads(scores: int, dim: int) -> int:
+def useful_threads(scores: int, dim: int) -> int:
     """How many threads so many scores of vectors and codes of `dim` dimensions are worth; 0: none is worth waking."""
     scores = scores * (64 + dim) // 128
     return max(scores // _THREAD, int(scores >= _WAKE))
 
 
-def over_rows(work: Callable[[slice], T], rows: int, most: int, device: torch.device) -> list[T]:
+def map_rows(work: Callable[[slice], T], rows: int, most: int, device: torch.device) -> list[T]:
     """The results of `work` on consecutive slices of so many `rows`, in their order.
 
     On a CPU there are as many slices as PyTorch has threads, `most` at the most, and none empty; anywhere else one.
@@ -38,10 +38,10 @@ def over_rows(work: Callable[[slice], T], rows: int, most: int, device: torch.de
     threads = _threads(device)
     parts = max(1, min(threads, most, rows))
     slices = [slice(rows * part // parts, rows * (part + 1) // parts) for part in range(parts)]
-    return over_items(_without_gradients(work), slices, device)
+    return map_items(_without_gradients(work), slices, device)
 
 
-def over_items(work: Callable[[S], T], items: Iterable[S], device: torch.device) -> list[T]:
+def map_items(work: Callable[[S], T], items: Iterable[S], device: torch.device) -> list[T]:
     """The results of `work` on each item, in their order.
 
     On a CPU each is done by one thread, so that what comes of it does not depend on how many there are.
@@ -50,7 +50,7 @@ def over_items(work: Callable[[S], T], items: Iterable[S], device: torch.device)
     return list(map(work, items) if threads == 1 else _pool(threads).map(work, items))
 
 
-def alone(work: Callable[[], T], device: torch.device) -> T:
+def on_one_thread(work: Callable[[], T], device: torch.device) -> T:
     """The result of `work`, done by one thread on a CPU, too.
 
     What PyTorch's own threads do together takes tens of times as long where another process has a core, and leaves them
@@ -74,7 +74,7 @@ def _without_gradients(work: Callable[P, T]) -> Callable[P, T]:
     return run
 
 
-def lone_threads(count: int) -> ThreadPoolExecutor:
+def single_threaded_pool(count: int) -> ThreadPoolExecutor:
     """So many threads, in each of which PyTorch works alone."""
     with _lock:  # for a moment, the number of threads of the whole process is another
         return _lone_threads(count)
@@ -85,13 +85,13 @@ def _lone_threads(count: int) -> ThreadPoolExecutor:
     pool = ThreadPoolExecutor(count, "vqtool")
     barrier = Barrier(count + 1)
 
-    def alone() -> None:
+    def on_one_thread() -> None:
         torch.get_num_threads()  # when first asked for in a thread, it becomes the number set for threads to come
         torch.set_num_threads(1)
         barrier.wait()
 
     try:
-        started = [pool.submit(alone) for _ in range(count)]
+        started = [pool.submit(on_one_thread) for _ in range(count)]
         barrier.wait()
         for each in started:
             each.result()
@@ -104,7 +104,7 @@ def _lone_threads(count: int) -> ThreadPoolExecutor:
     return pool
 
 
-_pool = lru_cache(maxsize=1)(lone_threads)
+_pool = lru_cache(maxsize=1)(single_threaded_pool)
 
 
 def _forked() -> None:

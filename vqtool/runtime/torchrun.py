@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 
-class Place(NamedTuple):
+class RankInfo(NamedTuple):
     """A process among those of its job."""
 
     rank: int
@@ -16,12 +16,12 @@ class Place(NamedTuple):
     """Its number on its machine; None where that is not said."""
 
 
-def place(environment: Mapping[str, str] = os.environ) -> Place:
+def rank_info(environment: Mapping[str, str] = os.environ) -> RankInfo:
     """Where this process is; the only one, where nothing is said."""
     rank, size, local = (_number(environment.get(name, "")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if rank is None or size is None:
-        return Place(0, 1, None)
-    return Place(rank, size, local)
+        return RankInfo(0, 1, None)
+    return RankInfo(rank, size, local)
 
 
 def _number(text: str) -> int | None:

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from vqtool.runtime.precision import full_precision
-from vqtool.runtime.threads import alone, over_rows, worth_threads
+from vqtool.runtime.threads import map_rows, on_one_thread, useful_threads
 from vqtool.search.bfloat16 import BfloatScores, multiplies_bfloat16
-from vqtool.search.high_precision import Finer
-from vqtool.search.kernels import SHORT
+from vqtool.search.high_precision import HighPrecisionSearch
+from vqtool.search.kernels import MAX_SMALL_DIM
 from vqtool.search.scores import FullScores, Scores
-from vqtool.search.small_dim import ShortScores
+from vqtool.search.small_dim import SmallDimSearch
 
 # Vectors whose candidates are settled together, twice as many of few codes: they bound the memory.
 _ROWS = 1 << 12
@@ -53,22 +53,22 @@ def _nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     dtype = torch.promote_types(torch.promote_types(vectors.dtype, codebook.dtype), torch.float32)
     codes, device = codebook.to(dtype), vectors.device
     kind = _kind(vectors, codes)
-    most = worth_threads(len(vectors) * (len(codes) + _BESIDE), codes.shape[1])
+    most = useful_threads(len(vectors) * (len(codes) + _BESIDE), codes.shape[1])
     with torch.no_grad(), full_precision(device):
         if not most:
             return _nearest(vectors, codes, kind(codes))
         if most == 1:
-            return alone(lambda: _nearest(vectors, codes, kind(codes)), device)
-        scores = alone(lambda: kind(codes), device)
-        return torch.cat(over_rows(lambda rows: _nearest(vectors[rows], codes, scores), len(vectors), most, device))
+            return on_one_thread(lambda: _nearest(vectors, codes, kind(codes)), device)
+        scores = on_one_thread(lambda: kind(codes), device)
+        return torch.cat(map_rows(lambda rows: _nearest(vectors[rows], codes, scores), len(vectors), most, device))
 
 
 def _kind(vectors: Tensor, codes: Tensor) -> type[Scores]:
     """The scores that are soonest made of so many vectors and codes."""
     if codes.dtype != torch.float32 or codes.device.type != "cpu":
         return FullScores
-    if codes.shape[1] <= SHORT:
-        return ShortScores
+    if codes.shape[1] <= MAX_SMALL_DIM:
+        return SmallDimSearch
     worth = vectors.numel() * len(codes) >= _PRODUCTS
     return BfloatScores if worth and multiplies_bfloat16() else FullScores
 
@@ -97,7 +97,7 @@ def _nearest(vectors: Tensor, codes: Tensor, scores: Scores) -> Tensor:
         nearest = scores.nearest(block)
         left = (nearest < 0).nonzero().squeeze(1)
         if len(left):
-            finer = finer or Finer(codes, scores.coarse)
+            finer = finer or HighPrecisionSearch(codes, scores.coarse)
             nearest[left] = finer.nearest(block.index_select(0, left))
             lost = 2 * len(left) > len(block)  # most of this block's time
         found.append(nearest)

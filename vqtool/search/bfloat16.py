@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqtool.runtime.numba_jit import entry, exact_loop, loop
+from vqtool.runtime.numba_jit import cached_kernel, inline_kernel, strict_kernel
 from vqtool.search.kernels import Array, Scalar, settle_bfloat16
 from vqtool.search.scores import ProductScores
 
@@ -66,19 +66,19 @@ def multiplies_bfloat16() -> bool:
     return any(able.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
 
-@exact_loop
+@strict_kernel
 def _minus(one: Scalar, other: Scalar) -> Scalar:
     """Which may be NaN."""
     return one - other
 
 
-@loop
+@inline_kernel
 def _to_bfloat16(bits: Scalar) -> Scalar:
     """A float32's bits, rounded to the upper half, a tie to even."""
     return (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
 
 
-@loop
+@inline_kernel
 def _shift_and_slack(norm: Scalar, lost: Scalar, bounds: Array) -> tuple[Scalar, Scalar]:
     """By how much a row's scores are shifted so that none is negative, and their slack; see `BfloatScores`.
 
@@ -100,7 +100,7 @@ def _shift_and_slack(norm: Scalar, lost: Scalar, bounds: Array) -> tuple[Scalar,
     return shift, slack
 
 
-@entry
+@cached_kernel
 def _round_rows(vectors: Array, centre: Array, bounds: Array, rounded: Array, slack: Array) -> None:
     """Vectors as seen from the centre, in bfloat16, with what makes the codes' norms and a shift part of their product.
 

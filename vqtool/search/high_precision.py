@@ -18,7 +18,7 @@ _FAR = 8.0
 _SOME = 1 << 10
 
 
-class Finer:
+class HighPrecisionSearch:
     """Search for vectors that have a crowd of candidates: among codes that differ, by scores of more and more digits.
 
     Args:
@@ -67,7 +67,7 @@ class _WithoutFar(NamedTuple):
     gap between their norms and those of the rest.
     """
 
-    finer: Finer
+    finer: HighPrecisionSearch
     """Among the codes that are left."""
     places: Tensor
     """Theirs, ascending."""
@@ -87,7 +87,7 @@ class _WithoutFar(NamedTuple):
             return None
         # Norms beyond this may have overflown, and are larger than they seem.
         gap = norms[far].nan_to_num(torch.inf).min().clamp_max(1e150) - norms.index_select(0, left).max()
-        return cls(Finer(codes.index_select(0, left), again=True), left, centre, 0.49 * gap)
+        return cls(HighPrecisionSearch(codes.index_select(0, left), again=True), left, centre, 0.49 * gap)
 
     def nearest(self, vectors: Tensor) -> Tensor:
         """The exact nearest (R,); -1 where it may be one of those that are far."""

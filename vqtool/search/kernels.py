@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtool.runtime.numba_jit import entry, exact_loop, loop
+from vqtool.runtime.numba_jit import cached_kernel, inline_kernel, strict_kernel
 
 # Numbers of a vector of few dimensions, with zeros after its own: of four vectors, a processor has registers for all.
-SHORT = 8
+MAX_SMALL_DIM = 8
 # The most codes whose distance from a vector is computed. With more, finer scores are sooner made.
-CROWD = 64
+MAX_CANDIDATES = 64
 # More than what a sum in another order is off by, for each of its terms.
 _EPS, _TINY = 2.0**-50, 2.0**-1020
 # A bfloat16's (1 + u) / (1 - u), and more: the best may be rounded down by u of it, the nearest up.
@@ -27,13 +27,13 @@ Array = NDArray[Any]
 Scalar = Any
 
 
-@exact_loop
+@strict_kernel
 def _square_apart(vector: Array, code: Array, dim: int) -> Scalar:
     apart = np.float64(vector[dim]) - np.float64(code[dim])
     return apart * apart
 
 
-@exact_loop
+@strict_kernel
 def _exact_distance(vector: Array, code: Array) -> Scalar:
     """Squared, in float64, and summed in one order on every machine: NumPy's, of up to 128 dimensions."""
     whole = vector.size - vector.size % 8
@@ -53,7 +53,7 @@ def _exact_distance(vector: Array, code: Array) -> Scalar:
     return total
 
 
-@exact_loop
+@strict_kernel
 def _nearest_of(candidates: Array, vector: Array, codes: Array) -> int:
     """The exact nearest, the lowest of equals; the first where every distance is infinite."""
     nearest, smallest = candidates[0], np.inf
@@ -65,7 +65,7 @@ def _nearest_of(candidates: Array, vector: Array, codes: Array) -> int:
     return nearest
 
 
-@entry
+@cached_kernel
 def exhaustive(vectors: Array, codes: Array, nearest: Array) -> None:
     """Sets (R,) to the exact nearest codes of vectors (R, D), by all distances from codes (K, D)."""
     candidates = np.arange(len(codes))
@@ -73,7 +73,7 @@ def exhaustive(vectors: Array, codes: Array, nearest: Array) -> None:
         nearest[row] = _nearest_of(candidates, vectors[row], codes)
 
 
-@loop
+@inline_kernel
 def _distance(vector: Array, code: Array) -> Scalar:
     """Squared, in float64."""
     total = 0.0
@@ -83,7 +83,7 @@ def _distance(vector: Array, code: Array) -> Scalar:
     return total
 
 
-@loop
+@inline_kernel
 def _smallest(numbers: Array) -> Scalar:
     found = numbers[0]
     for place in range(numbers.size):
@@ -91,7 +91,7 @@ def _smallest(numbers: Array) -> Scalar:
     return found
 
 
-@loop
+@inline_kernel
 def _least_of_classes(scores: Array, least: Array) -> Scalar:
     """The least score (C,) of each class (W,), and of all; C is a multiple of 4 W."""
     width = least.size
@@ -106,12 +106,12 @@ def _least_of_classes(scores: Array, least: Array) -> Scalar:
     return _smallest(least)
 
 
-@loop
+@inline_kernel
 def _closest(candidates: Array, count: int, distances: Array, vector: Array, codes: Array) -> int:
     """The exact nearest of so many candidates; -1 of none, or of a crowd. Both tables are scratch afterwards."""
     if count == 1:
         return candidates[0]
-    if count == 0 or count > CROWD:
+    if count == 0 or count > MAX_CANDIDATES:
         return -1
     smallest = np.inf
     for place in range(count):
@@ -126,7 +126,7 @@ def _closest(candidates: Array, count: int, distances: Array, vector: Array, cod
     return candidates[0] if close == 1 else _nearest_of(candidates[:close], vector, codes)
 
 
-@loop
+@inline_kernel
 def _within(scores: Array, least: Array, limit: Scalar, candidates: Array) -> int:
     """How many codes have a score that is not above the limit, a crowd at the most, and which they are."""
     count = 0
@@ -136,12 +136,12 @@ def _within(scores: Array, least: Array, limit: Scalar, candidates: Array) -> in
                 if scores[code] <= limit:
                     candidates[count] = code
                     count += 1
-                    if count > CROWD:
+                    if count > MAX_CANDIDATES:
                         return count
     return count
 
 
-@entry
+@cached_kernel
 def settle_full(scores: Array, classes: int, slack: Array, vectors: Array, codes: Array, nearest: Array) -> None:
     """Sets (R,) to the exact nearest codes.
 
@@ -151,10 +151,10 @@ def settle_full(scores: Array, classes: int, slack: Array, vectors: Array, codes
         slack: (R,) how far above the best of a row the nearest's score may be; where it is infinite, the row is left.
         vectors: (R, D).
         codes: (K, D).
-        nearest: (R,) int64; a row with more than `CROWD` candidates, or one that is left, gets -1.
+        nearest: (R,) int64; a row with more than `MAX_CANDIDATES` candidates, or one that is left, gets -1.
     """
     least = np.empty(classes, scores.dtype)
-    candidates, distances = np.empty(CROWD + 1, np.int64), np.empty(CROWD, np.float64)
+    candidates, distances = np.empty(MAX_CANDIDATES + 1, np.int64), np.empty(MAX_CANDIDATES, np.float64)
     for row in range(len(scores)):
         nearest[row] = -1
         if slack[row] < np.inf:
@@ -164,11 +164,11 @@ def settle_full(scores: Array, classes: int, slack: Array, vectors: Array, codes
                 nearest[row] = _closest(candidates, count, distances, vectors[row], codes)
 
 
-@entry
+@cached_kernel
 def settle_bfloat16(scores: Array, classes: int, slack: Array, vectors: Array, codes: Array, nearest: Array) -> None:
     """The same for bfloat16 scores none of which is negative, as int16: those are ordered as their bits are."""
     least = np.empty(classes, scores.dtype)
-    candidates, distances = np.empty(CROWD + 1, np.int64), np.empty(CROWD, np.float64)
+    candidates, distances = np.empty(MAX_CANDIDATES + 1, np.int64), np.empty(MAX_CANDIDATES, np.float64)
     number = np.empty(1, np.float32)
     bits = number.view(np.int32)
     for row in range(len(scores)):
@@ -181,21 +181,21 @@ def settle_bfloat16(scores: Array, classes: int, slack: Array, vectors: Array, c
                 nearest[row] = _closest(candidates, count, distances, vectors[row], codes)
 
 
-@loop
+@inline_kernel
 def _eight(numbers: Array) -> tuple[Scalar, ...]:
     """As a tuple, whose numbers are kept in registers."""
     return numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6], numbers[7]
 
 
-@loop
+@inline_kernel
 def _score(row: tuple[Scalar, ...], columns: Array, heights: Array, code: int) -> Scalar:
     score = heights[code]
-    for dim in range(SHORT):
+    for dim in range(MAX_SMALL_DIM):
         score += row[dim] * columns[dim, code]
     return score
 
 
-@loop
+@inline_kernel
 def _short_least(rows: Array, start: int, columns: Array, heights: Array, least: Array) -> None:
     """The least scores (4, W) of four rows: a code, once read, serves all four."""
     first, second, third, fourth = (
@@ -216,7 +216,7 @@ def _short_least(rows: Array, start: int, columns: Array, heights: Array, least:
             d[which] = min(d[which], _score(fourth, some, high, which))
 
 
-@loop
+@inline_kernel
 def _take(numbers: Array, limit: Scalar) -> Scalar:
     """The last place of a number that is not above the limit, which is infinite afterwards; -1 where there is none."""
     last: Any = np.int32(-1)
@@ -226,19 +226,19 @@ def _take(numbers: Array, limit: Scalar) -> Scalar:
     return last
 
 
-@loop
+@inline_kernel
 def _short_within(
     row: Array, classes: Array, heights: Array, least: Array, limit: Scalar, scores: Array, candidates: Array
 ) -> int:
     """As `_within`; `scores` (G,) and `least` (W,) are scratch afterwards."""
     numbers, count = _eight(row), 0
     which = _take(least, limit)
-    while which >= 0 and count <= CROWD:
+    while which >= 0 and count <= MAX_CANDIDATES:
         some, high = classes[which], heights[which]
         for member in range(scores.size):
             scores[member] = _score(numbers, some, high, member)
         member = _take(scores, limit)
-        while member >= 0 and count <= CROWD:
+        while member >= 0 and count <= MAX_CANDIDATES:
             candidates[count] = least.size * member + which
             count += 1
             member = _take(scores, limit)
@@ -246,7 +246,7 @@ def _short_within(
     return count
 
 
-@entry
+@cached_kernel
 def settle_short(
     rows: Array,
     slack: Array,
@@ -258,21 +258,21 @@ def settle_short(
     codes: Array,
     nearest: Array,
 ) -> None:
-    """Sets (R,) to the exact nearest codes; -1 where the slack is infinite, or more than `CROWD` codes may be nearest.
+    """Sets (R,) to the exact nearest codes; -1: infinite slack, or more than `MAX_CANDIDATES` candidates.
 
     Args:
-        rows: (R + 3 or more, `SHORT`) what is multiplied with columns, finite.
+        rows: (R + 3 or more, `MAX_SMALL_DIM`) what is multiplied with columns, finite.
         slack: (R,) how far above the best of a row the nearest's score may be.
         vectors: (R, D).
-        columns: (G, `SHORT`, W), the g-th code of each class.
+        columns: (G, `MAX_SMALL_DIM`, W), the g-th code of each class.
         heights: (G, W), half the norms squared; infinite where there is no code.
-        classes: (W, `SHORT`, G), the same by class.
+        classes: (W, `MAX_SMALL_DIM`, G), the same by class.
         heights_of_classes: (W, G).
         codes: (K, D).
         nearest: (R,) int64.
     """
     least, scores = np.empty((4, heights.shape[1]), np.float32), np.empty(len(heights), np.float32)
-    candidates, distances = np.empty(CROWD + 1, np.int64), np.empty(CROWD, np.float64)
+    candidates, distances = np.empty(MAX_CANDIDATES + 1, np.int64), np.empty(MAX_CANDIDATES, np.float64)
     for row in range(len(slack)):
         if row % 4 == 0:
             _short_least(rows, row, columns, heights, least)

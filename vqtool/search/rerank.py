@@ -6,14 +6,14 @@ Shapes: R vectors, K codes, D dimensions, C codes with padding, P candidates.
 import torch
 from torch import Tensor
 
-from vqtool.search.kernels import CROWD
+from vqtool.search.kernels import MAX_CANDIDATES
 
 # Numbers of one block of differences, of which there are less than twice as many: they bound the memory.
 _BLOCK = 1 << 19
 
 
-def settle(scores: Tensor, slack: Tensor, vectors: Tensor, codebook: Tensor) -> Tensor:
-    """The exact nearest codes (R,), by all that may be nearest; -1 for a row with more than `CROWD` of these.
+def rerank_exact(scores: Tensor, slack: Tensor, vectors: Tensor, codebook: Tensor) -> Tensor:
+    """The exact nearest codes (R,), by all that may be nearest; -1 for a row with more than `MAX_CANDIDATES` of these.
 
     Args:
         scores: (R, C); those of no code are infinite.
@@ -23,7 +23,7 @@ def settle(scores: Tensor, slack: Tensor, vectors: Tensor, codebook: Tensor) -> 
     """
     limits = scores.amin(dim=1) + slack
     near = scores <= limits.where(limits.isfinite(), torch.nan)[:, None]
-    rows, codes = (near & (near.sum(dim=1) <= CROWD)[:, None]).nonzero().unbind(dim=1)
+    rows, codes = (near & (near.sum(dim=1) <= MAX_CANDIDATES)[:, None]).nonzero().unbind(dim=1)
     distances = _distances(vectors, codebook, rows, codes)
     smallest = distances.new_full((len(vectors),), torch.inf).scatter_reduce(0, rows, distances, "amin")
     stays = distances <= smallest.index_select(0, rows)

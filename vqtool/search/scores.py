@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqtool.search.kernels import settle_full
-from vqtool.search.rerank import settle
+from vqtool.search.rerank import rerank_exact
 
 # Bytes of the scores of one block, which a cache holds; of more codes, as many rows as make it worth reading the codes,
 # but no more scores than that.
@@ -134,4 +134,4 @@ class FullScores(ProductScores):
             rest = (each.numpy() for each in (slack, vectors, self._codebook, nearest))
             settle_full(scores.numpy(), self._classes, *rest)
         else:
-            nearest.copy_(settle(scores, slack, vectors, self._codebook))
+            nearest.copy_(rerank_exact(scores, slack, vectors, self._codebook))

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from vqtool.data import BatchOrder, Samples
-from vqtool.data.rows import RowNumbers
-from vqtool.runtime.distributed import Share
-from vqtool.runtime.threads import lone_threads
+from vqtool.data.rows import RowIndices
+from vqtool.runtime.distributed import BatchShard
+from vqtool.runtime.threads import single_threaded_pool
 
 # Bytes that are read at a time: small batches together, as waking a thread for one takes longer than reading it.
 _BYTES = 1 << 20
@@ -34,13 +34,13 @@ class Batches:
         self._pinned = device.type == "cuda"
         self._device = device
         self._threads = threads
-        size = samples.read(0, 1).nbytes * Share.own(order.batch_size).samples
+        size = samples.read(0, 1).nbytes * BatchShard.for_rank(order.batch_size).samples
         self._together = max(1, _BYTES // max(1, size))
         # Batches from step `_next` on that were read, then those that will be, up to but not with step `_end`.
         self._ready: deque[Tensor] = deque()
         self._ahead: deque[Future[list[Tensor]]] = deque()
         self._next = self._end = 0
-        self._reader: ThreadPoolExecutor | None = lone_threads(threads) if threads else None
+        self._reader: ThreadPoolExecutor | None = single_threaded_pool(threads) if threads else None
 
     def __enter__(self) -> "Batches":
         return self
@@ -81,8 +81,8 @@ class Batches:
         batches = self._samples.take(np.concatenate(numbers)).split([len(each) for each in numbers])
         return [batch.pin_memory() if self._pinned else batch for batch in batches]
 
-    def _own(self, step: int) -> RowNumbers:
+    def _own(self, step: int) -> RowIndices:
         """The samples of this process' share of a step's batch."""
         numbers = self._order.batch(step)
-        share = Share.own(len(numbers))
-        return numbers[share.start :][: share.samples]
+        shard = BatchShard.for_rank(len(numbers))
+        return numbers[shard.start :][: shard.samples]

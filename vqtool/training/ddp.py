@@ -8,7 +8,7 @@ from vqtool.quantizers.codebook import Codebook
 from vqtool.runtime.distributed import world_size
 
 
-class Averaging:
+class DistributedForward:
     """Calls the model; where there are several processes, by DistributedDataParallel, which averages gradients."""
 
     def __init__(self, model: Autoencoder) -> None:
@@ -23,15 +23,15 @@ class Averaging:
         return output
 
     def _module(self) -> nn.Module:
-        waits = self._model.quantizer.waits
-        if self._needed and (self._parallel is None or self._waited != waits):
+        needs_init = self._model.quantizer.needs_init
+        if self._needed and (self._parallel is None or self._waited != needs_init):
             self._parallel = None  # first, for it has hooks on the same parameters
             self._parallel = DistributedDataParallel(
                 self._model,
                 forward_sync_buffers=False,  # quantizers keep theirs alike
-                find_unused_parameters=waits and self._learns_by_gradient(),  # codes that wait have no gradient
+                find_unused_parameters=needs_init and self._learns_by_gradient(),  # codes that wait have no gradient
             )
-            self._waited = waits
+            self._waited = needs_init
         return self._parallel or self._model
 
     def _learns_by_gradient(self) -> bool:

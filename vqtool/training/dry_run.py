@@ -14,13 +14,13 @@ from vqtool.metrics.evaluation import evaluate
 from vqtool.models.chunks import chunk_rows
 from vqtool.quantizers.kmeans import codes_drawn
 from vqtool.runs.model_file import SavedModel, serialised
-from vqtool.runs.run_directory import Run
-from vqtool.runtime.memory import mapped_memory, out_of_memory_told, peak_memory
+from vqtool.runs.run_directory import RunDirectory
+from vqtool.runtime.memory import convert_out_of_memory, mapped_memory, peak_memory
 from vqtool.runtime.progress import PassProgress, pass_bar
 from vqtool.training.batches import Batches
 from vqtool.training.eta import validations_after
 from vqtool.training.initialisation import initialisation_seconds, initialisations
-from vqtool.training.setup import begin_from, deterministic, prepare
+from vqtool.training.setup import begin_from, deterministic, set_up
 from vqtool.training.step import Stepper
 from vqtool.training.train import ADVICE, check_apart, run_folder
 
@@ -33,7 +33,7 @@ _CHUNKS_MORE = 1
 
 
 @dataclass(frozen=True)
-class Plan:
+class DryRun:
     """What a run would do.
 
     Attributes:
@@ -69,7 +69,7 @@ class Plan:
     seconds: float
 
 
-def plan_run(settings: RunSettings, folder: Path | None = None, clock: Clock = time.perf_counter) -> Plan:
+def dry_run(settings: RunSettings, folder: Path | None = None, clock: Clock = time.perf_counter) -> DryRun:
     """Check everything that `train` would check, and describe the run.
 
     Args:
@@ -79,12 +79,12 @@ def plan_run(settings: RunSettings, folder: Path | None = None, clock: Clock = t
     Raises:
         ConfigError, DataError, TrainingError: as `train`.
     """
-    run = Run(folder or run_folder(settings))
+    run = RunDirectory(folder or run_folder(settings))
     check_apart(run, settings)
     if not run.exists:
         run.check_free()
     libraries = mapped_memory()
-    with out_of_memory_told(ConfigError, ADVICE):
+    with convert_out_of_memory(ConfigError, ADVICE):
         rehearsal, held = peak_memory(lambda: _Rehearsal(settings, clock))
     prepared = rehearsal.prepared
     if prepared.device.type == "cuda":
@@ -92,7 +92,7 @@ def plan_run(settings: RunSettings, folder: Path | None = None, clock: Clock = t
     else:
         held -= max(0, mapped_memory() - libraries)
     model, dataset, training = prepared.model, prepared.dataset, prepared.settings.training
-    return Plan(
+    return DryRun(
         run_dir=str(run.folder),
         exists=run.exists,
         device=str(prepared.device),
@@ -127,7 +127,7 @@ class _Rehearsal:
 
     def __init__(self, settings: RunSettings, clock: Clock) -> None:
         self._clock = clock
-        self.prepared = prepare(settings)
+        self.prepared = set_up(settings)
         begin_from(self.prepared, lambda line: None)
         with deterministic(), pass_bar("dry run", _TIMED_STEPS + 5, "stages", delay=0, eta=False) as bar:
             self._rehearse_steps(bar)
@@ -154,7 +154,7 @@ class _Rehearsal:
     def _step(self, stepper: Stepper, batches: Batches, step: int) -> float:
         """Take a step that is logged; its reconstruction loss."""
         output = stepper.forward(batches.take(step))
-        loss = stepper.measure(step, output)["loss/reconstruction"]
+        loss = stepper.metrics(step, output)["loss/reconstruction"]
         stepper.apply(step, output)
         stepper.check()
         return loss
@@ -162,7 +162,7 @@ class _Rehearsal:
     def _initialise(self) -> None:
         every = initialisations(self.prepared)
         with codes_drawn():
-            self.prepared.model.quantizer.start()
+            self.prepared.model.quantizer.run_init()
         for each in every:
             each.hold_memory()
 
@@ -174,7 +174,7 @@ class _Rehearsal:
             output = stepper.forward(batches.take(step))
             if not taken:
                 before = self._clock()
-                stepper.measure(step, output)
+                stepper.metrics(step, output)
                 measuring = self._clock() - before
             stepper.apply(step, output)
             taken += 1

@@ -15,7 +15,7 @@ from vqtool.config import TrainingSettings
 from vqtool.quantizers import ResidualQuantizer, VectorQuantizer
 from vqtool.quantizers.kmeans import KMeansSpeed, hold_memory
 from vqtool.runtime.memory import check_fits_memory
-from vqtool.training.setup import Prepared
+from vqtool.training.setup import TrainingSetup
 
 # Fraction of a run after which codebooks are initialised, however small the sample is.
 LONGEST_WAIT = 0.1
@@ -58,13 +58,17 @@ class Initialisation(NamedTuple):
         hold_memory(remainders.flatten(0, 1).clone() if self.shared else remainders[-1], clusters)
 
 
-def initialisations(prepared: Prepared) -> list[Initialisation]:
+def initialisations(prepared: TrainingSetup) -> list[Initialisation]:
     """The initialisations that are still to come, in order."""
     found = []
     tokens = math.prod(prepared.model.grid(prepared.dataset.spec.size)) * prepared.settings.training.batch_size
     for module in prepared.model.quantizer.modules():
-        if isinstance(module, VectorQuantizer | ResidualQuantizer) and module.starter and module.starter.pending:
-            (codes, *_), needed = module.learned_codes, module.starter.needed
+        if (
+            isinstance(module, VectorQuantizer | ResidualQuantizer)
+            and module.initializer
+            and module.initializer.pending
+        ):
+            (codes, *_), needed = module.learned_codes, module.initializer.needed
             assert codes is not None
             steps = min(-(-needed // tokens), latest_step(prepared.settings.training))
             levels = len(module.codebook_sizes)
@@ -73,7 +77,7 @@ def initialisations(prepared: Prepared) -> list[Initialisation]:
     return found
 
 
-def initialisation_seconds(prepared: Prepared, clock: Callable[[], float] = time.perf_counter) -> float:
+def initialisation_seconds(prepared: TrainingSetup, clock: Callable[[], float] = time.perf_counter) -> float:
     """Estimate how long all initialisations that are still to come take at most."""
     timed: dict[tuple[int, ...], float] = {}  # groups of a product quantizer are alike
     total = 0.0

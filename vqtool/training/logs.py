@@ -9,12 +9,12 @@ from types import TracebackType
 
 from torch import Tensor
 
-from vqtool.runs.run_directory import Run, parsed
-from vqtool.runtime.files import replacing, writing
-from vqtool.training.tensorboard import Board
+from vqtool.runs.run_directory import RunDirectory, parsed
+from vqtool.runtime.files import atomic_write, convert_write_errors
+from vqtool.training.tensorboard import TensorBoardLogger
 
 
-class Logs:
+class MetricLogs:
     """Writes one object a logged step, and the same scalars for TensorBoard.
 
     Args:
@@ -25,28 +25,28 @@ class Logs:
         DataError: a file cannot be written; so from all that writes.
     """
 
-    def __init__(self, run: Run, start: int, say: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(self, run: RunDirectory, start: int, say: Callable[[str], None] = lambda line: None) -> None:
         self._path = run.metrics
         _drop_after(run, start)
-        with writing(self._path), ExitStack() as opened:
+        with convert_write_errors(self._path), ExitStack() as opened:
             self._metrics = opened.enter_context(self._path.open("a", encoding="utf-8"))
-            self._board = opened.enter_context(Board(run, start, say))
+            self._board = opened.enter_context(TensorBoardLogger(run, start, say))
             self._opened = opened.pop_all()
 
-    def __enter__(self) -> "Logs":
+    def __enter__(self) -> "MetricLogs":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with writing(self._path):
+        with convert_write_errors(self._path):
             self._opened.close()
 
     def scalars(self, step: int, values: dict[str, float], findings: Sequence[dict[str, str]] | None = None) -> None:
         """Log values by their tags, after `step` steps; of a validation also its findings, if any."""
         found = {"findings": list(findings)} if findings else {}
         line = json.dumps({"step": step, **values, **found}, allow_nan=False) + "\n"
-        with writing(self._path):
+        with convert_write_errors(self._path):
             self._metrics.write(line)
             self._metrics.flush()
         self._board.scalars(step, values)
@@ -63,15 +63,15 @@ class Logs:
 
     def sync(self) -> None:
         """Wait until what was logged is on the disk: a checkpoint must not be ahead of it."""
-        with writing(self._path):
+        with convert_write_errors(self._path):
             os.fsync(self._metrics.fileno())
         self._board.sync()
 
 
-def _drop_after(run: Run, step: int) -> None:
+def _drop_after(run: RunDirectory, step: int) -> None:
     if not run.metrics.exists():
         return
-    with replacing(run.metrics) as part, part.open("w", encoding="utf-8") as file:
+    with atomic_write(run.metrics) as part, part.open("w", encoding="utf-8") as file:
         for line in run.lines():
             if parsed(line).get("step", math.inf) <= step:
                 file.write(line.rstrip("\r\n") + "\n")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vqtool.metrics.evaluation import Evaluation
-from vqtool.metrics.latent_statistics import Latents, geometry, movement, pooled, varies
+from vqtool.metrics.latent_statistics import LatentStatistics, geometry, movement, pooled, varies
 from vqtool.metrics.usage import Usage
 from vqtool.models.autoencoder import Autoencoder
 from vqtool.runtime.progress import duration
@@ -82,7 +82,7 @@ def validation_line(
     return "  ".join(fields)
 
 
-def _lost(latents: Latents, whole: Latents) -> dict[str, float]:
+def _lost(latents: LatentStatistics, whole: LatentStatistics) -> dict[str, float]:
     return {"error": latents.error / latents.variance} if varies(latents, whole) else {}
 
 
@@ -95,7 +95,9 @@ def _reached(counts: Tensor, times: Sequence[tuple[Tensor, Tensor]]) -> dict[str
     return never | ({"last_hit": float(lost.double().mean())} if len(lost) else {})
 
 
-def _placed(codes: Tensor | None, counts: Tensor, clouds: Sequence[Latents], old: Tensor | None) -> dict[str, float]:
+def _placed(
+    codes: Tensor | None, counts: Tensor, clouds: Sequence[LatentStatistics], old: Tensor | None
+) -> dict[str, float]:
     if codes is None:
         return {}
     moved = {} if old is None else {"movement": movement(codes, old, pooled(clouds).error)}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class Watch:
+class NonFiniteGuard:
     """Remembers the first step that was not finite, and what in it was not.
 
     Args:

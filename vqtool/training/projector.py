@@ -10,15 +10,15 @@ from torch import Tensor
 
 from vqtool.models.autoencoder import Autoencoder
 from vqtool.runs.model_file import read_model
-from vqtool.runs.run_directory import Run
-from vqtool.runtime.files import replacing, writing
+from vqtool.runs.run_directory import RunDirectory
+from vqtool.runtime.files import atomic_write, convert_write_errors
 from vqtool.runtime.progress import pass_bar
 
 # Points that a browser can still turn.
 _MOST = 10_000
 
 
-def write_best_codes(run: Run, model: Autoencoder) -> None:
+def write_best_codes(run: RunDirectory, model: Autoencoder) -> None:
     """Write the learned codes of each level, the most used if there are very many, with their hits.
 
     Args:
@@ -36,22 +36,22 @@ def write_best_codes(run: Run, model: Autoencoder) -> None:
     if not learned:
         return
     config = ProjectorConfig()
-    with writing(run.projector):
+    with convert_write_errors(run.projector):
         run.projector.mkdir(exist_ok=True)
     with pass_bar("write codes", len(learned), "levels") as bar:
         for number, codes, hits in learned:
             _write_level(run, config, number, codes, hits)
             bar.update()
-    with replacing(run.projector_config) as part:
+    with atomic_write(run.projector_config) as part:
         part.write_text(MessageToString(config), encoding="utf-8")
 
 
-def _write_level(run: Run, config: ProjectorConfig, number: int, codes: Tensor, hits: Tensor) -> None:
+def _write_level(run: RunDirectory, config: ProjectorConfig, number: int, codes: Tensor, hits: Tensor) -> None:
     shown = hits.argsort(descending=True, stable=True)[:_MOST].sort().values
     points, labels = (run.projector / f"level_{number}_{name}.tsv" for name in ("codes", "hits"))
-    with replacing(points) as part:
+    with atomic_write(points) as part:
         np.savetxt(part, codes[shown].float().numpy(), fmt="%.6g", delimiter="\t")
-    with replacing(labels) as part:
+    with atomic_write(labels) as part:
         lines = [f"{code}\t{count}" for code, count in zip(shown.tolist(), hits[shown].tolist(), strict=True)]
         part.write_text("\n".join(["code\thits", *lines]) + "\n", encoding="utf-8")
     embedding = config.embeddings.add()

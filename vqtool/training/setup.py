@@ -15,16 +15,16 @@ from vqtool.errors import ConfigError
 from vqtool.models.autoencoder import Autoencoder, resolve_model
 from vqtool.models.losses import reconstruction_loss, resolve_reconstruction
 from vqtool.runs.model_file import read_model
-from vqtool.runs.run_directory import Run
+from vqtool.runs.run_directory import RunDirectory
 from vqtool.runtime.device import resolve_device
-from vqtool.runtime.distributed import Share
+from vqtool.runtime.distributed import BatchShard
 from vqtool.runtime.memory import check_fits_memory
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Prepared:
+class TrainingSetup:
     """What a run needs.
 
     Attributes:
@@ -38,7 +38,7 @@ class Prepared:
     device: torch.device
 
 
-def prepare(settings: RunSettings) -> Prepared:
+def set_up(settings: RunSettings) -> TrainingSetup:
     """Open the data and build the model.
 
     Raises:
@@ -66,7 +66,7 @@ def prepare(settings: RunSettings) -> Prepared:
         model = Autoencoder(resolved.model, dataset.spec, dataset.mean, dataset.scale)
     if not resolved.loss.entropy:
         model.quantizer.skip_entropy()
-    return Prepared(resolved, dataset, model.to(device), device)
+    return TrainingSetup(resolved, dataset, model.to(device), device)
 
 
 class Problems:
@@ -92,12 +92,16 @@ class Problems:
 def _check_learns(settings: RunSettings) -> None:
     """Refuse codes that would never move, since the loss that moves them has no weight."""
     weights = {"entropy": settings.loss.entropy, "commitment": settings.loss.commitment}
-    for key, way in settings.model.quantizer.ways.items():
-        if way.needs and not weights[way.needs]:
-            loss = "codebook loss (weighted by loss.commitment)" if way.needs == "commitment" else f"{way.needs} loss"
+    for key, way in settings.model.quantizer.updates.items():
+        if way.required_loss and not weights[way.required_loss]:
+            loss = (
+                "codebook loss (weighted by loss.commitment)"
+                if way.required_loss == "commitment"
+                else f"{way.required_loss} loss"
+            )
             raise ConfigError(
-                f"model.quantizer.{key}.kind: {way.kind} updates codes by the {loss}, but loss.{way.needs} is 0; raise "
-                f"loss.{way.needs} or choose another {key}.kind"
+                f"model.quantizer.{key}.kind: {way.kind} updates codes by the {loss}, but loss."
+                f"{way.required_loss} is 0; raise loss.{way.required_loss} or choose another {key}.kind"
             )
 
 
@@ -113,7 +117,7 @@ def _check_memory(settings: RunSettings, dataset: Dataset) -> None:
     advice = "lower the widths in model.encoder or the codebook size in model.quantizer"
     check_fits_memory(standing, "training this model", advice)
     size = settings.training.batch_size
-    step = standing + _kept(model, settings.loss.reconstruction, max(1, Share.own(size).samples))
+    step = standing + _kept(model, settings.loss.reconstruction, max(1, BatchShard.for_rank(size).samples))
     check_fits_memory(step, f"training.batch_size: a step with {size:,} samples", "lower training.batch_size")
 
 
@@ -140,7 +144,7 @@ def _kept(model: Autoencoder, loss: str, batch_size: int) -> int:
     return x.nbytes + sum(kept.values()) + prediction.nbytes
 
 
-def begin_from(prepared: Prepared, say: Callable[[str], None]) -> None:
+def begin_from(prepared: TrainingSetup, say: Callable[[str], None]) -> None:
     """Give the model the weights, codes and normalisation of the run that `training.init_from` names, if it names one.
 
     Raises:
@@ -150,7 +154,7 @@ def begin_from(prepared: Prepared, say: Callable[[str], None]) -> None:
     path = prepared.settings.training.init_from
     if path is None:
         return
-    run = Run(path)
+    run = RunDirectory(path)
     theirs, ours = run.settings().data.normalize, prepared.settings.data.normalize
     if theirs != ours:
         raise ConfigError(

@@ -12,14 +12,14 @@ from torch import Tensor
 from vqtool.config import RunSettings, learning_rate
 from vqtool.data import BatchOrder
 from vqtool.errors import TrainingError
-from vqtool.metrics.evaluation import over_processes, raw_terms
+from vqtool.metrics.evaluation import all_reduce_statistics, raw_losses
 from vqtool.models.losses import reconstruction_loss
 from vqtool.quantizers import QuantizerOutput
-from vqtool.runtime.distributed import share_of
-from vqtool.training.ddp import Averaging
-from vqtool.training.non_finite_guard import Watch
+from vqtool.runtime.distributed import local_shard
+from vqtool.training.ddp import DistributedForward
+from vqtool.training.non_finite_guard import NonFiniteGuard
 from vqtool.training.optimizer import Optimizer
-from vqtool.training.setup import Prepared
+from vqtool.training.setup import TrainingSetup
 
 # Rows named in a message.
 _NAMED = 8
@@ -48,38 +48,38 @@ class Stepper:
         optimizer: of the model.
     """
 
-    def __init__(self, prepared: Prepared, order: BatchOrder) -> None:
+    def __init__(self, prepared: TrainingSetup, order: BatchOrder) -> None:
         self._settings: RunSettings = prepared.settings
         self._model = prepared.model
-        self._averaging = Averaging(prepared.model)
+        self._averaging = DistributedForward(prepared.model)
         self._device = prepared.device
         self._numbers = prepared.dataset.training.numbers
         self._order = order
-        self._watch = Watch(prepared.device)
+        self._watch = NonFiniteGuard(prepared.device)
         self.optimizer = Optimizer(prepared.model, prepared.settings.training)
 
     def forward(self, x: Tensor) -> StepOutput:
         """The losses of a batch, of which `x` may be a share."""
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._settings.training.precision == "bfloat16"):
             output = self._averaging(x)
-        share = share_of(len(x), self._device)
+        shard = local_shard(len(x), self._device)
         name = self._settings.loss.reconstruction
-        reconstruction = reconstruction_loss(name, output.prediction, output.target, share)
+        reconstruction = reconstruction_loss(name, output.prediction, output.target, shard)
         return StepOutput(
             self._total(reconstruction, output.quantizer), reconstruction, output.latents, output.quantizer
         )
 
-    def measure(self, step: int, output: StepOutput) -> dict[str, float]:
+    def metrics(self, step: int, output: StepOutput) -> dict[str, float]:
         """The whole batch's losses by tag, raw, as they are before the step is applied."""
         metrics = {
             "loss/total": float(output.total.detach()),
             "loss/reconstruction": float(output.reconstruction.detach()),
             "optimizer/learning_rate": learning_rate(self._settings.training, step),
         }
-        if not self._model.quantizer.waits:  # else nothing was quantized
+        if not self._model.quantizer.needs_init:  # else nothing was quantized
             latents = output.latents.detach()
-            own = self._model.quantizer.measure(latents, output.quantizer.indices)
-            commitment, entropy = raw_terms(over_processes(own))
+            own = self._model.quantizer.statistics(latents, output.quantizer.indices)
+            commitment, entropy = raw_losses(all_reduce_statistics(own))
             metrics |= {"loss/commitment": commitment, "loss/entropy": entropy}
         return metrics
 
@@ -93,15 +93,15 @@ class Stepper:
         if self._settings.loss.entropy:
             terms["entropy"] = output.quantizer.entropy_loss
         terms["gradient"] = self.optimizer.gradients(output.total)
-        good, waits = None, self._model.quantizer.waits
-        if waits or _known_at_once(self._device):
+        good, needs_init = None, self._model.quantizer.needs_init
+        if needs_init or _known_at_once(self._device):
             self._refuse(step, [name for name, term in terms.items() if not math.isfinite(term.item())])
         else:
             good = self._watch.note(step, terms)
         self.optimizer.step(step, good)
-        if not waits:
+        if not needs_init:
             self._model.hit_times.note(output.quantizer.indices, step + 1, good)
-        self._model.quantizer.learn(good)
+        self._model.quantizer.apply_update(good)
 
     def check(self) -> None:
         """Wait for the device, and refuse to go on after a step that was not finite, if `apply` has not done so.

@@ -22,8 +22,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter, masked_crc32c
 from torch import Tensor
 from torch.utils.tensorboard import summary
 
-from vqtool.runs.run_directory import Run
-from vqtool.runtime.files import replacing, writing
+from vqtool.runs.run_directory import RunDirectory
+from vqtool.runtime.files import atomic_write, convert_write_errors
 
 # Of a histogram of hits.
 _BINS = 64
@@ -32,7 +32,7 @@ _HEADER = struct.Struct("<QI")
 _FOOTER = 4
 
 
-class Board:
+class TensorBoardLogger:
     """Writes events in step with the run.
 
     Args:
@@ -43,10 +43,10 @@ class Board:
         DataError: the file cannot be written; so from all that writes.
     """
 
-    def __init__(self, run: Run, start: int, say: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(self, run: RunDirectory, start: int, say: Callable[[str], None] = lambda line: None) -> None:
         before = run.event_files()
         self._path = run.folder / f"events.out.tfevents.{_later(before):010d}.{socket.gethostname()}"
-        with replacing(self._path) as part, part.open("wb") as file:
+        with atomic_write(self._path) as part, part.open("wb") as file:
             records = RecordWriter(file)
             records.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
             # To one who looks on, all that he saw so far is void: it comes again below.
@@ -57,24 +57,24 @@ class Board:
                     records.write(event)
         for path in before:
             path.unlink()
-        with writing(self._path):
+        with convert_write_errors(self._path):
             self._file = self._path.open("ab")
         self._records = RecordWriter(self._file)
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> "TensorBoardLogger":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with writing(self._path):
+        with convert_write_errors(self._path):
             self._file.close()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Values by their tags, after `step` steps."""
         for tag, value in values.items():
             self._add(step, summary.scalar(tag, value))
-        with writing(self._path):
+        with convert_write_errors(self._path):
             self._records.flush()
 
     def histogram(self, step: int, tag: str, values: Tensor) -> None:
@@ -87,13 +87,13 @@ class Board:
 
     def sync(self) -> None:
         """Wait until what was written is on the disk."""
-        with writing(self._path):
+        with convert_write_errors(self._path):
             self._records.flush()
             os.fsync(self._file.fileno())
 
     def _add(self, step: int, what: Summary) -> None:
         event = Event(wall_time=time.time(), step=step, summary=what)
-        with writing(self._path):
+        with convert_write_errors(self._path):
             self._records.write(event.SerializeToString())
 
 

@@ -10,13 +10,13 @@ from typing import Any
 from vqtool.config import RunSettings
 from vqtool.data import TensorsSettings
 from vqtool.errors import CheckpointError, ConfigError, DataError, Stopped
-from vqtool.runs.checkpoint import State, load_checkpoint
-from vqtool.runs.run_directory import Run
-from vqtool.runtime.distributed import from_first, is_first, joined, world_size
-from vqtool.runtime.memory import out_of_memory_told
-from vqtool.runtime.signals import noting_signals
+from vqtool.runs.checkpoint import TrainingState, load_checkpoint
+from vqtool.runs.run_directory import RunDirectory
+from vqtool.runtime.distributed import is_rank0, on_rank0, process_group, world_size
+from vqtool.runtime.memory import convert_out_of_memory
+from vqtool.runtime.signals import deferred_signals
 from vqtool.training.projector import write_best_codes
-from vqtool.training.setup import Prepared, begin_from, deterministic, prepare
+from vqtool.training.setup import TrainingSetup, begin_from, deterministic, set_up
 from vqtool.training.trainer import Trainer
 
 # What to do if memory runs out.
@@ -52,24 +52,24 @@ def train(
     """
     if resume and overwrite:
         raise ValueError("resume and overwrite exclude each other")
-    run = Run(folder or run_folder(settings))
+    run = RunDirectory(folder or run_folder(settings))
     refuses = not (resume or overwrite)
-    with joined(), noting_signals(), out_of_memory_told(ConfigError, ADVICE):
-        say = say if is_first() else _unheard
+    with process_group(), deferred_signals(), convert_out_of_memory(ConfigError, ADVICE):
+        say = say if is_rank0() else _unheard
         check_apart(run, settings)
-        from_first(lambda: _refuse(run, refuses))
+        on_rank0(lambda: _refuse(run, refuses))
         try:
-            prepared = prepare(settings.model_copy(update={"name": settings.name or run.folder.name}))
+            prepared = set_up(settings.model_copy(update={"name": settings.name or run.folder.name}))
         except Stopped as stopped:
             raise Stopped(stopped.signal, f"{stopped} before the first step; no checkpoint was saved") from stopped
         with ExitStack() as claim:
-            from_first(lambda: claim.enter_context(run.claimed()))
-            from_first(lambda: _refuse(run, refuses))  # again: another run may have come first
-            finished = from_first(lambda: _finished(run, prepared, say) if run.exists and resume else None)
+            on_rank0(lambda: claim.enter_context(run.claimed()))
+            on_rank0(lambda: _refuse(run, refuses))  # again: another run may have come first
+            finished = on_rank0(lambda: _finished(run, prepared, say) if run.exists and resume else None)
             return finished or _train(run, prepared, resume, allow_data_change, say)
 
 
-def check_apart(run: Run, settings: RunSettings) -> None:
+def check_apart(run: RunDirectory, settings: RunSettings) -> None:
     """Refuse a run directory that is the folder of the data: what a run writes would be read as data from then on.
 
     Raises:
@@ -83,19 +83,19 @@ def check_apart(run: Run, settings: RunSettings) -> None:
 
 
 def _train(
-    run: Run, prepared: Prepared, resume: bool, allow_data_change: bool, say: Callable[[str], None]
+    run: RunDirectory, prepared: TrainingSetup, resume: bool, allow_data_change: bool, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    begun = from_first(lambda: _begun(run, prepared, resume, allow_data_change, say))
+    begun = on_rank0(lambda: _begun(run, prepared, resume, allow_data_change, say))
     if world_size() > 1:  # as the first has begun
-        prepared.model.load_state_dict(from_first(lambda: dict(prepared.model.state_dict())))
-    trainer = Trainer(prepared, run, None if begun is None else State.of(begun), say)
+        prepared.model.load_state_dict(on_rank0(lambda: dict(prepared.model.state_dict())))
+    trainer = Trainer(prepared, run, None if begun is None else TrainingState.of(begun), say)
     with deterministic():
         trainer.train()
-    return from_first(lambda: _finish(run, prepared, trainer))
+    return on_rank0(lambda: _finish(run, prepared, trainer))
 
 
 def _begun(
-    run: Run, prepared: Prepared, resume: bool, allow_data_change: bool, say: Callable[[str], None]
+    run: RunDirectory, prepared: TrainingSetup, resume: bool, allow_data_change: bool, say: Callable[[str], None]
 ) -> dict[str, Any] | None:
     """Prepare the run directory; return the fields of the state to resume from, or None for a new run."""
     state = load_checkpoint(run, say) if run.exists and resume else None
@@ -117,7 +117,7 @@ def _begun(
     return None if state is None else state.fields()
 
 
-def _finish(run: Run, prepared: Prepared, trainer: Trainer) -> dict[str, Any]:
+def _finish(run: RunDirectory, prepared: TrainingSetup, trainer: Trainer) -> dict[str, Any]:
     write_best_codes(run, prepared.model)
     summary = _summary(prepared, trainer)
     run.write_summary(summary)
@@ -128,7 +128,7 @@ def _unheard(line: str) -> None:
     """What other processes than the first would say, which says the same."""
 
 
-def _summary(prepared: Prepared, trainer: Trainer) -> dict[str, Any]:
+def _summary(prepared: TrainingSetup, trainer: Trainer) -> dict[str, Any]:
     return {
         "name": prepared.settings.name,
         "steps": prepared.settings.training.steps,
@@ -140,14 +140,14 @@ def _summary(prepared: Prepared, trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def _refuse(run: Run, refuses: bool) -> None:
+def _refuse(run: RunDirectory, refuses: bool) -> None:
     if run.exists and refuses:
         raise CheckpointError(
             f"{run.folder}: already contains a run; use --resume to continue it or --overwrite to replace it"
         )
 
 
-def _finished(run: Run, prepared: Prepared, say: Callable[[str], None]) -> dict[str, Any] | None:
+def _finished(run: RunDirectory, prepared: TrainingSetup, say: Callable[[str], None]) -> dict[str, Any] | None:
     """The summary of a run that has all its steps; None if it can continue.
 
     Raises:
@@ -168,7 +168,11 @@ def _finished(run: Run, prepared: Prepared, say: Callable[[str], None]) -> dict[
 
 
 def _check_data(
-    run: Run, state: State, prepared: Prepared, allow_data_change: bool, say: Callable[[str], None]
+    run: RunDirectory,
+    state: TrainingState,
+    prepared: TrainingSetup,
+    allow_data_change: bool,
+    say: Callable[[str], None],
 ) -> None:
     if state.data_sha256 == prepared.dataset.sha256:
         return
@@ -180,7 +184,9 @@ def _check_data(
     say("data changed since the run started; the best model is chosen among validations on the changed data only")
 
 
-def _tell_extension(run: Run, state: State, prepared: Prepared, say: Callable[[str], None]) -> None:
+def _tell_extension(
+    run: RunDirectory, state: TrainingState, prepared: TrainingSetup, say: Callable[[str], None]
+) -> None:
     """Report why an extended run differs from a run that had the new length from the start."""
     then, now = run.settings().training, prepared.settings.training
     why = []
@@ -197,7 +203,7 @@ def _tell_extension(run: Run, state: State, prepared: Prepared, say: Callable[[s
         )
 
 
-def _reading(prepared: Prepared) -> str:
+def _reading(prepared: TrainingSetup) -> str:
     """How the data were read, so that the user sees a wrong guess at once."""
     data = prepared.dataset
     holds = f"{data.spec.classes} classes" if data.spec.classes else f"values, normalize {data.settings.normalize}"
@@ -212,7 +218,7 @@ def run_folder(settings: RunSettings) -> Path:
     return Path("runs") / (settings.name or "run")
 
 
-def _check_same(run: Run, before: RunSettings, settings: RunSettings) -> None:
+def _check_same(run: RunDirectory, before: RunSettings, settings: RunSettings) -> None:
     changed = [
         f"{key} was changed from {_text(old)} to {_text(new)}"
         for key, old, new in _differences(before.model_dump(), settings.model_dump(), "")

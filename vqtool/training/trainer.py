@@ -10,20 +10,20 @@ from torch import Tensor
 from vqtool.config import BEST_METRICS
 from vqtool.data import BatchOrder
 from vqtool.errors import CheckpointError, Stopped, TrainingError
-from vqtool.metrics.evaluation import Evaluation, evaluating
-from vqtool.runs.checkpoint import State, Validation, save_checkpoint
+from vqtool.metrics.evaluation import Evaluation, eval_mode
+from vqtool.runs.checkpoint import TrainingState, Validation, save_checkpoint
 from vqtool.runs.model_file import read_model, write_model
-from vqtool.runs.run_directory import Run
-from vqtool.runtime.distributed import from_first, is_first, planned, voting, wait_for_all
+from vqtool.runs.run_directory import RunDirectory
+from vqtool.runtime.distributed import async_any_rank, barrier, fixed_global_batch, is_rank0, on_rank0
 from vqtool.runtime.progress import StepProgress, step_bar
-from vqtool.runtime.signals import heed
+from vqtool.runtime.signals import raise_if_stopped
 from vqtool.training.batches import Batches
 from vqtool.training.eta import Eta
 from vqtool.training.image_grid import is_picture, side_by_side
 from vqtool.training.initialisation import LONGEST_WAIT, initialisation_seconds
-from vqtool.training.logs import Logs
+from vqtool.training.logs import MetricLogs
 from vqtool.training.metrics import validation_line
-from vqtool.training.setup import Prepared
+from vqtool.training.setup import TrainingSetup
 from vqtool.training.step import Stepper
 from vqtool.training.validation import Validator
 
@@ -41,7 +41,9 @@ class Trainer:
         say: what to call with a line for the user.
     """
 
-    def __init__(self, prepared: Prepared, run: Run, state: State | None, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, prepared: TrainingSetup, run: RunDirectory, state: TrainingState | None, say: Callable[[str], None]
+    ) -> None:
         self._prepared = prepared
         self._settings = prepared.settings
         self._training = prepared.settings.training
@@ -73,10 +75,10 @@ class Trainer:
         self._model.train()
         self._clock = time.perf_counter()
         self._since = (self._step, self._clock)
-        self._eta = Eta(self._training, initialisation_seconds(self._prepared) if is_first() else 0.0)
+        self._eta = Eta(self._training, initialisation_seconds(self._prepared) if is_rank0() else 0.0)
         with (
-            voting(),
-            planned(self._training.batch_size),
+            async_any_rank(),
+            fixed_global_batch(self._training.batch_size),
             self._logs() as logs,
             step_bar(self._training.steps, self._step, lambda: self._eta.seconds(self._step)) as bar,
             self._batches() as batches,
@@ -84,14 +86,14 @@ class Trainer:
             try:
                 self._complete(logs, bar)
                 while self._step < self._training.steps:
-                    heed()
+                    raise_if_stopped()
                     self._take_step(batches.take(self._step))
                     self._eta.after_step()
                     bar.update()
                     self._complete(logs, bar)
             except Stopped as stopped:
                 self._save(logs)
-                wait_for_all()  # a job is ended by the first process that leaves
+                barrier()  # a job is ended by the first process that leaves
                 raise Stopped(
                     stopped.signal, f"{stopped} after step {self._step}; checkpoint saved; --resume continues from it"
                 ) from stopped
@@ -111,7 +113,7 @@ class Trainer:
         """Spent training, in this process and those before it."""
         return self._seconds
 
-    def _go_on(self, state: State) -> None:
+    def _go_on(self, state: TrainingState) -> None:
         try:
             self._model.load_state_dict(state.model)
             self._stepper.optimizer.load_state_dict(state.optimizer)
@@ -124,7 +126,7 @@ class Trainer:
         self._last, self._pending, self._early = state.last, state.pending, state.early
         self._validator.codes = state.codes
         self._saved = state.step if state.pending is None else -1
-        if is_first() and self._run.model.exists():
+        if is_rank0() and self._run.model.exists():
             try:
                 best = read_model(self._run.model)[0]
                 if best.data_sha256 == self._data.sha256:  # else, no figure to compare with
@@ -139,7 +141,7 @@ class Trainer:
         """One update; what is to be logged of it becomes pending."""
         output = self._stepper.forward(x)
         logged = (self._step + 1) % self._training.log_every == 0 or self._step + 1 == self._training.steps
-        metrics = self._stepper.measure(self._step, output) if logged else {}
+        metrics = self._stepper.metrics(self._step, output) if logged else {}
         self._stepper.apply(self._step, output)
         self._step += 1
         self._pending = metrics
@@ -148,7 +150,7 @@ class Trainer:
             samples = (self._step - self._since[0]) * self._training.batch_size
             metrics["throughput/samples_per_second"] = samples / (time.perf_counter() - self._since[1])
 
-    def _complete(self, logs: Logs | None, bar: StepProgress) -> None:
+    def _complete(self, logs: MetricLogs | None, bar: StepProgress) -> None:
         """What comes after a step: codes start, validation, logs, checkpoint. Interrupted, it can be done again."""
         if self._pending is None:
             return
@@ -166,10 +168,10 @@ class Trainer:
         if self._due(self._training.checkpoint_every):
             self._save(logs)
         if found is not None and self._training.stop_on_severe:
-            severe = from_first(lambda: self._validator.severe)
+            severe = on_rank0(lambda: self._validator.severe)
             if severe:
                 self._save(logs)
-                wait_for_all()
+                barrier()
                 raise TrainingError(
                     f"step {self._step}: stopped: the same severe finding in two consecutive validations "
                     f"({'; '.join(severe)}); checkpoint saved"
@@ -178,14 +180,14 @@ class Trainer:
     def _start_codes(self) -> None:
         """Initialise codebooks once the sample is complete, or before a validation or after a tenth of the run."""
         quantizer = self._model.quantizer
-        if not quantizer.waits:
+        if not quantizer.needs_init:
             return
-        quantizer.start(full=True)
+        quantizer.run_init(only_if_complete=True)
         early = self._step >= self._training.steps * LONGEST_WAIT or self._due(self._training.validate_every)
-        if quantizer.waits and early:
-            quantizer.start()
+        if quantizer.needs_init and early:
+            quantizer.run_init()
             self._early = True
-        if not quantizer.waits:
+        if not quantizer.needs_init:
             self._eta.after_initialisation()
             self._say(f"step {self._step}: codebook initialised by k-means; quantization is now active")
 
@@ -195,7 +197,7 @@ class Trainer:
             speed = metrics["throughput/samples_per_second"]
             bar.show(f"loss {metrics['loss/total']:.4g}{usage}  {speed:,.0f} samples/s")
 
-    def _validate(self, logs: Logs | None) -> tuple[dict[str, float], list[dict[str, str]]]:
+    def _validate(self, logs: MetricLogs | None) -> tuple[dict[str, float], list[dict[str, str]]]:
         """The metrics of a validation pass, and what they find."""
         self._stepper.check()
         self._model.hit_times.agree()
@@ -214,7 +216,7 @@ class Trainer:
         self._eta.after_report()
         return metrics, found
 
-    def _draw(self, logs: Logs, evaluation: Evaluation) -> None:
+    def _draw(self, logs: MetricLogs, evaluation: Evaluation) -> None:
         logs.counts(self._step, evaluation.counts)
         if is_picture(self._data.spec):
             logs.images(self._step, "reconstruction/images", self._picture())
@@ -229,11 +231,11 @@ class Trainer:
     @torch.no_grad()
     def _picture(self) -> Tensor:
         x = self._data.validation.read(0, min(_PICTURES, len(self._data.validation)))
-        with evaluating(self._model):
+        with eval_mode(self._model):
             restored = self._model.decode(self._model.encode(x.to(self._device)), self._data.spec.size)
         return side_by_side(self._data.spec, x, restored.cpu())
 
-    def _save(self, logs: Logs | None) -> None:
+    def _save(self, logs: MetricLogs | None) -> None:
         if self._saved == self._step:
             return
         self._stepper.check()
@@ -242,12 +244,12 @@ class Trainer:
             self._write_checkpoint(logs)
         self._saved = self._step if self._pending is None else -1
 
-    def _write_checkpoint(self, logs: Logs) -> None:
+    def _write_checkpoint(self, logs: MetricLogs) -> None:
         logs.sync()
         now = time.perf_counter()
         self._seconds += now - self._clock
         self._clock = now
-        state = State(
+        state = TrainingState(
             step=self._step,
             model=self._model.state_dict(),
             optimizer=self._stepper.optimizer.state_dict(),
@@ -261,11 +263,11 @@ class Trainer:
         save_checkpoint(self._run, state, self._training.keep_checkpoints)
 
     @contextmanager
-    def _logs(self) -> Iterator[Logs | None]:
-        if not is_first():
+    def _logs(self) -> Iterator[MetricLogs | None]:
+        if not is_rank0():
             yield None
             return
-        with Logs(self._run, self._step if self._pending is None else self._step - 1, self._say) as logs:
+        with MetricLogs(self._run, self._step if self._pending is None else self._step - 1, self._say) as logs:
             self._validator.history = self._run.validations()
             yield logs
 

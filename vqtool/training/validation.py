@@ -7,11 +7,11 @@ from typing import Any
 from vqtool.errors import TrainingError
 from vqtool.inspection.evidence import Evidence
 from vqtool.inspection.findings import diagnose
-from vqtool.inspection.sharing import levels_sharing
-from vqtool.metrics.evaluation import Evaluation, evaluate_together, shuffled_loss
+from vqtool.inspection.sharing import levels_sharing_codebook
+from vqtool.metrics.evaluation import Evaluation, evaluate_distributed, shuffled_loss
 from vqtool.runs.model_file import SavedModel
 from vqtool.training.metrics import Codes, codebook_metrics, validation_metrics
-from vqtool.training.setup import Prepared
+from vqtool.training.setup import TrainingSetup
 
 
 class Validator:
@@ -25,7 +25,7 @@ class Validator:
         codes: (K, D) of each level at the last one.
     """
 
-    def __init__(self, prepared: Prepared, say: Callable[[str], None]) -> None:
+    def __init__(self, prepared: TrainingSetup, say: Callable[[str], None]) -> None:
         self._prepared = prepared
         self._say = say
         self.history: list[dict[str, Any]] = []
@@ -39,8 +39,8 @@ class Validator:
             Stopped: a signal came; nothing has changed.
         """
         model, samples, loss = self._prepared.model, self._prepared.dataset.validation, self._prepared.settings.loss
-        evaluation = evaluate_together(model, samples, loss)
-        sharing = levels_sharing(self._prepared.settings.model.quantizer)
+        evaluation = evaluate_distributed(model, samples, loss)
+        sharing = levels_sharing_codebook(self._prepared.settings.model.quantizer)
         metrics = validation_metrics(evaluation) | codebook_metrics(model, evaluation, self.codes, sharing)
         if len(samples) > 1:
             own, others = shuffled_loss(model, samples, loss)

@@ -10,7 +10,7 @@ from tests.inspection.findings.runs import FAULTS, HEALTHY, make
 from vqtool.inspection import Inspection, inspect
 from vqtool.inspection.finding import Finding
 from vqtool.inspection.findings import FINDINGS
-from vqtool.runs.run_directory import Run
+from vqtool.runs.run_directory import RunDirectory
 
 GUIDE = Path(__file__).parents[3] / "configs" / "findings.md"
 
@@ -80,7 +80,7 @@ def test_most_findings_can_be_had_alone() -> None:
 
 def test_each_change_that_is_advised_is_not_made_already(found: dict[str, Inspection]) -> None:
     for inspection in found.values():
-        flat = _flat(Run(Path(inspection.target)).settings().model_dump(mode="json"))
+        flat = _flat(RunDirectory(Path(inspection.target)).settings().model_dump(mode="json"))
         for finding in inspection.findings:
             for change in finding.changes:
                 assert str(flat.get(change.key)) != change.value, (finding.name, change)

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from vqtool.config import RunSettings, travel
+from vqtool.config import RunSettings, cumulative_lr
 from vqtool.inspection.evidence import Evidence
 from vqtool.inspection.findings import diagnose
-from vqtool.metrics.collisions import Distinct
-from vqtool.metrics.usage import usage_of
+from vqtool.metrics.collisions import IdCounts
+from vqtool.metrics.usage import usage_from_counts
 
 MLP = {"kind": "mlp", "width": 8}
 
@@ -37,7 +37,7 @@ def residual(**more: Any) -> dict[str, Any]:
 
 def evidence(*counts: list[int], metrics: dict[str, float] | None = None, **more: Any) -> Evidence:
     """Of levels with these hits; of one of 16 codes with 20 each, where none are given."""
-    levels = [usage_of(torch.tensor(hits)) for hits in counts or [[20] * 16]]
+    levels = [usage_from_counts(torch.tensor(hits)) for hits in counts or [[20] * 16]]
     return Evidence(levels, metrics=metrics or {}, **more)
 
 
@@ -387,7 +387,7 @@ def test_as_a_run_begins_commitment_grows_in_any(times: float, fires: bool, step
 def test_an_encoder_that_a_falling_learning_rate_stops_has_run_away_all_the_same() -> None:
     """Half of its way went by long before half of its steps."""
     cosine = settings(training={"steps": 300, "schedule": "cosine", "warmup_steps": 5})
-    away = course(lambda step: 0.03 + 1e-4 * travel(cosine.training, round(step)) ** 2)
+    away = course(lambda step: 0.03 + 1e-4 * cumulative_lr(cosine.training, round(step)) ** 2)
     assert away[-1]["validation/loss/commitment"] < 2 * away[149]["validation/loss/commitment"]
     assert names(evidence(history=away, settings=cosine)) == {"latents_diverging"}
 
@@ -409,7 +409,7 @@ def test_a_young_run_is_no_sick_run(step: int, warmup: int, steps: int, young: b
         history=[{"step": step}],
         settings=settings(training=training),
         tokens=40,
-        distinct=Distinct(400, 1),
+        distinct=IdCounts(400, 1),
     )
     sick = {"codebook_too_large", "collapse", "dead_codes", "decoder_ignores_codes", "dominant_code", "scale_mismatch"}
     assert names(found) == ({"codebook_too_large"} if young else sick)
@@ -449,7 +449,7 @@ def test_an_encoder_that_ran_away_after_the_best_validation_is_found() -> None:
 
 def test_ids_beyond_what_a_float_counts_are_no_trouble() -> None:
     hits = [6400 // 256] * 256
-    found = evidence(hits, hits, distinct=Distinct(100, 80), settings=settings(residual()))
+    found = evidence(hits, hits, distinct=IdCounts(100, 80), settings=settings(residual()))
     assert "collisions" in names(found)
 
 
@@ -503,7 +503,7 @@ def test_weak_levels_of_a_product_are_those_of_each_group(
 def test_a_product_of_residual_quantizers_gets_more_levels_in_each_group() -> None:
     product = settings({"kind": "product", "groups": 2, "quantizer": residual()})
     key = "model.quantizer.quantizer.levels"
-    same = evidence(*[[60] * 16] * 4, distinct=Distinct(960, 480), settings=product)
+    same = evidence(*[[60] * 16] * 4, distinct=IdCounts(960, 480), settings=product)
     assert advice(same, "collisions") == {key: "3"}
     figures = {"error": 0.4, "halving": 1.8}
     metrics = {f"codebook/level_{level}/{name}": value for level in range(4) for name, value in figures.items()}
@@ -520,7 +520,7 @@ def test_a_product_of_residual_quantizers_gets_more_levels_in_each_group() -> No
 def test_collisions_beyond_the_birthday_bound(positions: int, ids: int, fires: bool) -> None:
     hits = [1000 * positions // 16] * 15
     hits.append(1000 * positions - sum(hits))
-    found = evidence(hits, hits, distinct=Distinct(1000, ids), settings=settings(residual()))
+    found = evidence(hits, hits, distinct=IdCounts(1000, ids), settings=settings(residual()))
     assert ("collisions" in names(found)) == fires
 
 

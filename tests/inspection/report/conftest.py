@@ -8,7 +8,7 @@ import pytest
 from tests import CONV1D, CONV2D, IDENTITY, MLP, TRANSFORMER, make_run, normal
 from vqtool.inspection import write_report
 from vqtool.inspection.report import meanings
-from vqtool.inspection.report.inputs import Material, Seen, gather
+from vqtool.inspection.report.inputs import ReportInputs, Seen, gather
 
 RESIDUAL = {"kind": "residual", "levels": 2, "quantizer": {"kind": "vector", "codebook_size": 4}}
 
@@ -35,13 +35,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def materials(runs: dict[str, Path]) -> dict[str, Material]:
+def materials(runs: dict[str, Path]) -> dict[str, ReportInputs]:
     """What is known of each run."""
     return {name: gather(run) for name, run in runs.items()}
 
 
 @pytest.fixture(scope="session")
-def seen(materials: dict[str, Material]) -> dict[str, Seen]:
+def seen(materials: dict[str, ReportInputs]) -> dict[str, Seen]:
     """What the model and its data show of each run."""
     found = {name: material.seen for name, material in materials.items()}
     return {name: own for name, own in found.items() if own}

@@ -73,9 +73,9 @@ def test_each_level_sees_what_it_chose_its_code_for(quantizer: dict, tmp_path: P
     tokenizer = load(make_run(tmp_path, normal(40, 12), MLP, quantizer=quantizer))
     vectors = tokenizer.model.latents(torch.from_numpy(normal(40, 12)))
     indices = tokenizer.model.quantizer.encode(vectors).flatten(0, 1)
-    conditioned = tokenizer.model.quantizer.condition(vectors).flatten(0, 1)
+    preprocessed = tokenizer.model.quantizer.preprocess(vectors).flatten(0, 1)
     codes = list(tokenizer.codebook)
-    seen = level_vectors(conditioned, indices, codes)
+    seen = level_vectors(preprocessed, indices, codes)
     assert len(seen) == len(codes)
     for level, (own, codebook) in enumerate(zip(seen, codes, strict=True)):
         assert torch.equal(torch.cdist(own.double(), codebook.double()).argmin(dim=1), indices[:, level])

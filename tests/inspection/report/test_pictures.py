@@ -13,11 +13,11 @@ from vqtool.inspection.report.codebook_map import map_figure, principal_plane
 from vqtool.inspection.report.cooccurrence import cooccurrence_figure
 from vqtool.inspection.report.curves import curves_figure, series
 from vqtool.inspection.report.index_maps import code_colours, index_maps_figure
-from vqtool.inspection.report.inputs import Material, Seen
+from vqtool.inspection.report.inputs import ReportInputs, Seen
 from vqtool.inspection.report.meanings import meanings_figures, shown_codes
 from vqtool.inspection.report.pixels import Painter, mosaic, patch
 from vqtool.inspection.report.usage import ranked, usage_figure
-from vqtool.metrics.usage import usage_of
+from vqtool.metrics.usage import usage_from_counts
 
 
 def levels(seen: Seen) -> list:  # type: ignore[type-arg]
@@ -25,7 +25,7 @@ def levels(seen: Seen) -> list:  # type: ignore[type-arg]
 
 
 def test_usage_is_ranked_level_by_level() -> None:
-    figure = usage_figure([usage_of(torch.tensor([3, 0, 7, 3])), usage_of(torch.tensor([1, 2]))])
+    figure = usage_figure([usage_from_counts(torch.tensor([3, 0, 7, 3])), usage_from_counts(torch.tensor([1, 2]))])
     assert figure.numbers.rows == [
         *((0, 1, 2, 7), (0, 2, 0, 3), (0, 3, 3, 3), (0, 4, 1, 0)),
         *((1, 1, 1, 2), (1, 2, 0, 1)),
@@ -37,7 +37,7 @@ def test_usage_is_ranked_level_by_level() -> None:
 
 
 def test_many_levels_are_counted_though_not_all_are_drawn() -> None:
-    figure = usage_figure([usage_of(torch.tensor([1, 1]))] * 12)
+    figure = usage_figure([usage_from_counts(torch.tensor([1, 1]))] * 12)
     assert len(figure.pictures) == 8
     assert len(figure.numbers.rows) == 24
     assert "first 8 of 12" in figure.meaning
@@ -107,10 +107,10 @@ def test_a_code_is_taken_away_in_its_own_level() -> None:
 
 
 def test_the_most_and_the_least_used_codes_are_shown() -> None:
-    usage = usage_of(torch.tensor([*range(20, 0, -1), 0, 0]))
+    usage = usage_from_counts(torch.tensor([*range(20, 0, -1), 0, 0]))
     places = np.where(np.array(usage.counts) > 0, 3, -1)[:, None]
     assert shown_codes(usage, places) == [*range(8), *range(16, 20)]
-    assert shown_codes(usage_of(torch.tensor([0, 2, 5])), np.array([[-1], [1], [1]])) == [2, 1]
+    assert shown_codes(usage_from_counts(torch.tensor([0, 2, 5])), np.array([[-1], [1], [1]])) == [2, 1]
 
 
 @pytest.mark.parametrize("kind", ["images", "tiles", "sequences", "levels of images", "levels of sequences"])
@@ -138,7 +138,7 @@ def test_codes_that_lie_near_each_other_have_like_colours(seen: dict[str, Seen])
     assert np.abs(first - second).max() < 0.2 < 0.7 < np.abs(first - third).max()
 
 
-def test_neighbours_tell_their_bits(materials: dict[str, Material]) -> None:
+def test_neighbours_tell_their_bits(materials: dict[str, ReportInputs]) -> None:
     found = materials["images"]
     figure = cooccurrence_figure(found.relations, found.inspection.levels)
     assert figure
@@ -148,7 +148,7 @@ def test_neighbours_tell_their_bits(materials: dict[str, Material]) -> None:
     assert "too few" in figure.meaning
     pairs = Pairs([2], (64,), 50)
     pairs.add(0, (np.arange(64)[None] + np.random.default_rng(0).integers(0, 2, (50, 1))) % 2)
-    sure = cooccurrence_figure(pairs.result(), [usage_of(torch.tensor([1600, 1600]))])
+    sure = cooccurrence_figure(pairs.result(), [usage_from_counts(torch.tensor([1600, 1600]))])
     assert sure
     assert "the previous code can save 1.00 of 1.00 bits" in sure.meaning
     assert "too few" not in sure.meaning

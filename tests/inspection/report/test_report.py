@@ -22,10 +22,10 @@ from vqtool.inspection.finding import Change, Finding
 from vqtool.inspection.report import inputs as material
 from vqtool.inspection.report.codebook_map import map_figure
 from vqtool.inspection.report.collector import Collected
-from vqtool.inspection.report.inputs import Material
+from vqtool.inspection.report.inputs import ReportInputs
 from vqtool.inspection.report.page import page_of_one, page_of_several
-from vqtool.metrics.code_counter import Tally
-from vqtool.metrics.usage import usage_of
+from vqtool.metrics.code_counter import CodeCounter
+from vqtool.metrics.usage import usage_from_counts
 from vqtool.runs.index_file import Manifest, index_dtype, writing_indices
 
 NASTY = "<script>alert(1)</script></style>&\"' {{ 7 * 7 }} $x$"
@@ -159,10 +159,10 @@ def test_several_are_compared(runs: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_names_are_escaped_wherever_they_stand() -> None:
-    usage = usage_of(torch.tensor([1, 2]))
+    usage = usage_from_counts(torch.tensor([1, 2]))
     finding = Finding(NASTY, "severe", NASTY, {NASTY: 1.5}, NASTY, (Change(NASTY, NASTY, NASTY),))
     inspection = Inspection(NASTY, NASTY, [usage], None, findings=[finding])
-    reader = Reader(page_of_one(Material(inspection, config=NASTY, missing=NASTY)))
+    reader = Reader(page_of_one(ReportInputs(inspection, config=NASTY, missing=NASTY)))
     assert "script" not in reader.tags
     assert reader.tags.count("style") == 1
     # Title, heading, what was counted, what is missing, four of the finding, one of its change, the guide, the config.
@@ -183,21 +183,21 @@ def test_findings_stand_on_top_the_severe_first() -> None:
         ),
         Finding("minor", "note", "m", {}, "c"),
     ]
-    known = Inspection("run", "data", [usage_of(torch.tensor([1, 2]))], None)
-    page = page_of_one(Material(dataclasses.replace(known, findings=found)))
+    known = Inspection("run", "data", [usage_from_counts(torch.tensor([1, 2]))], None)
+    page = page_of_one(ReportInputs(dataclasses.replace(known, findings=found)))
     text = Reader(page).text
     assert text.index("collapse") < text.index("minor") < text.index("What is a good perplexity?")
     assert "severe" in text
     assert "--set 'a.b={x: 1}'" in text
     assert "Evidence: used = 2, x = 0.3333." in text
     assert "configs/findings.md (#collapse, #minor)" in text
-    assert "No findings." in Reader(page_of_one(Material(known))).text
-    young = Reader(page_of_one(Material(dataclasses.replace(known, young_until=100)))).text
+    assert "No findings." in Reader(page_of_one(ReportInputs(known))).text
+    young = Reader(page_of_one(ReportInputs(dataclasses.replace(known, young_until=100)))).text
     assert "Before step 100, only codebook_too_large" in young
 
 
 def test_a_page_of_several_has_the_findings_of_each_in_brief() -> None:
-    usage = usage_of(torch.tensor([1, 2]))
+    usage = usage_from_counts(torch.tensor([1, 2]))
     change = Change("a.b", "{x: 1}", "revives")
     found = [Finding(NASTY, "severe", f"few {NASTY}", {"used": 2}, "no revival", (change,))]
     runs = [Compared(Inspection("bad", "data", [usage], None, findings=found))]
@@ -228,7 +228,7 @@ def test_a_page_of_8192_codes_is_small(tmp_path: Path) -> None:
     write_report(tmp_path / "r.html", [path])
     assert (tmp_path / "r.html").stat().st_size < 1.5e6
     codes, latents = (random.standard_normal((n, 8)).astype(np.float32) for n in (8_192, 10_000))
-    collected = Collected(Tally([8_192], ids=False), [], [codes], [latents], [])
+    collected = Collected(CodeCounter([8_192], ids=False), [], [codes], [latents], [])
     figure = map_figure(collected, inspect([path])[0].levels)
     assert figure
     assert len(figure.pictures[0].markup) + len(figure.numbers.uri) < 1.5e6

@@ -11,7 +11,7 @@ from vqtool.metrics.collisions import IdCounter
 from vqtool.quantizers.hit_times import HitTimes
 from vqtool.quantizers.vector import VectorQuantizerSettings
 from vqtool.runtime import distributed
-from vqtool.runtime.distributed import Share
+from vqtool.runtime.distributed import BatchShard
 from vqtool.runtime.distributed.process_group import ElsewhereError
 
 SIZE = 3
@@ -22,28 +22,28 @@ def rows_of(rank: int) -> torch.Tensor:
     return torch.arange(ROWS[rank] * 2, dtype=torch.float64).reshape(-1, 2) + 100 * rank
 
 
-def reduced() -> dict[str, Any]:
+def reduced_everywhere() -> dict[str, Any]:
     rank = distributed.rank()
     own = torch.tensor([rank, 5 - rank])
     return {
-        "place": [distributed.rank(), distributed.world_size(), distributed.is_first()],
-        "sum": distributed.add_up(own),
-        "largest": distributed.largest(own),
-        "smallest": distributed.smallest(own),
+        "place": [distributed.rank(), distributed.world_size(), distributed.is_rank0()],
+        "sum": distributed.all_reduce_sum(own),
+        "largest": distributed.all_reduce_max(own),
+        "smallest": distributed.all_reduce_min(own),
         "own": own,
-        "rows": distributed.gather_rows(rows_of(rank)),
-        "nothing": distributed.gather_rows(torch.zeros(0, 4)),
+        "rows": distributed.all_gather_rows(rows_of(rank)),
+        "nothing": distributed.all_gather_rows(torch.zeros(0, 4)),
     }
 
 
 def shared() -> dict[str, Any]:
     rank = distributed.rank()
-    share = distributed.share_of(ROWS[rank], torch.device("cpu"))
-    with distributed.planned(7):
-        plan = distributed.share_of(Share.own(7).samples, torch.device("cpu"))
+    shard = distributed.local_shard(ROWS[rank], torch.device("cpu"))
+    with distributed.fixed_global_batch(7):
+        plan = distributed.local_shard(BatchShard.for_rank(7).samples, torch.device("cpu"))
     part = torch.tensor([1.0 + rank, 2.0], dtype=torch.float64, requires_grad=True)
-    (share.sum(part) * torch.tensor([1.0 + rank, 3.0])).sum().backward()
-    return {"share": list(share), "plan": list(plan), "gradient": part.grad, "mean": share.mean(rows_of(rank))}
+    (shard.sum(part) * torch.tensor([1.0 + rank, 3.0])).sum().backward()
+    return {"share": list(shard), "plan": list(plan), "gradient": part.grad, "mean": shard.mean(rows_of(rank))}
 
 
 def of_first() -> dict[str, Any]:
@@ -53,9 +53,9 @@ def of_first() -> dict[str, Any]:
     def refuse() -> None:
         raise ValueError("no")
 
-    made = distributed.from_first(lambda: calls.append(rank) or {"a": [1, "b", None], "t": torch.arange(3)})
+    made = distributed.on_rank0(lambda: calls.append(rank) or {"a": [1, "b", None], "t": torch.arange(3)})
     try:
-        distributed.from_first(refuse)
+        distributed.on_rank0(refuse)
         refused = ""
     except (ValueError, ElsewhereError) as error:
         refused = f"{type(error).__name__}: {error}"
@@ -64,17 +64,17 @@ def of_first() -> dict[str, Any]:
 
 def stopped() -> dict[str, Any]:
     def stop() -> None:
-        distributed.any_process(2)  # of this process alone, for the others do not ask
+        distributed.any_rank(2)  # of this process alone, for the others do not ask
         raise Stopped(15, "stopped by SIGTERM")
 
-    with distributed.voting():
-        before = distributed.any_process(0)
+    with distributed.async_any_rank():
+        before = distributed.any_rank(0)
         try:
-            distributed.from_first(stop)
+            distributed.on_rank0(stop)
             told = ""
         except Stopped as error:
             told = f"{error.signal}: {error}"
-        after = [distributed.any_process(0), distributed.any_process(0)]
+        after = [distributed.any_rank(0), distributed.any_rank(0)]
     return {"told": told, "votes": [before, *after]}
 
 
@@ -84,10 +84,10 @@ def started() -> dict[str, Any]:
     settings = {"codebook_size": 4, "codebook_dim": 3, "init": {"kind": "kmeans", "latents_per_code": 2}}
     quantizer = VectorQuantizerSettings.model_validate(settings).build()
     if rank:
-        quantizer.initialise = lambda conditioned: pytest.fail("the first alone starts")  # type: ignore[method-assign]
+        quantizer.init_codes = lambda preprocessed: pytest.fail("the first alone starts")  # type: ignore[method-assign]
     waited = []
     for step in range(3):
-        waited.append(quantizer.waits)
+        waited.append(quantizer.needs_init)
         quantizer(torch.randn(3 * rank, 3, generator=torch.Generator().manual_seed(10 * step + rank)))
         quantizer.update()
     return {"waited": waited, "codes": quantizer.codes}
@@ -95,9 +95,9 @@ def started() -> dict[str, Any]:
 
 def votes() -> list[int]:
     rank = distributed.rank()
-    outside = distributed.any_process(40 + rank)
-    with distributed.voting():
-        within = [distributed.any_process(15 if (rank, turn) == (1, 2) else 0) for turn in range(5)]
+    outside = distributed.any_rank(40 + rank)
+    with distributed.async_any_rank():
+        within = [distributed.any_rank(15 if (rank, turn) == (1, 2) else 0) for turn in range(5)]
     return [outside, *within]
 
 
@@ -119,7 +119,7 @@ def counted() -> dict[str, Any]:
 
 
 def everything() -> dict[str, Any]:
-    return {work.__name__: work() for work in (reduced, shared, of_first, votes, stopped, started, counted)}
+    return {work.__name__: work() for work in (reduced_everywhere, shared, of_first, votes, stopped, started, counted)}
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def found() -> list[dict[str, Any]]:
 
 def test_sums_and_extremes_are_those_of_all(found: list[dict[str, Any]]) -> None:
     for rank, each in enumerate(found):
-        own = each["reduced"]
+        own = each["reduced_everywhere"]
         assert own["place"] == [rank, SIZE, rank == 0]
         assert own["sum"].tolist() == [3, 12]
         assert own["largest"].tolist() == [2, 5]
@@ -140,8 +140,8 @@ def test_sums_and_extremes_are_those_of_all(found: list[dict[str, Any]]) -> None
 def test_rows_stand_in_order_of_the_ranks(found: list[dict[str, Any]]) -> None:
     expected = torch.cat([rows_of(rank) for rank in range(SIZE)])
     for each in found:
-        assert torch.equal(each["reduced"]["rows"], expected)
-        assert each["reduced"]["nothing"].shape == (0, 4)
+        assert torch.equal(each["reduced_everywhere"]["rows"], expected)
+        assert each["reduced_everywhere"]["nothing"].shape == (0, 4)
 
 
 def test_shares_are_asked_for_unless_they_are_planned(found: list[dict[str, Any]]) -> None:

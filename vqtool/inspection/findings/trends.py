@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Iterator
 
-from vqtool.config import RunSettings, travel
+from vqtool.config import RunSettings, cumulative_lr
 from vqtool.inspection.evidence import Evidence
 from vqtool.inspection.finding import Change, Finding
 from vqtool.inspection.findings.advice import reviving, slower
@@ -80,7 +80,7 @@ def _halfway(settings: RunSettings | None, steps: list[int]) -> int:
     """The place of the last of some steps until which weights went half the way that they went in all, or less."""
 
     def way(step: int) -> float:
-        return step if settings is None else travel(settings.training, step)
+        return step if settings is None else cumulative_lr(settings.training, step)
 
     return max(0, bisect_right(steps, way(steps[-1]) / 2, key=way) - 1)
 

@@ -9,7 +9,7 @@ from vqtool.inspection.explain import expected_perplexity
 from vqtool.inspection.finding import Finding
 from vqtool.inspection.findings.advice import narrowing, reviving, spreading
 from vqtool.inspection.words import short
-from vqtool.metrics.usage import Usage, usage_of
+from vqtool.metrics.usage import Usage, usage_from_counts
 
 # Perplexity, as a part of what even use would show, below which a codebook has collapsed; both counted from 1, the
 # least that there can be, so that small codebooks can collapse, too.
@@ -74,7 +74,7 @@ def _evenness(usage: Usage) -> float:
 
 
 def _others_are_even(usage: Usage, code: int) -> bool:
-    others = usage_of(torch.tensor(usage.counts[:code] + usage.counts[code + 1 :]))
+    others = usage_from_counts(torch.tensor(usage.counts[:code] + usage.counts[code + 1 :]))
     return others.tokens > 1 and _evenness(others) > _EVEN
 
 

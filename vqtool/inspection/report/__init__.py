@@ -5,8 +5,8 @@ from pathlib import Path
 
 from vqtool.errors import DataError, VqtoolError
 from vqtool.inspection.inspect_targets import Inspection
-from vqtool.inspection.targets import OnSkipped, expand, of_each
-from vqtool.runtime.files import replacing
+from vqtool.inspection.targets import OnSkipped, expand_targets, for_each_target
+from vqtool.runtime.files import atomic_write
 
 __all__ = ["check_report", "write_report"]
 
@@ -33,12 +33,12 @@ def write_report(
         DataError: an index file or the data cannot be used, or the page cannot be written.
     """
     check_report(path, overwrite)
-    found = expand(list(targets))
+    found = expand_targets(list(targets))
     if len(found) == 1:
         page, inspections = _of_one(found[0], data, key, device)
     else:
         page, inspections = _of_several(targets, data, key, device, skipped)
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         part.write_text(page, encoding="utf-8")
     return inspections
 
@@ -74,7 +74,7 @@ def _of_several(
 ) -> tuple[str, list[Inspection]]:
     from vqtool.inspection.comparison import compared
     from vqtool.inspection.inspect_targets import inspect_one
-    from vqtool.runs.run_directory import Run
+    from vqtool.runs.run_directory import RunDirectory
 
     missing = []
 
@@ -83,11 +83,11 @@ def _of_several(
         missing.append(f"skipped {path}: {error}.")
         skipped(path, error)
 
-    inspections = of_each(
+    inspections = for_each_target(
         targets, lambda target: inspect_one(target, data, key, device), leave_out if skipped else None
     )
     from vqtool.inspection.report.page import page_of_several
 
-    runs = [Run(inspection.target) for inspection in inspections]
+    runs = [RunDirectory(inspection.target) for inspection in inspections]
     known = [compared(inspection, run) for inspection, run in zip(inspections, runs, strict=True)]
     return page_of_several(known, [run.logged() for run in runs], missing), inspections

@@ -15,7 +15,7 @@ from vqtool.data import Samples
 from vqtool.inference.tokenizer import Tokenizer
 from vqtool.inspection.pairs import Pairs, Relation
 from vqtool.inspection.report.nearest import Nearest
-from vqtool.metrics.code_counter import Tally
+from vqtool.metrics.code_counter import CodeCounter
 from vqtool.models.chunks import chunk_rows, chunks
 from vqtool.quantizers import Quantizer
 from vqtool.runtime.progress import pass_bar
@@ -43,7 +43,7 @@ class Collected:
             fewer.
     """
 
-    tally: Tally
+    tally: CodeCounter
     relations: list[Relation]
     codes: list[NDArray[np.float32]]
     latents: list[NDArray[np.float32]]
@@ -68,7 +68,7 @@ class _Collector:
         grid = tokenizer.model.grid(samples.size)
         self._positions = math.prod(grid)
         self._every = max(1, math.ceil(len(samples) * self._positions / _LATENTS))
-        self._tally = Tally(quantizer.codebook_sizes, ids=not samples.size)
+        self._tally = CodeCounter(quantizer.codebook_sizes, ids=not samples.size)
         self._pairs = Pairs(quantizer.codebook_sizes, grid, len(samples))
         self._codes = _codes(quantizer)
         self._latents: list[list[NDArray[np.float32]]] = [[] for _ in self._codes]
@@ -80,8 +80,8 @@ class _Collector:
         self._tally.add(indices.numpy())
         self._pairs.add(start, indices.numpy())
         if self._codes:
-            conditioned = self._quantizer.condition(vectors.float())[:n].float().cpu()
-            self._look(start * self._positions, conditioned.flatten(0, 1), indices.reshape(n * self._positions, -1))
+            preprocessed = self._quantizer.preprocess(vectors.float())[:n].float().cpu()
+            self._look(start * self._positions, preprocessed.flatten(0, 1), indices.reshape(n * self._positions, -1))
 
     def result(self) -> Collected:
         latents = [np.concatenate(kept) for kept in self._latents]
@@ -89,27 +89,27 @@ class _Collector:
         places = [nearest.places for nearest in self._nearest]
         return Collected(self._tally, self._pairs.result(), codes, latents, places)
 
-    def _look(self, first: int, conditioned: Tensor, indices: Tensor) -> None:
+    def _look(self, first: int, preprocessed: Tensor, indices: Tensor) -> None:
         """At conditioned vectors (P, D) and their indices (P, Q), the tokens from number `first` on."""
-        for level, vectors in enumerate(level_vectors(conditioned, indices, self._codes)):
+        for level, vectors in enumerate(level_vectors(preprocessed, indices, self._codes)):
             self._latents[level].append(vectors[-first % self._every :: self._every].numpy().copy())
             chosen = indices[:, level]
             distances = (vectors - self._codes[level][chosen]).square().sum(dim=1).double()
             self._nearest[level].add(chosen.numpy(), distances.numpy(), first + np.arange(len(chosen)))
 
 
-def level_vectors(conditioned: Tensor, indices: Tensor, codes: list[Tensor]) -> list[Tensor]:
+def level_vectors(preprocessed: Tensor, indices: Tensor, codes: list[Tensor]) -> list[Tensor]:
     """What each of the first levels chose its codes for (P, d), of conditioned vectors (P, D) and indices (P, Q).
 
     A group of dimensions has as many levels as there are indices for each group, and each quantizes what those before
     it left over.
     """
     width = codes[0].shape[1]
-    groups = conditioned.shape[1] // width
+    groups = preprocessed.shape[1] // width
     depth = indices.shape[1] // groups
     found: list[Tensor] = []
     for level, own in enumerate(codes):
-        part = conditioned[:, level // depth * width :][:, :width]
+        part = preprocessed[:, level // depth * width :][:, :width]
         if level % depth:
             before = level - 1
             part = found[before] - codes[before][indices[:, before]]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vqtool.runtime.terminal import well_formed
+from vqtool.runtime.terminal import escape_surrogates
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Table:
     @property
     def uri(self) -> str:
         """As a link that holds all of them."""
-        return "data:text/csv;charset=utf-8;base64," + base64.b64encode(well_formed(self.csv).encode()).decode()
+        return "data:text/csv;charset=utf-8;base64," + base64.b64encode(escape_surrogates(self.csv).encode()).decode()
 
 
 @dataclass(frozen=True)

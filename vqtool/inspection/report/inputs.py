@@ -19,7 +19,7 @@ from vqtool.inspection.inspect_targets import Inspection, count_file, inspect_on
 from vqtool.inspection.pairs import Pairs, Relation
 from vqtool.inspection.report.collector import Collected, collect
 from vqtool.runs.index_file import read_indices
-from vqtool.runs.run_directory import Run
+from vqtool.runs.run_directory import RunDirectory
 
 # Samples shown beside their codes.
 _SHOWN = 6
@@ -66,7 +66,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Material:
+class ReportInputs:
     """All that is known of a target.
 
     Attributes:
@@ -84,7 +84,7 @@ class Material:
     missing: str | None = None
 
 
-def gather(target: Path, data: str | None = None, key: str | None = None, device: str | None = None) -> Material:
+def gather(target: Path, data: str | None = None, key: str | None = None, device: str | None = None) -> ReportInputs:
     """Look at one run, or index file, in one pass.
 
     Raises:
@@ -95,7 +95,7 @@ def gather(target: Path, data: str | None = None, key: str | None = None, device
         if data is not None:
             inspect_one(target, data)
         return _of_file(target)
-    run, tokenizer = Run(target), load(target, device)
+    run, tokenizer = RunDirectory(target), load(target, device)
     about: dict[str, Any] = {
         "config": run.config.read_text(encoding="utf-8"),
         "metrics": run.logged(),
@@ -103,25 +103,25 @@ def gather(target: Path, data: str | None = None, key: str | None = None, device
     if data is not None:
         seen = _see(tokenizer, tokenizer.open_checked(data, key))
         inspection = of_data(target, data, seen.collected.tally)
-        return Material(inspection, seen.collected.relations, seen=seen, **about)
+        return ReportInputs(inspection, seen.collected.relations, seen=seen, **about)
     inspection = inspect_one(target)
     try:
         samples = open_dataset(tokenizer.settings.data, tokenizer.settings.seed).validation
     except (ConfigError, DataError) as error:
-        return Material(
+        return ReportInputs(
             inspection,
             missing=f"The data of the run cannot be read, so the sections that need them are missing: {error}.",
             **about,
         )
     seen = _see(tokenizer, samples)
-    return Material(inspection, seen.collected.relations, seen=seen, **about)
+    return ReportInputs(inspection, seen.collected.relations, seen=seen, **about)
 
 
-def _of_file(target: Path) -> Material:
+def _of_file(target: Path) -> ReportInputs:
     array, manifest = read_indices(target)
     pairs = Pairs(manifest.codebook_sizes[: _levels(array, manifest.unique)], manifest.grid, len(array))
     tally = count_file(target, pairs.add)
-    return Material(of_file(target, tally), pairs.result())
+    return ReportInputs(of_file(target, tally), pairs.result())
 
 
 def _levels(array: NDArray[Any], unique: bool) -> int:

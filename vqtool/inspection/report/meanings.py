@@ -17,7 +17,7 @@ from vqtool.inspection.report.figure import Figure, Picture, Table
 from vqtool.inspection.report.inputs import Seen
 from vqtool.inspection.report.instances import Instances
 from vqtool.inspection.report.usage import ranked
-from vqtool.inspection.sharing import levels_in_depth
+from vqtool.inspection.sharing import residual_depth
 from vqtool.metrics.usage import Usage
 
 # Codes shown: of the most used, and of the least used that have any hit.
@@ -67,7 +67,7 @@ def _figure(seen: Seen, level: int, levels: list[Usage]) -> Figure | None:
 
 def _compared(seen: Seen, level: int) -> str:
     """The vectors that the codes of a level are compared with."""
-    return "residuals" if level % levels_in_depth(seen.tokenizer.settings.model.quantizer) else "latents"
+    return "residuals" if level % residual_depth(seen.tokenizer.settings.model.quantizer) else "latents"
 
 
 def shown_codes(usage: Usage, places: NDArray[np.int64]) -> list[int]:

@@ -21,13 +21,13 @@ from vqtool.inspection.report.cooccurrence import cooccurrence_figure
 from vqtool.inspection.report.curves import Metrics, curves_figure
 from vqtool.inspection.report.figure import Figure
 from vqtool.inspection.report.index_maps import index_maps_figure
-from vqtool.inspection.report.inputs import Material
+from vqtool.inspection.report.inputs import ReportInputs
 from vqtool.inspection.report.meanings import meanings_figures
 from vqtool.inspection.report.usage import usage_figure
 from vqtool.inspection.words import counted
-from vqtool.metrics.collisions import Distinct
+from vqtool.metrics.collisions import IdCounts
 from vqtool.metrics.usage import Usage
-from vqtool.runtime.terminal import printable, well_formed
+from vqtool.runtime.terminal import escape_control, escape_surrogates
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Page:
     """Name, value and what it means."""
 
 
-def page_of_one(material: Material) -> str:
+def page_of_one(material: ReportInputs) -> str:
     """The page of a run or an index file."""
     inspection = material.inspection
     levels, seen = inspection.levels, material.seen
@@ -74,8 +74,8 @@ def page_of_one(material: Material) -> str:
     ]
     return _render(
         Page(
-            title=printable(inspection.target),
-            subtitle=f"Counted on {printable(inspection.counted)}: {counted(inspection.tokens, 'token')}"
+            title=escape_control(inspection.target),
+            subtitle=f"Counted on {escape_control(inspection.counted)}: {counted(inspection.tokens, 'token')}"
             + (f" at each of {len(levels)} levels." if len(levels) > 1 else "."),
             figures=[figure for figure in figures if figure],
             tables=[_levels(levels)] if len(levels) > 1 else [],
@@ -107,21 +107,21 @@ def page_of_several(runs: Sequence[Compared], metrics: Sequence[Metrics], missin
             title=f"{len(runs)} targets compared" if len(runs) > 1 else "1 target",
             subtitle=MEANING,
             figures=[figure for figure in figures if figure],
-            tables=[Grid(HEADER, [[printable(cell) for cell in row] for row in table(runs)])],
+            tables=[Grid(HEADER, [[escape_control(cell) for cell in row] for row in table(runs)])],
             settings=Grid(numbers, settings) if settings else None,
             found=[
-                (f"{number}  {printable(run.inspection.target)}", run.inspection.findings)
+                (f"{number}  {escape_control(run.inspection.target)}", run.inspection.findings)
                 for number, run in enumerate(runs, 1)
             ],
             notes=[
-                *map(printable, missing),
+                *map(escape_control, missing),
                 *([] if alike else [UNLIKE]),
             ],
         )
     )
 
 
-def _notes(material: Material) -> list[str]:
+def _notes(material: ReportInputs) -> list[str]:
     notes = [material.missing] if material.missing else []
     if material.inspection.young_until is not None:
         notes.append(too_young(material.inspection.young_until))
@@ -130,7 +130,7 @@ def _notes(material: Material) -> list[str]:
     return notes
 
 
-def _tiles(usage: Usage, distinct: Distinct | None, several: bool) -> list[tuple[str, str, str]]:
+def _tiles(usage: Usage, distinct: IdCounts | None, several: bool) -> list[tuple[str, str, str]]:
     tiles = [
         ("codes, level 0" if several else "codes", f"{usage.codebook_size:,}", "K, the codebook size"),
         ("used", f"{usage.used:,}", f"{usage.usage:.1%}; expected for uniform usage: {usage.expected_used:,.0f}"),
@@ -149,7 +149,7 @@ def _levels(levels: Sequence[Usage]) -> Grid:
 
 def _render(page: Page) -> str:
     text = _template().render(**{name: getattr(page, name) for name in page.__dataclass_fields__})
-    return well_formed(text)
+    return escape_surrogates(text)
 
 
 def _listed(figures: Mapping[str, float | int | str | None]) -> str:

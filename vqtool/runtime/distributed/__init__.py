@@ -3,26 +3,26 @@
 torch.distributed is the engine. Whoever calls a function here that communicates calls it in all processes alike.
 """
 
-from vqtool.runtime.distributed.batch_shard import Share, planned, share_of
-from vqtool.runtime.distributed.collectives import add_up, gather_rows, largest, smallest
-from vqtool.runtime.distributed.process_group import from_first, joined, wait_for_all
-from vqtool.runtime.distributed.ranks import is_first, rank, world_size
-from vqtool.runtime.distributed.votes import any_process, voting
+from vqtool.runtime.distributed.batch_shard import BatchShard, fixed_global_batch, local_shard
+from vqtool.runtime.distributed.collectives import all_gather_rows, all_reduce_max, all_reduce_min, all_reduce_sum
+from vqtool.runtime.distributed.process_group import barrier, on_rank0, process_group
+from vqtool.runtime.distributed.ranks import is_rank0, rank, world_size
+from vqtool.runtime.distributed.votes import any_rank, async_any_rank
 
 __all__ = [
-    "Share",
-    "add_up",
-    "any_process",
-    "from_first",
-    "gather_rows",
-    "is_first",
-    "joined",
-    "largest",
-    "planned",
+    "BatchShard",
+    "all_gather_rows",
+    "all_reduce_max",
+    "all_reduce_min",
+    "all_reduce_sum",
+    "any_rank",
+    "async_any_rank",
+    "barrier",
+    "fixed_global_batch",
+    "is_rank0",
+    "local_shard",
+    "on_rank0",
+    "process_group",
     "rank",
-    "share_of",
-    "smallest",
-    "voting",
-    "wait_for_all",
     "world_size",
 ]

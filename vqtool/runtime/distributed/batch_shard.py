@@ -9,14 +9,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vqtool.runtime.distributed.collectives import reduced, sizes
+from vqtool.runtime.distributed.collectives import all_gather_sizes, all_reduce
 from vqtool.runtime.distributed.ranks import rank, world_size
 
-# The samples of the whole batch, where they are known to be parted as `Share.own` does.
+# The samples of the whole batch, where they are known to be parted as `BatchShard.for_rank` does.
 _planned: list[int] = []
 
 
-class Share(NamedTuple):
+class BatchShard(NamedTuple):
     """Consecutive samples of a batch that several processes may share."""
 
     start: int
@@ -25,26 +25,26 @@ class Share(NamedTuple):
     """How many they are, perhaps none."""
     total: int
     """Those of the whole batch."""
-    others: bool
+    is_sharded: bool
     """Whether other processes have shares, and sums run over them."""
 
     @classmethod
-    def alone(cls, samples: int) -> "Share":
+    def unsharded(cls, samples: int) -> "BatchShard":
         """The whole of a batch."""
         return cls(0, samples, samples, False)
 
     @classmethod
-    def own(cls, total: int) -> "Share":
+    def for_rank(cls, total: int) -> "BatchShard":
         """This process' share of a batch of `total`, as even as can be."""
         size = world_size()
         start, stop = (total * number // size for number in (rank(), rank() + 1))
         return cls(start, stop - start, total, size > 1)
 
-    def times(self, number: int) -> "Share":
+    def scaled(self, number: int) -> "BatchShard":
         """Of the `number` parts that each sample has, such as its positions."""
-        return Share(self.start * number, self.samples * number, self.total * number, self.others)
+        return BatchShard(self.start * number, self.samples * number, self.total * number, self.is_sharded)
 
-    def first(self, count: int) -> int:
+    def count_in_first(self, count: int) -> int:
         """How many of the first so many samples of the whole batch are among these."""
         return min(max(0, count - self.start), self.samples)
 
@@ -55,7 +55,7 @@ class Share(NamedTuple):
         that is so many times the gradient of a single process as there are processes, and DistributedDataParallel's
         mean over them is what one process alone would have got.
         """
-        summed: Tensor = _Sum.apply(part) if self.others else part
+        summed: Tensor = _Sum.apply(part) if self.is_sharded else part
         return summed
 
     def mean(self, values: Tensor) -> Tensor:
@@ -66,28 +66,28 @@ class Share(NamedTuple):
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: Tensor) -> Tensor:
-        return reduced(part, dist.ReduceOp.SUM)
+        return all_reduce(part, dist.ReduceOp.SUM)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return reduced(gradient, dist.ReduceOp.SUM)
+        return all_reduce(gradient, dist.ReduceOp.SUM)
 
 
-def share_of(samples: int, device: torch.device) -> Share:
+def local_shard(samples: int, device: torch.device) -> BatchShard:
     """The share that so many samples are. Unless it is planned, all processes are asked for theirs."""
     if world_size() == 1:
-        return Share.alone(samples)
+        return BatchShard.unsharded(samples)
     if _planned:
-        share = Share.own(_planned[-1])
-        assert share.samples == samples, f"{samples} samples, but planned were {share}"
-        return share
-    every = sizes(samples, device)
-    return Share(sum(every[: rank()]), samples, sum(every), True)
+        shard = BatchShard.for_rank(_planned[-1])
+        assert shard.samples == samples, f"{samples} samples, but planned were {shard}"
+        return shard
+    every = all_gather_sizes(samples, device)
+    return BatchShard(sum(every[: rank()]), samples, sum(every), True)
 
 
 @contextmanager
-def planned(total: int) -> Iterator[None]:
-    """Within, each batch has `total` samples, of which every process takes `Share.own`: nobody needs to ask."""
+def fixed_global_batch(total: int) -> Iterator[None]:
+    """Within, every batch has `total` samples, split by `BatchShard.for_rank`, so ranks need not communicate."""
     _planned.append(total)
     try:
         yield

@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 
 from vqtool.errors import ConfigError, Stopped, TrainingError, VqtoolError
-from vqtool.runtime.distributed.collectives import largest
-from vqtool.runtime.distributed.ranks import group_of, is_first, set_host_group, world_size
-from vqtool.runtime.distributed.votes import asking_nobody
-from vqtool.runtime.torchrun import place
+from vqtool.runtime.distributed.collectives import all_reduce_max
+from vqtool.runtime.distributed.ranks import group_for, is_rank0, set_host_group, world_size
+from vqtool.runtime.distributed.votes import local_any_rank
+from vqtool.runtime.torchrun import rank_info
 
 T = TypeVar("T")
 
@@ -29,14 +29,14 @@ class ElsewhereError(VqtoolError):
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Within, the processes that torchrun started work as one job; a process alone, or a job begun before, as it is.
 
     Raises:
         ConfigError: the job cannot be joined.
         TrainingError: another process of the job has ended.
     """
-    if world_size() == place().size == 1:
+    if world_size() == rank_info().size == 1:
         yield
         return
     begun = dist.is_initialized()
@@ -44,19 +44,19 @@ def joined() -> Iterator[None]:
         with _losses_told():
             _join(begun)
             yield
-            wait_for_all()
+            barrier()
     finally:
         set_host_group(None)
         if not begun and dist.is_initialized():
             dist.destroy_process_group()
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Wait until all processes are here."""
-    largest(torch.zeros(()))
+    all_reduce_max(torch.zeros(()))
 
 
-def from_first(make: Callable[[], T]) -> T:
+def on_rank0(make: Callable[[], T]) -> T:
     """What `make` returns in the first process, which alone calls it; tensors, numbers, texts, and lists and dicts of
     them.
 
@@ -66,10 +66,10 @@ def from_first(make: Callable[[], T]) -> T:
     """
     if world_size() == 1:
         return make()
-    if not is_first():
+    if not is_rank0():
         return _received()
     try:
-        with asking_nobody():
+        with local_any_rank():
             made = make()
     except Stopped as stopped:
         _send({"signal": stopped.signal, "message": str(stopped)})
@@ -88,7 +88,9 @@ def _join(begun: bool) -> None:
                 dist.init_process_group()
             set_host_group(dist.new_group(backend="gloo", timeout=_PATIENCE))
     except ValueError as error:
-        raise ConfigError(f"the {place().size} processes of the job cannot connect to each other: {error}") from error
+        raise ConfigError(
+            f"the {rank_info().size} processes of the job cannot connect to each other: {error}"
+        ) from error
 
 
 @contextmanager
@@ -123,16 +125,16 @@ def _send(said: dict[str, Any]) -> None:
     content = io.BytesIO()
     torch.save(said, content)
     length = torch.tensor(content.tell())
-    dist.broadcast(length, 0, group=group_of(length))
+    dist.broadcast(length, 0, group=group_for(length))
     whole = torch.frombuffer(bytearray(content.getbuffer()), dtype=torch.uint8)
-    dist.broadcast(whole, 0, group=group_of(whole))
+    dist.broadcast(whole, 0, group=group_for(whole))
 
 
 def _received() -> Any:
     length = torch.tensor(0)
-    dist.broadcast(length, 0, group=group_of(length))
+    dist.broadcast(length, 0, group=group_for(length))
     content = torch.empty(int(length), dtype=torch.uint8)
-    dist.broadcast(content, 0, group=group_of(content))
+    dist.broadcast(content, 0, group=group_for(content))
     said = torch.load(io.BytesIO(content.numpy().tobytes()), map_location="cpu", weights_only=True)
     if "signal" in said:
         raise Stopped(said["signal"], said["message"])

@@ -17,12 +17,12 @@ def rank() -> int:
     return dist.get_rank() if _begun() else 0
 
 
-def is_first() -> bool:
+def is_rank0() -> bool:
     """Whether this process is the one that writes and speaks."""
     return rank() == 0
 
 
-def group_of(tensor: Tensor) -> "dist.ProcessGroup | None":
+def group_for(tensor: Tensor) -> "dist.ProcessGroup | None":
     """The group to communicate a tensor by; None: the default one."""
     return _host[-1] if _host and tensor.device.type == "cpu" else None
 

@@ -8,15 +8,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vqtool.runtime.distributed.ranks import group_of, world_size
+from vqtool.runtime.distributed.ranks import group_for, world_size
 
 # The vote under way: what will hold its result, and what to wait for. None: no vote is.
 _under_way: list[tuple[Tensor, Any] | None] = []
 
 
 @contextmanager
-def voting() -> Iterator[None]:
-    """Within, `any_process` asks all processes, which call it equally often."""
+def async_any_rank() -> Iterator[None]:
+    """Within, `any_rank` asks all processes, which call it equally often."""
     if world_size() == 1:
         yield
         return
@@ -29,8 +29,8 @@ def voting() -> Iterator[None]:
 
 
 @contextmanager
-def asking_nobody() -> Iterator[None]:
-    """Within, `any_process` is about this process alone: for what not all of them do."""
+def local_any_rank() -> Iterator[None]:
+    """Within, `any_rank` is about this process alone: for what not all of them do."""
     before = _under_way[:]
     _under_way.clear()
     try:
@@ -39,16 +39,16 @@ def asking_nobody() -> Iterator[None]:
         _under_way[:] = before
 
 
-def any_process(answer: int) -> int:
+def any_rank(answer: int) -> int:
     """The largest answer of any process, at the last call before this one: so nobody waits for the slowest.
 
-    Outside `voting`, the answer of this process.
+    Outside `async_any_rank`, the answer of this process.
     """
     if not _under_way:
         return answer
     before = _result()
     vote = torch.tensor(answer)
-    _under_way[-1] = (vote, dist.all_reduce(vote, dist.ReduceOp.MAX, group=group_of(vote), async_op=True))
+    _under_way[-1] = (vote, dist.all_reduce(vote, dist.ReduceOp.MAX, group=group_for(vote), async_op=True))
     return before
 
 
