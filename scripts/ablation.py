@@ -12,8 +12,8 @@ from multiprocessing import get_context
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from array_runs import centres_found, mixture_samples, trained
-from image_runs import RECOMMENDED, ImageRun
+from bench.array_runs import centres_found, mixture_samples, trained
+from bench.image_runs import RECOMMENDED, ImageRun
 from rich.console import Console
 from rich.table import Table
 

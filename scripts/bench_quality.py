@@ -18,10 +18,10 @@ from typing import NamedTuple
 import faiss
 import numpy as np
 import yaml
-from array_runs import Array, centres_found, mixture_samples, trained
-from image_runs import ImageRun, finalists
-from parts import keep, parser_of
-from peers import settings as peer_settings
+from bench.array_runs import Array, centres_found, mixture_samples, trained
+from bench.image_runs import ImageRun, finalists
+from bench.vq_pytorch import settings as peer_settings
+from part_options import keep, parser_of
 from rich.console import Console
 from rich.table import Table
 from sklearn.cluster import KMeans

@@ -12,12 +12,9 @@ vqtool: 2 means that vqtool takes half the time. Run it on an idle machine. The 
 import os
 
 import faiss
-import speed_kernels
-import speed_runs
-import speed_scalar
-import speed_threads
 import torch
-from parts import keep, parser_of
+from bench import speed_kernels, speed_runs, speed_scalar, speed_threads
+from part_options import keep, parser_of
 from rich.console import Console
 from rich.table import Table
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from children import Outcome, parser_of, run, scratch
-from config_mutants import mutant
-from mutant_values import SMALL
+from checks.config_mutants import mutant
+from checks.forked import Outcome, parser_of, run, scratch
+from checks.mutant_values import SMALL
 
 from vqtool.config import RunSettings, load_config
 from vqtool.errors import ConfigError, DataError, TrainingError

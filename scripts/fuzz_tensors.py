@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from children import Outcome, parser_of, run, scratch
-from tensor_mutants import mutant
+from checks.forked import Outcome, parser_of, run, scratch
+from checks.tensor_mutants import mutant
 
 from vqtool import load
 from vqtool.config import RunSettings

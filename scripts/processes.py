@@ -11,15 +11,14 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import process_ends
-import process_traffic
 import torch
-from process_cases import CASES, MUTANTS, UNEVEN
-from process_jobs import first_share, job
-from promises import Row, put_to_the_test
+from checks import process_ends, process_traffic
+from checks.guarantees import Row, put_to_the_test
+from checks.process_cases import CASES, MUTANTS, UNEVEN
+from checks.process_jobs import first_share, job
 from torch import Tensor
 
-SCRIPT = str(Path(__file__).with_name("process_cases.py"))
+SCRIPT = str(Path(__file__).parent / "checks" / "process_cases.py")
 
 
 def double(folder: Path, share: float) -> Iterator[Row]:

@@ -10,18 +10,16 @@ Prints one row per check with its result and whether the guarantee held. The exi
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import soak_commands
-import soak_kills
-import soak_mixed
 import torch
-from promises import Row, put_to_the_test
+from checks import soak_commands, soak_kills, soak_mixed_stops
+from checks.guarantees import Row, put_to_the_test
 
 Part = Callable[[Path, int], Iterable[Row]]
 # Each part and its number of repetitions.
 PARTS: dict[str, tuple[Part, int]] = {
     "saving": (soak_kills.saving, 200),
     "exact": (soak_kills.exact, 50),
-    "mixed": (soak_mixed.mixed, 60),
+    "mixed": (soak_mixed_stops.mixed, 60),
     "encoding": (soak_kills.encoding, 50),
     "parts": (soak_kills.parts, 20),
     "signals": (soak_commands.signals, 40),

@@ -33,16 +33,16 @@ def test_every_mutant_runs_or_is_refused(script: str, mutants: int) -> None:
 WATCHED = """
 import os, sys, time
 sys.path.insert(0, {scripts!r})
-import children
-children.SECONDS = 1
+from checks import forked
+forked.SECONDS = 1
 def check(number):
     match number:
         case 0: os.abort()
         case 1: time.sleep(60)
         case 2: raise ValueError("odd")
-        case 3: return bytearray(children.MEMORY * 2)
-    return children.Outcome("run")
-for number, outcome in children.outcomes(range(5), check):
+        case 3: return bytearray(forked.MEMORY * 2)
+    return forked.Outcome("run")
+for number, outcome in forked.outcomes(range(5), check):
     print(number, outcome.kind, outcome.detail.strip().splitlines()[-1:])
 """
 
@@ -52,7 +52,7 @@ def test_what_watches_over_the_mutants_sees_a_crash_a_hang_an_error_and_growth()
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines() == [
         "0 broken ['process exited with status -6']",
-        "1 broken ['children.Hang']",
+        "1 broken ['checks.forked.Hang']",
         "2 broken ['ValueError: odd']",
         "3 broken ['MemoryError']",
         "4 run []",

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from process_cases import CASES
-from process_jobs import first_share, job
-from promises import Row
 
+from checks.guarantees import Row
+from checks.process_cases import CASES
+from checks.process_jobs import first_share, job
 from vqtool.runs.model_file import read_model
 from vqtool.runs.run_directory import RunDirectory
 
@@ -105,7 +105,7 @@ def _ended(folder: Path, victim: int | None, number: signal.Signals) -> Ended:
 def _resumed(ended: Ended, check: str) -> Row:
     command = [sys.executable, "-m", "vqtool", *_train(ended.config, ended.run), "--resume"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    steps = [fields["step"] for fields in ended.run.logged()]
+    steps = [fields["step"] for fields in ended.run.read_metrics()]
     held = done.returncode == 0 and steps == list(range(10, _STEPS + 1, 10))
     distinct = len(set(steps))
     result = f"exit code {done.returncode}, {distinct} of {_STEPS // 10} steps logged, {len(steps) - distinct} repeated"

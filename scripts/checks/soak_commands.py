@@ -14,14 +14,14 @@ from functools import partial
 from pathlib import Path
 
 import yaml
-from promises import Row
 
+from checks.guarantees import Row
 from vqtool.errors import VqtoolError
 from vqtool.runs.checkpoint import load_checkpoint
 from vqtool.runs.model_file import read_model
 from vqtool.runs.run_directory import RunDirectory
 
-_CONFIGS = Path(__file__).parent.parent / "configs"
+_CONFIGS = Path(__file__).parents[2] / "configs"
 _ENDED = {signal.SIGTERM: 143, signal.SIGINT: 130}
 # Limit of the relative error of the memory estimate.
 _TOLERANCE = 0.25

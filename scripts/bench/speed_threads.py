@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from turns import Figure, compared
+from bench.timing import Measurement, compare_timings
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 # vqtool's command line sets GOMP_SPINCOUNT=10000 unless the user sets a policy. 300,000 is the default of GNU OpenMP.
 POLICIES = {
     "GOMP_SPINCOUNT=300000": {"GOMP_SPINCOUNT": "300000"},
@@ -21,18 +21,18 @@ POLICIES = {
 RUNS = (("vectors", 150), ("quickstart", 60))
 
 
-def threads(turns: int) -> Iterator[Figure]:
+def threads(turns: int) -> Iterator[Measurement]:
     """Time whole commands as shipped, and with other policies."""
     for busy in (False, True):
         for name, steps in RUNS:
             taken: dict[str, list[float]] = {policy: [] for policy in ("shipped", *POLICIES)}
             with _busy_process() if busy else nullcontext():
                 for _ in range(turns):
-                    for policy, seconds in taken.items():
-                        seconds.append(_train(name, steps, POLICIES.get(policy, {})))
+                    for policy, time_alternately in taken.items():
+                        time_alternately.append(_train(name, steps, POLICIES.get(policy, {})))
             for policy in POLICIES:
                 beside = "beside one busy process" if busy else "alone"
-                yield compared(f"{name}.yaml, {steps} steps, {beside}", taken["shipped"], policy, taken[policy])
+                yield compare_timings(f"{name}.yaml, {steps} steps, {beside}", taken["shipped"], policy, taken[policy])
 
 
 def _train(name: str, steps: int, policy: dict[str, str]) -> float:

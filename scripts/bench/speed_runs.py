@@ -13,18 +13,18 @@ from sys import executable
 import numpy as np
 import torch
 from torch import nn
-from turns import Figure, compared, seconds, spread
 
+from bench.timing import Measurement, compare_timings, format_spread, time_alternately
 from vqtool import load
 from vqtool.config import RunSettings, load_config
 from vqtool.models.losses import reconstruction_loss
 from vqtool.training import train
 from vqtool.training.setup import deterministic, set_up
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-def loop(turns: int) -> Iterator[Figure]:
+def loop(turns: int) -> Iterator[Measurement]:
     """Time `vqtool train` with its logs and checkpoints, and a bare loop.
 
     Both use `init: random`, because k-means takes a fixed time of some seconds.
@@ -36,7 +36,7 @@ def loop(turns: int) -> Iterator[Figure]:
         for _ in range(turns):
             bare.append(_bare_loop(settings))
             whole.append(_whole_loop(settings))
-        yield compared(f"train, {name}.yaml, {steps} steps", whole, "bare loop", bare)
+        yield compare_timings(f"train, {name}.yaml, {steps} steps", whole, "bare loop", bare)
 
 
 def _bare_loop(settings: RunSettings) -> float:
@@ -71,7 +71,7 @@ def _whole_loop(settings: RunSettings) -> float:
         return time.perf_counter() - start - opening
 
 
-def encode(turns: int) -> Iterator[Figure]:
+def encode(turns: int) -> Iterator[Measurement]:
     """Time the command `vqtool encode` on a file, and encoder and search only on rows in memory; measure its memory.
 
     With an MLP, where reading and hashing weigh most, and with convolutions on a smaller file.
@@ -81,8 +81,8 @@ def encode(turns: int) -> Iterator[Figure]:
         whole, parts, memory = _encode(recipe, row, gigabytes << 30, times)
         grown.append(memory)
         case = f"encode of {gigabytes} GiB, {recipe}.yaml"
-        yield compared(case, whole, "encoder and search only, in memory", [_PARTS * taken for taken in parts])
-    yield Figure("encode, growth of RssAnon", f"{max(grown):.0f} MiB")
+        yield compare_timings(case, whole, "encoder and search only, in memory", [_PARTS * taken for taken in parts])
+    yield Measurement("encode, growth of RssAnon", f"{max(grown):.0f} MiB")
 
 
 # One in this many rows is encoded in memory.
@@ -103,7 +103,7 @@ def _encode(recipe: str, row: tuple[int, ...], size: int, times: int) -> tuple[l
         whole, parts, grown = [], [], []
         for turn in range(times):
             os.environ["XDG_CACHE_HOME"] = str(folder / f"cache-{turn}")  # so that the file is scanned again
-            parts += seconds({"alone": lambda: tokenizer.encode_samples(part)}, 1)["alone"]
+            parts += time_alternately({"alone": lambda: tokenizer.encode_samples(part)}, 1)["alone"]
             taken, memory = _watched([executable, "-m", "vqtool", "encode", run, data, "--out", out, "--overwrite"])
             whole.append(taken)
             grown.append(memory)
@@ -156,7 +156,7 @@ def _anonymous_once_loaded() -> float:
     return _anonymous(subprocess.check_output([executable, "-c", code], text=True))
 
 
-def start(turns: int) -> Iterator[Figure]:
+def start(turns: int) -> Iterator[Measurement]:
     """Time short commands, from start to exit."""
     with tempfile.TemporaryDirectory() as name:
         run = Path(name) / "run"
@@ -167,9 +167,9 @@ def start(turns: int) -> Iterator[Figure]:
             "torch": [executable, "-c", "import torch"],
         }
         quiet = subprocess.DEVNULL
-        taken = seconds(
+        taken = time_alternately(
             {name: partial(subprocess.run, line, check=True, stdout=quiet) for name, line in commands.items()},
             2 * turns,
         )
-    yield Figure("vqtool --help", spread(taken["help"]))
-    yield compared("vqtool inspect RUN", taken["inspect"], 'python -c "import torch"', taken["torch"])
+    yield Measurement("vqtool --help", format_spread(taken["help"]))
+    yield compare_timings("vqtool inspect RUN", taken["inspect"], 'python -c "import torch"', taken["torch"])

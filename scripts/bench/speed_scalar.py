@@ -3,8 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from turns import Figure, compared, seconds
-
+from bench.timing import Measurement, compare_timings, time_alternately
 from vqtool.config import RunSettings
 from vqtool.data import BatchOrder
 from vqtool.training.setup import set_up
@@ -19,11 +18,11 @@ _SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 _BATCH = 4096
 
 
-def scalar(turns: int) -> Iterator[Figure]:
+def scalar(turns: int) -> Iterator[Measurement]:
     """Time a step of an MLP of width 256 with each quantizer, at K = 2^18 and K = 2^8."""
     for kind, (few, many) in _SIZES.items():
-        taken = seconds({"few": _step({"kind": kind, **few}), "many": _step({"kind": kind, **many})}, turns)
-        yield compared(f"step of {kind}, K = 2^18", taken["many"], "vqtool, K = 2^8", taken["few"])
+        taken = time_alternately({"few": _step({"kind": kind, **few}), "many": _step({"kind": kind, **many})}, turns)
+        yield compare_timings(f"step of {kind}, K = 2^18", taken["many"], "vqtool, K = 2^8", taken["few"])
 
 
 def _step(quantizer: dict[str, Any]) -> Callable[[], None]:
@@ -40,6 +39,6 @@ def _step(quantizer: dict[str, Any]) -> Callable[[], None]:
     stepper, x = Stepper(prepared, order), prepared.dataset.training.take(order.batch(0))
 
     def step() -> None:
-        stepper.apply(0, stepper.forward(x))
+        stepper.backward_and_update(0, stepper.forward(x))
 
     return step

@@ -100,7 +100,7 @@ def _guarded(check: Check, number: int) -> Outcome:
         signal.alarm(0)
 
 
-def parser_of(doc: str | None, mutants: int) -> argparse.ArgumentParser:
+def make_parser(doc: str | None, mutants: int) -> argparse.ArgumentParser:
     """Return a parser for the number of mutants, the seed, and the number of a single mutant."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mutants", type=int, default=mutants, help=f"number of mutants; default: {mutants}")

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 import yaml
-from promises import Row
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from checks.guarantees import Row
 from vqtool.config import load_config
 from vqtool.errors import CheckpointError
 from vqtool.inference.parts import Part, encode_part

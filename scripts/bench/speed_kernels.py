@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from statistics import median
 from subprocess import check_output
 from sys import executable
@@ -10,8 +11,8 @@ import faiss
 import torch
 import vector_quantize_pytorch as peer
 from torch import Tensor, nn
-from turns import Figure, compared, seconds
 
+from bench.timing import Measurement, compare_timings, time_alternately
 from vqtool import VectorQuantizer
 from vqtool.quantizers import nearest_codes
 from vqtool.runtime.threads import map_rows
@@ -24,20 +25,20 @@ STEP = (8192, 16384, 64)
 MIB = 1 << 20
 
 
-def search(turns: int) -> Iterator[Figure]:
+def search(turns: int) -> Iterator[Measurement]:
     """Time the search for the nearest codes of 16,384 vectors; vectors and codes are normal."""
     for size, dim in SEARCHES:
         yield from _search(size, dim, turns)
 
 
-def _search(size: int, dim: int, turns: int) -> Iterator[Figure]:
+def _search(size: int, dim: int, turns: int) -> Iterator[Measurement]:
     vectors, codes = torch.randn(16384, dim), torch.randn(size, dim)
     index = faiss.IndexFlatL2(dim)
     index.add(codes.numpy())
     other = peer.VectorQuantize(dim=dim, codebook_size=size).eval()
     other._codebook.embed.data.copy_(codes[None])
     columns = codes.T.contiguous()
-    taken = seconds(
+    taken = time_alternately(
         {
             "ours": lambda: nearest_codes(vectors, codes),
             "faiss": lambda: index.search(vectors.numpy(), 1),
@@ -46,14 +47,14 @@ def _search(size: int, dim: int, turns: int) -> Iterator[Figure]:
         turns,
     )
     # The peer is slow, so two turns are measured.
-    slow = seconds(
+    slow = time_alternately(
         {"ours": lambda: nearest_codes(vectors, codes), "peer": torch.no_grad()(lambda: other(vectors[None]))}, 2
     )
     case = f"search, K = {size}, D = {dim}"
-    yield compared(case, taken["ours"], "FAISS", taken["faiss"])
+    yield compare_timings(case, taken["ours"], "FAISS", taken["faiss"])
     if size >= 8192 and dim >= 64:
-        yield compared(case, taken["ours"], "float32 matrix product only", taken["product"])
-    yield compared(case, slow["ours"], VQP, slow["peer"])
+        yield compare_timings(case, taken["ours"], "float32 matrix product only", taken["product"])
+    yield compare_timings(case, slow["ours"], VQP, slow["peer"])
     yield _agreement(f"indices, K = {size}, D = {dim}", vectors, codes, index)
 
 
@@ -69,7 +70,7 @@ def _product(vectors: Tensor, columns: Tensor) -> None:
     map_rows(walk, len(vectors), torch.get_num_threads(), vectors.device)
 
 
-def _agreement(case: str, vectors: Tensor, codes: Tensor, index: faiss.IndexFlatL2) -> Figure:
+def _agreement(case: str, vectors: Tensor, codes: Tensor, index: faiss.IndexFlatL2) -> Measurement:
     """Count the rows where FAISS finds another code, and those where its code differs by more than float32 rounding."""
     ours, theirs = nearest_codes(vectors, codes), torch.from_numpy(index.search(vectors.numpy(), 1)[1][:, 0])
     differ = (ours != theirs).nonzero().squeeze(1)
@@ -77,7 +78,9 @@ def _agreement(case: str, vectors: Tensor, codes: Tensor, index: faiss.IndexFlat
     best, found = ((rows - codes[chosen[differ]].double()).square().sum(1) for chosen in (ours, theirs))
     scale = rows.square().sum(1) + codes.double().square().sum(1).max()
     tied = (best <= found) & (found - best <= scale * vectors.shape[1] * torch.finfo(torch.float32).eps)
-    return Figure(case, f"{len(differ)} of {len(ours):,} differ, {int((~tied).sum())} by more than rounding", "FAISS")
+    return Measurement(
+        case, f"{len(differ)} of {len(ours):,} differ, {int((~tied).sum())} by more than rounding", "FAISS"
+    )
 
 
 class Textbook(nn.Module):
@@ -131,23 +134,23 @@ def _peer_step(rows: int, size: int, dim: int) -> Callable[[], None]:
 STEPS = {"textbook": _textbook_step, "ours": _our_step, "peer": _peer_step}
 
 
-def training_step(turns: int) -> Iterator[Figure]:
+def training_step(turns: int) -> Iterator[Measurement]:
     """Time forward and backward with the entropy loss on normal data, by default and with denormals flushed."""
     name = "step, N = {}, K = {}, D = {}".format(*STEP)
     for flush, how in ((False, ""), (True, ", denormals flushed")):
         taken = json.loads(_printed(f"print(json.dumps(step_seconds({turns}, {flush})))"))
-        yield compared(f"{name}{how}", taken["ours"], TEXTBOOK, taken["textbook"])
-        yield compared(f"{name}{how}", taken["ours"], f"{VQP}, diversity loss", taken["peer"])
+        yield compare_timings(f"{name}{how}", taken["ours"], TEXTBOOK, taken["textbook"])
+        yield compare_timings(f"{name}{how}", taken["ours"], f"{VQP}, diversity loss", taken["peer"])
 
 
 def step_seconds(turns: int, flush: bool) -> dict[str, list[float]]:
     """Return the seconds per step; run in a new process, whose threads inherit the denormal mode set here."""
     torch.set_flush_denormal(flush)
     torch.manual_seed(0)
-    return seconds({name: make(*STEP) for name, make in STEPS.items()}, turns)
+    return time_alternately({name: make(*STEP) for name, make in STEPS.items()}, turns)
 
 
-def memory(turns: int) -> Iterator[Figure]:
+def memory(turns: int) -> Iterator[Measurement]:
     """Measure the peak memory of a training step above its inputs and outputs, each in a new process."""
     rows, size, dim = STEP
     ours, textbook = ([_grown(name, rows) for _ in range(turns)] for name in ("ours", "textbook"))
@@ -158,7 +161,7 @@ def memory(turns: int) -> Iterator[Figure]:
     ):
         mine, theirs = median(taken), median(other)
         case = f"memory of a step, N = {count}, K = {size}, D = {dim}"
-        yield Figure(case, f"{mine:.0f} MiB", name, f"{theirs:.0f} MiB", theirs / mine)
+        yield Measurement(case, f"{mine:.0f} MiB", name, f"{theirs:.0f} MiB", theirs / mine)
 
 
 def _grown(name: str, rows: int) -> float:
@@ -168,8 +171,8 @@ def _grown(name: str, rows: int) -> float:
 
 def _printed(code: str) -> str:
     """Return what a new process prints that runs `code` with the names of this module."""
-    code = f"from speed_kernels import *; {code}"
-    return check_output([executable, "-W", "ignore", "-c", code], cwd=__file__.rpartition("/")[0], text=True)
+    code = f"from bench.speed_kernels import *; {code}"
+    return check_output([executable, "-W", "ignore", "-c", code], cwd=Path(__file__).parents[1], text=True)
 
 
 def measure(name: str, rows: int) -> float:

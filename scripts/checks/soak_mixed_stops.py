@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from promises import Row
-from soak_kills import STEPS, config_of, fit, outcome, span_of
-
+from checks.guarantees import Row
+from checks.soak_kills import STEPS, config_of, fit, outcome, span_of
 from vqtool.config import load_config
 from vqtool.errors import Stopped
 from vqtool.runs.run_directory import RunDirectory

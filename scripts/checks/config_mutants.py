@@ -10,18 +10,18 @@ from random import Random
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
-from mutant_values import GRAFTS, NUMBERS, SMALL, VALUES
-from text_mutants import TEXT_MUTATIONS
 
+from checks.mutant_values import GRAFTS, NUMBERS, SMALL, VALUES
+from checks.text_mutants import TEXT_MUTATIONS
 from vqtool.config import RunSettings, TrainingSettings
 from vqtool.config.fields import blocks_under
 from vqtool.models.losses import LossSettings
 from vqtool.runtime.settings import Settings
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 Tree = dict[str, Any]
-RankInfo = tuple[dict[Any, Any] | list[Any], Any]
+TreePath = tuple[dict[Any, Any] | list[Any], Any]
 
 
 def mutant(seed: int, number: int) -> bytes:
@@ -49,38 +49,38 @@ def _small(value: Any) -> Any:
     return {key: SMALL.get(key, inner) if isinstance(inner, int) else _small(inner) for key, inner in value.items()}
 
 
-def _places(value: Any) -> list[RankInfo]:
+def _paths(value: Any) -> list[TreePath]:
     """Return every container of a tree with each of its keys."""
     pairs = (
         list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
     )
-    return [place for key, inner in pairs for place in [(value, key), *_places(inner)]]
+    return [place for key, inner in pairs for place in [(value, key), *_paths(inner)]]
 
 
-def _place(tree: Tree, random: Random) -> RankInfo:
-    return random.choice(_places(tree) or [(tree, "seed")])
+def _random_path(tree: Tree, random: Random) -> TreePath:
+    return random.choice(_paths(tree) or [(tree, "seed")])
 
 
 def _replace(tree: Tree, others: list[Tree], random: Random) -> None:
-    container, key = _place(tree, random)
+    container, key = _random_path(tree, random)
     container[key] = copy.deepcopy(random.choice(VALUES))
 
 
 def _nudge(tree: Tree, others: list[Tree], random: Random) -> None:
-    numbers = [(container, key) for container, key in _places(tree) if type(container[key]) in (int, float)]
+    numbers = [(container, key) for container, key in _paths(tree) if type(container[key]) in (int, float)]
     if numbers:
         container, key = random.choice(numbers)
         container[key] = random.choice([-container[key], container[key] + 1, container[key] / 2, container[key] * 3])
 
 
 def _drop(tree: Tree, others: list[Tree], random: Random) -> None:
-    container, key = _place(tree, random)
+    container, key = _random_path(tree, random)
     if key in container or isinstance(container, list):
         del container[key]
 
 
 def _misspell(tree: Tree, others: list[Tree], random: Random) -> None:
-    container, key = _place(tree, random)
+    container, key = _random_path(tree, random)
     if isinstance(container, dict) and key in container:
         word = str(key)
         at = random.randrange(len(word) + 1)
@@ -91,8 +91,8 @@ def _misspell(tree: Tree, others: list[Tree], random: Random) -> None:
 
 
 def _move(tree: Tree, others: list[Tree], random: Random) -> None:
-    container, key = _place(tree, random)
-    target, other = _place(tree, random)
+    container, key = _random_path(tree, random)
+    target, other = _random_path(tree, random)
     if key in container or isinstance(container, list):
         target[other] = copy.deepcopy(container[key])
 
@@ -100,9 +100,9 @@ def _move(tree: Tree, others: list[Tree], random: Random) -> None:
 def _graft(tree: Tree, others: list[Tree], random: Random) -> None:
     """Replace a block by one of another recipe, or by one of `GRAFTS`."""
     name, block = random.choice(
-        GRAFTS + [(str(k), c[k]) for o in others for c, k in _places(o) if isinstance(c[k], dict)]
+        GRAFTS + [(str(k), c[k]) for o in others for c, k in _paths(o) if isinstance(c[k], dict)]
     )
-    spots = [container for container, key in _places(tree) if key == name]
+    spots = [container for container, key in _paths(tree) if key == name]
     spot = random.choice(spots) if spots else tree.setdefault("model", {})
     if isinstance(spot, dict):
         spot[name] = copy.deepcopy(block)
@@ -110,7 +110,7 @@ def _graft(tree: Tree, others: list[Tree], random: Random) -> None:
 
 def _kind(tree: Tree, others: list[Tree], random: Random) -> None:
     """Change a `kind`, keeping the keys of the old kind."""
-    kinds = [(container, key) for container, key in _places(tree) if key == "kind"]
+    kinds = [(container, key) for container, key in _paths(tree) if key == "kind"]
     if kinds:
         container, key = random.choice(kinds)
         container[key] = random.choice([block["kind"] for _, block in GRAFTS if "kind" in block])
@@ -118,7 +118,7 @@ def _kind(tree: Tree, others: list[Tree], random: Random) -> None:
 
 def _field(tree: Tree, others: list[Tree], random: Random) -> None:
     """Set a known key of a block to a value at or near its limits."""
-    block = random.choice([container for container, _ in _places(tree) if isinstance(container, dict)] or [tree])
+    block = random.choice([container for container, _ in _paths(tree) if isinstance(container, dict)] or [tree])
     fields = _FIELDS.get(str(block.get("kind")), _FIELDS["training"] if "steps" in block else _FIELDS["loss"])
     name, values = random.choice(fields)
     block[name] = copy.deepcopy(random.choice(values))

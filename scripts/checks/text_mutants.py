@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from random import Random
 
-from mutant_values import FRAGMENTS
+from checks.mutant_values import FRAGMENTS
 
 
 def _flip(content: bytes, random: Random) -> bytes:

@@ -6,7 +6,7 @@ from statistics import median
 from typing import NamedTuple
 
 
-class Figure(NamedTuple):
+class Measurement(NamedTuple):
     """One row of a table: a measurement of vqtool, and of a peer if there is one."""
 
     case: str
@@ -17,7 +17,7 @@ class Figure(NamedTuple):
     """Peer over vqtool: how many times as fast, or as small, vqtool is."""
 
 
-def seconds(implementations: Mapping[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
+def time_alternately(implementations: Mapping[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
     """Return the seconds of each implementation in each turn.
 
     In a turn each implementation runs twice and the second run is timed. The first run absorbs the effects of the
@@ -33,12 +33,12 @@ def seconds(implementations: Mapping[str, Callable[[], object]], turns: int) -> 
     return taken
 
 
-def compared(case: str, ours: Sequence[float], peer: str, theirs: Sequence[float]) -> Figure:
+def compare_timings(case: str, ours: Sequence[float], peer: str, theirs: Sequence[float]) -> Measurement:
     """Return the row that compares the seconds of vqtool with those of a peer."""
-    return Figure(case, spread(ours), peer, spread(theirs), median(theirs) / median(ours))
+    return Measurement(case, format_spread(ours), peer, format_spread(theirs), median(theirs) / median(ours))
 
 
-def spread(taken: Sequence[float]) -> str:
+def format_spread(taken: Sequence[float]) -> str:
     """Return median [minimum, maximum] in milliseconds."""
     low, middle, high = (f"{1000 * value:,.4g}" for value in (min(taken), median(taken), max(taken)))
     return f"{middle} [{low}, {high}] ms"

@@ -1,6 +1,6 @@
 """Train the configs of scripts/processes.py and save their results; started by that script.
 
-torchrun --nproc-per-node 3 scripts/process_cases.py CASE... --to FOLDER [--double] [--steps 20]
+torchrun --nproc-per-node 3 scripts/checks/process_cases.py CASE... --to FOLDER [--double] [--steps 20]
 """
 
 import argparse
@@ -18,7 +18,7 @@ from vqtool.data import BatchOrder
 from vqtool.metrics.evaluation import evaluate_distributed
 from vqtool.quantizers.vector import VectorQuantizerSettings
 from vqtool.runtime.distributed import all_gather_rows, fixed_global_batch, is_rank0, process_group, rank, world_size
-from vqtool.training.batches import Batches
+from vqtool.training.batches import BatchLoader
 from vqtool.training.setup import TrainingSetup, deterministic, set_up
 from vqtool.training.step import Stepper
 
@@ -80,13 +80,13 @@ CASES: dict[str, Block] = {
 
 # Each sum over processes, and a config in which it matters.
 MUTANTS = {
-    "vqtool.runtime.distributed.batch_shard.Share.sum": "codebook loss",
+    "vqtool.runtime.distributed.batch_shard.BatchShard.sum": "codebook loss",
     "vqtool.runtime.distributed.batch_shard.all_reduce": "codebook loss",
     "vqtool.quantizers.ema_codebook.all_reduce_sum": "ema",
     "vqtool.quantizers.dead_codes.all_reduce_sum": "ema, random init",
     "vqtool.quantizers.initialization.all_gather_rows": "ema",
     "vqtool.quantizers.sinkhorn.all_reduce_max": "sinkhorn",
-    "vqtool.quantizers.hit_times.all_reduce_min": "ema",
+    "vqtool.quantizers.dead_codes.all_reduce_min": "ema",
     "vqtool.metrics.evaluation.all_reduce_statistics": "residual, long",
     "vqtool.metrics.collisions.all_gather_rows": "residual, long",
 }
@@ -94,7 +94,7 @@ MUTANTS = {
 UNEVEN, ROWS = "uneven rows", {1: (53,), 2: (0, 53), 3: (40, 0, 13)}
 
 
-def kept(case: str, double: bool, steps: int) -> dict[str, Tensor]:
+def train_case(case: str, double: bool, steps: int) -> dict[str, Tensor]:
     """Return losses and gradients of each step, the final state, and usage and indices of the validation split."""
     prepared = set_up(RunSettings.model_validate(CASES[case]))
     model, settings = prepared.model, prepared.settings.training
@@ -102,21 +102,21 @@ def kept(case: str, double: bool, steps: int) -> dict[str, Tensor]:
     model.to(kind)
     order = BatchOrder(len(prepared.dataset.training), settings.batch_size, 0)
     stepper = Stepper(prepared, order)
-    found: dict[str, Tensor] = {}
-    batches = Batches(prepared.dataset.training, order, steps, prepared.device, 0)
+    results: dict[str, Tensor] = {}
+    batches = BatchLoader(prepared.dataset.training, order, steps, prepared.device, 0)
     with fixed_global_batch(settings.batch_size):
         for step in range(steps):
-            x = batches.take(step)
+            x = batches.load(step)
             output = stepper.forward(x.to(kind) if x.is_floating_point() else x)
             metrics = stepper.metrics(step, output)
-            found[f"losses, step {step + 1}"] = torch.tensor(list(metrics.values()), dtype=torch.float64)
-            stepper.apply(step, output)
+            results[f"losses, step {step + 1}"] = torch.tensor(list(metrics.values()), dtype=torch.float64)
+            stepper.backward_and_update(step, output)
             gradients = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
-            found |= {f"gradient of {name}, step {step + 1}": each.clone() for name, each in gradients.items()}
+            results |= {f"gradient of {name}, step {step + 1}": each.clone() for name, each in gradients.items()}
             model.quantizer.run_init(only_if_complete=True)
-    model.hit_times.agree()
-    found |= {f"state {name}": tensor.clone() for name, tensor in model.state_dict().items()}
-    return found | _validated(prepared, kind)
+    model.hit_steps.synchronize()
+    results |= {f"state {name}": tensor.clone() for name, tensor in model.state_dict().items()}
+    return results | _validated(prepared, kind)
 
 
 def _validated(prepared: TrainingSetup, kind: torch.dtype) -> dict[str, Tensor]:
@@ -138,7 +138,7 @@ def uneven(double: bool) -> dict[str, Tensor]:
     quantizer = VectorQuantizerSettings.model_validate(_vector(unquantized_fraction=0.3)).build()
     quantizer.to(torch.float64 if double else torch.float32)
     generator = torch.Generator().manual_seed(0)
-    found: dict[str, Tensor] = {}
+    results: dict[str, Tensor] = {}
     for step in range(12):
         # The data move from step to step, so that codes die and are reset.
         rows = torch.randn(53, 6, generator=generator, dtype=torch.float64) + step
@@ -146,12 +146,12 @@ def uneven(double: bool) -> dict[str, Tensor]:
         output = quantizer(vectors)
         if output.commitment_loss.requires_grad:
             gradient = torch.autograd.grad(output.commitment_loss + output.entropy_loss, vectors)[0] / world_size()
-            found[f"gradient, step {step + 1}"] = all_gather_rows(gradient)
+            results[f"gradient, step {step + 1}"] = all_gather_rows(gradient)
         quantizer.update()
-        found[f"codes, step {step + 1}"] = quantizer.codes.clone()
-    everywhere = all_gather_rows(quantizer.codes[None])
-    assert all(torch.equal(codes, everywhere[0]) for codes in everywhere), "codes differ between processes"
-    return found | {f"state {name}": tensor.clone() for name, tensor in quantizer.state_dict().items()}
+        results[f"codes, step {step + 1}"] = quantizer.codes.clone()
+    codes_of_ranks = all_gather_rows(quantizer.codes[None])
+    assert all(torch.equal(codes, codes_of_ranks[0]) for codes in codes_of_ranks), "codes differ between processes"
+    return results | {f"state {name}": tensor.clone() for name, tensor in quantizer.state_dict().items()}
 
 
 def bytes_of_a_step(codes: int, dim: int) -> int:
@@ -160,20 +160,20 @@ def bytes_of_a_step(codes: int, dim: int) -> int:
     prepared = set_up(RunSettings.model_validate(_case({**quantizer, "sample_entropy_weight": 0.1}, 32)))
     order = BatchOrder(len(prepared.dataset.training), 32, 0)
     stepper = Stepper(prepared, order)
-    batches = Batches(prepared.dataset.training, order, 2, prepared.device, 0)
-    said = []
+    batches = BatchLoader(prepared.dataset.training, order, 2, prepared.device, 0)
+    reduced_bytes = []
     all_reduce = dist.all_reduce
 
     def counting(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
-        said.append(tensor.nbytes)
+        reduced_bytes.append(tensor.nbytes)
         return all_reduce(tensor, *args, **kwargs)
 
     with fixed_global_batch(32):
         for step in range(2):
             with patch.object(dist, "all_reduce", counting):
-                said.clear()
-                stepper.apply(step, stepper.forward(batches.take(step)))
-    return sum(said)
+                reduced_bytes.clear()
+                stepper.backward_and_update(step, stepper.forward(batches.load(step)))
+    return sum(reduced_bytes)
 
 
 def _without(name: str) -> AbstractContextManager[Any]:
@@ -194,12 +194,12 @@ def main() -> None:
     torch.set_num_threads(1)
     with process_group(), deterministic(), _without(options.without) if options.without else nullcontext():
         if options.traffic:
-            counted = bytes_of_a_step(*options.traffic)
-            options.to.write_text(str(counted)) if is_rank0() else None
+            step_bytes = bytes_of_a_step(*options.traffic)
+            options.to.write_text(str(step_bytes)) if is_rank0() else None
         for case in options.cases:
-            found = uneven(options.double) if case == UNEVEN else kept(case, options.double, options.steps)
+            results = uneven(options.double) if case == UNEVEN else train_case(case, options.double, options.steps)
             if is_rank0():
-                torch.save(found, options.to / f"{case}.pt")
+                torch.save(results, options.to / f"{case}.pt")
 
 
 if __name__ == "__main__":

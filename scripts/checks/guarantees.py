@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from parts import keep, parser_of
+from part_options import keep, parser_of
 from rich.console import Console
 from rich.table import Table
 
@@ -19,7 +19,7 @@ class Row(NamedTuple):
     held: bool
 
 
-def put_to_the_test(doc: str | None, parts: Mapping[str, Callable[[Path, float], Iterable[Row]]]) -> None:
+def run_checks(doc: str | None, parts: Mapping[str, Callable[[Path, float], Iterable[Row]]]) -> None:
     """Run the parts named on the command line, each in its own temporary folder, scaled by --share."""
     parser = parser_of(doc, parts)
     parser.add_argument("--share", type=float, default=1.0, help="fraction of the full counts to run; default: 1")

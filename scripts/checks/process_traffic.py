@@ -9,8 +9,9 @@ from statistics import median
 from typing import Any
 
 import yaml
-from process_jobs import first_share, job
-from promises import Row
+
+from checks.guarantees import Row
+from checks.process_jobs import first_share, job
 
 SCRIPT = str(Path(__file__).with_name("process_cases.py"))
 

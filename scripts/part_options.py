@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 
-def parser_of(doc: str | None, parts: Iterable[str]) -> argparse.ArgumentParser:
+def make_parser(doc: str | None, parts: Iterable[str]) -> argparse.ArgumentParser:
     """Return a parser for part names (default: all parts) and --json FILE."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = list(parts)
@@ -23,7 +23,7 @@ def parser_of(doc: str | None, parts: Iterable[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def keep(path: Path | None, part: str, line: dict[str, Any]) -> None:
+def append_json(path: Path | None, part: str, line: dict[str, Any]) -> None:
     """Append a row of a part to the file, if a path is given."""
     if path:
         with path.open("a") as file:

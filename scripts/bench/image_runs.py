@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 import yaml
 from make_tensors import digits, patches
-from peers import PeerSettings
 from torch import Generator, Tensor
 
+from bench.vq_pytorch import PeerSettings
 from vqtool.config import RunSettings
 from vqtool.data import BatchOrder, SampleSpec
 from vqtool.data.order import split
@@ -22,7 +22,7 @@ from vqtool.training.optimizer import Optimizer
 # Width of the latents.
 _DIM = 32
 # The recommended quantizer and loss weights are those of the images recipe.
-_RECIPE = yaml.safe_load((Path(__file__).parent.parent / "configs" / "images.yaml").read_text())
+_RECIPE = yaml.safe_load((Path(__file__).parents[2] / "configs" / "images.yaml").read_text())
 RECOMMENDED: dict[str, Any] = _RECIPE["model"]["quantizer"]
 
 
@@ -67,7 +67,7 @@ class ImageRun(NamedTuple):
             # The commitment weight is part of the peer's loss.
             loss = loss + (1.0 if self.peer else _RECIPE["loss"]["commitment"]) * output.quantizer.commitment_loss
             loss = loss + self.entropy * output.quantizer.entropy_loss
-            optimizer.gradients(loss)
+            optimizer.backward(loss)
             optimizer.step(step)
             model.quantizer.update()
         return self._judge(model.eval(), training, validation)
@@ -99,7 +99,7 @@ class ImageRun(NamedTuple):
             inner = ours.resolve(_DIM).build()
             model.quantizer = inner if inner.dim == _DIM else ProjectedQuantizer(inner, _DIM)
             if not self.entropy:
-                model.quantizer.skip_entropy()
+                model.quantizer.skip_entropy_loss()
         return model, settings
 
     @torch.no_grad()
