@@ -1,8 +1,8 @@
-"""What the tests of the data layer share."""
+"""Shapes shared by the tests of the data package."""
 
 from vqtool.data.layout import LayoutName
 
-# A row of each layout with 3 channels, sizes all different, and the axis of its channels.
+# Layout, row shape with 3 channels and pairwise different sizes, and channel axis.
 ROWS: list[tuple[LayoutName, tuple[int, ...], int | None]] = [
     ("C", (3,), 0),
     ("CT", (3, 5), 0),

@@ -1,4 +1,4 @@
-"""Layouts are guessed where one reading is likely, and turn rows into samples and back."""
+"""Layouts are inferred where unambiguous; layouts and sample specs convert rows to samples and back."""
 
 import numpy as np
 import pytest
@@ -8,6 +8,8 @@ from tests.data import ROWS
 from vqtool.data.layout import (
     LAYOUTS,
     LayoutName,
+    SampleSpec,
+    dtype_name,
     guess_layout,
     holds_classes,
     row_shape,
@@ -17,6 +19,10 @@ from vqtool.data.layout import (
     with_channels,
 )
 from vqtool.errors import DataError
+
+# Size of a sample by the rank of (C, *size).
+SIZES: dict[int, tuple[int, ...]] = {1: (), 2: (5,), 3: (5, 7)}
+INTEGERS = ["uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"]
 
 
 @pytest.mark.parametrize(
@@ -44,12 +50,12 @@ from vqtool.errors import DataError
         ((8, 8, 64), torch.float32, "HWC"),
     ],
 )
-def test_the_likely_layout_is_taken(row: tuple[int, ...], dtype: torch.dtype, layout: str) -> None:
+def test_unambiguous_layout_is_inferred(row: tuple[int, ...], dtype: torch.dtype, layout: str) -> None:
     assert guess_layout(row, dtype) == layout
 
 
 @pytest.mark.parametrize(
-    ("row", "named"),
+    ("row", "candidates"),
     [
         ((28, 28), "CT, TC or HW"),
         ((3, 8), "CT, TC or HW"),
@@ -61,21 +67,21 @@ def test_the_likely_layout_is_taken(row: tuple[int, ...], dtype: torch.dtype, la
         ((16, 20, 24), "CHW or HWC"),
     ],
 )
-def test_two_likely_readings_are_refused_by_name(row: tuple[int, ...], named: str) -> None:
+def test_ambiguous_layout_is_refused_with_the_candidates(row: tuple[int, ...], candidates: str) -> None:
     with pytest.raises(DataError) as caught:
         guess_layout(row, torch.float32)
-    assert f"rows of shape {row} can have layout {named}; set data.layout" in str(caught.value)
+    assert f"rows of shape {row} can have layout {candidates}; set data.layout" in str(caught.value)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
 @pytest.mark.parametrize("row", [(), (2, 3, 4, 5)])
-def test_a_rank_without_layout_is_refused(row: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_rank_without_layout_is_refused(row: tuple[int, ...], dtype: torch.dtype) -> None:
     with pytest.raises(DataError, match=r"expected an array \(N, C\), \(N, C, T\) or \(N, C, H, W\)"):
         guess_layout(row, dtype)
 
 
 @pytest.mark.parametrize(("layout", "row", "channel"), ROWS)
-def test_values_have_their_channels_first(layout: LayoutName, row: tuple[int, ...], channel: int | None) -> None:
+def test_values_have_channels_first(layout: LayoutName, row: tuple[int, ...], channel: int | None) -> None:
     rows = np.random.default_rng(0).random((4, *row))
     values = rows_to_values(torch.from_numpy(rows), layout)
     expected = rows[:, None] if channel is None else np.moveaxis(rows, 1 + channel, 1)
@@ -84,7 +90,7 @@ def test_values_have_their_channels_first(layout: LayoutName, row: tuple[int, ..
 
 
 @pytest.mark.parametrize(("layout", "row", "channel"), ROWS)
-def test_rows_come_back_from_values(layout: LayoutName, row: tuple[int, ...], channel: int | None) -> None:
+def test_values_to_rows_inverts_rows_to_values(layout: LayoutName, row: tuple[int, ...], channel: int | None) -> None:
     rows = torch.rand(4, *row)
     back = values_to_rows(rows_to_values(rows, layout), layout)
     assert back.shape == rows.shape
@@ -92,7 +98,7 @@ def test_rows_come_back_from_values(layout: LayoutName, row: tuple[int, ...], ch
 
 
 @pytest.mark.parametrize(("layout", "row", "channel"), ROWS)
-def test_shapes_of_rows_and_samples_are_inverse(layout: LayoutName, row: tuple[int, ...], channel: int | None) -> None:
+def test_row_shape_inverts_sample_shape(layout: LayoutName, row: tuple[int, ...], channel: int | None) -> None:
     channels, size = sample_shape(layout, row)
     assert channels == (1 if channel is None else 3)
     assert size == tuple(n for axis, n in enumerate(row) if axis != channel)
@@ -102,10 +108,110 @@ def test_shapes_of_rows_and_samples_are_inverse(layout: LayoutName, row: tuple[i
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", list(LAYOUTS))
-def test_classes_are_integers_without_channels(layout: LayoutName, dtype: torch.dtype) -> None:
+def test_integers_without_channels_are_classes(layout: LayoutName, dtype: torch.dtype) -> None:
     assert holds_classes(layout, dtype) == (layout in ("T", "HW") and not dtype.is_floating_point)
 
 
-def test_rows_of_as_many_axes_can_have_channels() -> None:
+def test_with_channels_keeps_the_rank() -> None:
     found = {layout: with_channels(layout) for layout in ("T", "HW", "HWC")}
     assert found == {"T": ["C"], "HW": ["CT", "TC"], "HWC": ["CHW", "HWC"]}
+
+
+def _value_spec(layout: LayoutName, dtype: str) -> SampleSpec:
+    no_channels = LAYOUTS[layout].channel is None
+    size = SIZES[LAYOUTS[layout].rank + no_channels]
+    return SampleSpec(layout, 1 if no_channels else 3, size, None, dtype)
+
+
+def _vector_spec(dtype: str) -> SampleSpec:
+    return SampleSpec("C", 3, (), None, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_float_rows_survive_a_round_trip_through_samples(layout: LayoutName, dtype: str) -> None:
+    spec = _value_spec(layout, dtype)
+    rows = torch.randn(4, *spec.row_shape).to(spec.torch_dtype)
+    samples = spec.to_samples(rows)
+    assert samples.shape == (4, spec.channels, *spec.size)
+    assert samples.dtype == torch.float32
+    back = spec.to_rows(samples)
+    assert back.dtype == rows.dtype
+    assert torch.equal(back, rows)
+
+
+@pytest.mark.parametrize("dtype", [*INTEGERS, "bool"])
+def test_class_rows_survive_a_round_trip_through_samples(dtype: str) -> None:
+    spec = SampleSpec("HW", 1, (2, 3), 2, dtype)
+    rows = torch.tensor([[[0, 1, 1], [1, 0, 0]]]).to(spec.torch_dtype)
+    samples = spec.to_samples(rows)
+    assert samples.dtype == torch.int64
+    assert samples.tolist() == [[[0, 1, 1], [1, 0, 0]]]
+    back = spec.to_rows(samples)
+    assert back.dtype == rows.dtype
+    assert torch.equal(back, rows)
+
+
+def test_uint8_rows_are_rounded_and_clamped() -> None:
+    rows = _vector_spec("uint8").to_rows(torch.tensor([[-3.0, 0.4, 0.6], [254.6, 255.4, 300.0]]))
+    assert rows.dtype == torch.uint8
+    assert rows.tolist() == [[0, 0, 1], [255, 255, 255]]
+
+
+def test_negative_values_are_rounded_to_the_nearest_integer() -> None:
+    assert _vector_spec("int8").to_rows(torch.tensor([[-1.6, -1.4, -200.0]])).tolist() == [[-2, -1, -128]]
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_values_are_clamped_to_the_range_of_the_integer_dtype(dtype: str) -> None:
+    limits = torch.iinfo(getattr(torch, dtype))
+    rows = _vector_spec(dtype).to_rows(torch.tensor([[-1e30, 1.0, 1e30]]))
+    assert rows.tolist() == [[pytest.approx(limits.min), 1, pytest.approx(limits.max)]]
+
+
+def test_booleans_are_true_from_one_half() -> None:
+    rows = _vector_spec("bool").to_rows(torch.tensor([[0.49, 0.5, 7.0]]))
+    assert rows.dtype == torch.bool
+    assert rows.tolist() == [[False, True, True]]
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_integers_with_channels_are_values(dtype: str) -> None:
+    rows = torch.tensor([[0, 1, 100]]).to(getattr(torch, dtype))
+    samples = _vector_spec(dtype).to_samples(rows)
+    assert samples.dtype == torch.float32
+    assert samples.tolist() == [[0.0, 1.0, 100.0]]
+
+
+def test_another_size_is_refused_unless_any_size() -> None:
+    spec = SampleSpec("CHW", 3, (8, 8), None, "float32")
+    spec.check_row_shape((3, 8, 8), any_size=False, what="x.npy")
+    spec.check_row_shape((3, 9, 4), any_size=True, what="x.npy")
+    with pytest.raises(DataError, match=r"x\.npy: rows have shape \(3, 9, 4\), but .* \(3, 8, 8\) \(layout CHW\)"):
+        spec.check_row_shape((3, 9, 4), any_size=False, what="x.npy")
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 8), (8, 8, 3), (8, 8), (3, 8, 8, 1), ()])
+def test_other_channels_or_axes_are_refused_even_with_any_size(shape: tuple[int, ...]) -> None:
+    spec = SampleSpec("CHW", 3, (8, 8), None, "float32")
+    with pytest.raises(DataError) as caught:
+        spec.check_row_shape(shape, any_size=True, what="x.npy")
+    assert f"rows have shape {shape}" in str(caught.value)
+    assert "(3, 8, 8)" in str(caught.value)
+
+
+def test_channels_are_compared_on_the_channel_axis_of_the_layout() -> None:
+    spec = SampleSpec("HWC", 3, (8, 8), None, "float32")
+    spec.check_row_shape((5, 6, 3), any_size=True, what="x.npy")
+    with pytest.raises(DataError):
+        spec.check_row_shape((3, 8, 8), any_size=True, what="x.npy")
+
+
+def test_dtype_name_is_the_torch_name() -> None:
+    assert dtype_name(torch.bfloat16) == "bfloat16"
+    assert _vector_spec("bfloat16").torch_dtype == torch.bfloat16
+
+
+def test_float16_rows_are_clamped_to_its_largest_finite_value() -> None:
+    rows = SampleSpec("C", 2, (), None, "float16").to_rows(torch.tensor([[1e6, -1e6]]))
+    assert rows.tolist() == [[65504.0, -65504.0]]

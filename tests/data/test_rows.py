@@ -1,4 +1,4 @@
-"""Rows are read by range or by number, of one array or of many in a row."""
+"""Rows are read by range or by indices, from one array or from several shards."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from vqtool.data.rows import NumpyRows, Rows, ShardedRows, TensorRows
 
 ARRAY = np.random.default_rng(0).integers(0, 100, size=(10, 2, 3)).astype(np.float32)
 
-MAKERS: dict[str, Callable[[], Rows]] = {
+ROW_TYPES: dict[str, Callable[[], Rows]] = {
     "numpy": lambda: NumpyRows(ARRAY.copy()),
     "fortran": lambda: NumpyRows(np.asfortranarray(ARRAY)),
     "big-endian": lambda: NumpyRows(ARRAY.astype(">f4")),
@@ -20,31 +20,31 @@ MAKERS: dict[str, Callable[[], Rows]] = {
 }
 
 
-@pytest.fixture(params=MAKERS)
+@pytest.fixture(params=ROW_TYPES)
 def rows(request: pytest.FixtureRequest) -> Rows:
-    return MAKERS[request.param]()
+    return ROW_TYPES[request.param]()
 
 
-def test_shape_type_and_length_are_those_of_the_array(rows: Rows) -> None:
+def test_length_shape_and_dtype_are_those_of_the_array(rows: Rows) -> None:
     assert (len(rows), rows.shape, rows.dtype) == (10, (2, 3), torch.float32)
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 10), (0, 1), (3, 8), (6, 8), (1, 7), (9, 10), (8, 99), (4, 4), (0, 0)])
-def test_a_range_is_a_slice(rows: Rows, start: int, stop: int) -> None:
+def test_read_is_a_slice(rows: Rows, start: int, stop: int) -> None:
     read = rows.read(start, stop)
     assert read.dtype == torch.float32
     np.testing.assert_array_equal(read.numpy(), ARRAY[start:stop])
 
 
-@pytest.mark.parametrize("numbers", [[0], [9, 0, 5], [7, 6, 1, 0], [3, 3, 8, 3], list(range(10))[::-1], []])
-def test_numbers_are_an_index_in_any_order(rows: Rows, numbers: list[int]) -> None:
-    index = np.array(numbers, dtype=np.int64)
+@pytest.mark.parametrize("indices", [[0], [9, 0, 5], [7, 6, 1, 0], [3, 3, 8, 3], list(range(10))[::-1], []])
+def test_take_keeps_the_order_of_the_indices(rows: Rows, indices: list[int]) -> None:
+    index = np.array(indices, dtype=np.int64)
     taken = rows.take(index)
     assert taken.dtype == torch.float32
     np.testing.assert_array_equal(taken.numpy(), ARRAY[index])
 
 
-def test_what_is_read_has_memory_of_its_own(rows: Rows) -> None:
+def test_read_and_take_return_copies(rows: Rows) -> None:
     rows.read(0, 10).zero_()
     rows.take(np.arange(10)).zero_()
     np.testing.assert_array_equal(rows.read(0, 10).numpy(), ARRAY)
@@ -57,11 +57,11 @@ def test_what_is_read_has_memory_of_its_own(rows: Rows) -> None:
         *("uint8", "uint16", "uint32", "uint64"),
     ],
 )
-def test_shards_of_every_type_are_read_and_taken(dtype: str) -> None:
-    whole = torch.arange(12).reshape(6, 2).to(getattr(torch, dtype))
-    rows = ShardedRows([TensorRows(whole[:2]), TensorRows(whole[2:])])
+def test_shards_of_every_dtype_are_read_and_taken(dtype: str) -> None:
+    tensor = torch.arange(12).reshape(6, 2).to(getattr(torch, dtype))
+    rows = ShardedRows([TensorRows(tensor[:2]), TensorRows(tensor[2:])])
     order = np.array([5, 0, 2, 1])
-    assert rows.read(1, 4).dtype == whole.dtype
-    assert rows.read(1, 4).tolist() == whole[1:4].tolist()
-    assert rows.take(order).dtype == whole.dtype
-    assert rows.take(order).tolist() == [whole.tolist()[i] for i in order]
+    assert rows.read(1, 4).dtype == tensor.dtype
+    assert rows.read(1, 4).tolist() == tensor[1:4].tolist()
+    assert rows.take(order).dtype == tensor.dtype
+    assert rows.take(order).tolist() == [tensor.tolist()[i] for i in order]

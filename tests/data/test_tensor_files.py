@@ -1,4 +1,4 @@
-"""Every kind of tensor file gives the rows it holds, lazily; what cannot be read is refused by a message."""
+"""Tensor files of every format are read lazily; files that cannot be read are refused with a message."""
 
 import io
 import json
@@ -27,7 +27,7 @@ INTEGERS = ["uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "in
 NUMPY_TYPES = ["float16", "float32", "float64", "bool", *INTEGERS]
 TORCH_TYPES = [*NUMPY_TYPES, "bfloat16"]
 
-# More than any machine's memory, and little enough for any file system.
+# 1 TiB: more than the memory of a machine, and within the limits of file systems for sparse files.
 HUGE_ROWS, HUGE_ROW = 1 << 30, 256
 
 WRITERS: dict[str, Callable[[Path, Tensor], object]] = {
@@ -42,10 +42,11 @@ WRITERS: dict[str, Callable[[Path, Tensor], object]] = {
     "a.pth": lambda path, x: torch.save(x, path),
     "UPPER.NPY": lambda path, x: path.write_bytes(_saved_bytes(x)),
 }
+# Every writer with every dtype of its format.
 CASES = [
     (name, dtype) for name in WRITERS for dtype in (NUMPY_TYPES if "np" in name.lower().split(".")[1] else TORCH_TYPES)
 ]
-NAMES_OF_ONE = ["plain.npy", "plain.npz", "a.safetensors", "a.pt"]
+ONE_PER_FORMAT = ["plain.npy", "plain.npz", "a.safetensors", "a.pt"]
 
 
 def _saved_bytes(x: Tensor) -> bytes:
@@ -60,7 +61,7 @@ def _tensor(dtype: str) -> Tensor:
     return values.to(getattr(torch, dtype))
 
 
-def _refusal(path: Path, key: str | None = None) -> str:
+def _error_message(path: Path, key: str | None = None) -> str:
     with pytest.raises(DataError) as caught:
         open_file(path, key)
     assert str(path) in str(caught.value)
@@ -83,7 +84,7 @@ def _safetensors_bytes(shape: list[int], end: int) -> bytes:
 
 
 @pytest.mark.parametrize(("name", "dtype"), CASES)
-def test_rows_have_the_values_and_the_type_that_were_saved(tmp_path: Path, name: str, dtype: str) -> None:
+def test_rows_have_the_saved_values_and_dtype(tmp_path: Path, name: str, dtype: str) -> None:
     x = _tensor(dtype)
     WRITERS[name](tmp_path / name, x)
     rows = open_file(tmp_path / name)
@@ -98,7 +99,7 @@ def test_rows_have_the_values_and_the_type_that_were_saved(tmp_path: Path, name:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_rows_of_several_axes_keep_them(tmp_path: Path, name: str) -> None:
+def test_rows_keep_their_axes(tmp_path: Path, name: str) -> None:
     x = torch.rand(4, 3, 5, 7)
     WRITERS[name](tmp_path / name, x)
     rows = open_file(tmp_path / name)
@@ -107,18 +108,18 @@ def test_rows_of_several_axes_keep_them(tmp_path: Path, name: str) -> None:
     assert torch.equal(rows.take(np.array([2, 1])), x[[2, 1]])
 
 
-def test_a_transposed_tensor_is_read_as_it_is_indexed(tmp_path: Path) -> None:
+def test_transposed_tensor_is_read_by_its_strides(tmp_path: Path) -> None:
     x = torch.rand(3, 5).t()
     torch.save(x, tmp_path / "a.pt")
     assert torch.equal(open_file(tmp_path / "a.pt").read(1, 4), x[1:4])
 
 
-def test_a_parameter_is_read_without_its_gradient(tmp_path: Path) -> None:
+def test_parameter_is_read_without_gradient(tmp_path: Path) -> None:
     torch.save(torch.nn.Parameter(torch.ones(3, 2)), tmp_path / "a.pt")
     assert not open_file(tmp_path / "a.pt").read(0, 3).requires_grad
 
 
-def test_an_npy_far_larger_than_memory_is_read_by_the_row(tmp_path: Path) -> None:
+def test_npy_larger_than_memory_is_read_row_by_row(tmp_path: Path) -> None:
     with (tmp_path / "huge.npy").open("wb") as file:
         file.write(_npy_bytes(_npy_header(f"({HUGE_ROWS}, {HUGE_ROW})"), b""))
         file.seek((HUGE_ROWS - 1) * HUGE_ROW * 4, io.SEEK_CUR)
@@ -126,7 +127,7 @@ def test_an_npy_far_larger_than_memory_is_read_by_the_row(tmp_path: Path) -> Non
     _check_huge(tmp_path / "huge.npy", last=list(range(HUGE_ROW)))
 
 
-def test_a_safetensors_file_far_larger_than_memory_is_read_by_the_row(tmp_path: Path) -> None:
+def test_safetensors_larger_than_memory_is_read_row_by_row(tmp_path: Path) -> None:
     with (tmp_path / "huge.safetensors").open("wb") as file:
         file.write(_safetensors_bytes([HUGE_ROWS, HUGE_ROW], HUGE_ROWS * HUGE_ROW * 4))
         file.seek((HUGE_ROWS - 1) * HUGE_ROW * 4, io.SEEK_CUR)
@@ -134,7 +135,7 @@ def test_a_safetensors_file_far_larger_than_memory_is_read_by_the_row(tmp_path: 
     _check_huge(tmp_path / "huge.safetensors", last=list(range(HUGE_ROW)))
 
 
-def test_a_pt_file_far_larger_than_memory_is_read_by_the_row(tmp_path: Path) -> None:
+def test_pt_file_larger_than_memory_is_read_row_by_row(tmp_path: Path) -> None:
     with (tmp_path / "zeros").open("w+b") as file:
         file.truncate(HUGE_ROWS * HUGE_ROW * 4)
         zeros = torch.frombuffer(mmap.mmap(file.fileno(), 0), dtype=torch.float32)
@@ -153,7 +154,7 @@ def _check_huge(path: Path, last: list[int]) -> None:
 
 @pytest.mark.parametrize("name", ["several.npz", "several.safetensors", "several.pt"])
 class TestSeveralArrays:
-    """A container of an image-like `a` and of a vector-like `b`."""
+    """A container with an array `a` of rows (3, 5) and an array `b` of rows (2,)."""
 
     A, B = torch.rand(4, 3, 5), torch.arange(6).reshape(3, 2)
 
@@ -169,67 +170,67 @@ class TestSeveralArrays:
                 torch.save({"a": self.A, "b": self.B}, path)
         return path
 
-    def test_none_chosen_lists_names_and_shapes(self, path: Path) -> None:
-        message = _refusal(path)
+    def test_missing_key_lists_names_and_shapes(self, path: Path) -> None:
+        message = _error_message(path)
         assert "several arrays" in message
         assert "--key" in message
         assert re.search(r"\ba\b.*float32 \(4, 3, 5\)", message)
         assert re.search(r"\bb\b.*int64 \(3, 2\)", message)
 
-    def test_a_wrong_name_lists_names_and_shapes(self, path: Path) -> None:
-        message = _refusal(path, "c")
+    def test_unknown_key_lists_names_and_shapes(self, path: Path) -> None:
+        message = _error_message(path, "c")
         assert "no array is named c" in message
         assert "(4, 3, 5)" in message
         assert "(3, 2)" in message
 
-    def test_the_chosen_one_is_read(self, path: Path) -> None:
+    def test_key_selects_the_array(self, path: Path) -> None:
         assert torch.equal(open_file(path, "a").read(0, 4), self.A)
         assert torch.equal(open_file(path, "b").read(0, 3), self.B)
 
 
-def test_a_bad_array_beside_the_chosen_one_does_no_harm(tmp_path: Path) -> None:
+def test_unsupported_array_beside_the_selected_one_is_ignored(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", bad=np.array([[{}]], dtype=object), good=np.ones((2, 3)))
     assert open_file(tmp_path / "a.npz", "good").read(0, 2).tolist() == [[1.0] * 3] * 2
 
 
-def test_a_name_for_an_array_without_one_is_refused(tmp_path: Path) -> None:
+def test_key_for_an_unnamed_array_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.ones((2, 3), dtype=np.float32))
     assert re.search(
         r"no array is named x; omit --key; it contains:\s+\(unnamed\)\s+float32 \(2, 3\)",
-        _refusal(tmp_path / "a.npy", "x"),
+        _error_message(tmp_path / "a.npy", "x"),
     )
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.safetensors", "a.pt", "a.txt"])
-def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
-    assert "does not exist" in _refusal(tmp_path / name)
+def test_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    assert "does not exist" in _error_message(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a", "a.npy.gz", "a.h5"])
-def test_an_unknown_suffix_lists_the_known_ones(tmp_path: Path, name: str) -> None:
+def test_unknown_suffix_lists_the_known_ones(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"x")
-    message = _refusal(tmp_path / name)
+    message = _error_message(tmp_path / name)
     assert all(suffix in message for suffix in (".npy", ".npz", ".safetensors", ".pt", ".pth"))
 
 
-@pytest.mark.parametrize("name", NAMES_OF_ONE)
+@pytest.mark.parametrize("name", ONE_PER_FORMAT)
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 3, 4)])
-def test_an_array_of_nothing_is_refused(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
+def test_empty_array_is_refused(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
     WRITERS[name](tmp_path / name, torch.zeros(shape))
     what = "rows" if shape[0] == 0 else "values"
-    assert f"contains no {what} (shape {shape})" in _refusal(tmp_path / name)
+    assert f"contains no {what} (shape {shape})" in _error_message(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", NAMES_OF_ONE)
+@pytest.mark.parametrize("name", ONE_PER_FORMAT)
 @pytest.mark.parametrize("shape", [(), (3,)])
-def test_an_array_without_rows_of_something_is_refused(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
+def test_array_of_less_than_two_axes_is_refused(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
     WRITERS[name](tmp_path / name, torch.zeros(shape))
-    refusal = _refusal(tmp_path / name)
-    assert ("shape (3,) has no axis" in refusal and "(3, 1)" in refusal) if shape else "a single number" in refusal
+    message = _error_message(tmp_path / name)
+    assert ("shape (3,) has no axis" in message and "(3, 1)" in message) if shape else "a single number" in message
 
 
 @pytest.mark.parametrize(
-    ("array", "named"),
+    ("array", "name"),
     [
         (np.zeros((3, 2), dtype=np.complex64), "complex64"),
         (np.zeros((3, 2), dtype="U5"), "str"),
@@ -240,66 +241,63 @@ def test_an_array_without_rows_of_something_is_refused(tmp_path: Path, name: str
     ],
 )
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
-def test_other_types_are_named(tmp_path: Path, suffix: str, array: np.ndarray[Any, Any], named: str) -> None:
+def test_unsupported_numpy_dtype_is_named(tmp_path: Path, suffix: str, array: np.ndarray[Any, Any], name: str) -> None:
     path = tmp_path / f"a{suffix}"
     if suffix == ".npy":
         np.save(path, array)
     else:
         np.savez(path, x=array)
-    assert re.search(rf"dtype {named}\S* is not supported; expected .*float32", _refusal(path))
+    assert re.search(rf"dtype {name}\S* is not supported; expected .*float32", _error_message(path))
 
 
 @pytest.mark.parametrize(
-    ("tensor", "named"),
+    ("tensor", "name"),
     [
         (torch.zeros(3, 2, dtype=torch.complex64), "complex64"),
         (torch.zeros(3, 2).to(torch.float8_e4m3fn), "float8_e4m3fn"),
         (torch.eye(3).to_sparse(), "sparse_coo"),
     ],
 )
-def test_other_torch_types_are_named(tmp_path: Path, tensor: Tensor, named: str) -> None:
+def test_unsupported_torch_dtype_is_named(tmp_path: Path, tensor: Tensor, name: str) -> None:
     torch.save(tensor, tmp_path / "a.pt")
-    expected = r"sparse tensor \(\S*sparse_coo\); .*to_dense" if tensor.is_sparse else f"dtype {named} is not supported"
-    assert re.search(expected, _refusal(tmp_path / "a.pt"))
+    expected = r"sparse tensor \(\S*sparse_coo\); .*to_dense" if tensor.is_sparse else f"dtype {name} is not supported"
+    assert re.search(expected, _error_message(tmp_path / "a.pt"))
 
 
-def test_another_safetensors_type_is_named(tmp_path: Path) -> None:
+def test_unsupported_safetensors_dtype_is_named(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(3, 2).to(torch.float8_e4m3fn)}, tmp_path / "a.safetensors")
-    assert "dtype F8_E4M3 is not supported" in _refusal(tmp_path / "a.safetensors")
+    assert "dtype F8_E4M3 is not supported" in _error_message(tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize("content", [3, "text", [torch.ones(2, 2)], {"epoch": 3}])
-def test_a_pt_file_of_something_else_says_what_it_holds(tmp_path: Path, content: Any) -> None:
+def test_pt_file_without_tensors_is_refused_with_its_type(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "a.pt")
     assert re.search(
-        r"contains an object of type (int|str|list); expected a tensor, or a dict of tensors", _refusal_of_pt(tmp_path)
+        r"contains an object of type (int|str|list); expected a tensor, or a dict of tensors",
+        _error_message(tmp_path / "a.pt"),
     )
 
 
-def test_a_pt_file_of_the_old_kind_says_to_save_it_again(tmp_path: Path) -> None:
+def test_pt_file_in_the_legacy_format_is_refused(tmp_path: Path) -> None:
     torch.save(torch.ones(3, 2), tmp_path / "a.pt", _use_new_zipfile_serialization=False)
-    assert "zip format of torch.save); save the array again" in _refusal_of_pt(tmp_path)
-
-
-def _refusal_of_pt(folder: Path) -> str:
-    return _refusal(folder / "a.pt")
+    assert "zip format of torch.save); save the array again" in _error_message(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize("name", ["empty.npz", "empty.pt"])
-def test_a_container_of_nothing_is_refused(tmp_path: Path, name: str) -> None:
+def test_empty_container_is_refused(tmp_path: Path, name: str) -> None:
     if name == "empty.npz":
         np.savez(tmp_path / name)
     else:
         torch.save({}, tmp_path / name)
-    assert "contains no array" in _refusal(tmp_path / name)
+    assert "contains no array" in _error_message(tmp_path / name)
 
 
-class _Innocent:
-    """A class whose instances can be pickled."""
+class _Harmless:
+    """A picklable class without side effects."""
 
 
 class _Trap:
-    """Unpickled, it creates a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -327,57 +325,57 @@ PICKLES = ["a.pt", "dict.pt", "a.pth", "raw.pt", "raw.npy", "raw.npz", "object.n
 
 @pytest.mark.parametrize("key", [None, "x"])
 @pytest.mark.parametrize("name", PICKLES)
-def test_a_pickle_is_refused_and_never_run(tmp_path: Path, name: str, key: str | None) -> None:
+def test_pickle_is_refused_and_not_executed(tmp_path: Path, name: str, key: str | None) -> None:
     _save_pickle(tmp_path / name, _Trap(tmp_path / "sprung"))
-    _refusal(tmp_path / name, key)
+    _error_message(tmp_path / name, key)
     assert not (tmp_path / "sprung").exists()
 
 
-def test_the_trap_is_one(tmp_path: Path) -> None:
+def test_trap_creates_its_file_when_it_is_unpickled(tmp_path: Path) -> None:
     _save_pickle(tmp_path / "a.pt", _Trap(tmp_path / "sprung"))
     torch.load(tmp_path / "a.pt", weights_only=False).close()
     assert (tmp_path / "sprung").exists()
 
 
 @pytest.mark.parametrize("name", ["a.pt", "dict.pt", "a.pth"])
-def test_a_pickled_object_is_refused_without_advice_to_unpickle_it(tmp_path: Path, name: str) -> None:
-    _save_pickle(tmp_path / name, _Innocent())
-    message = _refusal(tmp_path / name)
+def test_message_for_a_pickled_object_omits_the_advice_of_torch_to_load_it(tmp_path: Path, name: str) -> None:
+    _save_pickle(tmp_path / name, _Harmless())
+    message = _error_message(tmp_path / name)
     assert "\x1b" not in message
     assert "can still be loaded" not in message
     assert "tensor" in message
 
 
 @pytest.mark.parametrize("name", ["plain.npy", "fortran.npy", "plain.npz", "compressed.npz", "a.safetensors", "a.pt"])
-@pytest.mark.parametrize("kept", [0, 5, 40, -1, -8, -100])
-def test_a_truncated_file_is_refused(tmp_path: Path, name: str, kept: int) -> None:
+@pytest.mark.parametrize("length", [0, 5, 40, -1, -8, -100])
+def test_truncated_file_is_refused(tmp_path: Path, name: str, length: int) -> None:
     WRITERS[name](tmp_path / name, torch.rand(200, 3))
-    whole = (tmp_path / name).read_bytes()
-    (tmp_path / name).write_bytes(whole[:kept])
-    assert re.search(r"damaged or truncated \.\w+ file \(.+\); save the array again$", _refusal(tmp_path / name))
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[:length])
+    assert re.search(r"damaged or truncated \.\w+ file \(.+\); save the array again$", _error_message(tmp_path / name))
 
 
-@pytest.mark.parametrize("name", NAMES_OF_ONE)
-def test_a_file_of_noise_is_refused(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ONE_PER_FORMAT)
+def test_random_bytes_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(np.random.default_rng(0).bytes(1000))
-    assert re.search(r"damaged or truncated \.\w+ file \(.+\); save the array again$", _refusal(tmp_path / name))
+    assert re.search(r"damaged or truncated \.\w+ file \(.+\); save the array again$", _error_message(tmp_path / name))
 
 
 @pytest.mark.parametrize("name", ["plain.npz", "compressed.npz"])
-def test_a_damaged_archive_is_refused(tmp_path: Path, name: str) -> None:
+def test_damaged_archive_is_refused(tmp_path: Path, name: str) -> None:
     WRITERS[name](tmp_path / name, torch.rand(200, 3))
     content = bytearray((tmp_path / name).read_bytes())
     content[600:700] = bytes(100)
     (tmp_path / name).write_bytes(content)
-    assert "damaged or truncated .npz file" in _refusal(tmp_path / name)
+    assert "damaged or truncated .npz file" in _error_message(tmp_path / name)
 
 
-def test_an_archive_damaged_at_its_start_is_refused(tmp_path: Path) -> None:
+def test_archive_damaged_at_its_start_is_refused(tmp_path: Path) -> None:
     WRITERS["compressed.npz"](tmp_path / "a.npz", torch.rand(200, 3))
     content = bytearray((tmp_path / "a.npz").read_bytes())
     content[60:100] = b"\xff" * 40
     (tmp_path / "a.npz").write_bytes(content)
-    assert "damaged or truncated .npz file" in _refusal(tmp_path / "a.npz")
+    assert "damaged or truncated .npz file" in _error_message(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
@@ -394,72 +392,72 @@ def test_an_archive_damaged_at_its_start_is_refused(tmp_path: Path) -> None:
         "",
     ],
 )
-def test_a_nonsense_header_is_refused(tmp_path: Path, suffix: str, header: str) -> None:
+def test_invalid_npy_header_is_refused(tmp_path: Path, suffix: str, header: str) -> None:
     path = tmp_path / f"a{suffix}"
     if suffix == ".npy":
         path.write_bytes(_npy_bytes(header))
     else:
         _write_npz(path, _npy_bytes(header))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # NumPy takes some of these for files of Python 2.
-        _refusal(path)
+        warnings.simplefilter("ignore", UserWarning)  # NumPy parses some of these as headers written by Python 2.
+        _error_message(path)
 
 
-def test_an_npy_header_that_claims_more_than_the_file_is_refused(tmp_path: Path) -> None:
+def test_npy_header_that_declares_more_than_the_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.npy").write_bytes(_npy_bytes(_npy_header("(1000000000000000, 4)")))
-    assert "damaged or truncated .npy file" in _refusal(tmp_path / "a.npy")
+    assert "damaged or truncated .npy file" in _error_message(tmp_path / "a.npy")
 
 
-def test_an_npz_header_that_claims_petabytes_is_refused(tmp_path: Path) -> None:
+def test_npz_header_that_declares_petabytes_is_refused(tmp_path: Path) -> None:
     _write_npz(tmp_path / "a.npz", _npy_bytes(_npy_header("(1000000000000000, 4)")))
-    refusal = _refusal(tmp_path / "a.npz")
-    assert "a.npz[x]: damaged" in refusal
-    assert "16,000,000,000,000,000 bytes" in refusal
+    message = _error_message(tmp_path / "a.npz")
+    assert "a.npz[x]: damaged" in message
+    assert "16,000,000,000,000,000 bytes" in message
 
 
-def test_an_npz_archive_that_claims_petabytes_is_refused(tmp_path: Path) -> None:
-    _write_npz(tmp_path / "a.npz", _npy_bytes(_npy_header("(1000000000000000, 4)")), claimed=20 * 10**15)
+def test_npz_archive_that_declares_petabytes_is_refused(tmp_path: Path) -> None:
+    _write_npz(tmp_path / "a.npz", _npy_bytes(_npy_header("(1000000000000000, 4)")), declared=20 * 10**15)
     assert re.search(
-        r"\[x\]: needs 20,000,000.0 GB of memory, but only \S+ .B is free; split", _refusal(tmp_path / "a.npz")
+        r"\[x\]: needs 20,000,000.0 GB of memory, but only \S+ .B is free; split", _error_message(tmp_path / "a.npz")
     )
 
 
-def _write_npz(path: Path, content: bytes, claimed: int | None = None) -> None:
+def _write_npz(path: Path, content: bytes, declared: int | None = None) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x.npy", content)
-        if claimed:
-            archive.infolist()[0].file_size = claimed
+        if declared:
+            archive.infolist()[0].file_size = declared
 
 
-def test_an_npz_is_not_unpacked_where_memory_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_npz_larger_than_free_memory_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(size: int, what: str, advice: str) -> None:
         raise DataError(f"{what} needs {size:,}")
 
     monkeypatch.setattr(tensor_files, "check_fits_memory", refuse)
     np.savez_compressed(tmp_path / "a.npz", x=np.zeros((1000, 1000), dtype=np.float32))
-    assert re.search(r"\[x\]: needs 4,000,\d+$", _refusal(tmp_path / "a.npz"))
+    assert re.search(r"\[x\]: needs 4,000,\d+$", _error_message(tmp_path / "a.npz"))
 
 
 @pytest.mark.parametrize("size", [0, 1, 1000])
-def test_a_little_memory_is_there(size: int) -> None:
+def test_small_sizes_fit_memory(size: int) -> None:
     check_fits_memory(size, "x", "lower y")
 
 
-def test_a_petabyte_of_memory_is_not(tmp_path: Path) -> None:
+def test_a_petabyte_does_not_fit_memory(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"^x needs 1,000,000\.0 GB of memory, but only [\d,.]+ [GM]B is free; lower y$"
     ):
         check_fits_memory(10**15, "x", "lower y")
 
 
-def test_a_safetensors_header_that_claims_more_than_the_file_is_refused(tmp_path: Path) -> None:
+def test_safetensors_header_that_declares_more_than_the_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(_safetensors_bytes([10**12, 4], 16 * 10**12) + bytes(48))
-    assert "damaged or truncated .safetensors file" in _refusal(tmp_path / "a.safetensors")
+    assert "damaged or truncated .safetensors file" in _error_message(tmp_path / "a.safetensors")
 
 
-def test_a_folder_with_a_files_name_is_no_file(tmp_path: Path) -> None:
+def test_directory_with_a_tensor_suffix_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.npy").mkdir()
-    assert "is a directory" in _refusal(tmp_path / "a.npy")
+    assert "is a directory" in _error_message(tmp_path / "a.npy")
 
 
 @pytest.mark.parametrize(
@@ -468,29 +466,29 @@ def test_a_folder_with_a_files_name_is_no_file(tmp_path: Path) -> None:
     ids=["one number", "columns", "meta"],
 )
 @pytest.mark.parametrize("inside", [False, True])
-def test_a_tensor_that_claims_more_than_it_holds_is_refused(tmp_path: Path, tensor: Tensor, inside: bool) -> None:
+def test_expanded_and_meta_tensors_are_refused(tmp_path: Path, tensor: Tensor, inside: bool) -> None:
     torch.save({"x": tensor} if inside else tensor, tmp_path / "a.pt")
     expected = f"{tensor.numel() * 4:,} bytes needed, \\d+ stored; save tensor.contiguous"
     if tensor.is_meta:
         expected = "no values .*device meta"
-    assert re.search(rf"a.pt(\[x\])?: .*{expected}", _refusal(tmp_path / "a.pt"))
+    assert re.search(rf"a.pt(\[x\])?: .*{expected}", _error_message(tmp_path / "a.pt"))
 
 
-def test_a_part_of_a_tensor_is_read_as_it_is(tmp_path: Path) -> None:
-    whole = torch.arange(12.0).reshape(4, 3)
-    torch.save(whole[1:3, 1:], tmp_path / "a.pt")
+def test_slice_of_a_tensor_is_read_with_its_offset(tmp_path: Path) -> None:
+    tensor = torch.arange(12.0).reshape(4, 3)
+    torch.save(tensor[1:3, 1:], tmp_path / "a.pt")
     assert open_file(tmp_path / "a.pt").read(0, 2).tolist() == [[4.0, 5.0], [7.0, 8.0]]
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
-def test_a_header_is_read_no_further_than_headers_go(tmp_path: Path, suffix: str) -> None:
+def test_npy_header_longer_than_64_kib_is_refused(tmp_path: Path, suffix: str) -> None:
     content = b"\x93NUMPY\x02\x00" + struct.pack("<I", 1 << 30) + bytes(100)
     path = tmp_path / f"a{suffix}"
     path.write_bytes(content) if suffix == ".npy" else _write_npz(path, content)
-    assert "header of 1,073,741,824 bytes" in _refusal(path)
+    assert "header of 1,073,741,824 bytes" in _error_message(path)
 
 
-def test_memory_is_short_where_a_limit_makes_it_short(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_limit_of_the_process_bounds_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = (pages + 4096) * resource.getpagesize()
     monkeypatch.setattr(resource, "getrlimit", lambda which: (limit, limit))
@@ -502,7 +500,7 @@ def test_memory_is_short_where_a_limit_makes_it_short(monkeypatch: pytest.Monkey
         check_fits_memory(1, "x", "lower y")
 
 
-def test_of_very_many_arrays_the_first_are_listed(tmp_path: Path) -> None:
+def test_first_100_of_many_arrays_are_listed(tmp_path: Path) -> None:
     torch.save({f"x{i}": torch.ones(2, 1) for i in range(150)}, tmp_path / "a.pt")
-    lines = _refusal(tmp_path / "a.pt").splitlines()
+    lines = _error_message(tmp_path / "a.pt").splitlines()
     assert (len(lines), lines[-1]) == (102, "  and 50 more")

@@ -1,11 +1,10 @@
-"""Where samples come from, and in what order."""
+"""Data: file formats, scanning, layouts, training and validation splits, batch order, synthetic sources."""
 
-from vqtool.data.dataset import Dataset, Samples, open_dataset, open_source, spec_of
-from vqtool.data.layout import sample_shape
-from vqtool.data.order import BatchOrder
+from vqtool.data.batch_order import BatchOrder
+from vqtool.data.dataset import Dataset, Samples, open_dataset, open_source, spec_of, train_validation_split
+from vqtool.data.layout import SampleSpec, sample_shape
 from vqtool.data.settings import DataKind, DataSettings, SyntheticSettings, TensorsSettings
 from vqtool.data.sources import DatasetScan, FileSource, Shard, Source
-from vqtool.data.spec import SampleSpec
 from vqtool.data.tensor_files import map_npy
 
 __all__ = [
@@ -26,4 +25,5 @@ __all__ = [
     "open_source",
     "sample_shape",
     "spec_of",
+    "train_validation_split",
 ]

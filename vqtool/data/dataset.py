@@ -1,4 +1,4 @@
-"""A data set, resolved: what its samples are, which of them train and which validate, how they are normalised.
+"""The data set of a run: opened, split into training and validation, scanned, and with all `auto` settings resolved.
 
 Shapes: n rows, C channels; size is (), (T,) or (H, W).
 """
@@ -14,67 +14,71 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqtool.data.layout import LAYOUTS, LayoutName, guess_layout, holds_classes, sample_shape
-from vqtool.data.order import split
+from vqtool.data.layout import LAYOUTS, LayoutName, SampleSpec, dtype_name, guess_layout, holds_classes, sample_shape
 from vqtool.data.rows import RowIndices, Rows
-from vqtool.data.scan import Counted, Moments
-from vqtool.data.settings import MOST_CLASSES, DataKind, DataSettings, TensorsSettings
-from vqtool.data.sources import DatasetScan, FileSource, GeneratedSource, Source, combined_sha256, mismatch
-from vqtool.data.spec import SampleSpec, dtype_name
+from vqtool.data.scan import Moments, RowMask
+from vqtool.data.settings import MAX_CLASSES, DataKind, DataSettings, TensorsSettings
+from vqtool.data.sources import DatasetScan, FileSource, GeneratedSource, Source, combined_sha256, describe_mismatch
 from vqtool.errors import ConfigError, DataError
 from vqtool.runtime.distributed import on_rank0, world_size
 
-# A standard deviation below this, relative to the mean, leaves a float32 fewer than five bits for the value.
-_RESOLUTION = 2.0**-19
-# A class from this one on is taken for a stray number, unless data.classes is set.
-_MOST_FOUND = 1 << 16
+# Smallest accepted ratio of standard deviation to mean: of the 24 bits of a float32, 5 are left for the deviation.
+_MIN_RELATIVE_STD = 2.0**-19
+# With `classes: auto`, larger integers are taken for outliers and refused.
+_MAX_AUTO_CLASSES = 1 << 16
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Rows as a network sees them: (n, C, *size) float32 values, or (n, *size) int64 classes.
+    """Rows of a source, or a subset of them, converted to samples: (n, C, *size) float32 or (n, *size) int64 classes.
 
     Attributes:
-        numbers: which rows these are; None: all.
+        rows: all rows of the source.
+        spec: layout and dtype of the rows.
+        row_indices: the rows of the subset; None: all rows.
     """
 
     rows: Rows
     spec: SampleSpec
-    numbers: RowIndices | None = None
+    row_indices: RowIndices | None = None
 
     def __len__(self) -> int:
-        return len(self.rows) if self.numbers is None else len(self.numbers)
+        return len(self.rows) if self.row_indices is None else len(self.row_indices)
 
     @property
     def size(self) -> tuple[int, ...]:
-        """The size of these samples, which need not be the one that the spec was made from."""
+        """Size of these samples. It can differ from `spec.size`, which is that of the training data."""
         return sample_shape(self.spec.layout, self.rows.shape)[1]
 
     def first(self, count: int) -> "Samples":
-        """The first so many of them, or all."""
-        return replace(self, numbers=np.arange(len(self))[:count] if self.numbers is None else self.numbers[:count])
+        """Return the first `count` samples, or all if there are fewer."""
+        return replace(
+            self, row_indices=np.arange(len(self))[:count] if self.row_indices is None else self.row_indices[:count]
+        )
 
     def read_rows(self, start: int, stop: int) -> Tensor:
-        """Rows start to stop in the user's own layout and type."""
-        return self.rows.read(start, stop) if self.numbers is None else self.rows.take(self.numbers[start:stop])
+        """Return the rows of samples `start` to `stop`, in the layout and dtype of the user's array."""
+        return self.rows.read(start, stop) if self.row_indices is None else self.rows.take(self.row_indices[start:stop])
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Samples start to stop."""
-        return self.spec.samples(self.read_rows(start, stop))
+        """Return samples `start` to `stop`."""
+        return self.spec.to_samples(self.read_rows(start, stop))
 
-    def take(self, numbers: RowIndices) -> Tensor:
-        """The samples of these numbers, in this order."""
-        return self.spec.samples(self.rows.take(numbers if self.numbers is None else self.numbers[numbers]))
+    def take(self, indices: RowIndices) -> Tensor:
+        """Return the samples at `indices` (n,), in this order."""
+        return self.spec.to_samples(self.rows.take(indices if self.row_indices is None else self.row_indices[indices]))
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Data made ready.
+    """Training and validation samples of a run.
 
     Attributes:
-        settings: with nothing left `auto`.
-        mean, scale: (C,) each, what normalising subtracts and divides by.
-        sha256: of the data to train on; where those to validate on are their own, that of both digests.
+        settings: data settings without `auto`.
+        spec: shape and dtype of the samples.
+        training, validation: the two splits.
+        mean, scale: (C,) each; normalisation is (x - mean) / scale.
+        sha256: of the data; with separate validation data, `combined_sha256` of both.
     """
 
     settings: DataKind
@@ -87,16 +91,16 @@ class Dataset:
 
 
 def open_source(settings: DataKind, seed: int) -> Source:
-    """The run's own data, whole and in its order."""
+    """Open all rows that `data.path` or `data.source` describes, without splitting them."""
     if isinstance(settings, TensorsSettings):
-        with _naming_key("data.path"):
+        with _prefix_errors("data.path"):
             return FileSource(settings.path, settings.key)
     return GeneratedSource(settings, seed)
 
 
 @contextmanager
-def _naming_key(key: str) -> Iterator[None]:
-    """Put the config key before the errors of a file."""
+def _prefix_errors(key: str) -> Iterator[None]:
+    """Prefix the message of a DataError with a config key."""
     try:
         yield
     except DataError as error:
@@ -105,57 +109,80 @@ def _naming_key(key: str) -> Iterator[None]:
 
 
 def open_dataset(settings: DataKind, seed: int) -> Dataset:
-    """Open, scan and split the data, and resolve what its settings leave `auto`.
+    """Open, split and scan the data, and resolve all `auto` settings.
 
     Raises:
-        DataError: the data cannot be used, or are not what the settings say.
-        ConfigError: a setting does not apply to such data.
+        DataError: the data are invalid, or contradict the settings.
+        ConfigError: a setting does not apply to these data.
     """
     source = open_source(settings, seed)
     layout = _resolve_layout(settings, source)
-    held_out = None if isinstance(settings.validation, float) else _open_validation(settings, source)
-    if held_out is None:
-        numbers, validation_numbers = _split(source, settings, seed)
-        mask = np.zeros(len(source.rows), dtype=np.bool_)
-        mask[numbers] = True
-        survey = _survey(source, layout, mask)
+    training_indices: RowIndices | None = None
+    validation_indices: RowIndices | None = None
+    if isinstance(settings.validation, str):
+        validation_source = _open_validation(settings.validation, settings, source)
+        scans = [(each, _scan_on_rank0(each, layout)) for each in (source, validation_source)]
     else:
-        numbers, validation_numbers = None, None
-        survey = _survey(source, layout)
-    surveys = [(source, survey)] + ([(held_out, _survey(held_out, layout))] if held_out else [])
-    spec = _resolve_spec(settings, layout, surveys)
-    mean, scale = _normalization(settings, spec, survey.moments, source.name)
+        if len(source.rows) < 2:
+            raise DataError(f"{source.name}: contains one row; the training and validation splits need at least two")
+        validation_source = source
+        training_indices, validation_indices = train_validation_split(len(source.rows), settings.validation, seed)
+        training_mask = np.zeros(len(source.rows), dtype=np.bool_)
+        training_mask[training_indices] = True
+        scans = [(source, _scan_on_rank0(source, layout, training_mask))]
+    spec = _resolve_spec(settings, layout, scans)
+    mean, scale = _normalization(settings, spec, scans[0][1].moments, source.name)
     return Dataset(
-        settings=_resolved(settings, spec),
+        settings=_resolve_settings(settings, spec),
         spec=spec,
-        training=Samples(source.rows, spec, numbers),
-        validation=Samples((held_out or source).rows, spec, validation_numbers),
+        training=Samples(source.rows, spec, training_indices),
+        validation=Samples(validation_source.rows, spec, validation_indices),
         mean=mean,
         scale=scale,
-        sha256=combined_sha256([part.sha256 for _, part in surveys]),
+        sha256=combined_sha256([scan.sha256 for _, scan in scans]),
     )
 
 
-def _survey(source: Source, layout: LayoutName, counted: Counted = True) -> DatasetScan:
-    """As `Source.survey`; of several processes the first alone reads all rows."""
+def train_validation_split(rows: int, validation: float, seed: int) -> tuple[RowIndices, RowIndices]:
+    """Split row indices 0..rows-1 at random.
+
+    Args:
+        rows: number of rows, at least 2.
+        validation: fraction of the rows for validation; rounded so that neither split is empty.
+        seed: of the permutation.
+
+    Returns:
+        Training and validation indices, each in ascending order.
+    """
+    held_out = min(max(1, round(rows * validation)), rows - 1)
+    shuffled = np.random.default_rng([seed, 0]).permutation(rows)
+    return np.sort(shuffled[held_out:]), np.sort(shuffled[:held_out])
+
+
+def _scan_on_rank0(source: Source, layout: LayoutName, moment_rows: RowMask = True) -> DatasetScan:
+    """Scan a source. With several processes, rank 0 scans, and the others check that they opened the same data."""
     if world_size() == 1:
-        return source.survey(layout, counted)
-    survey = DatasetScan.of(on_rank0(lambda: asdict(source.survey(layout, counted))))
-    own = _likeness(source)
-    if on_rank0(lambda: own) != own:
+        return source.scan(layout, moment_rows)
+    scan = DatasetScan.from_dict(on_rank0(lambda: asdict(source.scan(layout, moment_rows))))
+    fingerprint = _fingerprint(source)
+    if on_rank0(lambda: fingerprint) != fingerprint:
         raise DataError(f"{source.name}: differs from the data that process 0 reads at this path")
-    return survey
+    return scan
 
 
-def _likeness(source: Source) -> list[Any]:
-    """What tells most data apart from others, and takes no time to read."""
+def _fingerprint(source: Source) -> list[Any]:
+    """Return length, row shape, dtype, and hashes of the first and last row: fast, and enough to detect other data."""
     rows = source.rows
     ends = [rows.read(start, start + 1).contiguous().view(torch.uint8).numpy() for start in (0, len(rows) - 1)]
     return [len(rows), list(rows.shape), str(rows.dtype), *(hashlib.sha256(end.tobytes()).hexdigest() for end in ends)]
 
 
 def spec_of(settings: DataSettings) -> SampleSpec:
-    """The spec that resolved settings hold."""
+    """Return the sample spec that the settings of a run directory hold.
+
+    Raises:
+        ConfigError: a setting is `auto`.
+    """
     for name in ("layout", "channels", "size", "classes", "dtype"):
         if getattr(settings, name) == "auto":
             raise ConfigError(
@@ -169,18 +196,13 @@ def spec_of(settings: DataSettings) -> SampleSpec:
     return SampleSpec(settings.layout, settings.channels, tuple(settings.size), settings.classes, settings.dtype)
 
 
-def _open_validation(settings: DataKind, training: Source) -> Source:
-    assert isinstance(settings.validation, str)
-    with _naming_key("data.validation"):
-        source = FileSource(settings.validation, _key(settings))
-        ours, theirs = source.rows, training.rows
-        if ours.shape != theirs.shape or ours.dtype.is_floating_point != theirs.dtype.is_floating_point:
-            raise DataError(mismatch(f"{source.name}: rows", ours, "the rows of the training data", theirs))
+def _open_validation(path: str, settings: DataKind, training: Source) -> Source:
+    with _prefix_errors("data.validation"):
+        source = FileSource(path, settings.key if isinstance(settings, TensorsSettings) else None)
+        rows, expected = source.rows, training.rows
+        if rows.shape != expected.shape or rows.dtype.is_floating_point != expected.dtype.is_floating_point:
+            raise DataError(describe_mismatch(f"{source.name}: rows", rows, "the rows of the training data", expected))
     return source
-
-
-def _key(settings: DataKind) -> str | None:
-    return settings.key if isinstance(settings, TensorsSettings) else None
 
 
 def _resolve_layout(settings: DataKind, source: Source) -> LayoutName:
@@ -192,8 +214,8 @@ def _resolve_layout(settings: DataKind, source: Source) -> LayoutName:
             return guess_layout(rows.shape, rows.dtype)
         except DataError as error:
             raise DataError(f"{source.name}: {error}") from error
-    if len(rows.shape) != LAYOUTS[settings.layout].rank:
-        rank = LAYOUTS[settings.layout].rank
+    rank = LAYOUTS[settings.layout].rank
+    if len(rows.shape) != rank:
         raise DataError(
             f"data.layout: {settings.layout} needs rows with {rank} {'axis' if rank == 1 else 'axes'}, but the rows of "
             f"{source.name} have shape {rows.shape}"
@@ -201,66 +223,55 @@ def _resolve_layout(settings: DataKind, source: Source) -> LayoutName:
     return settings.layout
 
 
-def _split(source: Source, settings: DataSettings, seed: int) -> tuple[RowIndices, RowIndices]:
-    if len(source.rows) < 2:
-        raise DataError(f"{source.name}: contains one row; the training and validation splits need at least two")
-    assert isinstance(settings.validation, float)
-    return split(len(source.rows), settings.validation, seed)
-
-
-def _resolve_spec(settings: DataSettings, layout: LayoutName, surveys: list[tuple[Source, DatasetScan]]) -> SampleSpec:
-    source = surveys[0][0]
+def _resolve_spec(settings: DataSettings, layout: LayoutName, scans: list[tuple[Source, DatasetScan]]) -> SampleSpec:
+    source = scans[0][0]
     channels, size = sample_shape(layout, source.rows.shape)
-    spec = SampleSpec(
-        layout, channels, size, _resolve_classes(settings, layout, surveys), dtype_name(source.rows.dtype)
-    )
-    for name in ("channels", "size", "dtype"):
-        given, found = getattr(settings, name), getattr(spec, name)
-        found = list(found) if name == "size" else found
-        if given not in ("auto", found):
+    spec = SampleSpec(layout, channels, size, _resolve_classes(settings, layout, scans), dtype_name(source.rows.dtype))
+    for name, actual in {"channels": channels, "size": list(size), "dtype": spec.dtype}.items():
+        configured = getattr(settings, name)
+        if configured not in ("auto", actual):
             raise DataError(
-                f"{source.name}: data.{name} is {given}, but the array has {found} (rows of shape {source.rows.shape})"
+                f"{source.name}: data.{name} is {configured}, but the array has {actual} (rows of shape "
+                f"{source.rows.shape})"
             )
     return spec
 
 
-def _resolve_classes(
-    settings: DataSettings, layout: LayoutName, surveys: list[tuple[Source, DatasetScan]]
-) -> int | None:
-    source, survey = surveys[0]
+def _resolve_classes(settings: DataSettings, layout: LayoutName, scans: list[tuple[Source, DatasetScan]]) -> int | None:
+    source, scan = scans[0]
+    dtype = dtype_name(source.rows.dtype)
     if not holds_classes(layout, source.rows.dtype):
         if settings.classes not in ("auto", None):
             raise ConfigError(
-                f"data.classes: {settings.classes}, but {source.name} contains {dtype_name(source.rows.dtype)} values "
-                f"in layout {layout}; classes are integers in layout T or HW"
+                f"data.classes: {settings.classes}, but {source.name} contains {dtype} values in layout {layout}; "
+                "classes are integers in layout T or HW"
             )
         return None
     if settings.classes is None:
         raise ConfigError(
             f"data.classes: null, but integers in layout {layout} are classes; set it to auto or a number"
         )
-    if (
-        settings.layout == settings.classes == "auto"
-        and dtype_name(source.rows.dtype) == "uint8"
-        and (survey.largest or 0) >= 128
-    ):
+    if settings.layout == settings.classes == "auto" and dtype == "uint8" and (scan.largest or 0) >= 128:
         raise DataError(
-            f"{source.name}: uint8 up to {survey.largest} without a channel axis can be classes or grey values; set "
+            f"{source.name}: uint8 up to {scan.largest} without a channel axis can be classes or grey values; set "
             f"data.layout to {layout} for classes, or add a channel axis to the array for values"
         )
-    found = 1 + max(survey.largest or 0 for _, survey in surveys)
-    classes = min(found, _MOST_FOUND) if settings.classes == "auto" else settings.classes
-    for part, survey in surveys:
+    if settings.classes == "auto":
+        classes = min(1 + max(scan.largest or 0 for _, scan in scans), _MAX_AUTO_CLASSES)
+    else:
+        classes = settings.classes
+    for source, scan in scans:
         advice = ", or add a channel axis if these are values" if settings.classes == "auto" else ""
-        if (survey.largest or 0) < MOST_CLASSES:
-            advice += f", or set data.classes to {(survey.largest or 0) + 1}"
-        part.check_classes(survey, classes, advice)
+        if (scan.largest or 0) < MAX_CLASSES:
+            advice += f", or set data.classes to {(scan.largest or 0) + 1}"
+        source.check_classes(scan, classes, advice)
     return classes
 
 
 def _normalization(
     settings: DataSettings, spec: SampleSpec, moments: Moments | None, name: str
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and scale (C,) for `data.normalize`; a constant channel has scale 1."""
     if spec.classes and settings.normalize != "none" and "normalize" in settings.model_fields_set:
         raise ConfigError(
             f"data.normalize: {settings.normalize}, but classes are not normalised; remove it, or set it to none"
@@ -269,11 +280,11 @@ def _normalization(
         return (0.0,) * spec.channels, (1.0,) * spec.channels
     mean, variance = np.array(moments.mean), np.array(moments.squares) / moments.count
     if settings.normalize == "global":
-        # The channels have equal counts, so their variances about the common mean average.
+        # Law of total variance: all channels have the same count.
         variance = np.full_like(variance, (variance + (mean - mean.mean()) ** 2).mean())
         mean = np.full_like(mean, mean.mean())
     scale = np.where(variance > 0, np.sqrt(variance), 1.0)
-    if (scale < np.abs(mean) * _RESOLUTION).any():
+    if (scale < np.abs(mean) * _MIN_RELATIVE_STD).any():
         raise DataError(
             f"{name}: a mean of {mean[np.argmax(np.abs(mean))]:.6g} with a standard deviation of {scale.min():.3g} "
             "exceeds the precision of float32; subtract the mean from the data"
@@ -281,7 +292,8 @@ def _normalization(
     return tuple(mean.tolist()), tuple(scale.tolist())
 
 
-def _resolved(settings: DataKind, spec: SampleSpec) -> DataKind:
+def _resolve_settings(settings: DataKind, spec: SampleSpec) -> DataKind:
+    """Return the settings with the values of `spec` and with absolute paths."""
     changes = {
         "layout": spec.layout,
         "channels": spec.channels,

@@ -1,27 +1,50 @@
-"""Layouts: which axis of a row is which, and how rows of an array become samples and go back.
+"""Layouts and sample specs: which axis of a row is which, and how rows become samples and samples become rows.
 
-Shapes: n rows, C channels, T steps, H rows of pixels, W columns. A row is what the user's array holds at one index; a
-sample is what a network sees: (C, *size) values, or (*size) classes, with size (), (T,) or (H, W).
+A row is one entry of the user's array; a sample is what a network sees: (C, *size) values, or (*size) classes.
+Shapes: n rows, C channels, T steps, H and W pixels; size is (), (T,) or (H, W).
 """
 
+import math
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vqtool.errors import DataError
-from vqtool.runtime.terminal import listed
+from vqtool.runtime.terminal import join_or
 
 LayoutName = Literal["C", "CT", "TC", "CHW", "HWC", "T", "HW"]
 
+DtypeName = Literal[
+    "float16",
+    "bfloat16",
+    "float32",
+    "float64",
+    "bool",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+]
+
+# `guess_layout`: an axis of at most this length, beside a longer one, is the channel axis of a sequence.
+_MAX_SEQUENCE_CHANNELS = 16
+# `guess_layout`: grey, grey + alpha, RGB or RGBA.
+_MAX_COLOUR_CHANNELS = 4
+
 
 class Layout(NamedTuple):
-    """Where a row has its axes."""
+    """The axes of a row."""
 
     channel: int | None
-    """The axis of the channels within a row; None where there is none."""
+    """Index of the channel axis within a row; None if there is none."""
     rank: int
-    """The number of axes of a row."""
+    """Number of axes of a row."""
 
 
 LAYOUTS: dict[LayoutName, Layout] = {
@@ -35,48 +58,126 @@ LAYOUTS: dict[LayoutName, Layout] = {
 }
 
 
+@dataclass(frozen=True)
+class SampleSpec:
+    """Resolved shape and type of the samples of a data set: all that a model needs to know about the data.
+
+    Attributes:
+        layout: the axes of a row.
+        channels: C; 1 for grids of classes.
+        size: shape of a sample without the channels.
+        classes: number of classes; None for values.
+        dtype: dtype of the user's array, by its torch name.
+    """
+
+    layout: LayoutName
+    channels: int
+    size: tuple[int, ...]
+    classes: int | None
+    dtype: str
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one row of the user's array."""
+        return row_shape(self.layout, self.channels, self.size)
+
+    def to_samples(self, rows: Tensor) -> Tensor:
+        """Convert rows (n, *row) to samples: (n, C, *size) float32 values, or (n, *size) int64 classes."""
+        return rows.to(torch.int64) if self.classes else rows_to_values(rows, self.layout).to(torch.float32)
+
+    def to_rows(self, samples: Tensor) -> Tensor:
+        """Convert samples to rows (n, *row) of the user's dtype.
+
+        Values are clamped to the range of the dtype; for integers they are also rounded. Booleans are True from 0.5 up.
+        """
+        dtype = self.torch_dtype
+        rows = samples if self.classes else values_to_rows(samples, self.layout)
+        if dtype == torch.bool:
+            return rows >= 0.5
+        if self.classes:
+            return rows.to(dtype)
+        if dtype.is_floating_point:
+            # float16 has a smaller range than float32: without the clamp, a finite value could become infinite.
+            largest = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max)
+            return rows.clamp(-largest, largest).to(dtype)
+        limits = torch.iinfo(dtype)
+        # The largest 64-bit integers are not representable in float64; rounded up, they would overflow the dtype.
+        largest = float(limits.max) if int(float(limits.max)) <= limits.max else math.nextafter(float(limits.max), 0)
+        return rows.double().round().clamp(limits.min, largest).to(dtype)
+
+    def check_row_shape(self, shape: tuple[int, ...], any_size: bool, what: str) -> None:
+        """Check that rows of another array have the shape of these rows.
+
+        Args:
+            shape: of one row.
+            any_size: accept any size; the number of axes and of channels must match.
+            what: the array's name in the message.
+
+        Raises:
+            DataError: the shape differs, or has an axis of length 0.
+        """
+        expected = self.row_shape
+        channel = LAYOUTS[self.layout].channel
+        fits = len(shape) == len(expected) and (channel is None or shape[channel] == expected[channel])
+        if not fits or 0 in shape or (shape != expected and not any_size):
+            raise DataError(
+                f"{what}: rows have shape {shape}, but the model was trained on rows of shape {expected} "
+                f"(layout {self.layout})"
+            )
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a dtype without its module: `float32` for `torch.float32`."""
+    return str(dtype).removeprefix("torch.")
+
+
 def holds_classes(layout: LayoutName, dtype: torch.dtype) -> bool:
-    """Whether rows are grids of classes: integers in a layout without channels."""
+    """Return whether rows are grids of classes: integers or booleans in a layout without channels."""
     return LAYOUTS[layout].channel is None and not dtype.is_floating_point
 
 
 def with_channels(layout: LayoutName) -> list[LayoutName]:
-    """The layouts with channels of rows that have as many axes."""
+    """Return the layouts with a channel axis whose rows have as many axes as those of `layout`."""
     rank = LAYOUTS[layout].rank
     return [name for name, other in LAYOUTS.items() if other.channel is not None and other.rank == rank]
 
 
 def rows_to_values(rows: Tensor, layout: LayoutName) -> Tensor:
-    """(n, *row) to (n, C, *size) of the same type; a float row without channels gets one."""
+    """Move the channel axis first: (n, *row) to (n, C, *size). A layout without channels gets C = 1."""
     channel = LAYOUTS[layout].channel
     return rows.unsqueeze(1) if channel is None else rows.movedim(1 + channel, 1)
 
 
 def values_to_rows(values: Tensor, layout: LayoutName) -> Tensor:
-    """The inverse of `rows_to_values`."""
+    """Invert `rows_to_values`: (n, C, *size) to (n, *row)."""
     channel = LAYOUTS[layout].channel
     return values.squeeze(1) if channel is None else values.movedim(1, 1 + channel)
 
 
 def row_shape(layout: LayoutName, channels: int, size: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a row that holds a sample of `channels` and `size`."""
+    """Return the shape of the row that holds a sample of these `channels` and this `size`."""
     channel = LAYOUTS[layout].channel
     return size if channel is None else (*size[:channel], channels, *size[channel:])
 
 
 def sample_shape(layout: LayoutName, row: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
-    """The channels and the size of a row of this shape; the inverse of `row_shape`."""
+    """Return channels and size of the sample in a row of shape `row`; the inverse of `row_shape`."""
     channel = LAYOUTS[layout].channel
     return (1, row) if channel is None else (row[channel], row[:channel] + row[channel + 1 :])
 
 
 def guess_layout(row: tuple[int, ...], dtype: torch.dtype) -> LayoutName:
-    """Read the layout from the shape and the type of a row.
+    """Infer the layout from the shape `row` and the dtype of a row.
 
     Raises:
-        DataError: no layout fits, or two are likely.
+        DataError: no layout fits, or more than one is plausible.
     """
-    guesses = _guesses(row, dtype)
+    guesses = _plausible_layouts(row, dtype)
     if len(guesses) == 1:
         return guesses[0]
     if not guesses:
@@ -85,31 +186,25 @@ def guess_layout(row: tuple[int, ...], dtype: torch.dtype) -> LayoutName:
             "(N, T) or (N, H, W)"
         )
     raise DataError(
-        f"rows of shape {row} can have layout {listed(guesses)}; set data.layout to the correct one "
+        f"rows of shape {row} can have layout {join_or(guesses)}; set data.layout to the correct one "
         "(C channels, T steps, H and W pixels)"
     )
 
 
-def _guesses(row: tuple[int, ...], dtype: torch.dtype) -> list[LayoutName]:
+def _plausible_layouts(row: tuple[int, ...], dtype: torch.dtype) -> list[LayoutName]:
     match row:
         case (_,):
             return ["C"] if dtype.is_floating_point else ["T"]
         case (_, _) if not dtype.is_floating_point:
             return ["HW"]
         case (first, last):
-            if first <= _FEW_CHANNELS < last:
+            if first <= _MAX_SEQUENCE_CHANNELS < last:
                 return ["CT"]
-            return ["TC"] if last <= _FEW_CHANNELS < first else ["CT", "TC", "HW"]
+            return ["TC"] if last <= _MAX_SEQUENCE_CHANNELS < first else ["CT", "TC", "HW"]
         case (first, middle, last):
-            channels_first = first <= _COLOURS or middle == last
-            channels_last = last <= _COLOURS or first == middle
+            channels_first = first <= _MAX_COLOUR_CHANNELS or middle == last
+            channels_last = last <= _MAX_COLOUR_CHANNELS or first == middle
             if channels_first != channels_last:
                 return ["CHW"] if channels_first else ["HWC"]
             return ["CHW", "HWC"]
     return []
-
-
-# An axis up to this long is likely channels, beside one that is longer.
-_FEW_CHANNELS = 16
-# Grey, grey and alpha, colour, colour and alpha.
-_COLOURS = 4

@@ -1,4 +1,4 @@
-"""Rows that are read when they are asked for: one array, or many as one."""
+"""Rows of an array that are read on demand: from a NumPy array, a tensor, or several of them concatenated."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ RowIndices = NDArray[np.int64]
 
 
 class Rows(ABC):
-    """N rows of one shape and type.
+    """An array (N, *shape) that is read row by row.
 
     Attributes:
-        shape: of one row.
-        dtype: of the array.
+        shape: shape of one row.
+        dtype: dtype of the array.
     """
 
     shape: tuple[int, ...]
@@ -25,41 +25,42 @@ class Rows(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """N."""
+        """Return N."""
 
     @abstractmethod
     def read(self, start: int, stop: int) -> Tensor:
-        """Rows start to stop, as a new tensor (stop - start, *shape)."""
+        """Return rows `start` to `stop` as a new tensor (stop - start, *shape)."""
 
     @abstractmethod
-    def take(self, numbers: RowIndices) -> Tensor:
-        """The rows of these numbers (n,), in this order, as a new tensor (n, *shape)."""
+    def take(self, indices: RowIndices) -> Tensor:
+        """Return the rows at `indices` (n,), in this order, as a new tensor (n, *shape)."""
 
 
 class NumpyRows(Rows):
-    """Rows of a NumPy array, mapped or in memory.
+    """Rows of a NumPy array, memory-mapped or in memory.
 
     Args:
-        dtype: what its bits mean, where NumPy has no such type; None: what NumPy says.
+        array: (N, *shape).
+        dtype: reinterprets the bits of the array, for dtypes that NumPy does not have (bfloat16); None: the array's.
     """
 
     def __init__(self, array: NDArray[Any], dtype: torch.dtype | None = None) -> None:
         self._array = array
         self.shape = array.shape[1:]
-        self.dtype = dtype or _tensor(array[:0]).dtype
+        self.dtype = dtype or _copy_to_tensor(array[:0]).dtype
 
     def __len__(self) -> int:
         return len(self._array)
 
     def read(self, start: int, stop: int) -> Tensor:
-        return _tensor(self._array[start:stop]).view(self.dtype)
+        return _copy_to_tensor(self._array[start:stop]).view(self.dtype)
 
-    def take(self, numbers: RowIndices) -> Tensor:
-        return _tensor(self._array[numbers]).view(self.dtype)
+    def take(self, indices: RowIndices) -> Tensor:
+        return _copy_to_tensor(self._array[indices]).view(self.dtype)
 
 
 class TensorRows(Rows):
-    """Rows of a tensor, mapped or in memory."""
+    """Rows of a tensor (N, *shape), memory-mapped or in memory."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor
@@ -72,12 +73,12 @@ class TensorRows(Rows):
     def read(self, start: int, stop: int) -> Tensor:
         return self._tensor[start:stop].clone()
 
-    def take(self, numbers: RowIndices) -> Tensor:
-        return self._tensor[torch.from_numpy(numbers)]
+    def take(self, indices: RowIndices) -> Tensor:
+        return self._tensor[torch.from_numpy(indices)]
 
 
 class ShardedRows(Rows):
-    """Rows of several sources, one after the other, which agree in shape and type."""
+    """Concatenation of the rows of several shards. All shards have the same shape and dtype."""
 
     def __init__(self, shards: Sequence[Rows]) -> None:
         self._shards = shards
@@ -96,15 +97,17 @@ class ShardedRows(Rows):
         ]
         return torch.cat(pieces) if pieces else self._shards[0].read(0, 0)
 
-    def take(self, numbers: RowIndices) -> Tensor:
-        owners = np.searchsorted(self._starts, numbers, side="right") - 1
-        by_owner = np.argsort(owners, kind="stable")
+    def take(self, indices: RowIndices) -> Tensor:
+        shard_of_row = np.searchsorted(self._starts, indices, side="right") - 1
         pieces = [
-            self._shards[owner].take(numbers[owners == owner] - self._starts[owner]) for owner in np.unique(owners)
+            self._shards[shard].take(indices[shard_of_row == shard] - self._starts[shard])
+            for shard in np.unique(shard_of_row)
         ]
-        return torch.cat(pieces)[torch.from_numpy(np.argsort(by_owner))] if pieces else self.read(0, 0)
+        # The pieces are sorted by shard; the inverse of that stable sort restores the requested order.
+        inverse = np.argsort(np.argsort(shard_of_row, kind="stable"))
+        return torch.cat(pieces)[torch.from_numpy(inverse)] if pieces else self.read(0, 0)
 
 
-def _tensor(array: NDArray[Any]) -> Tensor:
-    """A tensor of its own memory and of the machine's byte order."""
+def _copy_to_tensor(array: NDArray[Any]) -> Tensor:
+    """Copy an array into a contiguous tensor in native byte order."""
     return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))

@@ -1,6 +1,6 @@
-"""One pass over a tensor file: every value is finite, its SHA-256, and the statistics that normalising needs.
+"""Scan of a tensor file in one pass: check that all values are finite, hash the file, compute channel statistics.
 
-The result is kept in a cache under the file's size and time of change, so that a second pass is spared.
+Results are cached in `$XDG_CACHE_HOME/vqtool` (default `~/.cache/vqtool`) by path, size and modification time.
 """
 
 import hashlib
@@ -21,15 +21,24 @@ from vqtool.errors import DataError, VqtoolError
 from vqtool.runtime.files import write_json
 from vqtool.runtime.progress import pass_bar
 
-# Bytes read at a time: what a cache holds.
-_CHUNK = 1 << 20
-# Part of every cache entry's name: raise it when a scan comes to mean something else.
-_VERSION = 2
+# Bytes of rows read at a time; small enough to stay in the CPU's cache.
+_CHUNK_BYTES = 1 << 20
+# Part of the file name of a cache entry. Increase it if the meaning of a scan changes.
+_CACHE_VERSION = 2
+
+# Selects rows: a mask (N,), or True for all rows, False for none.
+RowMask = NDArray[np.bool_] | bool
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, means and summed squared deviations of each channel (C,), which merge exactly (Chan et al. 1979)."""
+    """Count, mean and squared deviations of each channel; mergeable by the update of Chan et al. (1979).
+
+    Attributes:
+        count: number of values per channel.
+        mean: (C,).
+        squares: (C,), sum over the values x of (x - mean)².
+    """
 
     count: int
     mean: tuple[float, ...]
@@ -37,7 +46,7 @@ class Moments:
 
     @staticmethod
     def of(values: Tensor) -> "Moments":
-        """Of (n, C, *size) values, in float64."""
+        """Compute the moments of values (n, C, *size) in float64."""
         channels = values.double().transpose(0, 1).flatten(1)
         if channels.shape[1] == 0:
             return Moments(0, (0.0,) * len(channels), (0.0,) * len(channels))
@@ -46,23 +55,24 @@ class Moments:
         return Moments(channels.shape[1], tuple(mean.tolist()), tuple(squares.tolist()))
 
     def merge(self, other: "Moments") -> "Moments":
+        """Return the moments of the values of both."""
         count = self.count + other.count
         if count == 0:
             return self
-        mean, others = np.array(self.mean), np.array(other.mean)
-        step = others - mean
-        squares = np.array(self.squares) + other.squares + step**2 * self.count * other.count / count
-        return Moments(count, tuple((mean + step * other.count / count).tolist()), tuple(squares.tolist()))
+        mean = np.array(self.mean)
+        delta = np.array(other.mean) - mean
+        squares = np.array(self.squares) + other.squares + delta**2 * self.count * other.count / count
+        return Moments(count, tuple((mean + delta * other.count / count).tolist()), tuple(squares.tolist()))
 
 
 @dataclass(frozen=True)
 class FileScan:
-    """What a pass over a file found.
+    """Result of scanning one file.
 
     Attributes:
         sha256: of the file's bytes.
-        moments: of the rows that count; None for classes, and where none do.
-        smallest, largest: of all values, for classes; None for values.
+        moments: of the selected rows; None for classes.
+        smallest, largest: smallest and largest class; None for values.
     """
 
     sha256: str
@@ -71,44 +81,49 @@ class FileScan:
     largest: int | None
 
 
-# Which rows count for the moments: all, none, or those of a mask (N,).
-Counted = NDArray[np.bool_] | bool
-
-
-def scan_file(path: Path, rows: Rows, layout: LayoutName, key: str | None, counted: Counted) -> FileScan:
-    """Scan a file, or find its scan in the cache.
+def scan_file(path: Path, rows: Rows, layout: LayoutName, key: str | None, moment_rows: RowMask) -> FileScan:
+    """Scan a file, or return its cached scan.
 
     Args:
-        path: of the file, whose array `rows` are.
-        layout: of the rows.
-        key: of the array in the file.
-        counted: which rows count for the moments.
+        path: the file.
+        rows: the array in the file.
+        layout: layout of the rows.
+        key: name of the array in the file.
+        moment_rows: rows that enter the moments. With False, the moments are unspecified: None, or those of an
+            earlier scan.
 
     Raises:
-        DataError: a value is NaN, infinite or beyond float32; names the first such row.
+        DataError: a value is NaN, infinite or beyond the range of float32; names the first such row.
     """
-    entry = _cache_entry(path, layout, key, _split_name(counted))
-    cached = _cached(entry)
-    if cached is not None:
-        return cached
-    with path.open("rb") as file:
-        scan = scan_rows(str(path), rows, layout, counted, file, path.stat().st_size)
-    _keep(entry, scan)
-    _keep(_cache_entry(path, layout, key, _ANY_SPLIT), scan)
+    entry = _cache_path(path, layout, key, moment_rows)
+    scan = _read_cache(entry)
+    if scan is None:
+        with path.open("rb") as file:
+            scan = scan_rows(str(path), rows, layout, moment_rows, file, path.stat().st_size)
+        _write_cache(entry, scan)
+        _write_cache(_cache_path(path, layout, key, False), scan)
     return scan
 
 
-def verify_file(path: Path, rows: Rows, layout: LayoutName, key: str | None) -> FileScan:
-    """As `scan_file`, but without moments; any earlier scan of the file will do.
+def scan_rows(
+    name: str,
+    rows: Rows,
+    layout: LayoutName,
+    moment_rows: RowMask,
+    content: BinaryIO,
+    size: int,
+    chunk_bytes: int = _CHUNK_BYTES,
+) -> FileScan:
+    """Scan rows, and hash the `size` bytes of `content` that hold them.
 
-    Raises:
-        DataError: as `scan_file`.
-    """
-    return _cached(_cache_entry(path, layout, key, _ANY_SPLIT)) or scan_file(path, rows, layout, key, False)
-
-
-def scan_rows(name: str, rows: Rows, layout: LayoutName, counted: Counted, content: BinaryIO, size: int) -> FileScan:
-    """Scan rows as they stand, and hash the `size` bytes of `content` that they come from.
+    Args:
+        name: of the data, in messages.
+        rows: the array.
+        layout: layout of the rows.
+        moment_rows: rows that enter the moments; with False, the moments are None.
+        content: the file, or the bytes of the array.
+        size: number of bytes of `content`.
+        chunk_bytes: bytes of rows read at a time.
 
     Raises:
         DataError: as `scan_file`.
@@ -117,28 +132,28 @@ def scan_rows(name: str, rows: Rows, layout: LayoutName, counted: Counted, conte
     digest = hashlib.sha256()
     moments: Moments | None = None
     bounds: list[int] = []
-    step = max(1, _CHUNK // max(1, rows.read(0, 1).nbytes))
+    step = max(1, chunk_bytes // max(1, rows.read(0, 1).nbytes))
     with pass_bar(f"scan {name}", len(rows)) as bar:
         for start in range(0, len(rows), step):
             stop = min(start + step, len(rows))
             chunk = rows.read(start, stop)
-            # The hash follows the rows through the file, so that each page is fetched once.
+            # The hash advances with the rows, so each page of the file is read from disk once.
             digest.update(content.read(size * stop // len(rows) - content.tell()))
             if classes:
                 bounds += [int(chunk.numpy().min()), int(chunk.numpy().max())]
             else:
                 values = rows_to_values(chunk, layout)
                 _check_finite(values.float(), name, start)
-                if counted is not False:
-                    kept = values if counted is True else values[torch.from_numpy(counted[start:stop])]
-                    found = Moments.of(kept)
-                    moments = found if moments is None else moments.merge(found)
+                if moment_rows is not False:
+                    selected = values if moment_rows is True else values[torch.from_numpy(moment_rows[start:stop])]
+                    chunk_moments = Moments.of(selected)
+                    moments = chunk_moments if moments is None else moments.merge(chunk_moments)
             bar.update(stop - start)
     return FileScan(digest.hexdigest(), moments, min(bounds, default=None), max(bounds, default=None))
 
 
 def _check_finite(values: Tensor, name: str, start: int) -> None:
-    # A sum is finite only where all its terms are; the other way round it may overflow, and then the slow test decides.
+    # Fast path: a finite sum implies finite terms. A sum of finite terms can overflow, so otherwise test each value.
     if values.sum().isfinite():
         return
     bad = (~values.flatten(1).isfinite()).any(dim=1)
@@ -148,24 +163,20 @@ def _check_finite(values: Tensor, name: str, start: int) -> None:
         raise DataError(f"{name}: row {start + row} contains {kind}; remove or replace it")
 
 
-_ANY_SPLIT = "any"
-
-
-def _split_name(counted: Counted) -> str:
-    if isinstance(counted, bool):
-        return "all" if counted else _ANY_SPLIT
-    return hashlib.sha256(np.packbits(counted).tobytes()).hexdigest()
-
-
-def _cache_entry(path: Path, layout: LayoutName, key: str | None, split: str) -> Path:
+def _cache_path(path: Path, layout: LayoutName, key: str | None, moment_rows: RowMask) -> Path:
+    """Return the path of the cache entry. Every scan of a file also writes the entry of `moment_rows=False`."""
+    if isinstance(moment_rows, bool):
+        selection = "all" if moment_rows else "any"
+    else:
+        selection = hashlib.sha256(np.packbits(moment_rows).tobytes()).hexdigest()
     status = path.stat()
     stamps = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-    identity = [_VERSION, str(path.resolve()), *stamps, layout, key, split]
+    identity = [_CACHE_VERSION, str(path.resolve()), *stamps, layout, key, selection]
     home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     return home / "vqtool" / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()}.json"
 
 
-def _keep(entry: Path, scan: FileScan) -> None:
+def _write_cache(entry: Path, scan: FileScan) -> None:
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         write_json(entry, asdict(scan))
@@ -173,7 +184,8 @@ def _keep(entry: Path, scan: FileScan) -> None:
         pass  # The cache only saves time.
 
 
-def _cached(entry: Path) -> FileScan | None:
+def _read_cache(entry: Path) -> FileScan | None:
+    """Return a cached scan; None if there is none, or if the entry is damaged."""
     try:
         fields = json.loads(entry.read_text(encoding="utf-8"))
         moments = fields.pop("moments")

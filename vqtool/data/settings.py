@@ -1,26 +1,25 @@
-"""The data block of the config."""
+"""Settings of the `data` block of the config."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from vqtool.data.layout import LayoutName
-from vqtool.data.spec import DtypeName
+from vqtool.data.layout import DtypeName, LayoutName
 from vqtool.data.synthetic import SyntheticSource
 from vqtool.runtime.settings import Settings
 
 Auto = Literal["auto"]
 
-# Integers beyond are ids or measurements, not classes: each class costs a row of the embedding and of the logits.
-MOST_CLASSES = 1 << 20
-# No file can be opened by a longer one.
-LONGEST_PATH = 4096
+# Larger integers are ids or measurements, not classes: each class costs a row of the embedding and of the logits.
+MAX_CLASSES = 1 << 20
+# PATH_MAX of Linux: longer paths cannot be opened.
+MAX_PATH_CHARS = 4096
 
 
 class DataSettings(Settings):
     """Settings of any data. `auto` values are inferred from the array and stored resolved in the run's config."""
 
-    validation: Annotated[float, Field(gt=0, lt=1)] | Annotated[str, Field(min_length=1, max_length=LONGEST_PATH)] = (
+    validation: Annotated[float, Field(gt=0, lt=1)] | Annotated[str, Field(min_length=1, max_length=MAX_PATH_CHARS)] = (
         Field(0.1, description="fraction of rows held out at random, or path of separate validation data")
     )
     layout: LayoutName | Auto = Field(
@@ -30,7 +29,7 @@ class DataSettings(Settings):
     size: list[int] | Auto = Field(
         "auto", description="size of a sample without channels: [T], [H, W], or [] for vectors; auto: from the array"
     )
-    classes: Annotated[int, Field(ge=1, le=MOST_CLASSES)] | Auto | None = Field(
+    classes: Annotated[int, Field(ge=1, le=MAX_CLASSES)] | Auto | None = Field(
         "auto", description="number of classes of integer grids; auto: largest class in the data + 1; null: not classes"
     )
     dtype: DtypeName | Auto = Field("auto", description="dtype of the array; auto: from the array")
@@ -46,10 +45,12 @@ class TensorsSettings(DataSettings):
     kind: Literal["tensors"] = "tensors"
     path: str = Field(
         min_length=1,
-        max_length=LONGEST_PATH,
+        max_length=MAX_PATH_CHARS,
         description="tensor file (.npy, .npz, .safetensors, .pt), directory of such files in name order, or glob",
     )
-    key: str | None = Field(None, max_length=LONGEST_PATH, description="name of the array, for files that hold several")
+    key: str | None = Field(
+        None, max_length=MAX_PATH_CHARS, description="name of the array, for files that hold several"
+    )
 
 
 class SyntheticSettings(DataSettings):
@@ -60,4 +61,5 @@ class SyntheticSettings(DataSettings):
     source: SyntheticSource = Field(description="generator of the samples")
 
 
+# `kind` selects the settings class.
 DataKind = Annotated[TensorsSettings | SyntheticSettings, Field(discriminator="kind")]

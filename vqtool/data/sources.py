@@ -1,4 +1,4 @@
-"""From a path, or from synthetic settings, to rows that can be read, with the shards they come from."""
+"""Sources of rows: tensor files (one file, a directory or a glob) or a synthetic generator, and their scans."""
 
 import functools
 import glob
@@ -13,28 +13,29 @@ from typing import Any
 
 import numpy as np
 
-from vqtool.data.layout import LayoutName, with_channels
+from vqtool.data.layout import LayoutName, dtype_name, with_channels
 from vqtool.data.rows import NumpyRows, Rows, ShardedRows
-from vqtool.data.scan import Counted, FileScan, Moments, scan_file, scan_rows, verify_file
+from vqtool.data.scan import FileScan, Moments, RowMask, scan_file, scan_rows
 from vqtool.data.settings import SyntheticSettings
-from vqtool.data.spec import dtype_name
 from vqtool.data.tensor_files import READERS, open_file
 from vqtool.errors import DataError
 from vqtool.runtime.memory import check_fits_memory
-from vqtool.runtime.terminal import listed
+from vqtool.runtime.terminal import join_or
 
-# Rows looked through at a time.
-_BLOCK = 4096
-# What making up one number may take at the worst: itself, and temporaries in float64.
-_WORKING_BYTES = 32
+# Rows read at a time to find a row with an invalid class.
+_ROWS_PER_BLOCK = 4096
+# Peak memory of generating one value: the value itself and temporaries in float64.
+_BYTES_PER_GENERATED_VALUE = 32
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of a source; for synthetic data, all of it.
+    """One file of a source, or the whole of a synthetic data set.
 
     Attributes:
-        name: of the file, without its folder.
+        name: file name without directory; `synthetic-<kind>` for synthetic data.
+        rows: number of rows.
+        sha256: of the file; of the array's bytes for synthetic data.
     """
 
     name: str
@@ -44,122 +45,129 @@ class Shard:
 
 @dataclass(frozen=True)
 class DatasetScan:
-    """What a scan of a whole source found: see `FileScan`, whose fields these are over all shards."""
+    """Result of scanning all shards of a source.
+
+    Attributes:
+        shards: in the order of their rows.
+        moments: of the selected rows of all shards; None for classes.
+        largest: largest class; None for values.
+    """
 
     shards: tuple[Shard, ...]
     moments: Moments | None
     largest: int | None
 
     @classmethod
-    def of(cls, fields: dict[str, Any]) -> "DatasetScan":
-        """From fields as `dataclasses.asdict` makes them."""
+    def from_dict(cls, fields: dict[str, Any]) -> "DatasetScan":
+        """Invert `dataclasses.asdict`."""
         moments = fields["moments"] and Moments(**fields["moments"])
         return cls(tuple(Shard(**shard) for shard in fields["shards"]), moments, fields["largest"])
 
     @property
     def sha256(self) -> str:
-        """The SHA-256 of the shards."""
+        """SHA-256 of the data, as `combined_sha256` of its shards."""
         return combined_sha256([shard.sha256 for shard in self.shards])
 
 
 def combined_sha256(digests: Sequence[str]) -> str:
-    """The only digest; of several, the SHA-256 of them in order."""
+    """Return a single digest unchanged; for several, the SHA-256 of their concatenated hexadecimal digits."""
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 class Source(ABC):
-    """Rows with a name.
+    """Rows with a name, in one or more shards.
 
     Attributes:
-        name: what to call them in a message.
-        paths: the files they are read from.
+        name: of the data, in messages.
+        paths: files of the rows; empty for synthetic data.
+        rows: the rows of all shards.
     """
 
     name: str
     paths: list[Path]
     rows: Rows
-    _identities: Sequence[tuple[int, ...]] = ()
+    _file_stamps: Sequence[tuple[int, ...]] = ()
 
-    def survey(self, layout: LayoutName, counted: Counted = True) -> DatasetScan:
-        """Scan all rows once; `counted` says which of them count for the moments.
+    def scan(self, layout: LayoutName, moment_rows: RowMask = True) -> DatasetScan:
+        """Scan all rows, or return cached scans.
 
-        Raises:
-            DataError: a value is not finite, or a class is negative.
-        """
-        return self._summary(self._scan(layout, counted), layout)
-
-    def verify(self, layout: LayoutName) -> DatasetScan:
-        """As `survey`, without moments; any earlier scan of a file will do.
+        Args:
+            layout: layout of the rows.
+            moment_rows: rows that enter the moments, as in `scan_file`.
 
         Raises:
-            DataError: as `survey`.
+            DataError: a value is not finite in float32, or a class is negative; names the row.
         """
-        return self._summary(self._verify(layout), layout)
-
-    def _summary(self, scanned: list[tuple[Shard, FileScan]], layout: LayoutName) -> DatasetScan:
-        moments = [scan.moments for _, scan in scanned if scan.moments is not None]
-        largest = [scan.largest for _, scan in scanned if scan.largest is not None]
-        if any(scan.smallest is not None and scan.smallest < 0 for _, scan in scanned):
-            others = listed(with_channels(layout))
+        shards = self._scan_shards(layout, moment_rows)
+        moments = [scan.moments for _, scan in shards if scan.moments is not None]
+        largest = [scan.largest for _, scan in shards if scan.largest is not None]
+        if any(scan.smallest is not None and scan.smallest < 0 for _, scan in shards):
+            layouts = join_or(with_channels(layout))
             raise DataError(
-                f"{self.name}: row {self._first_outside(None)[0]} contains a negative integer, but integers in layout "
-                f"{layout} are classes, numbered from 0; for values, set data.layout to {others}"
+                f"{self.name}: row {self._first_invalid_row(None)[0]} contains a negative integer, but integers in "
+                f"layout {layout} are classes, numbered from 0; for values, set data.layout to {layouts}"
             )
         return DatasetScan(
-            shards=tuple(shard for shard, _ in scanned),
+            shards=tuple(shard for shard, _ in shards),
             moments=functools.reduce(Moments.merge, moments) if moments else None,
             largest=max(largest, default=None),
         )
 
-    def check_classes(self, survey: DatasetScan, classes: int, advice: str = "") -> None:
-        """Refuse a class of `classes` or above; `advice` ends the message.
+    def check_classes(self, scan: DatasetScan, num_classes: int, advice: str = "") -> None:
+        """Check that all classes are below `num_classes`.
+
+        Args:
+            scan: scan of this source.
+            num_classes: number of valid classes.
+            advice: text appended to the message.
 
         Raises:
-            DataError: there is one; names the first row.
+            DataError: names the first row with a larger class.
         """
-        if survey.largest is not None and survey.largest >= classes:
-            row, found = self._first_outside(classes)
+        if scan.largest is not None and scan.largest >= num_classes:
+            row, row_max = self._first_invalid_row(num_classes)
             raise DataError(
-                f"{self.name}: row {row} contains class {found} (largest: {survey.largest}), but valid classes are 0 "
-                f"to {classes - 1}; correct the row{advice}"
+                f"{self.name}: row {row} contains class {row_max} (largest: {scan.largest}), but valid classes are 0 "
+                f"to {num_classes - 1}; correct the row{advice}"
             )
 
     def check_unchanged(self) -> None:
-        """Refuse files that are no longer those that were opened.
+        """Check that the files are the ones that were opened, by inode, size and modification time.
 
         Raises:
-            DataError: names one.
+            DataError: names the first file that changed.
         """
-        for path, before in zip(self.paths, self._identities, strict=True):
-            if _identity(path) != before:
+        for path, stamp in zip(self.paths, self._file_stamps, strict=True):
+            if _file_stamp(path) != stamp:
                 raise DataError(f"{path}: file changed while it was read; run the command again")
 
-    def _verify(self, layout: LayoutName) -> list[tuple[Shard, FileScan]]:
-        return self._scan(layout, False)
-
     @abstractmethod
-    def _scan(self, layout: LayoutName, counted: Counted) -> list[tuple[Shard, FileScan]]:
-        """Each shard and what is found in it."""
+    def _scan_shards(self, layout: LayoutName, moment_rows: RowMask) -> list[tuple[Shard, FileScan]]:
+        """Scan each shard, in order."""
 
-    def _first_outside(self, classes: int | None) -> tuple[int, int]:
-        """The number of the first row with an integer below 0, or of `classes` or above; and its largest integer."""
-        for start in range(0, len(self.rows), _BLOCK):
-            rows = self.rows.read(start, min(start + _BLOCK, len(self.rows))).flatten(1).numpy()
-            outside = (rows < 0).any(axis=1) if classes is None else (rows >= classes).any(axis=1)
-            if outside.any():
-                return start + int(outside.argmax()), int(rows[outside.argmax()].max())
-        raise AssertionError("the scan saw such a row")
+    def _first_invalid_row(self, num_classes: int | None) -> tuple[int, int]:
+        """Find the first row with a class >= `num_classes`, or with a negative integer if `num_classes` is None.
+
+        Returns:
+            The row's index and its largest integer.
+        """
+        for start in range(0, len(self.rows), _ROWS_PER_BLOCK):
+            rows = self.rows.read(start, min(start + _ROWS_PER_BLOCK, len(self.rows))).flatten(1).numpy()
+            invalid = (rows < 0).any(axis=1) if num_classes is None else (rows >= num_classes).any(axis=1)
+            if invalid.any():
+                return start + int(invalid.argmax()), int(rows[invalid.argmax()].max())
+        raise AssertionError("the scan found an invalid row")
 
 
 class FileSource(Source):
-    """The rows of a file, a folder or a glob.
+    """Rows of a tensor file, of all tensor files of a directory, or of those that match a glob.
 
     Args:
-        path: what `data.path` may be.
-        key: the name of the array in files of several.
+        path: as `data.path` of the config.
+        key: name of the array, for files that hold several.
 
     Raises:
-        DataError: nothing is there, or the files do not agree in shape and type.
+        DataError: no such files, or their rows differ in shape or dtype.
     """
 
     def __init__(self, path: str, key: str | None = None) -> None:
@@ -167,65 +175,57 @@ class FileSource(Source):
             raise DataError("path of the data is empty; pass a file, directory or glob")
         self.name = path
         self._key = key
-        self.paths = _expand(path)
-        self._identities = [_identity(file) for file in self.paths]
+        self.paths = _expand_path(path)
+        self._file_stamps = [_file_stamp(file) for file in self.paths]
         self._shards = [open_file(file, key) for file in self.paths]
-        _check_agree(self.paths, self._shards)
+        for file, rows in zip(self.paths, self._shards, strict=True):
+            first = self._shards[0]
+            if (rows.shape, rows.dtype) != (first.shape, first.dtype):
+                raise DataError(describe_mismatch(f"{file}: rows", rows, f"those of {self.paths[0]}", first))
         self.rows = self._shards[0] if len(self._shards) == 1 else ShardedRows(self._shards)
 
-    def _scan(self, layout: LayoutName, counted: Counted) -> list[tuple[Shard, FileScan]]:
-        scans, start = [], 0
+    def _scan_shards(self, layout: LayoutName, moment_rows: RowMask) -> list[tuple[Shard, FileScan]]:
+        shards, start = [], 0
         for path, rows in zip(self.paths, self._shards, strict=True):
-            kept = counted if isinstance(counted, bool) else counted[start : start + len(rows)]
-            scans.append(scan_file(path, rows, layout, self._key, kept))
+            mask = moment_rows if isinstance(moment_rows, bool) else moment_rows[start : start + len(rows)]
+            scan = scan_file(path, rows, layout, self._key, mask)
+            shards.append((Shard(path.name, len(rows), scan.sha256), scan))
             start += len(rows)
-        return self._by_shard(scans)
-
-    def _verify(self, layout: LayoutName) -> list[tuple[Shard, FileScan]]:
-        files = zip(self.paths, self._shards, strict=True)
-        return self._by_shard([verify_file(path, rows, layout, self._key) for path, rows in files])
-
-    def _by_shard(self, scans: list[FileScan]) -> list[tuple[Shard, FileScan]]:
-        files = zip(self.paths, self._shards, scans, strict=True)
-        return [(Shard(path.name, len(rows), scan.sha256), scan) for path, rows, scan in files]
+        return shards
 
 
 class GeneratedSource(Source):
-    """Rows made up from a seed, held in memory.
+    """Synthetic rows, generated from a seed and held in memory.
 
     Raises:
-        DataError: they would not fit.
+        DataError: not enough memory.
     """
 
     def __init__(self, settings: SyntheticSettings, seed: int) -> None:
         self.name = f"synthetic-{settings.source.kind}"
         self.paths = []
-        numbers = settings.samples * settings.source.numbers + settings.source.shared_numbers
+        values = settings.samples * settings.source.values_per_sample + settings.source.shared_values
         what = f"data.samples: {settings.samples:,} of {self.name}"
-        check_fits_memory(numbers * _WORKING_BYTES, what, "lower data.samples or the size of a sample")
+        check_fits_memory(values * _BYTES_PER_GENERATED_VALUE, what, "lower data.samples or the size of a sample")
         self._array = settings.source.generate(settings.samples, np.random.default_rng(seed))
         self.rows = NumpyRows(self._array)
 
-    def _scan(self, layout: LayoutName, counted: Counted) -> list[tuple[Shard, FileScan]]:
+    def _scan_shards(self, layout: LayoutName, moment_rows: RowMask) -> list[tuple[Shard, FileScan]]:
         content = io.BytesIO(self._array.tobytes())
-        scan = scan_rows(self.name, self.rows, layout, counted, content, self._array.nbytes)
+        scan = scan_rows(self.name, self.rows, layout, moment_rows, content, self._array.nbytes)
         return [(Shard(self.name, len(self.rows), scan.sha256), scan)]
 
 
-def _expand(path: str) -> list[Path]:
-    try:
-        found = _found(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    if not found and not os.path.isdir(path) and not _matches(path):
-        raise DataError(f"{path}: matches no file; check the pattern")
-    if not found:
-        raise DataError(f"{path}: no tensor files found; expected {listed(READERS)}")
-    return sorted(found)
+def describe_mismatch(name: str, rows: Rows, expected_name: str, expected: Rows) -> str:
+    """Return a sentence that states how two arrays of rows differ: in shape, dtype or both."""
+    shapes, dtypes = (rows.shape, expected.shape), (dtype_name(rows.dtype), dtype_name(expected.dtype))
+    differing = [(field, pair) for field, pair in (("shape", shapes), ("dtype", dtypes)) if pair[0] != pair[1]]
+    actual, wanted = (" and ".join(f"{field} {pair[side]}" for field, pair in differing) for side in (0, 1))
+    return f"{name} have {actual}, but {expected_name} have {wanted}"
 
 
-def _identity(path: Path) -> tuple[int, ...]:
-    """What changes with a file; all zero where there is none."""
+def _file_stamp(path: Path) -> tuple[int, ...]:
+    """Return inode, size and modification time of a file; zeros if it cannot be accessed."""
     try:
         status = path.stat()
     except OSError:
@@ -233,35 +233,38 @@ def _identity(path: Path) -> tuple[int, ...]:
     return (status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-def _found(path: str) -> list[Path]:
+def _expand_path(path: str) -> list[Path]:
+    """Return the files that `data.path` names, sorted.
+
+    Raises:
+        DataError: there are none.
+    """
+    try:
+        files = _list_files(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    if not files and not os.path.isdir(path) and not _glob(path):
+        raise DataError(f"{path}: matches no file; check the pattern")
+    if not files:
+        raise DataError(f"{path}: no tensor files found; expected {join_or(READERS)}")
+    return sorted(files)
+
+
+def _list_files(path: str) -> list[Path]:
     if Path(path).is_dir():
         return [p for p in Path(path).iterdir() if p.suffix.lower() in READERS and not p.name.startswith(".")]
     if Path(path).exists() or not glob.has_magic(path):
         return [Path(path)]
-    return [p for p in _matches(path) if p.suffix.lower() in READERS]
+    return [p for p in _glob(path) if p.suffix.lower() in READERS]
 
 
-def _matches(pattern: str) -> list[Path]:
+def _glob(pattern: str) -> list[Path]:
     if "**" not in Path(pattern).parts:
         return [Path(match) for match in glob.glob(pattern)]
-    # Under **, glob.glob follows links, and two that lead back to their folder keep it busy for ever; pathlib does not.
+    # For **, glob.glob follows symbolic links and never ends if they form a cycle; pathlib does not follow them.
     root = Path(Path(pattern).anchor)
     inner = Path(pattern).relative_to(root)
-    found = root.glob(str(inner / "*" if inner.name == "**" else inner))
+    matches = root.glob(str(inner / "*" if inner.name == "**" else inner))
+    # Unlike glob.glob, pathlib lets * and ** match hidden names: drop matches with more of them than the pattern names.
     hidden = sum(part.startswith(".") for part in inner.parts)
-    return [p for p in found if sum(part.startswith(".") for part in p.relative_to(root).parts) <= hidden]
-
-
-def _check_agree(paths: Sequence[Path], shards: Sequence[Rows]) -> None:
-    first = shards[0]
-    for path, rows in zip(paths, shards, strict=True):
-        if (rows.shape, rows.dtype) != (first.shape, first.dtype):
-            raise DataError(mismatch(f"{path}: rows", rows, f"those of {paths[0]}", first))
-
-
-def mismatch(what: str, rows: Rows, others: str, expected: Rows) -> str:
-    """How rows differ from the others: in shape, dtype or both."""
-    shapes, dtypes = (rows.shape, expected.shape), (dtype_name(rows.dtype), dtype_name(expected.dtype))
-    differing = [(name, pair) for name, pair in (("shape", shapes), ("dtype", dtypes)) if pair[0] != pair[1]]
-    ours, theirs = (" and ".join(f"{name} {pair[side]}" for name, pair in differing) for side in (0, 1))
-    return f"{what} have {ours}, but {others} have {theirs}"
+    return [p for p in matches if sum(part.startswith(".") for part in p.relative_to(root).parts) <= hidden]

@@ -1,6 +1,6 @@
-"""Tensor files: what arrays are in one, opened without reading them. Nothing is unpickled but tensors.
+"""Tensor files: list the arrays of a file and open one of them lazily, without unpickling anything but tensors.
 
-A reader maps a path to the arrays inside; the table at the end chooses it by the file's suffix.
+A reader maps a path to the arrays of the file, by name; `READERS`, at the end, selects the reader by the file's suffix.
 """
 
 import json
@@ -21,16 +21,24 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
+from vqtool.data.layout import DtypeName, dtype_name
 from vqtool.data.rows import NumpyRows, Rows, TensorRows
-from vqtool.data.spec import DtypeName, dtype_name
 from vqtool.errors import DataError, VqtoolError
 from vqtool.runtime.files import read_error_reason
 from vqtool.runtime.memory import check_fits_memory
-from vqtool.runtime.terminal import listed
+from vqtool.runtime.terminal import join_or
+
+# Arrays join_or in a message.
+_MAX_LISTED_ARRAYS = 100
+# Characters shown of another library's error message.
+_MAX_DETAIL_CHARS = 120
+# Longest accepted header of a .npy file. Real headers have a few hundred bytes.
+_MAX_NPY_HEADER_BYTES = 1 << 16
+_SUPPORTED_DTYPES = get_args(DtypeName)
 
 
-class Array(NamedTuple):
-    """One array of a file: its shape (N, *row), the name of its type, and how to open it."""
+class StoredArray(NamedTuple):
+    """One array of a file: shape (N, *row), name of the dtype, and a function that opens the rows."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -38,36 +46,44 @@ class Array(NamedTuple):
 
 
 def open_file(path: Path, key: str | None = None) -> Rows:
-    """The rows of a file's array: the one called `key`, or its only one.
+    """Open the rows of an array in a file.
+
+    Args:
+        path: the file.
+        key: name of the array; None if the file holds a single array.
 
     Raises:
-        DataError: no such file, not a file of its kind, no or several such arrays, or one that cannot hold samples.
+        DataError: the file cannot be read, has no such array or several, or shape or dtype are not supported.
     """
-    with _told_as_data_errors(path):
+    with _as_data_errors(path):
         _check_is_file(path)
         reader = READERS.get(path.suffix.lower())
         if reader is None:
-            raise DataError(f"{path}: unknown file type; expected {listed(READERS)}")
-        name, array = _choose(path, reader(path), key)
-        _check(f"{path}[{name}]" if name else str(path), array)
+            raise DataError(f"{path}: unknown file type; expected {join_or(READERS)}")
+        name, array = _select_array(path, reader(path), key)
+        _check_array(_array_name(path, name), array)
         return array.open()
 
 
 def map_npy(path: Path) -> NDArray[Any]:
-    """The array of a .npy file, mapped read-only.
+    """Memory-map the array of a .npy file, read-only.
 
     Raises:
-        DataError: no such file, or not a .npy file.
+        DataError: the file cannot be read, is not a .npy file, or its dtype is not supported.
     """
-    with _told_as_data_errors(path):
+    with _as_data_errors(path):
         _check_is_file(path)
         with path.open("rb") as file:
-            _check_dtype(str(path), _npy_header(file)[1].name)
+            _check_dtype(str(path), _read_npy_header(file)[1].name)
         return np.lib.format.open_memmap(path, mode="r")
 
 
+def _array_name(path: Path, name: str) -> str:
+    return f"{path}[{name}]" if name else str(path)
+
+
 def _check_is_file(path: Path) -> None:
-    path.stat()  # an OSError says why there is no file
+    path.stat()  # its OSError gives the reason, which is_file() hides
     if path.is_dir():
         raise DataError(f"{path}: is a directory; name a file")
     if not path.is_file():
@@ -75,8 +91,9 @@ def _check_is_file(path: Path) -> None:
 
 
 @contextmanager
-def _told_as_data_errors(path: Path, name: str = "") -> Iterator[None]:
-    what = f"{path}[{name}]" if name else str(path)
+def _as_data_errors(path: Path, name: str = "") -> Iterator[None]:
+    """Convert every exception into a DataError that names the file and the array `name`, and suppress warnings."""
+    what = _array_name(path, name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a damaged file is an error below; other warnings are irrelevant
@@ -87,21 +104,19 @@ def _told_as_data_errors(path: Path, name: str = "") -> Iterator[None]:
         raise DataError(
             f"{what}: contains pickled objects, which are not loaded; save a tensor, or a dict of tensors"
         ) from error
-    except Exception as error:  # a damaged file can make its parser fail in any way
+    except Exception as error:  # a parser can raise anything on a damaged file
         if isinstance(error, OSError) and error.errno:
             raise DataError(f"{what}: {read_error_reason(error)}") from error
-        detail = _detail(error)
+        # The arguments of tokenize.TokenError are a text and a position.
+        text = error.args[0] if len(error.args) == 2 and isinstance(error.args[0], str) else str(error)
+        detail = (text.splitlines() or [type(error).__name__])[0][:_MAX_DETAIL_CHARS]
         raise DataError(f"{what}: damaged or truncated {path.suffix} file ({detail}); save the array again") from error
 
 
-# Arrays of a file that are listed when one is to be chosen.
-_MOST_LISTED = 100
-
-
-def _choose(path: Path, arrays: dict[str, Array], key: str | None) -> tuple[str, Array]:
+def _select_array(path: Path, arrays: dict[str, StoredArray], key: str | None) -> tuple[str, StoredArray]:
     listing = [f"  {name or '(unnamed)'}  {array.dtype} {array.shape}" for name, array in arrays.items()]
-    if len(listing) > _MOST_LISTED:
-        listing[_MOST_LISTED:] = [f"  and {len(listing) - _MOST_LISTED:,} more"]
+    if len(listing) > _MAX_LISTED_ARRAYS:
+        listing[_MAX_LISTED_ARRAYS:] = [f"  and {len(listing) - _MAX_LISTED_ARRAYS:,} more"]
     if not arrays:
         raise DataError(f"{path}: contains no array")
     if key is not None:
@@ -114,7 +129,7 @@ def _choose(path: Path, arrays: dict[str, Array], key: str | None) -> tuple[str,
     return next(iter(arrays.items()))
 
 
-def _check(what: str, array: Array) -> None:
+def _check_array(what: str, array: StoredArray) -> None:
     _check_dtype(what, array.dtype)
     if not array.shape:
         raise DataError(f"{what}: contains a single number; expected an array (N, ...)")
@@ -128,66 +143,59 @@ def _check(what: str, array: Array) -> None:
 def _check_dtype(what: str, dtype: str) -> None:
     if dtype.startswith("torch.sparse"):
         raise DataError(f"{what}: is a sparse tensor ({dtype}); save tensor.to_dense()")
-    if dtype not in _DTYPES:
-        raise DataError(f"{what}: dtype {dtype} is not supported; expected {listed(_DTYPES)}")
+    if dtype not in _SUPPORTED_DTYPES:
+        raise DataError(f"{what}: dtype {dtype} is not supported; expected {join_or(_SUPPORTED_DTYPES)}")
 
 
-_DTYPES = get_args(DtypeName)
+# .npy
 
 
-def _read_npy(path: Path) -> dict[str, Array]:
+def _read_npy(path: Path) -> dict[str, StoredArray]:
     with path.open("rb") as file:
-        shape, dtype = _npy_header(file)
-    return {"": Array(shape, dtype.name, lambda: NumpyRows(map_npy(path)))}
+        shape, dtype = _read_npy_header(file)
+    return {"": StoredArray(shape, dtype.name, lambda: NumpyRows(map_npy(path)))}
 
 
-def _read_npz(path: Path) -> dict[str, Array]:
+def _read_npy_header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    start, width = file.tell(), 2 if version == (1, 0) else 4
+    length = int.from_bytes(file.read(width), "little")
+    if length > _MAX_NPY_HEADER_BYTES:  # NumPy would read the whole header before it checks the length
+        raise ValueError(f"header of {length:,} bytes is too long")
+    file.seek(start)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    return shape, dtype
+
+
+# .npz
+
+
+def _read_npz(path: Path) -> dict[str, StoredArray]:
     arrays = {}
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             if not member.filename.endswith(".npy"):
                 continue
             name = member.filename.removesuffix(".npy")
-            with _told_as_data_errors(path, name):
+            with _as_data_errors(path, name):
                 with archive.open(member) as file:
-                    shape, dtype = _npy_header(file)
-                claimed = math.prod(shape) * dtype.itemsize
-                if claimed > member.file_size:
-                    raise ValueError(f"header declares {claimed:,} bytes, archive contains {member.file_size:,}")
-            arrays[name] = Array(shape, dtype.name, _unpacker(path, name, member.file_size))
+                    shape, dtype = _read_npy_header(file)
+                declared = math.prod(shape) * dtype.itemsize
+                if declared > member.file_size:
+                    raise ValueError(f"header declares {declared:,} bytes, archive contains {member.file_size:,}")
+            arrays[name] = StoredArray(shape, dtype.name, partial(_unpack_npz, path, name, member.file_size))
     return arrays
 
 
-def _unpacker(path: Path, name: str, size: int) -> Callable[[], Rows]:
-    def unpack() -> Rows:
-        check_fits_memory(size, f"{path}[{name}]:", "split the file, or save it as .npy")
-        with _told_as_data_errors(path, name), np.load(path, allow_pickle=False) as archive:
-            return NumpyRows(archive[name])
-
-    return unpack
+def _unpack_npz(path: Path, name: str, size: int) -> Rows:
+    """Read an array of an archive into memory, if its `size` in bytes fits."""
+    check_fits_memory(size, f"{path}[{name}]:", "split the file, or save it as .npy")
+    with _as_data_errors(path, name), np.load(path, allow_pickle=False) as archive:
+        return NumpyRows(archive[name])
 
 
-def _read_safetensors(path: Path) -> dict[str, Array]:
-    # The library checks the header against the file; the rows are mapped read-only, for it reads a tensor whole or maps
-    # it so that all of it counts as memory.
-    with safe_open(path, framework="numpy") as checked:
-        names = list(checked.keys())
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    arrays = {}
-    for name in names:
-        entry = header[name]
-        dtype = _SAFETENSORS_DTYPES.get(entry["dtype"], entry["dtype"])
-        shape = tuple(entry["shape"])
-        arrays[name] = Array(shape, dtype, partial(_map, path, 8 + length + entry["data_offsets"][0], shape, dtype))
-    return arrays
-
-
-def _map(path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> Rows:
-    bits = np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
-    return NumpyRows(np.memmap(path, bits, "r", offset, shape), torch.bfloat16 if dtype == "bfloat16" else None)
-
+# .safetensors
 
 _SAFETENSORS_DTYPES = {
     "F16": "float16",
@@ -201,27 +209,54 @@ _SAFETENSORS_DTYPES = {
 }
 
 
-def _read_torch(path: Path) -> dict[str, Array]:
-    if not zipfile.is_zipfile(path):
-        raise ValueError("not in the zip format of torch.save")
-    content = _load_mapped(path)
-    tensors = content if isinstance(content, dict) else {"": content}
-    others = [type(value).__name__ for value in tensors.values() if not isinstance(value, Tensor)]
-    if len(others) == len(tensors) > 0:
-        raise DataError(f"{path}: contains an object of type {others[0]}; expected a tensor, or a dict of tensors")
+def _read_safetensors(path: Path) -> dict[str, StoredArray]:
+    # The library only validates the header. It would read a tensor whole, or map it in a way that counts as memory of
+    # the process; the rows are mapped read-only below instead.
+    with safe_open(path, framework="numpy") as checked:
+        names = list(checked.keys())
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
     arrays = {}
-    for name, tensor in tensors.items():
-        if isinstance(tensor, Tensor):
-            _check_held(f"{path}[{name}]" if name else str(path), tensor)
-            dtype = dtype_name(tensor.dtype) if tensor.layout == torch.strided else str(tensor.layout)
-            arrays[str(name)] = Array(tuple(tensor.shape), dtype, partial(TensorRows, tensor.detach()))
+    for name in names:
+        entry = header[name]
+        dtype = _SAFETENSORS_DTYPES.get(entry["dtype"], entry["dtype"])
+        shape = tuple(entry["shape"])
+        offset = 8 + length + entry["data_offsets"][0]
+        arrays[name] = StoredArray(shape, dtype, partial(_map_safetensors, path, offset, shape, dtype))
     return arrays
 
 
-def _check_held(what: str, tensor: Tensor) -> None:
-    """Refuse a tensor that repeats what it holds, or holds nothing: few bytes can claim any number of rows."""
-    if tensor.layout != torch.strided:
-        return  # refused for that
+def _map_safetensors(path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> Rows:
+    # NumPy has no bfloat16; its bits are mapped as uint16.
+    stored = np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
+    return NumpyRows(np.memmap(path, stored, "r", offset, shape), torch.bfloat16 if dtype == "bfloat16" else None)
+
+
+# .pt, .pth
+
+
+def _read_torch(path: Path) -> dict[str, StoredArray]:
+    if not zipfile.is_zipfile(path):
+        raise ValueError("not in the zip format of torch.save")
+    content = _load_torch_mapped(path)
+    values = content if isinstance(content, dict) else {"": content}
+    other_types = [type(value).__name__ for value in values.values() if not isinstance(value, Tensor)]
+    if len(other_types) == len(values) > 0:
+        raise DataError(f"{path}: contains an object of type {other_types[0]}; expected a tensor, or a dict of tensors")
+    arrays = {}
+    for name, tensor in values.items():
+        if isinstance(tensor, Tensor):
+            strided = tensor.layout == torch.strided
+            if strided:
+                _check_storage(_array_name(path, name), tensor)
+            dtype = dtype_name(tensor.dtype) if strided else str(tensor.layout)
+            arrays[str(name)] = StoredArray(tuple(tensor.shape), dtype, partial(TensorRows, tensor.detach()))
+    return arrays
+
+
+def _check_storage(what: str, tensor: Tensor) -> None:
+    """Refuse meta tensors and expanded views: a file of a few bytes can declare any number of rows that way."""
     if tensor.is_meta:
         raise DataError(f"{what}: contains no values (a tensor on device meta); save a tensor with values")
     needed, stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
@@ -231,45 +266,22 @@ def _check_held(what: str, tensor: Tensor) -> None:
         )
 
 
-def _load_mapped(path: Path) -> Any:
+def _load_torch_mapped(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError as error:
         if "Cannot allocate memory" not in str(error):
             raise
-    # torch maps a file so that it may be written to in memory, which counts as memory; a shared mapping does not.
+    # By default torch makes a private writable mapping, which counts as memory of the process; a shared one does not.
     with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
-READERS: dict[str, Callable[[Path], dict[str, Array]]] = {
+# A new format is one reader above and one entry here.
+READERS: dict[str, Callable[[Path], dict[str, StoredArray]]] = {
     ".npy": _read_npy,
     ".npz": _read_npz,
     ".safetensors": _read_safetensors,
     ".pt": _read_torch,
     ".pth": _read_torch,
 }
-
-
-# Characters of another library's message that are shown.
-_LONGEST_DETAIL = 120
-# Of a .npy file; a few hundred bytes are usual.
-_LONGEST_HEADER = 1 << 16
-
-
-def _npy_header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    version = np.lib.format.read_magic(file)
-    start, width = file.tell(), 2 if version == (1, 0) else 4
-    length = int.from_bytes(file.read(width), "little")
-    if length > _LONGEST_HEADER:  # NumPy would read all of it first
-        raise ValueError(f"header of {length:,} bytes is too long")
-    file.seek(start)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
-    return shape, dtype
-
-
-def _detail(error: Exception) -> str:
-    # The error of a tokenizer has a text and a position.
-    text = error.args[0] if len(error.args) == 2 and isinstance(error.args[0], str) else str(error)
-    return (text.splitlines() or [type(error).__name__])[0][:_LONGEST_DETAIL]
