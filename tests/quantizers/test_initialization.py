@@ -1,4 +1,4 @@
-"""Codes that start by k-means: what happens until then, when it happens, and that it happens once."""
+"""K-means initialisation: training before it, the step in which it runs, resuming, and settings."""
 
 from pathlib import Path
 from typing import Any
@@ -12,31 +12,31 @@ from tests.training import (
     CODEBOOK_LOSS,
     IDENTITY,
     MLP,
-    assert_same,
-    checkpoint,
-    logged,
+    assert_equal_states,
+    logged_metrics,
+    read_checkpoint,
+    reproducible_log,
     stop_in_step,
-    tiny,
-    without_speed,
+    tiny_settings,
 )
 from vqtool.config import RunSettings
 from vqtool.errors import Stopped
 from vqtool.quantizers import CodebookLossUpdate, EmaUpdate, VectorQuantizer, VectorQuantizerSettings, kmeans
 from vqtool.quantizers.codebook_update import SimVQUpdate
 from vqtool.quantizers.dead_codes import DeadCodeResetSettings
-from vqtool.quantizers.initialization import _LEAST, KMeansInit, KMeansInitSettings, RandomInitSettings
+from vqtool.quantizers.initialization import KMeansInit, KMeansInitSettings, RandomInitSettings
 from vqtool.runs.run_directory import RunDirectory
 from vqtool.training import train
 
-K, D, FULL = 5, 3, 20
-LEARNINGS = [EmaUpdate(), CodebookLossUpdate(), SimVQUpdate()]
+K, D, SAMPLE_SIZE = 5, 3, 20
+UPDATES = [EmaUpdate(), CodebookLossUpdate(), SimVQUpdate()]
 
 
-def quantizer(learning=None, **options):
+def quantizer(update=None, **options):
     torch.manual_seed(0)
-    learning = learning or EmaUpdate()
+    update = update or EmaUpdate()
     return VectorQuantizer(
-        K, D, update=learning, init=KMeansInitSettings(latents_per_code=FULL // K), **options
+        K, D, update=update, init=KMeansInitSettings(latents_per_code=SAMPLE_SIZE // K), **options
     ).train()
 
 
@@ -50,17 +50,17 @@ def step(model, batch):
     return output
 
 
-def started_by_hand(sample):
+def kmeans_codes(sample):
     return kmeans(sample, K, torch.Generator().manual_seed(0))
 
 
-# While codes wait
+# Before the initialisation
 
 
-@pytest.mark.parametrize("learning", LEARNINGS)
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("gradient", ["straight_through", "rotation"])
-def test_vectors_pass_as_they_are_while_codes_wait(learning, gradient):
-    model, z = quantizer(learning, gradient_estimator=gradient, sample_entropy_weight=0.5), vectors(8).requires_grad_()
+def test_before_init_vectors_pass_unquantized_with_zero_losses(update, gradient):
+    model, z = quantizer(update, gradient_estimator=gradient, sample_entropy_weight=0.5), vectors(8).requires_grad_()
     output = model(z)
     assert torch.equal(output.quantized, z)
     assert torch.equal(output.indices, model.encode(z))
@@ -72,7 +72,7 @@ def test_vectors_pass_as_they_are_while_codes_wait(learning, gradient):
         assert not loss.requires_grad
 
 
-def test_they_pass_with_their_leading_axes_and_in_their_own_type():
+def test_before_init_vectors_keep_shape_and_dtype():
     z = vectors(24, dtype=torch.bfloat16).reshape(4, 6, D)
     output = quantizer()(z)
     assert output.quantized.dtype == torch.bfloat16
@@ -81,7 +81,7 @@ def test_they_pass_with_their_leading_axes_and_in_their_own_type():
     assert output.commitment_loss.dtype == torch.float32
 
 
-def test_in_evaluation_the_codes_are_used_such_as_they_are():
+def test_in_evaluation_codes_quantize_before_init():
     model, z = quantizer().eval(), vectors(30)
     output = model(z)
     torch.testing.assert_close(output.quantized, model.codes[output.indices])
@@ -90,7 +90,7 @@ def test_in_evaluation_the_codes_are_used_such_as_they_are():
     assert len(model.initializer.sample) == 0
 
 
-def test_nothing_else_learns_while_codes_wait():
+def test_before_init_updates_change_only_the_sample():
     model = quantizer(temperature_unit="quantization_error", dead_code_reset=DeadCodeResetSettings(window_hits=1))
     before = state(model)
     for seed in range(2):
@@ -101,18 +101,18 @@ def test_nothing_else_learns_while_codes_wait():
     assert_same_state(after, before)
 
 
-def test_forward_changes_no_state_while_codes_wait():
+def test_before_init_forward_changes_no_state():
     model = quantizer()
     before = state(model)
     model(vectors(50))
     assert_same_state(state(model), before)
 
 
-# When they start
+# The initialisation
 
 
-def test_they_start_exactly_when_the_sample_is_full():
-    model, z = quantizer(EmaUpdate(decay=0.9)), vectors(FULL)
+def test_codes_are_initialised_when_the_sample_is_complete():
+    model, z = quantizer(EmaUpdate(decay=0.9)), vectors(SAMPLE_SIZE)
     for first in (0, 8):
         step(model, z[first : first + 8])
         assert not model.initializer.done
@@ -123,16 +123,16 @@ def test_they_start_exactly_when_the_sample_is_full():
     assert torch.equal(last.quantized, z[19:])
     assert model.initializer.done
     assert model.initializer.sample.shape == (0, D)
-    assert torch.equal(model.codes, started_by_hand(z))
+    assert torch.equal(model.codes, kmeans_codes(z))
     counts = torch.bincount(model.encode(z), minlength=K)
     rate = (1 - torch.exp(-counts / 15)).clamp_max(0.1)
     torch.testing.assert_close(model.codebook.counts, rate * counts)
     torch.testing.assert_close(model.codebook.sums, (rate * counts)[:, None] * model.codes)
 
 
-def test_from_then_on_they_quantize_and_learn():
+def test_after_init_codes_quantize_and_are_updated():
     model = quantizer(EmaUpdate(decay=0.5))
-    step(model, vectors(FULL))
+    step(model, vectors(SAMPLE_SIZE))
     before, z = state(model), vectors(8, seed=2)
     output = step(model, z)
     codes = before["codebook.weight"]
@@ -143,57 +143,57 @@ def test_from_then_on_they_quantize_and_learn():
     assert len(model.initializer.sample) == 0
 
 
-def test_the_sample_is_of_the_last_vectors():
+def test_init_uses_the_last_vectors_of_the_sample():
     model, z = quantizer(), vectors(24)
     for first in (0, 8, 16):
         step(model, z[first : first + 8])
-    assert torch.equal(model.codes, started_by_hand(z[4:]))
+    assert torch.equal(model.codes, kmeans_codes(z[4:]))
 
 
-def test_several_batches_before_an_update_all_count_in_order():
-    model, z = quantizer(), vectors(FULL)
+def test_all_batches_before_an_update_join_the_sample_in_order():
+    model, z = quantizer(), vectors(SAMPLE_SIZE)
     for first in (0, 8, 16):
         model(z[first : first + 8])
     assert len(model.initializer.sample) == 0
     model.update()
-    assert torch.equal(model.codes, started_by_hand(z))
+    assert torch.equal(model.codes, kmeans_codes(z))
 
 
-@pytest.mark.parametrize("learning", LEARNINGS)
-def test_any_way_of_learning_starts_from_the_same_codes(learning):
-    model, z = quantizer(learning), vectors(FULL)
+@pytest.mark.parametrize("update", UPDATES)
+def test_initial_codes_are_the_same_for_every_update(update):
+    model, z = quantizer(update), vectors(SAMPLE_SIZE)
     step(model, z)
-    assert torch.equal(model.codes, started_by_hand(z))
+    assert torch.equal(model.codes, kmeans_codes(z))
 
 
-def test_unit_codes_start_from_unit_vectors():
-    model, z = quantizer(metric="cosine"), vectors(FULL)
+def test_cosine_codes_are_initialised_from_unit_vectors():
+    model, z = quantizer(metric="cosine"), vectors(SAMPLE_SIZE)
     step(model, z)
     unit = torch.nn.functional.normalize(z, dim=-1)
-    torch.testing.assert_close(model.codebook.weight, started_by_hand(unit))
+    torch.testing.assert_close(model.codebook.weight, kmeans_codes(unit))
     torch.testing.assert_close(model.codes.norm(dim=1), torch.ones(K))
 
 
-def test_the_error_scale_is_known_from_the_start():
-    model, z = quantizer(temperature_unit="quantization_error"), vectors(FULL)
+def test_init_sets_the_error_scale():
+    model, z = quantizer(temperature_unit="quantization_error"), vectors(SAMPLE_SIZE)
     step(model, z)
     error = (z - model.codes[model.encode(z)]).square().mean()
-    torch.testing.assert_close(model.scale(), error)
+    torch.testing.assert_close(model.error_scale(), error)
 
 
-def test_they_can_start_with_what_there_is():
+def test_run_init_uses_an_incomplete_sample():
     model, z = quantizer(), vectors(16)
     step(model, z[:8])
     step(model, z[8:])
     model.run_init()
     assert model.initializer.done
-    assert torch.equal(model.codes, started_by_hand(z))
+    assert torch.equal(model.codes, kmeans_codes(z))
     before = state(model)
     model.run_init()
     assert_same_state(state(model), before)
 
 
-def test_they_can_start_with_fewer_vectors_than_codes():
+def test_run_init_with_fewer_vectors_than_codes():
     model, z = quantizer(), vectors(2)
     step(model, z)
     model.run_init()
@@ -203,7 +203,7 @@ def test_they_can_start_with_fewer_vectors_than_codes():
     assert all(tensor.isfinite().all() for tensor in state(model).values())
 
 
-def test_with_nothing_they_wait_on():
+def test_run_init_without_a_sample_has_no_effect():
     model = quantizer()
     before = state(model)
     model.run_init()
@@ -212,18 +212,18 @@ def test_with_nothing_they_wait_on():
 
 
 def test_discarded_batches_are_not_in_the_sample():
-    model, z = quantizer(), vectors(FULL)
+    model, z = quantizer(), vectors(SAMPLE_SIZE)
     step(model, z[:10])
     model(torch.full((30, D), torch.nan))
     model.discard()
     model.update()
     assert torch.equal(model.initializer.sample, z[:10])
     step(model, z[10:])
-    assert torch.equal(model.codes, started_by_hand(z))
+    assert torch.equal(model.codes, kmeans_codes(z))
 
 
 class Recorder(torch.nn.Module):
-    """All that a start asks of a quantizer, whose part it is."""
+    """Stand-in for a quantizer that contains the initializer: records the size of the sample."""
 
     def __init__(self, initializer):
         super().__init__()
@@ -235,41 +235,38 @@ class Recorder(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("codes", "each", "expected"),
+    ("codebook_size", "latents_per_code", "expected"),
     [
-        (10, None, 8192),  # 64 a code would be 640
+        (10, None, 8192),  # 64 per code would be 640
         (128, None, 8192),
         (129, None, 8256),
         (1000, None, 64_000),
-        (1025, None, 1 << 16),  # 64 a code would be 65,600
-        (100_000, None, 400_000),  # four a code are more than 2^16
+        (1025, None, 1 << 16),  # 64 per code would be 65,600
+        (100_000, None, 400_000),  # 4 per code are more than 2^16
         (10, 20, 200),
         (10_000, 20, 200_000),
         (100_000, 1, 100_000),
     ],
 )
-def test_left_out_small_codebooks_start_from_more_vectors_a_code_and_large_ones_from_fewer(
-    codes, each, expected, monkeypatch
-):
-    monkeypatch.setattr("vqtool.quantizers.initialization._LEAST", _LEAST)
-    initializer = KMeansInit(codes, 1, each)
+def test_default_sample_size(codebook_size, latents_per_code, expected):
+    initializer = KMeansInit(codebook_size, 1, latents_per_code)
     recorder = Recorder(initializer)
-    initializer.gather(torch.zeros(expected - 1, 1))
+    initializer.accumulate(torch.zeros(expected - 1, 1))
     initializer.apply_update()
-    initializer.start(recorder, only_if_complete=True)
-    assert (recorder.sizes, initializer.pending) == ([], True)
-    initializer.gather(torch.zeros(3, 1))
+    initializer.run(recorder, only_if_complete=True)
+    assert (recorder.sizes, initializer.needs_init) == ([], True)
+    initializer.accumulate(torch.zeros(3, 1))
     initializer.apply_update()
-    initializer.start(recorder, only_if_complete=True)
-    assert (recorder.sizes, initializer.pending) == ([expected], False)
+    initializer.run(recorder, only_if_complete=True)
+    assert (recorder.sizes, initializer.needs_init) == ([expected], False)
 
 
-# What is kept
+# State dict
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3])
-def test_a_start_goes_on_in_a_fresh_module(steps):
-    one, batches = quantizer(), [vectors(8, seed) for seed in range(5)]  # full with the third
+def test_init_continues_after_loading_the_state_dict(steps):
+    one, batches = quantizer(), [vectors(8, seed) for seed in range(5)]  # complete after the third
     for batch in batches[:steps]:
         step(one, batch)
     other = quantizer()
@@ -277,7 +274,7 @@ def test_a_start_goes_on_in_a_fresh_module(steps):
         other.codebook.weight.normal_()
     other.load_state_dict(state(one))
     assert_same_state(state(other), state(one))
-    assert other.initializer.pending == (steps < 3)
+    assert other.initializer.needs_init == (steps < 3)
     for batch in batches[steps:]:
         outputs = step(one, batch), step(other, batch)
         for mine, theirs in zip(*outputs, strict=True):
@@ -286,13 +283,13 @@ def test_a_start_goes_on_in_a_fresh_module(steps):
     assert other.initializer.done
 
 
-def test_codes_that_have_started_do_not_start_again():
+def test_loaded_initialised_codes_are_not_initialised_again():
     one = quantizer()
-    step(one, vectors(FULL))
+    step(one, vectors(SAMPLE_SIZE))
     other = quantizer()
-    step(other, vectors(8, seed=3))  # in the middle of a start of its own
+    step(other, vectors(8, seed=3))  # with an incomplete sample
     other.load_state_dict(state(one))
-    z = vectors(FULL, seed=4)
+    z = vectors(SAMPLE_SIZE, seed=4)
     output = step(other, z)
     torch.testing.assert_close(output.quantized, one.codes[output.indices])
     before = other.codes.clone()
@@ -301,40 +298,40 @@ def test_codes_that_have_started_do_not_start_again():
     assert len(other.initializer.sample) == 0
 
 
-def test_a_module_that_has_started_can_go_back_to_a_start_in_the_middle():
+def test_an_initialised_module_can_load_a_state_before_init():
     one, other = quantizer(), quantizer()
     step(one, vectors(8))
-    step(other, vectors(FULL, seed=3))
+    step(other, vectors(SAMPLE_SIZE, seed=3))
     other.load_state_dict(state(one))
     rest = vectors(12, seed=4)
     step(other, rest)
-    assert torch.equal(other.codes, started_by_hand(torch.cat([vectors(8), rest])))
+    assert torch.equal(other.codes, kmeans_codes(torch.cat([vectors(8), rest])))
 
 
 # In training
 
 
 @pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a run this short codes would start in the first step."""
-    monkeypatch.setattr("vqtool.training.trainer.LONGEST_WAIT", 1.0)
+def no_latest_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lift the limit of a tenth of the run; codes of a run this short would be initialised in the first step."""
+    monkeypatch.setattr("vqtool.training.trainer.INIT_DEADLINE_FRACTION", 1.0)
 
 
-def waiting(settings: RunSettings, vectors: int) -> RunSettings:
-    """The same, starting from a sample of so many vectors a code."""
+def with_kmeans_init(settings: RunSettings, vectors: int) -> RunSettings:
+    """The settings with k-means initialisation from `vectors` latents per code."""
     quantizer = settings.model.quantizer.model_copy(update={"init": KMeansInitSettings(latents_per_code=vectors)})
     return settings.model_copy(update={"model": settings.model.model_copy(update={"quantizer": quantizer})})
 
 
 def sample_sizes(folder: Path, steps: int) -> list[tuple[bool, int]]:
-    """Of each checkpoint: has it started, and from how many vectors it would."""
-    models = [checkpoint(folder, step)["model"] for step in range(1, steps + 1)]
+    """(whether codes are initialised, size of the sample) in the checkpoint of each step."""
+    models = [read_checkpoint(folder, step)["model"] for step in range(1, steps + 1)]
     return [(bool(model["quantizer.initializer.done"]), len(model["quantizer.initializer.sample"])) for model in models]
 
 
-@pytest.mark.usefixtures("patient")
+@pytest.mark.usefixtures("no_latest_step")
 @pytest.mark.parametrize(
-    ("encoder", "learning", "step"),
+    ("encoder", "update", "step"),
     [
         (MLP, {"kind": "ema"}, 2),
         (MLP, CODEBOOK_LOSS, 4),
@@ -344,12 +341,12 @@ def sample_sizes(folder: Path, steps: int) -> list[tuple[bool, int]]:
     ],
     ids=lambda value: value.get("kind", "") if isinstance(value, dict) else str(value),
 )
-def test_interrupted_and_resumed_around_a_start_is_as_never_interrupted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: dict[str, Any], learning: dict[str, Any], step: int
+def test_resume_around_the_init_step_is_byte_identical(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: dict[str, Any], update: dict[str, Any], step: int
 ) -> None:
     often = {"validate_every": 100, "checkpoint_every": 1, "keep_checkpoints": 9}
-    # Eight codes, ten vectors each, in batches of 16: full with the fifth step.
-    settings = waiting(tiny(tmp_path, encoder=encoder, learning=learning, **often), vectors=10)
+    # 8 codes with 10 latents each, in batches of 16: the sample is complete in step 5.
+    settings = with_kmeans_init(tiny_settings(tmp_path, encoder=encoder, update=update, **often), vectors=10)
     train(settings, tmp_path / "straight")
     expected = [(False, 16), (False, 32), (False, 48), (False, 64), (True, 0), (True, 0), (True, 0), (True, 0)]
     assert sample_sizes(tmp_path / "straight", 8) == expected
@@ -361,17 +358,17 @@ def test_interrupted_and_resumed_around_a_start_is_as_never_interrupted(
     assert (
         RunDirectory(tmp_path / "resumed").model.read_bytes() == RunDirectory(tmp_path / "straight").model.read_bytes()
     )
-    states = [checkpoint(tmp_path / name, 8) for name in ("resumed", "straight")]
+    states = [read_checkpoint(tmp_path / name, 8) for name in ("resumed", "straight")]
     for name in ("model", "optimizer", "last", "step"):
-        assert_same(states[0][name], states[1][name])
-    assert without_speed(logged(tmp_path / "resumed")) == without_speed(logged(tmp_path / "straight"))
+        assert_equal_states(states[0][name], states[1][name])
+    assert reproducible_log(tmp_path / "resumed") == reproducible_log(logged_metrics(tmp_path / "straight"))
 
 
-@pytest.mark.usefixtures("patient")
-def test_a_run_begins_as_a_plain_autoencoder(tmp_path: Path) -> None:
-    settings = tiny(tmp_path, learning=CODEBOOK_LOSS, loss={"entropy": 0.1}, validate_every=100)
-    train(waiting(settings, vectors=10), tmp_path / "run")
-    lines = logged(tmp_path / "run")
+@pytest.mark.usefixtures("no_latest_step")
+def test_before_init_a_run_trains_a_plain_autoencoder(tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path, update=CODEBOOK_LOSS, loss={"entropy": 0.1}, validate_every=100)
+    train(with_kmeans_init(settings, vectors=10), tmp_path / "run")
+    lines = logged_metrics(tmp_path / "run")
     for line in lines[:5]:
         assert line["loss/total"] == line["loss/reconstruction"]
         assert not {"loss/commitment", "loss/entropy"} & line.keys()
@@ -380,27 +377,29 @@ def test_a_run_begins_as_a_plain_autoencoder(tmp_path: Path) -> None:
         assert {"loss/commitment", "loss/entropy"} <= line.keys()
 
 
-@pytest.mark.parametrize(("steps", "first"), [(20, 2), (21, 3), (9, 1), (60, 5)])  # the sample is full with the fifth
-def test_codes_wait_for_a_tenth_of_the_run_at_most(tmp_path: Path, steps: int, first: int) -> None:
-    settings = tiny(tmp_path, steps=steps, validate_every=100, checkpoint_every=1, keep_checkpoints=99)
-    said: list[str] = []
-    train(waiting(settings, vectors=10), tmp_path / "run", say=said.append)
+@pytest.mark.parametrize(("steps", "first"), [(20, 2), (21, 3), (9, 1), (60, 5)])  # complete in step 5
+def test_codes_are_initialised_within_a_tenth_of_the_run(tmp_path: Path, steps: int, first: int) -> None:
+    settings = tiny_settings(tmp_path, steps=steps, validate_every=100, checkpoint_every=1, keep_checkpoints=99)
+    log: list[str] = []
+    train(with_kmeans_init(settings, vectors=10), tmp_path / "run", log=log.append)
     assert sample_sizes(tmp_path / "run", first) == [*((False, 16 * step) for step in range(1, first)), (True, 0)]
-    assert [line.partition(":")[0] for line in said if "initialised by k-means" in line] == [f"step {first}"]
-    assert ["loss/commitment" in line for line in logged(tmp_path / "run")[: first + 1]] == [False] * first + [True]
+    assert [line.partition(":")[0] for line in log if "initialised by k-means" in line] == [f"step {first}"]
+    assert ["loss/commitment" in line for line in logged_metrics(tmp_path / "run")[: first + 1]] == [False] * first + [
+        True
+    ]
 
 
-@pytest.mark.usefixtures("patient")
-def test_a_validation_starts_the_codes_with_what_there_is(tmp_path: Path) -> None:
-    settings = tiny(tmp_path, validate_every=2, checkpoint_every=1, keep_checkpoints=9)
-    train(waiting(settings, vectors=10), tmp_path / "run")
+@pytest.mark.usefixtures("no_latest_step")
+def test_a_validation_initialises_the_codes_from_an_incomplete_sample(tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path, validate_every=2, checkpoint_every=1, keep_checkpoints=9)
+    train(with_kmeans_init(settings, vectors=10), tmp_path / "run")
     assert sample_sizes(tmp_path / "run", 8) == [(False, 16), *[(True, 0)] * 7]
 
 
 # Settings
 
 
-def test_settings_choose_the_start_by_kind():
+def test_init_settings_are_selected_by_kind():
     settings = VectorQuantizerSettings.model_validate({"init": {"kind": "kmeans", "latents_per_code": 3}})
     assert settings.init == KMeansInitSettings(latents_per_code=3)
     assert VectorQuantizerSettings().init == KMeansInitSettings(latents_per_code=None)
@@ -411,18 +410,18 @@ def test_settings_choose_the_start_by_kind():
         KMeansInitSettings(latents_per_code=0)
 
 
-def test_settings_build_what_gathers_the_sample():
+def test_init_settings_build_the_initializer():
     assert RandomInitSettings().build(K, D) is None
     initializer = KMeansInitSettings(latents_per_code=4).build(K, D)
     assert set(initializer.state_dict()) == {"done", "sample"}
     assert initializer.sample.shape == (0, D)
     recorder = Recorder(initializer)
-    initializer.gather(torch.zeros(FULL, D))
+    initializer.accumulate(torch.zeros(SAMPLE_SIZE, D))
     initializer.apply_update()
-    initializer.start(recorder, only_if_complete=True)
-    assert recorder.sizes == [FULL]
+    initializer.run(recorder, only_if_complete=True)
+    assert recorder.sizes == [SAMPLE_SIZE]
 
 
-def test_more_latents_than_anyone_waits_for_are_refused() -> None:
+def test_latents_per_code_beyond_the_limit_are_refused() -> None:
     with pytest.raises(ValidationError, match="less than or equal to 65536"):
         KMeansInitSettings(latents_per_code=2**62)

@@ -25,7 +25,7 @@ def vectors(*shape, dtype=torch.float64, seed=1):
 
 def all_codes(model):
     """Every choice of a value in each dimension (K, D), the first dimension changing fastest."""
-    values = [row[:size] for row, size in zip(model.values.double().tolist(), model.sizes, strict=True)]
+    values = [row[:size] for row, size in zip(model.values.double().tolist(), model.values_per_dim, strict=True)]
     return torch.tensor([choice[::-1] for choice in itertools.product(*values[::-1])], dtype=torch.float64)
 
 
@@ -43,7 +43,7 @@ def entropy(p):
 def marginals(model, p):
     """Of the distribution (K,) over codes, the distribution of each dimension's value."""
     codes, found = all_codes(model), []
-    for dimension, size in enumerate(model.sizes):
+    for dimension, size in enumerate(model.values_per_dim):
         values = model.values[dimension, :size].double()
         found.append(torch.stack([p[codes[:, dimension] == value].sum() for value in values]))
     return found
@@ -53,7 +53,7 @@ def marginals(model, p):
 def test_an_index_is_the_choices_read_as_a_number_the_first_counting_least(kind):
     model = BUILDS[kind]()
     assert torch.equal(model.codes.double(), all_codes(model))
-    assert model.codebook_sizes == (len(all_codes(model)),) == (math.prod(model.sizes),)
+    assert model.codebook_sizes == (len(all_codes(model)),) == (math.prod(model.values_per_dim),)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -121,7 +121,7 @@ def test_measure_gives_the_raw_sums(kind):
     preprocessed = model.preprocess(z).reshape(-1, model.dim)
     soft = joint(model, preprocessed)
     assert level.counts.tolist() == [indices.flatten().tolist().count(k) for k in range(model.codebook_sizes[0])]
-    assert level.soft_assignment.shape == (model.dim, max(model.sizes))
+    assert level.soft_assignment.shape == (model.dim, max(model.values_per_dim))
     for row, p in zip(level.soft_assignment, marginals(model, soft.sum(dim=0)), strict=True):
         torch.testing.assert_close(row[: len(p)], p, rtol=1e-6, atol=1e-6)
         assert row[len(p) :].tolist() == [0] * (len(row) - len(p))

@@ -438,7 +438,7 @@ def test_a_relative_temperature_is_in_units_of_the_error(sample_entropy_weight):
     model.discard()
     model(z)
     model.update()
-    assert float(model.scale()) == pytest.approx(error, rel=1e-5)
+    assert float(model.error_scale()) == pytest.approx(error, rel=1e-5)
     bare = quantizer(EmaUpdate(), 0.7 * error, sample_entropy_weight=sample_entropy_weight)
     bare.codebook.load_state_dict(model.codebook.state_dict())
     torch.testing.assert_close(model(z).entropy_loss, bare(z).entropy_loss)
@@ -470,7 +470,7 @@ def test_under_a_relative_temperature_the_units_of_the_data_do_not_matter(learni
 
 def test_the_scale_of_errors_is_state_that_training_alone_moves():
     model = quantizer(EmaUpdate(), temperature_unit="quantization_error")
-    assert {"scale.error", "scale.weight"} <= set(model.state_dict())
+    assert {"error_scale.error", "error_scale.weight"} <= set(model.state_dict())
     before = state(model)
     model(vectors(30, D))
     assert_same_state(state(model), before)
@@ -510,7 +510,7 @@ def test_an_entropy_without_a_weight_is_not_computed(learning, monkeypatch):
     model, other = (quantizer(learning, sample_entropy_weight=0.4) for _ in range(2))
     z = vectors(30, D)
     expected, levels = model(z), model.statistics(z, model.encode(z))
-    other.skip_entropy()
+    other.skip_entropy_loss()
     with monkeypatch.context() as patch:
         patch.setattr("vqtool.quantizers.vector.entropy_loss", None)
         output = other(z)
@@ -542,7 +542,7 @@ def test_illegal_arguments_are_refused(options, message):
 
 
 START = {"initializer.done", "initializer.sample"}
-REVIVAL = {"revival.hits", "revival.dead"}
+REVIVAL = {"dead_code_reset.hits", "dead_code_reset.dead"}
 
 
 @pytest.mark.parametrize(
@@ -555,7 +555,7 @@ REVIVAL = {"revival.hits", "revival.dead"}
         ({"update": EntropyOnlyUpdate(), "dead_code_reset": DeadCodeResetSettings()}, {"codebook.weight", *REVIVAL}),
         (
             {"update": EntropyOnlyUpdate(), "temperature_unit": "quantization_error"},
-            {"codebook.weight", "scale.error", "scale.weight"},
+            {"codebook.weight", "error_scale.error", "error_scale.weight"},
         ),
     ],
 )

@@ -1,10 +1,10 @@
-"""Quantizers, their settings and the functions they are built from."""
+"""Quantizers and their settings, k-means, and the nearest-code search."""
 
 from typing import Annotated
 
 from pydantic import Field
 
-from vqtool.quantizers.base import Quantizer
+from vqtool.quantizers.base import LevelStatistics, Quantizer, QuantizerOutput
 from vqtool.quantizers.binary import (
     BinarySphericalQuantizer,
     BinarySphericalSettings,
@@ -15,7 +15,6 @@ from vqtool.quantizers.codebook_update import CodebookLossUpdate, EmaUpdate, Ent
 from vqtool.quantizers.dead_codes import DeadCodeResetSettings
 from vqtool.quantizers.finite_scalar import FiniteScalarQuantizer, FiniteScalarSettings
 from vqtool.quantizers.kmeans import kmeans
-from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
 from vqtool.quantizers.product import ProductQuantizer, ProductQuantizerSettings
 from vqtool.quantizers.projected import ProjectedQuantizer
 from vqtool.quantizers.residual import ResidualQuantizer, ResidualQuantizerSettings

@@ -1,31 +1,83 @@
-"""The interface of all quantizers.
+"""The interface of all quantizers, their output, and the gradient estimators for the argmin over codes.
 
 Shapes: B batch, L tokens per sample, D dimensions, K codes, Q levels; (...) any leading axes.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqtool.quantizers.estimators import GRADIENT_ESTIMATORS, GradientEstimator
-from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
 from vqtool.runtime.distributed import BatchShard, local_shard
 from vqtool.runtime.precision import full_precision
 
+GradientEstimator = Literal["straight_through", "rotation"]
+
+
+class QuantizerOutput(NamedTuple):
+    """Output of every quantizer; (...) are the leading axes of its input z (..., D)."""
+
+    quantized: Tensor
+    """(..., D) codes e[indices]; the gradient reaches z through the gradient estimator."""
+    indices: Tensor
+    """(...) int64 indices of the codes; (..., Q) for a residual or product quantizer."""
+    commitment_loss: Tensor
+    """() mean over all elements of (z - stop(e[indices]))², plus the codebook loss if the update has one; mean over
+    levels."""
+    entropy_loss: Tensor
+    """() negative entropy of the batch-mean soft assignment, in nats (minimal for even usage), plus
+    `sample_entropy_weight` times the mean entropy of each vector's soft assignment; mean over levels."""
+
+
+class LevelStatistics(NamedTuple):
+    """Statistics of one level over N vectors: sums on the CPU, so those of several batches can be added."""
+
+    counts: Tensor
+    """(K,) int64, hits of each code."""
+    soft_assignment: Tensor
+    """(F, M) float64, soft assignments summed over the vectors. A vector quantizer has F = 1 and M = K; a scalar
+    quantizer has one row per dimension, padded with zeros to the largest number of values."""
+    sample_entropy: Tensor
+    """() float64, entropy of each vector's soft assignment in nats, summed over the vectors."""
+    squared_distance: Tensor
+    """() float64, squared distance of each vector to its code, summed over the vectors."""
+    elements: Tensor
+    """() int64, N · D: number of terms in `squared_distance`."""
+    vector_sum: Tensor
+    """(D,) float64, sum of the vectors."""
+    squared_norm_sum: Tensor
+    """() float64, sum of the squared norms of the vectors."""
+    squared_distance_per_code: Tensor = torch.zeros(())
+    """(K,) float64, `squared_distance` split by code; () for a quantizer without a learned codebook."""
+
 
 class Quantizer(nn.Module, ABC):
-    """Map vectors (..., D) to indices and back.
+    """Map vectors z (..., D) to indices and back.
 
-    `forward` does not change parameters or buffers. In training it gathers what the codebook update needs, and
-    `update()` applies it once the step is known to be finite; `discard()` drops it. Three steps follow each other:
-    `preprocess` (for example normalisation), `assign` (indices) and `quantize` (codes and losses).
+    `forward` has three steps, each a method. With d[n,k] = |z_n - e_k|² over preprocessed vectors:
+
+        preprocess    for example unit length under the cosine metric
+        assign        indices[n] = argmin_k d[n,k]; in training it may balance the codes (Sinkhorn)
+        quantize      quantized = e[indices] with the gradient estimator; commitment and entropy loss
+
+    `encode` is `preprocess` and `nearest`; `decode` returns e[indices]; `statistics` returns sums over a batch.
+
+    Training. `forward` does not change parameters or buffers; in training mode it keeps the batch for the update. After
+    each optimizer step, call `update`: it applies the kept batches to the codebook (EMA averages, dead-code reset). To
+    skip a step, for example after a NaN, call `discard` or pass `step_is_finite=False`.
+
+    Initialisation. With k-means initialisation, `needs_init` is true at first. Until then, vectors pass unquantized in
+    training, and updates only add them to a sample. Once the sample is complete, `update` initialises the codes from it
+    (`run_init`, which calls `init_codes`). `apply_update` is `update` without that.
 
     Attributes:
         codebook_sizes: K of each level.
         dim: D, width of input and output.
         has_levels: whether indices have a last axis Q.
-        truncates: whether the first levels can be decoded without the others.
+        supports_prefix_decoding: whether the first levels can be decoded without the others.
         gradient_estimator: how gradients pass the argmin.
         unquantized_fraction: fraction of the samples of a training batch that skip quantization.
         sample_entropy_weight: weight of the sample-entropy term in the entropy loss, the same at every level.
@@ -38,7 +90,7 @@ class Quantizer(nn.Module, ABC):
     gradient_estimator: GradientEstimator = "straight_through"
     unquantized_fraction: float = 0.0
     sample_entropy_weight: float = 0.0
-    _entropy_wanted: bool = True
+    _computes_entropy_loss: bool = True
 
     @property
     @abstractmethod
@@ -62,131 +114,131 @@ class Quantizer(nn.Module, ABC):
             ValueError: the vectors have another width than `dim`, or are not floating-point.
         """
         with full_precision(vectors.device):
-            preprocessed = self.preprocess(self._checked(vectors))
+            preprocessed = self.preprocess(self._validate(vectors))
             samples = len(vectors) if vectors.ndim > 1 else 1
             shard = local_shard(samples, vectors.device) if self.training else BatchShard.unsharded(samples)
             output = self.quantize(preprocessed, self.assign(preprocessed, shard), shard)
         return output._replace(quantized=output.quantized.to(vectors.dtype))
 
     def encode(self, vectors: Tensor) -> Tensor:
-        """Return the indices of vectors (..., D): (...) int64, or (..., Q) with levels."""
+        """Return the indices of the nearest codes of vectors (..., D): (...) int64, or (..., Q) with levels."""
         with full_precision(vectors.device):
-            return self.nearest(self.preprocess(self._checked(vectors)))
+            return self.nearest(self.preprocess(self._validate(vectors)))
 
     @torch.no_grad()
     def statistics(self, vectors: Tensor, indices: Tensor) -> list[LevelStatistics]:
         """Return the statistics of each level for vectors (..., D) and their indices from `forward` or `encode`."""
         with full_precision(vectors.device):
-            return self.level_statistics(self.preprocess(self._checked(vectors)), indices)
+            return self.level_statistics(self.preprocess(self._validate(vectors)), indices)
 
     @torch.no_grad()
     def evaluate_padded(self, vectors: Tensor, samples: int) -> tuple[QuantizerOutput, list[LevelStatistics]]:
         """Return output and statistics of the first `samples` of a batch (B, L, D) that is padded to a fixed size.
 
-        Codes are chosen over the padded batch, as in `encode`, because products of another shape may round
-        differently.
+        The nearest codes are found for the padded batch, as in `encode`, because matrix products of another shape may
+        round differently.
         """
         with full_precision(vectors.device):
-            preprocessed = self.preprocess(self._checked(vectors))
+            preprocessed = self.preprocess(self._validate(vectors))
             indices = self.nearest(preprocessed)[:samples]
             preprocessed = preprocessed[:samples]
             output = self.quantize(preprocessed, indices, BatchShard.unsharded(samples))
             return output, self.level_statistics(preprocessed, indices)
 
     def preprocess(self, vectors: Tensor) -> Tensor:
-        """Return the vectors (..., D) that are compared with codes, for example normalised ones."""
-        return vectors
+        """Return the vectors that are compared with codes, for example normalised ones. Default: unchanged.
 
-    @property
-    def needs_init(self) -> bool:
-        """Whether the codebook is not initialised yet; until then vectors pass unquantized in training."""
-        return False
+        Shape (..., D); a projection changes the last axis to the width of the codes.
+        """
+        return vectors
 
     @abstractmethod
     def nearest(self, preprocessed: Tensor) -> Tensor:
-        """Return the indices of the nearest codes of conditioned vectors."""
+        """Return the indices of the nearest codes of preprocessed vectors: (...), or (..., Q) with levels."""
 
     def assign(self, preprocessed: Tensor, shard: BatchShard) -> Tensor:
-        """Return the indices for a share of a batch; in training they may differ from the nearest."""
+        """Return the indices of preprocessed vectors, a shard of a batch; in training they may not be the nearest."""
         return self.nearest(preprocessed)
 
     @abstractmethod
     def quantize(self, preprocessed: Tensor, indices: Tensor, shard: BatchShard) -> QuantizerOutput:
-        """Return the output for conditioned vectors and their indices; in training, gather for `update`."""
+        """Return the output for preprocessed vectors and their indices; in training, keep both for the update."""
 
     @abstractmethod
     def decode(self, indices: Tensor) -> Tensor:
         """Return the quantized vectors (..., D) of `indices`; with prefix decoding, indices may have fewer levels."""
 
     def embed(self, indices: Tensor) -> Tensor:
-        """Return the vectors (..., d) of `indices` in code space: `decode` without the output projection."""
+        """Return the vectors of `indices` in code space: `decode` without the output projection."""
         return self.decode(indices)
 
     @abstractmethod
     def level_statistics(self, preprocessed: Tensor, indices: Tensor) -> list[LevelStatistics]:
-        """Return the statistics of each level over conditioned vectors."""
+        """Return the statistics of each level for preprocessed vectors and their indices."""
+
+    @property
+    def needs_init(self) -> bool:
+        """Whether the codes are still to be initialised from a sample of vectors."""
+        return False
 
     def init_codes(self, preprocessed: Tensor) -> None:
-        """Initialise the codes from a sample (S, D) of conditioned vectors; no effect without a learned codebook."""
+        """Initialise the codes from preprocessed vectors (S, D); no effect without a learned codebook."""
 
     def run_init(self, only_if_complete: bool = False) -> None:
-        """Initialise the codes from the latents gathered so far, if they are not initialised yet.
+        """Initialise the codes from the sample, if `needs_init` and the sample is not empty.
 
         Args:
-            only_if_complete: initialise only if the sample is complete; otherwise use the latents gathered so far.
+            only_if_complete: initialise only if the sample is complete.
 
         Raises:
             Stopped: a signal was received; the codes are not initialised.
         """
 
-    def skip_entropy(self) -> None:
+    def skip_entropy_loss(self) -> None:
         """Return an entropy loss of 0 from now on, to save its computation if its weight is 0."""
         for module in self.modules():
             if isinstance(module, Quantizer):
-                module._entropy_wanted = False
+                module._computes_entropy_loss = False
 
-    def update(self, good: Tensor | None = None) -> None:
-        """Apply the codebook update for the batches since the last call; call it after each optimizer step.
+    def update(self, step_is_finite: Tensor | None = None) -> None:
+        """Apply the batches since the last call to the codebook; call it after each optimizer step.
 
         Updates EMA averages, resets dead codes, and initialises codes whose k-means sample is complete. With several
         processes, all of them must call it.
 
         Args:
-            good: () bool on the device; if false, nothing changes. It must be true while codes are not initialised.
-                Default: the step is applied.
+            step_is_finite: () bool on the device; if false, nothing changes. It must be true while `needs_init`.
+                Default: true.
         """
-        self.apply_update(good)
+        self.apply_update(step_is_finite)
         if self.needs_init:
             self.run_init(only_if_complete=True)
 
-    def apply_update(self, good: Tensor | None = None) -> None:
-        """Apply what `forward` gathered since the last call, without initialising codes.
+    def apply_update(self, step_is_finite: Tensor | None = None) -> None:
+        """Apply the batches since the last call to the codebook, without initialising codes.
 
         Args:
-            good: () bool on the device; if false, nothing changes. The host does not synchronise to read it. It must be
-                true while codes are not initialised.
+            step_is_finite: as in `update`; the host does not wait for the device to read it.
         """
 
     def discard(self) -> None:
-        """Drop what `forward` gathered since the last update; call it instead of `update()` to skip a step."""
+        """Drop the batches since the last update; call it instead of `update` to skip a step."""
 
-    def pass_gradient(self, vectors: Tensor, codes: Tensor, shard: BatchShard) -> Tensor:
-        """Return the codes (..., D) with a gradient for the vectors (..., D).
+    def apply_gradient_estimator(self, vectors: Tensor, codes: Tensor, shard: BatchShard) -> Tensor:
+        """Return the codes (..., D), with a gradient for the vectors (..., D).
 
         In training, the first `unquantized_fraction` of the samples are returned unquantized (Défossez et al. 2024,
         "Moshi", 3.3, quantization rate). Batches are in random order, so no sampling is needed.
         """
-        pass_on = GRADIENT_ESTIMATORS[self.gradient_estimator]
-        passed = (
-            shard.count_in_first(round(self.unquantized_fraction * shard.total))
-            if self.training and vectors.ndim > 1
-            else 0
-        )
-        if not passed:  # a slice of everything would have its gradient copied
-            return pass_on(vectors, codes)
-        return torch.cat([vectors[:passed], pass_on(vectors[passed:], codes[passed:])])
+        estimator = GRADIENT_ESTIMATORS[self.gradient_estimator]
+        unquantized = 0
+        if self.training and vectors.ndim > 1:
+            unquantized = shard.count_in_first(round(self.unquantized_fraction * shard.total))
+        if not unquantized:  # slicing would copy the gradient
+            return estimator(vectors, codes)
+        return torch.cat([vectors[:unquantized], estimator(vectors[unquantized:], codes[unquantized:])])
 
-    def _checked(self, vectors: Tensor) -> Tensor:
+    def _validate(self, vectors: Tensor) -> Tensor:
         """Return the vectors in the dtype of the computation, at least float32.
 
         Raises:
@@ -197,3 +249,36 @@ class Quantizer(nn.Module, ABC):
         if not vectors.is_floating_point():
             raise ValueError(f"expected floating-point vectors, got {vectors.dtype}")
         return vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+
+
+def straight_through(vectors: Tensor, codes: Tensor) -> Tensor:
+    """Return z + stop(e - z) for vectors z and codes e (..., D): the value of e, the gradient of z.
+
+    The straight-through estimator (Bengio et al. 2013, 3).
+    """
+    return (codes.detach() - vectors.detach()).add_(vectors)
+
+
+def rotation(vectors: Tensor, codes: Tensor) -> Tensor:
+    """Return the codes e (..., D), with the gradient of |e|/|z| · R z for the vectors z (..., D).
+
+    R = I - 2 r rᵀ + 2 ê ẑᵀ rotates ẑ to ê, where ẑ = z/|z|, ê = e/|e| and r = (ẑ + ê)/|ẑ + ê|. R and |e|/|z| are
+    constants in the backward pass (the rotation trick: Fifty et al. 2024, "Restructuring Vector Quantization with the
+    Rotation Trick", eq. 4). A zero vector has no direction and gets no gradient.
+    """
+    z, e = vectors.detach(), codes.detach()
+    z_unit, e_unit = F.normalize(z, dim=-1), F.normalize(e, dim=-1)
+    bisector = F.normalize(z_unit + e_unit, dim=-1, eps=1e-4)  # about 0 for opposite directions: R reflects along z
+    reflected = 2 * (vectors * bisector).sum(dim=-1, keepdim=True) * bisector
+    rotated = vectors - reflected + 2 * (vectors * z_unit).sum(dim=-1, keepdim=True) * e_unit
+    norm = z.norm(dim=-1, keepdim=True)
+    scale = (e.norm(dim=-1, keepdim=True) / norm).where(norm > 0, 0.0)
+    rotated = scale * rotated
+    return rotated + (e - rotated).detach()
+
+
+# The one table of estimators, by the value of `gradient_estimator`.
+GRADIENT_ESTIMATORS: dict[GradientEstimator, Callable[[Tensor, Tensor], Tensor]] = {
+    "straight_through": straight_through,
+    "rotation": rotation,
+}

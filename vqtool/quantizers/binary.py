@@ -13,9 +13,9 @@ from vqtool.quantizers.scalar import ScalarQuantizer, ScalarSettings
 
 
 class LookupFreeQuantizer(ScalarQuantizer):
-    """Quantize each dimension to its sign, -1 or 1 (LFQ).
+    """Quantize each dimension to its sign, 1 if z > 0 and else -1 (LFQ).
 
-    Yu et al. 2023, "Language Model Beats Diffusion", eqs. 3 and 5.
+    Yu et al. 2023, "Language Model Beats Diffusion", eqs. 3 and 5. Bit d of the index is 1 if z[d] > 0.
 
     Args:
         bits: D; the codebook size is K = 2^D.
@@ -30,11 +30,11 @@ class LookupFreeQuantizer(ScalarQuantizer):
 
     @staticmethod
     def magnitude(bits: int) -> float:
-        """Return the absolute value of each dimension of a code."""
+        """Return the absolute value of each dimension of a code of `bits` dimensions."""
         return 1.0
 
     def nearest(self, preprocessed: Tensor) -> Tensor:
-        return ((preprocessed > 0) * self._places).sum(dim=-1)
+        return ((preprocessed > 0) * self._place_values).sum(dim=-1)
 
 
 class BinarySphericalQuantizer(LookupFreeQuantizer):
@@ -53,6 +53,8 @@ class BinarySphericalQuantizer(LookupFreeQuantizer):
 
 
 class _BinarySettings(ScalarSettings):
+    """Settings of both binary quantizers."""
+
     bits: int = Field(ge=1, le=24, description="number of dimensions, one bit each; K = 2^bits")
     temperature: float = Field(
         1.0,
@@ -66,7 +68,7 @@ class _BinarySettings(ScalarSettings):
     )
 
     def dim(self, width: int) -> int:
-        """D."""
+        """Return D, which is `bits`; `width` has no effect."""
         return self.bits
 
 

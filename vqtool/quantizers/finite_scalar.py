@@ -14,15 +14,20 @@ from torch import Tensor
 from vqtool.quantizers.scalar import ScalarQuantizer, ScalarSettings
 from vqtool.runtime.distributed import BatchShard
 
-# Keeps the outermost values in reach of tanh (the authors' code).
+# Widens the range of tanh, so that its output can round to the outermost values (`eps` in the authors' code).
 _MARGIN = 1e-3
 
 
 class FiniteScalarQuantizer(ScalarQuantizer):
     """Bound each dimension by tanh and round it to one of `levels[d]` values in [-1, 1] (FSQ).
 
-    As in the paper, the values of an even number of levels are shifted by half a step so that 0 is among them. The
-    commitment loss is 0, because tanh already bounds the vectors. The paper has no entropy loss; it is optional here.
+    With n = levels[d], h = (n - 1)·1.001 / 2, and shift = 0.5 for even n, else 0:
+
+        preprocessed = (tanh(z + atanh(shift / h)) · h - shift) / floor(n / 2)
+        quantized = round(preprocessed · floor(n / 2)) / floor(n / 2)
+
+    As in the paper, the shift of half a step makes 0 one of an even number of values. The commitment loss is 0, because
+    tanh already bounds the vectors. The paper has no entropy loss; it is optional here.
 
     Args:
         levels: number of values of each dimension, at least 2; the codebook size is their product.
@@ -39,19 +44,20 @@ class FiniteScalarQuantizer(ScalarQuantizer):
         self._shifts = [0.5 if count % 2 == 0 else 0.0 for count in levels]
 
     def preprocess(self, vectors: Tensor) -> Tensor:
-        sizes = vectors.new_tensor(self.sizes)
+        levels = vectors.new_tensor(self.values_per_dim)
         shift = vectors.new_tensor(self._shifts)
-        reach = (sizes - 1) * (1 + _MARGIN) / 2
-        bounded = torch.tanh(vectors + torch.atanh(shift / reach)) * reach - shift
-        return bounded / (sizes // 2)
+        half_range = (levels - 1) * (1 + _MARGIN) / 2
+        bounded = torch.tanh(vectors + torch.atanh(shift / half_range)) * half_range - shift
+        return bounded / (levels // 2)
 
-    def commitment(self, preprocessed: Tensor, chosen: Tensor, shard: BatchShard) -> Tensor:
+    def commitment_loss(self, preprocessed: Tensor, codes: Tensor, shard: BatchShard) -> Tensor:
         return preprocessed.new_zeros(())
 
 
 def _values(count: int, depth: int) -> list[float]:
+    """Return the `count` values of a dimension at level `depth` of a residual quantizer, ascending."""
     half = count // 2
-    # Residuals are symmetric about 0, so levels after the first are not shifted.
+    # The half-step shift of an even count is undone after the first level, because residuals are symmetric about 0.
     shift = 0.5 if depth and count % 2 == 0 else 0.0
     return [(value - half + shift) / half * (0.5 / half) ** depth for value in range(count)]
 
@@ -76,13 +82,13 @@ class FiniteScalarSettings(ScalarSettings):
 
     @field_validator("levels")
     @classmethod
-    def _are_few_enough(cls, levels: list[int]) -> list[int]:
+    def _check_codebook_size(cls, levels: list[int]) -> list[int]:
         if math.prod(levels) > 1 << 24:
             raise ValueError(f"expected levels whose product is at most {1 << 24:,}, not {math.prod(levels):,}")
         return levels
 
     def dim(self, width: int) -> int:
-        """D."""
+        """Return D, the number of `levels`; `width` has no effect."""
         return len(self.levels)
 
     def build_level(self, depth: int) -> FiniteScalarQuantizer:

@@ -1,6 +1,6 @@
-"""How codes start: at random, or by k-means on the encoder's first vectors.
+"""Initialisation of codes: random, or by k-means on the latents of the first training batches.
 
-Shapes: N vectors, S of them in the sample, K codes, D dimensions.
+Shapes: N vectors, S vectors of the k-means sample, K codes, D dimensions.
 """
 
 from typing import Annotated, Any, Literal
@@ -9,103 +9,105 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from vqtool.quantizers.base import Quantizer
-from vqtool.quantizers.output import QuantizerOutput
+from vqtool.quantizers.base import Quantizer, QuantizerOutput
 from vqtool.runtime.distributed import all_gather_rows, on_rank0
 from vqtool.runtime.settings import Settings
 
-# Vectors of the sample for each code.
-_EACH = 64
-# A sample of fewer vectors has local minima of its own.
-_LEAST = 1 << 13
-# For large codebooks the sample is as many vectors as this, or four a code.
-_LARGE = 1 << 16
+# Default sample size: 64 latents per code, but at least 2^13 in total, because k-means on a small sample has additional
+# local minima, and at most 2^16, or 4 per code if that is more.
+_LATENTS_PER_CODE, _MIN_LATENTS_PER_CODE = 64, 4
+_MIN_SAMPLE, _MAX_SAMPLE = 1 << 13, 1 << 16
 
 
 class KMeansInit(nn.Module):
-    """Gathers a sample of the encoder's vectors and then sets the codes by k-means, once.
+    """Collect a sample of latents in training, then initialise a quantizer's codes from it by k-means, once.
 
-    Until then there are no codes worth quantizing by: vectors pass as they are, and encoder and decoder begin as a
-    plain autoencoder (Łańcucki et al. 2020, "Robust Training of Vector Quantized Bottleneck Models", 3.2). Sample and
-    flag are buffers, so that a run that goes on neither starts again nor starts differently.
+    Until then, vectors pass unquantized and the network trains as a plain autoencoder (Łańcucki et al. 2020, "Robust
+    Training of Vector Quantized Bottleneck Models", 3.2). Sample and flag are buffers, so a resumed run continues with
+    the same sample and does not initialise twice.
 
     Args:
         codebook_size: K.
         dim: D.
-        vectors: to wait for, for each code; left out, 64, but 8,192 in all at least, and no more than 65,536 in all or
-            four for each code.
+        latents_per_code: sample size divided by K. Default: 64, but at least 8,192 latents in total, and at most 65,536
+            (or 4 per code, if that is more).
+        min_sample: minimum sample size in total if `latents_per_code` is None.
 
     Attributes:
-        needed: S of a full sample.
-        done: () bool.
-        sample: (S, D) so far; emptied when done.
+        sample_size: S of the complete sample.
+        needs_init: whether the codes are still to be initialised; a copy of `not done` on the host.
+        done: () bool, whether the codes are initialised.
+        sample: (S, D), the vectors collected so far; empty once the codes are initialised.
     """
 
     done: Tensor
     sample: Tensor
 
-    def __init__(self, codebook_size: int, dim: int, vectors: int | None = None) -> None:
+    def __init__(
+        self, codebook_size: int, dim: int, latents_per_code: int | None = None, *, min_sample: int = _MIN_SAMPLE
+    ) -> None:
         super().__init__()
-        self.needed = vectors * codebook_size if vectors else _sample(codebook_size)
-        self._gathered: list[Tensor] = []
-        self.pending = True  # what `done` says, known without asking the device
+        if latents_per_code:
+            self.sample_size = latents_per_code * codebook_size
+        else:
+            max_sample = max(_MIN_LATENTS_PER_CODE * codebook_size, _MAX_SAMPLE)
+            self.sample_size = min(max(_LATENTS_PER_CODE * codebook_size, min_sample), max_sample)
+        self._batches: list[Tensor] = []
+        self.needs_init = True
         self.register_buffer("done", torch.tensor(False))
         self.register_buffer("sample", torch.empty(0, dim))
 
-    def gather(self, vectors: Tensor) -> None:
-        """Add a training batch (N, D) to the sample."""
-        if self.pending:
-            self._gathered.append(vectors.detach())
+    def accumulate(self, vectors: Tensor) -> None:
+        """Keep a training batch (N, D) for the next `apply_update`; no effect once the codes are initialised."""
+        if self.needs_init:
+            self._batches.append(vectors.detach())
 
-    def pass_on(self, vectors: Tensor, indices: Tensor) -> QuantizerOutput:
-        """The output while codes wait: vectors (..., D) as they are, gathered; nothing to lose by."""
-        self.gather(vectors.reshape(-1, vectors.shape[-1]))
-        nothing = vectors.new_zeros(())
-        return QuantizerOutput(vectors, indices, nothing, nothing)
+    def pass_through(self, vectors: Tensor, indices: Tensor) -> QuantizerOutput:
+        """Accumulate a training batch (..., D), and return it unquantized, with `indices` and losses of 0."""
+        self.accumulate(vectors.reshape(-1, vectors.shape[-1]))
+        zero = vectors.new_zeros(())
+        return QuantizerOutput(vectors, indices, zero, zero)
 
     @torch.no_grad()
     def apply_update(self) -> None:
-        """Add to the sample what all processes gathered since the last time."""
-        if self.pending and self._gathered:
-            batches = [all_gather_rows(batch.to(self.sample.dtype)) for batch in self._gathered]
+        """Append the batches of all processes since the last update to the sample."""
+        if self.needs_init and self._batches:
+            batches = [all_gather_rows(batch.to(self.sample.dtype)) for batch in self._batches]
             self.sample = torch.cat([self.sample, *batches])
             self.discard()
 
     @torch.no_grad()
-    def start(self, quantizer: Quantizer, only_if_complete: bool = False) -> None:
-        """Start `quantizer`, of which this is a part, from the sample, unless that is done, or there is nothing in it.
+    def run(self, quantizer: Quantizer, only_if_complete: bool = False) -> None:
+        """Initialise the codes of `quantizer`, which contains this module, from the last S vectors of the sample.
 
-        Of several processes the first does it for all: no two need round alike.
+        No effect if they are initialised already, or if the sample is empty. Rank 0 computes the new state and sends it
+        to the other ranks, so that all are equal to the last bit.
 
         Args:
-            only_if_complete: only if the sample is as large as it is to be.
+            only_if_complete: initialise only if the sample has at least `sample_size` vectors.
 
         Raises:
-            Stopped: a signal came; the quantizer is as it was.
+            Stopped: a signal was received; `needs_init` is still true.
         """
-        if self.pending and len(self.sample) >= (self.needed if only_if_complete else 1):
-            quantizer.load_state_dict(on_rank0(lambda: self._started(quantizer)))
 
-    def _started(self, quantizer: Quantizer) -> dict[str, Tensor]:
-        """The state of `quantizer` once it has started."""
-        quantizer.init_codes(self.sample[-self.needed :])
-        self.sample = self.sample[:0].clone()
-        self.done.fill_(True)
-        return dict(quantizer.state_dict())
+        def initialised_state() -> dict[str, Tensor]:
+            quantizer.init_codes(self.sample[-self.sample_size :])
+            self.sample = self.sample[:0].clone()
+            self.done.fill_(True)
+            return dict(quantizer.state_dict())
+
+        if self.needs_init and len(self.sample) >= (self.sample_size if only_if_complete else 1):
+            quantizer.load_state_dict(on_rank0(initialised_state))
 
     def discard(self) -> None:
-        """Forget what was gathered since the last update."""
-        self._gathered = []
+        """Drop the batches since the last update."""
+        self._batches = []
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        if f"{prefix}sample" in state_dict:  # of any length
+        if f"{prefix}sample" in state_dict:  # the sample grows, so its length differs from this module's
             self.sample = self.sample.new_empty(state_dict[f"{prefix}sample"].shape)
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self.pending = not bool(self.done)
-
-
-def _sample(codebook_size: int) -> int:
-    return min(max(_EACH * codebook_size, _LEAST), max(4 * codebook_size, _LARGE))
+        self.needs_init = not bool(self.done)
 
 
 class RandomInitSettings(Settings):
@@ -114,7 +116,7 @@ class RandomInitSettings(Settings):
     kind: Literal["random"] = "random"
 
     def build(self, codebook_size: int, dim: int) -> None:
-        return None
+        """Return None: codebooks are random from the start."""
 
 
 class KMeansInitSettings(Settings):
@@ -134,6 +136,7 @@ class KMeansInitSettings(Settings):
     )
 
     def build(self, codebook_size: int, dim: int) -> KMeansInit:
+        """Return the initialisation of K = `codebook_size` codes of dimension D = `dim`."""
         return KMeansInit(codebook_size, dim, self.latents_per_code)
 
 

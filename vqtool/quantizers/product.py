@@ -11,11 +11,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vqtool.errors import ConfigError
-from vqtool.quantizers.base import Quantizer
+from vqtool.quantizers.base import LevelStatistics, Quantizer, QuantizerOutput
 from vqtool.quantizers.binary import BinarySphericalSettings, LookupFreeSettings
 from vqtool.quantizers.codebook_update import CodebookUpdate
 from vqtool.quantizers.finite_scalar import FiniteScalarSettings
-from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
 from vqtool.quantizers.residual import ResidualQuantizerSettings
 from vqtool.quantizers.vector import VectorQuantizerSettings
 from vqtool.runtime.distributed import BatchShard
@@ -25,8 +24,8 @@ from vqtool.runtime.settings import Settings
 class ProductQuantizer(Quantizer):
     """Split vectors into groups of dimensions and quantize each group independently.
 
-    Jégou et al. 2011, "Product Quantization for Nearest Neighbor Search", 2.1. The indices (..., Q) of the groups are
-    concatenated; losses are averaged over groups.
+    Jégou et al. 2011, "Product Quantization for Nearest Neighbor Search", 2.1. The quantized vectors and the indices
+    (..., Q) are those of the groups, concatenated; losses are averaged over groups. Groups may have several levels.
 
     Args:
         groups: one quantizer per group; D is the sum of their widths.
@@ -48,32 +47,30 @@ class ProductQuantizer(Quantizer):
 
     @property
     def codes(self) -> Tensor:
-        """The codes of each group, (G, K, D / G); (Q, K, D / G) for groups of several levels."""
-        codes = [group.codes for group in self.all_groups]
+        """The codes of each group, (G, K, D / G); (Q, K, D / G) for groups with levels."""
+        codes = [group.codes for group in self.group_quantizers]
         return torch.cat(codes) if codes[0].ndim == 3 else torch.stack(codes)
 
     @property
     def learned_codes(self) -> list[Tensor | None]:
-        return [codes for group in self.all_groups for codes in group.learned_codes]
+        return [codes for group in self.group_quantizers for codes in group.learned_codes]
 
     @property
     def needs_init(self) -> bool:
-        return any(group.needs_init for group in self.all_groups)
+        return any(group.needs_init for group in self.group_quantizers)
 
     def preprocess(self, vectors: Tensor) -> Tensor:
-        return torch.cat([group.preprocess(part) for group, part in self._parts(vectors)], dim=-1)
+        return torch.cat([group.preprocess(z) for group, z in self._split_vectors(vectors)], dim=-1)
 
     def nearest(self, preprocessed: Tensor) -> Tensor:
-        return self._join([group.nearest(part) for group, part in self._parts(preprocessed)])
+        return self._join_indices([group.nearest(z) for group, z in self._split_vectors(preprocessed)])
 
     def assign(self, preprocessed: Tensor, shard: BatchShard) -> Tensor:
-        return self._join([group.assign(part, shard) for group, part in self._parts(preprocessed)])
+        return self._join_indices([group.assign(z, shard) for group, z in self._split_vectors(preprocessed)])
 
     def quantize(self, preprocessed: Tensor, indices: Tensor, shard: BatchShard) -> QuantizerOutput:
-        outputs = [
-            group.quantize(part, own, shard)
-            for (group, part), own in zip(self._parts(preprocessed), self._split(indices), strict=True)
-        ]
+        split = zip(self._split_vectors(preprocessed), self._split_indices(indices), strict=True)
+        outputs = [group.quantize(z, group_indices, shard) for (group, z), group_indices in split]
         return QuantizerOutput(
             quantized=torch.cat([output.quantized for output in outputs], dim=-1),
             indices=indices,
@@ -82,50 +79,53 @@ class ProductQuantizer(Quantizer):
         )
 
     def decode(self, indices: Tensor) -> Tensor:
-        parts = [group.decode(own) for group, own in zip(self.all_groups, self._split(indices), strict=True)]
-        return torch.cat(parts, dim=-1)
+        split = zip(self.group_quantizers, self._split_indices(indices), strict=True)
+        return torch.cat([group.decode(group_indices) for group, group_indices in split], dim=-1)
 
     def level_statistics(self, preprocessed: Tensor, indices: Tensor) -> list[LevelStatistics]:
-        return [
-            level
-            for (group, part), own in zip(self._parts(preprocessed), self._split(indices), strict=True)
-            for level in group.level_statistics(part, own)
-        ]
+        statistics: list[LevelStatistics] = []
+        for (group, z), group_indices in zip(
+            self._split_vectors(preprocessed), self._split_indices(indices), strict=True
+        ):
+            statistics += group.level_statistics(z, group_indices)
+        return statistics
 
     def init_codes(self, preprocessed: Tensor) -> None:
-        for group, part in self._parts(preprocessed):
-            group.init_codes(part)
+        for group, z in self._split_vectors(preprocessed):
+            group.init_codes(z)
 
     def run_init(self, only_if_complete: bool = False) -> None:
-        for group in self.all_groups:
+        for group in self.group_quantizers:
             group.run_init(only_if_complete)
 
-    def apply_update(self, good: Tensor | None = None) -> None:
-        for group in self.all_groups:
-            group.apply_update(good)
+    def apply_update(self, step_is_finite: Tensor | None = None) -> None:
+        for group in self.group_quantizers:
+            group.apply_update(step_is_finite)
 
     def discard(self) -> None:
-        for group in self.all_groups:
+        for group in self.group_quantizers:
             group.discard()
 
     @property
-    def all_groups(self) -> list[Quantizer]:
+    def group_quantizers(self) -> list[Quantizer]:
         """The quantizer of each group."""
         return [group for group in self.groups if isinstance(group, Quantizer)]
 
-    def _parts(self, vectors: Tensor) -> list[tuple[Quantizer, Tensor]]:
-        """Each group and its dimensions."""
-        parts = vectors.split([group.dim for group in self.all_groups], dim=-1)
-        return list(zip(self.all_groups, parts, strict=True))
+    def _split_vectors(self, vectors: Tensor) -> list[tuple[Quantizer, Tensor]]:
+        """Return the quantizer of each group and its dimensions of the vectors (..., D)."""
+        groups = self.group_quantizers
+        return list(zip(groups, vectors.split([group.dim for group in groups], dim=-1), strict=True))
 
-    def _split(self, indices: Tensor) -> list[Tensor]:
-        """The indices (..., Q) as each group knows them."""
-        own = indices.split([len(group.codebook_sizes) for group in self.all_groups], dim=-1)
-        return [part if group.has_levels else part[..., 0] for group, part in zip(self.all_groups, own, strict=True)]
+    def _split_indices(self, indices: Tensor) -> list[Tensor]:
+        """Return the indices of each group, in its own format: (...), or (..., Q) for a group with levels."""
+        groups = self.group_quantizers
+        split = indices.split([len(group.codebook_sizes) for group in groups], dim=-1)
+        return [part if group.has_levels else part[..., 0] for group, part in zip(groups, split, strict=True)]
 
-    def _join(self, indices: list[Tensor]) -> Tensor:
-        parts = zip(self.all_groups, indices, strict=True)
-        return torch.cat([part if group.has_levels else part[..., None] for group, part in parts], dim=-1)
+    def _join_indices(self, indices: list[Tensor]) -> Tensor:
+        """Return the indices (..., Q) for those of each group; the inverse of `_split_indices`."""
+        split = zip(self.group_quantizers, indices, strict=True)
+        return torch.cat([part if group.has_levels else part[..., None] for group, part in split], dim=-1)
 
 
 # The quantizers that can be a group.
@@ -147,19 +147,19 @@ class ProductQuantizerSettings(Settings):
     quantizer: GroupSettings = Field(VectorQuantizerSettings(), description="quantizer of each group")
 
     def dim(self, width: int) -> int:
-        """D, behind an encoder of `width`."""
+        """Return D for latents of `width`, the encoder's output width."""
         return self.groups * self.quantizer.dim(self._group_width(width))
 
     @property
     def follows_width(self) -> bool:
-        """Whether D is left to the encoder."""
+        """Whether D follows the encoder's output width."""
         return self.quantizer.follows_width
 
     def resolve(self, width: int) -> "ProductQuantizerSettings":
-        """Settings with nothing left open, for an encoder of `width`.
+        """Return settings without `auto`, for latents of `width`.
 
         Raises:
-            ConfigError: the width is not a multiple of the groups, and a group's own is left open.
+            ConfigError: `follows_width`, and `width` is not a multiple of `groups`.
         """
         if self.follows_width and width % self.groups:
             raise ConfigError(
@@ -170,11 +170,11 @@ class ProductQuantizerSettings(Settings):
 
     @property
     def updates(self) -> dict[str, CodebookUpdate]:
-        """How codes learn, by key."""
-        return {f"quantizer.{key}": way for key, way in self.quantizer.updates.items()}
+        """The codebook update, by its dotted key in this block; empty without a learned codebook."""
+        return {f"quantizer.{key}": update for key, update in self.quantizer.updates.items()}
 
     def build(self) -> ProductQuantizer:
-        """The quantizer."""
+        """Return the quantizer; the settings must be resolved."""
         return ProductQuantizer([self.quantizer.build() for _ in range(self.groups)])
 
     def _group_width(self, width: int) -> int:

@@ -1,23 +1,22 @@
-"""A quantizer between linear projections, for codes of another width than the latents.
+"""A quantizer between two linear projections, for codes of another width than the latents.
 
-Shapes: D dimensions of the latents, d of the codes; (...) any leading axes.
+Shapes: D dimensions of the latents, d dimensions of the codes; (...) any leading axes.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqtool.quantizers.base import Quantizer
-from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
+from vqtool.quantizers.base import LevelStatistics, Quantizer, QuantizerOutput
 from vqtool.runtime.distributed import BatchShard
 
 
 class ProjectedQuantizer(Quantizer):
-    """Project latents to the width of the codes, quantize, and project back.
+    """Project vectors (..., D) to the width of the codes, quantize, and project back.
 
-    Factorized codes (Yu et al. 2022, "Vector-quantized Image Modeling with Improved VQGAN", 3.2). The initial output
-    projection is the transpose of the input projection, which is orthogonal. Losses and statistics are those of the
-    projected vectors.
+    quantized = W_out · inner(W_in · z + b). Factorized codes (Yu et al. 2022, "Vector-quantized Image Modeling with
+    Improved VQGAN", 3.2). W_in is initialised orthogonal, W_out with its transpose, b with 0. Losses, statistics and
+    codes are those of the inner quantizer, in d dimensions.
 
     Args:
         inner: quantizer of width d.
@@ -31,7 +30,7 @@ class ProjectedQuantizer(Quantizer):
         self.codebook_sizes = inner.codebook_sizes
         self.has_levels, self.supports_prefix_decoding = inner.has_levels, inner.supports_prefix_decoding
         self.sample_entropy_weight = inner.sample_entropy_weight
-        # Without a bias, what levels add up to is what their projections add up to.
+        # No bias, so that the projection of a sum of levels is the sum of their projections.
         self.project_in = nn.Linear(dim, inner.dim)
         self.project_out = nn.Linear(inner.dim, dim, bias=False)
         if self.project_in.weight.device.type != "meta":
@@ -65,10 +64,10 @@ class ProjectedQuantizer(Quantizer):
 
     def quantize(self, preprocessed: Tensor, indices: Tensor, shard: BatchShard) -> QuantizerOutput:
         output = self.inner.quantize(preprocessed, indices, shard)
-        return output._replace(quantized=self._out(output.quantized))
+        return output._replace(quantized=self._project_out(output.quantized))
 
     def decode(self, indices: Tensor) -> Tensor:
-        return self._out(self.inner.decode(indices))
+        return self._project_out(self.inner.decode(indices))
 
     def embed(self, indices: Tensor) -> Tensor:
         return self.inner.embed(indices)
@@ -82,11 +81,11 @@ class ProjectedQuantizer(Quantizer):
     def run_init(self, only_if_complete: bool = False) -> None:
         self.inner.run_init(only_if_complete)
 
-    def apply_update(self, good: Tensor | None = None) -> None:
-        self.inner.apply_update(good)
+    def apply_update(self, step_is_finite: Tensor | None = None) -> None:
+        self.inner.apply_update(step_is_finite)
 
     def discard(self) -> None:
         self.inner.discard()
 
-    def _out(self, codes: Tensor) -> Tensor:
+    def _project_out(self, codes: Tensor) -> Tensor:
         return F.linear(codes, self.project_out.weight.to(codes.dtype))

@@ -11,14 +11,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from vqtool.quantizers.base import Quantizer
+from vqtool.quantizers.base import LevelStatistics, Quantizer, QuantizerOutput
 from vqtool.quantizers.beam_search import beam_search
 from vqtool.quantizers.binary import BinarySphericalSettings, LookupFreeSettings
 from vqtool.quantizers.codebook_update import CodebookUpdate
 from vqtool.quantizers.finite_scalar import FiniteScalarSettings
 from vqtool.quantizers.initialization import CodebookInit
 from vqtool.quantizers.kmeans import assigned
-from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
 from vqtool.quantizers.sinkhorn import SinkhornAssignment
 from vqtool.quantizers.vector import VectorQuantizerSettings
 from vqtool.runtime.distributed import BatchShard
@@ -29,7 +28,13 @@ class ResidualQuantizer(Quantizer):
     """Represent a vector as the sum of one code from each level.
 
     Juang & Gray 1982, "Multiple Stage Vector Quantization"; in autoencoders Zeghidour et al. 2021, "SoundStream",
-    algorithm 1. Maps (..., D) to quantized vectors (..., D) and indices (..., Q). Losses are averaged over levels.
+    algorithm 1. With z the preprocessed vectors, e[q,k] code k of level q and r[q] the residual that level q quantizes:
+
+        r[0] = z; indices[q] = argmin_k |r[q] - e[q,k]|²; r[q+1] = r[q] - e[q,indices[q]]
+        quantized = sum over q of e[q,indices[q]]
+
+    Maps (..., D) to quantized vectors (..., D) and indices (..., Q). The gradient estimator is applied to the sum;
+    losses are averaged over levels. The loss of a level has no gradient for the codes of previous levels.
 
     Args:
         levels: one quantizer per level, all of the same width; repeat one quantizer to share its codebook.
@@ -60,7 +65,7 @@ class ResidualQuantizer(Quantizer):
                 f"expected at least one level, all of the same width, got {[level.dim for level in levels]}"
             )
         self._shared = len(levels) > 1 and all(level is levels[0] for level in levels)
-        self._depth = len(levels)
+        self._num_levels = len(levels)
         self.levels = nn.ModuleList(levels[:1] if self._shared else levels)
         self.dim = levels[0].dim
         self.codebook_sizes = tuple(size for level in levels for size in level.codebook_sizes)
@@ -72,110 +77,114 @@ class ResidualQuantizer(Quantizer):
 
     @property
     def codes(self) -> Tensor:
-        return torch.stack([level.codes for level in self._all])
+        return torch.stack([level.codes for level in self.level_quantizers])
 
     @property
     def learned_codes(self) -> list[Tensor | None]:
-        return [codes for level in self._all for codes in level.learned_codes]
+        return [codes for level in self.level_quantizers for codes in level.learned_codes]
 
     @property
     def needs_init(self) -> bool:
-        return self.initializer is not None and self.initializer.pending
+        return self.initializer is not None and self.initializer.needs_init
 
     def preprocess(self, vectors: Tensor) -> Tensor:
-        return self._all[0].preprocess(vectors)
+        return self.level_quantizers[0].preprocess(vectors)
 
     def nearest(self, preprocessed: Tensor) -> Tensor:
         if self.beam_size > 1:
-            codebooks = [level.codes.to(preprocessed.dtype) for level in self._all]
-            flat = preprocessed.reshape(-1, self.dim)
-            return beam_search(flat, codebooks, self.beam_size).reshape(*preprocessed.shape[:-1], self._depth)
-        return self._greedy(preprocessed, [level.nearest for level in self._all])
+            codebooks = [level.codes.to(preprocessed.dtype) for level in self.level_quantizers]
+            indices = beam_search(preprocessed.reshape(-1, self.dim), codebooks, self.beam_size)
+            return indices.reshape(*preprocessed.shape[:-1], self._num_levels)
+        return self._assign_greedily(preprocessed, [level.nearest for level in self.level_quantizers])
 
     def assign(self, preprocessed: Tensor, shard: BatchShard) -> Tensor:
         if self.beam_size > 1:
             return self.nearest(preprocessed)
-        return self._greedy(preprocessed, [partial(level.assign, shard=shard) for level in self._all])
+        return self._assign_greedily(
+            preprocessed, [partial(level.assign, shard=shard) for level in self.level_quantizers]
+        )
 
     def quantize(self, preprocessed: Tensor, indices: Tensor, shard: BatchShard) -> QuantizerOutput:
         if self.training and self.initializer and self.needs_init:
-            return self.initializer.pass_on(preprocessed, indices)
-        remainder, codes, outputs = preprocessed, [], []
-        for number, level in enumerate(self._all):
-            outputs.append(level.quantize(remainder, indices[..., number], shard))
-            codes.append(level.decode(indices[..., number]).detach().to(remainder.dtype))
-            remainder = remainder - codes[-1]
+            return self.initializer.pass_through(preprocessed, indices)
+        residual, codes, outputs = preprocessed, [], []
+        for q, level in enumerate(self.level_quantizers):
+            outputs.append(level.quantize(residual, indices[..., q], shard))
+            codes.append(level.decode(indices[..., q]).detach().to(residual.dtype))
+            residual = residual - codes[-1]
         return QuantizerOutput(
-            quantized=self.pass_gradient(preprocessed, self._sum(codes, shard), shard),
+            quantized=self.apply_gradient_estimator(preprocessed, self._sum_levels(codes, shard), shard),
             indices=indices,
             commitment_loss=torch.stack([output.commitment_loss for output in outputs]).mean(),
             entropy_loss=torch.stack([output.entropy_loss for output in outputs]).mean(),
         )
 
     def decode(self, indices: Tensor) -> Tensor:
-        levels = self._all[: indices.shape[-1]]
-        return torch.stack([level.decode(indices[..., number]) for number, level in enumerate(levels)]).sum(dim=0)
+        levels = self.level_quantizers[: indices.shape[-1]]
+        return torch.stack([level.decode(indices[..., q]) for q, level in enumerate(levels)]).sum(dim=0)
 
     def level_statistics(self, preprocessed: Tensor, indices: Tensor) -> list[LevelStatistics]:
-        found, remainder = [], preprocessed
-        for number, level in enumerate(self._all):
-            found += level.level_statistics(remainder, indices[..., number])
-            remainder = remainder - level.decode(indices[..., number]).to(remainder.dtype)
-        return found
+        statistics, residual = [], preprocessed
+        for q, level in enumerate(self.level_quantizers):
+            statistics += level.level_statistics(residual, indices[..., q])
+            residual = residual - level.decode(indices[..., q]).to(residual.dtype)
+        return statistics
 
     @torch.no_grad()
     def init_codes(self, preprocessed: Tensor) -> None:
-        remainders = [preprocessed]
-        for level in self._all:
-            # A shared codebook starts from all that its levels will see, once it is known what that is.
-            level.init_codes(torch.cat(remainders) if self._shared else remainders[-1])
-            rest = remainders[-1]
-            indices = assigned(level.nearest, rest, level.codebook_sizes[0])
-            remainders.append(rest - level.decode(indices).to(rest.dtype))
+        residuals = [preprocessed]
+        for level in self.level_quantizers:
+            # A shared codebook is fitted again for each level, to the residuals of all levels so far.
+            level.init_codes(torch.cat(residuals) if self._shared else residuals[-1])
+            residual = residuals[-1]
+            indices = assigned(level.nearest, residual, level.codebook_sizes[0])
+            residuals.append(residual - level.decode(indices).to(residual.dtype))
 
     def run_init(self, only_if_complete: bool = False) -> None:
         if self.initializer:
-            self.initializer.start(self, only_if_complete)
+            self.initializer.run(self, only_if_complete)
 
-    def apply_update(self, good: Tensor | None = None) -> None:
-        for level in self._own:
-            level.apply_update(good)
+    def apply_update(self, step_is_finite: Tensor | None = None) -> None:
+        for level in self._unique_levels:
+            level.apply_update(step_is_finite)
         if self.initializer:
             self.initializer.apply_update()
 
     def discard(self) -> None:
-        for level in self._own:
+        for level in self._unique_levels:
             level.discard()
         if self.initializer:
             self.initializer.discard()
 
     @property
-    def _own(self) -> list[Quantizer]:
-        """Each quantizer once."""
+    def _unique_levels(self) -> list[Quantizer]:
+        """Each distinct quantizer: one if the codebook is shared, else Q."""
         return [level for level in self.levels if isinstance(level, Quantizer)]
 
     @property
-    def _all(self) -> list[Quantizer]:
-        """The quantizer of each level."""
-        return self._own * self._depth if self._shared else self._own
+    def level_quantizers(self) -> list[Quantizer]:
+        """The quantizers of the Q levels; a shared one is repeated."""
+        return self._unique_levels * self._num_levels if self._shared else self._unique_levels
 
-    def _greedy(self, preprocessed: Tensor, chooses: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
-        remainder, indices = preprocessed.detach(), []
-        for level, choose in zip(self._all, chooses, strict=True):
-            indices.append(choose(remainder))
-            remainder = remainder - level.decode(indices[-1]).detach().to(remainder.dtype)
+    def _assign_greedily(self, preprocessed: Tensor, assign: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
+        """Return indices (..., Q): level q assigns the residual of the previous levels by `assign[q]`."""
+        residual, indices = preprocessed.detach(), []
+        for level, assign_level in zip(self.level_quantizers, assign, strict=True):
+            indices.append(assign_level(residual))
+            residual = residual - level.decode(indices[-1]).detach().to(residual.dtype)
         return torch.stack(indices, dim=-1)
 
-    def _sum(self, codes: list[Tensor], shard: BatchShard) -> Tensor:
-        """The codes added up; in training, of the samples that drop levels, only the first ones."""
+    def _sum_levels(self, codes: list[Tensor], shard: BatchShard) -> Tensor:
+        """Return the sum of Q codes (..., D); in training, of the first levels only for samples with level dropout."""
         dropped = round(self.level_dropout * shard.total) if self.training else 0
         if not dropped or codes[0].ndim < 2:
             return torch.stack(codes).sum(dim=0)
-        # Batches are in random order already: nothing needs to be drawn. The first may bypass; these are the last.
-        samples = shard.total - 1 - shard.start - torch.arange(shard.samples, device=codes[0].device)
-        kept = torch.where(samples < dropped, samples % self._depth + 1, self._depth)
-        kept = kept.reshape(-1, *[1] * (codes[0].ndim - 1))
-        return torch.stack([code * (kept > number) for number, code in enumerate(codes)]).sum(dim=0)
+        # Batches are in random order, so no sampling is needed. The dropped samples are the last of the batch, because
+        # the first may be unquantized.
+        from_end = shard.total - 1 - shard.start - torch.arange(shard.samples, device=codes[0].device)
+        num_levels = torch.where(from_end < dropped, from_end % self._num_levels + 1, self._num_levels)
+        num_levels = num_levels.reshape(-1, *[1] * (codes[0].ndim - 1))
+        return torch.stack([code * (num_levels > q) for q, code in enumerate(codes)]).sum(dim=0)
 
 
 # The quantizers that can be a level.
@@ -203,7 +212,7 @@ class ResidualQuantizerSettings(Settings):
     )
 
     @model_validator(mode="after")
-    def _goes_together(self) -> "ResidualQuantizerSettings":
+    def _check_combination(self) -> "ResidualQuantizerSettings":
         inner = self.quantizer
         if not isinstance(inner, VectorQuantizerSettings):
             if self.beam_size > 1 or self.shared:
@@ -220,25 +229,25 @@ class ResidualQuantizerSettings(Settings):
         return self
 
     def dim(self, width: int) -> int:
-        """D, behind an encoder of `width`."""
+        """Return D for latents of `width`, the encoder's output width."""
         return self.quantizer.dim(width)
 
     @property
     def follows_width(self) -> bool:
-        """Whether D is left to the encoder."""
+        """Whether D follows the encoder's output width."""
         return self.quantizer.follows_width
 
     def resolve(self, width: int) -> "ResidualQuantizerSettings":
-        """Settings with nothing left open, for an encoder of `width`."""
+        """Return settings without `auto`, for latents of `width`."""
         return self.model_copy(update={"quantizer": self.quantizer.resolve(width)})
 
     @property
     def updates(self) -> dict[str, CodebookUpdate]:
-        """How codes learn, by key."""
-        return {f"quantizer.{key}": way for key, way in self.quantizer.updates.items()}
+        """The codebook update, by its dotted key in this block; empty without a learned codebook."""
+        return {f"quantizer.{key}": update for key, update in self.quantizer.updates.items()}
 
     def build(self) -> ResidualQuantizer:
-        """The quantizer."""
+        """Return the quantizer; the settings must be resolved."""
         if self.shared:
             levels = [self.quantizer.build_level(0)] * self.levels
         else:

@@ -11,16 +11,18 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Generator, Tensor
 
-from vqtool.quantizers.base import Quantizer
+from vqtool.quantizers.base import (
+    GRADIENT_ESTIMATORS,
+    GradientEstimator,
+    LevelStatistics,
+    Quantizer,
+    QuantizerOutput,
+)
 from vqtool.quantizers.codebook_update import CodebookUpdate, EmaUpdate, EntropyOnlyUpdate
-from vqtool.quantizers.commitment import commitment_loss
 from vqtool.quantizers.dead_codes import DeadCodeResetSettings
-from vqtool.quantizers.entropy import entropy_loss
-from vqtool.quantizers.error_scale import ErrorScale
-from vqtool.quantizers.estimators import GRADIENT_ESTIMATORS, GradientEstimator
 from vqtool.quantizers.initialization import CodebookInit, KMeansInitSettings
 from vqtool.quantizers.kmeans import assigned, kmeans
-from vqtool.quantizers.output import LevelStatistics, QuantizerOutput
+from vqtool.quantizers.losses import ErrorScale, commitment_loss, entropy_loss
 from vqtool.quantizers.sinkhorn import CodeAssignment, NearestAssignment
 from vqtool.quantizers.soft_assignment import soft_sums
 from vqtool.runtime.distributed import BatchShard
@@ -104,8 +106,8 @@ class VectorQuantizer(Quantizer):
         self.gradient_estimator, self.unquantized_fraction = gradient_estimator, unquantized_fraction
         self.codebook = (update or EntropyOnlyUpdate()).build(codebook_size, codebook_dim)
         self.initializer = init.build(codebook_size, codebook_dim) if init else None
-        self.revival = dead_code_reset.build(codebook_size) if dead_code_reset else None
-        self.scale = ErrorScale() if temperature_unit == "quantization_error" else None
+        self.dead_code_reset = dead_code_reset.build(codebook_size) if dead_code_reset else None
+        self.error_scale = ErrorScale() if temperature_unit == "quantization_error" else None
         self.assignment = assignment or NearestAssignment()
 
     @property
@@ -119,47 +121,55 @@ class VectorQuantizer(Quantizer):
 
     @property
     def needs_init(self) -> bool:
-        return self.initializer is not None and self.initializer.pending
+        return self.initializer is not None and self.initializer.needs_init
 
     def preprocess(self, vectors: Tensor) -> Tensor:
         vectors = vectors.to(torch.promote_types(vectors.dtype, self.codebook.codes.dtype))
         return F.normalize(vectors, dim=-1) if self.metric == "cosine" else vectors
 
     def nearest(self, preprocessed: Tensor) -> Tensor:
-        flat, codes = self._flat(preprocessed)
+        flat, codes = self._flatten(preprocessed)
         return nearest_codes(flat, codes).reshape(preprocessed.shape[:-1])
 
     def assign(self, preprocessed: Tensor, shard: BatchShard) -> Tensor:
-        if self.training and not self.needs_init:
-            chosen = self.assignment.assign(*self._flat(preprocessed), shard.scaled(_positions(preprocessed)))
-            return chosen.reshape(preprocessed.shape[:-1])
-        return self.nearest(preprocessed)
+        if not self.training or self.needs_init:
+            return self.nearest(preprocessed)
+        flat, codes = self._flatten(preprocessed)
+        indices = self.assignment.assign(flat, codes, shard.scaled(_tokens_per_sample(preprocessed)))
+        return indices.reshape(preprocessed.shape[:-1])
 
     def quantize(self, preprocessed: Tensor, indices: Tensor, shard: BatchShard) -> QuantizerOutput:
         if self.training and self.initializer and self.needs_init:
-            return self.initializer.pass_on(preprocessed, indices)
-        flat, codes = self._flat(preprocessed)
+            return self.initializer.pass_through(preprocessed, indices)
+        flat, codes = self._flatten(preprocessed)
         flat_indices = indices.reshape(-1)
-        chosen, vectors = codes[flat_indices], shard.scaled(_positions(preprocessed))
-        loss = commitment_loss(flat, codes, flat_indices, vectors)
-        codebook_loss = self.codebook.codebook_loss(flat, chosen, vectors)
+        assigned_codes, flat_shard = codes[flat_indices], shard.scaled(_tokens_per_sample(preprocessed))
+        loss = commitment_loss(flat, codes, flat_indices, flat_shard)
+        codebook_loss = self.codebook.codebook_loss(flat, assigned_codes, flat_shard)
         if self.training:
-            self._gather(flat.detach(), flat_indices, loss, vectors)
+            self.codebook.accumulate(flat.detach(), flat_indices)
+            if self.dead_code_reset:
+                self.dead_code_reset.accumulate(flat.detach(), flat_indices, flat_shard)
+            if self.error_scale:
+                self.error_scale.accumulate(loss, flat_shard.total * self.dim)
         return QuantizerOutput(
-            quantized=self.pass_gradient(preprocessed, chosen.reshape(preprocessed.shape), shard),
+            quantized=self.apply_gradient_estimator(preprocessed, assigned_codes.reshape(preprocessed.shape), shard),
             indices=indices,
             commitment_loss=loss if codebook_loss is None else loss + codebook_loss,
-            entropy_loss=self._entropy_loss(flat, codes, vectors),
+            entropy_loss=entropy_loss(flat, codes, self._temperature, self.sample_entropy_weight, flat_shard)
+            if self._computes_entropy_loss
+            else flat.new_zeros(()),
         )
 
     def decode(self, indices: Tensor) -> Tensor:
         return self.codes[indices]
 
     def level_statistics(self, preprocessed: Tensor, indices: Tensor) -> list[LevelStatistics]:
-        flat, codes = self._flat(preprocessed)
+        flat, codes = self._flatten(preprocessed)
         indices = indices.reshape(-1)
         soft = soft_sums(flat, codes, self._temperature, entropy=True)
         squared = (flat - codes[indices]).square()
+        distances = squared.sum(dim=1).cpu().double()
         return [
             LevelStatistics(
                 counts=torch.bincount(indices, minlength=len(codes)).cpu(),
@@ -167,9 +177,9 @@ class VectorQuantizer(Quantizer):
                 sample_entropy=soft.entropy.cpu().double(),
                 squared_distance=squared.sum().cpu().double(),
                 elements=torch.tensor(flat.numel()),
-                total=flat.sum(dim=0, dtype=torch.float64).cpu(),
-                squares=flat.double().square().sum().cpu(),
-                errors=torch.zeros(len(codes)).double().index_add(0, indices.cpu(), squared.sum(dim=1).cpu().double()),
+                vector_sum=flat.sum(dim=0, dtype=torch.float64).cpu(),
+                squared_norm_sum=flat.double().square().sum().cpu(),
+                squared_distance_per_code=torch.zeros(len(codes)).double().index_add(0, indices.cpu(), distances),
             )
         ]
 
@@ -180,53 +190,42 @@ class VectorQuantizer(Quantizer):
         codes = kmeans(flat, self.codebook_sizes[0], Generator().manual_seed(0))
         indices = assigned(lambda vectors: nearest_codes(vectors, codes), flat, len(codes))
         self.codebook.init_codes(codes, torch.bincount(indices, minlength=len(codes)))
-        if self.scale:
-            self.scale.start((flat - codes[indices]).square().mean())
+        if self.error_scale:
+            self.error_scale.reset((flat - codes[indices]).square().mean())
 
     def run_init(self, only_if_complete: bool = False) -> None:
         if self.initializer:
-            self.initializer.start(self, only_if_complete)
+            self.initializer.run(self, only_if_complete)
 
-    def apply_update(self, good: Tensor | None = None) -> None:
-        self.codebook.update(good)
-        if self.scale:
-            self.scale.update(good)
-        if self.revival:
-            self.revival.update(self.codebook, good)
+    def apply_update(self, step_is_finite: Tensor | None = None) -> None:
+        self.codebook.update(step_is_finite)
+        if self.error_scale:
+            self.error_scale.update(step_is_finite)
+        if self.dead_code_reset:
+            self.dead_code_reset.update(self.codebook, step_is_finite)
         if self.initializer:
             self.initializer.apply_update()
 
     def discard(self) -> None:
-        for part in (self.codebook, self.scale, self.revival, self.initializer):
-            if part:
-                part.discard()
+        for module in (self.codebook, self.error_scale, self.dead_code_reset, self.initializer):
+            if module:
+                module.discard()
 
     def extra_repr(self) -> str:
         return f"codebook_size={self.codebook_sizes[0]}, codebook_dim={self.dim}, temperature={self.temperature}"
 
     @property
     def _temperature(self) -> float | Tensor:
-        return self.temperature * self.scale() if self.scale else self.temperature
+        """Temperature in squared units of the vectors."""
+        return self.temperature * self.error_scale() if self.error_scale else self.temperature
 
-    def _entropy_loss(self, vectors: Tensor, codes: Tensor, shard: BatchShard) -> Tensor:
-        if not self._entropy_wanted:
-            return vectors.new_zeros(())
-        return entropy_loss(vectors, codes, self._temperature, self.sample_entropy_weight, shard)
-
-    def _gather(self, vectors: Tensor, indices: Tensor, error: Tensor, shard: BatchShard) -> None:
-        self.codebook.gather(vectors, indices)
-        if self.revival:
-            self.revival.gather(vectors, indices, shard)
-        if self.scale:
-            self.scale.gather(error, shard.total * self.dim)
-
-    def _flat(self, preprocessed: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors (N, D) and codes (K, D) in one type."""
+    def _flatten(self, preprocessed: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the vectors as (N, D), and the codes (K, D) in their dtype."""
         return preprocessed.reshape(-1, self.dim), self.codes.to(preprocessed.dtype)
 
 
-def _positions(vectors: Tensor) -> int:
-    """Number of vectors (..., D) per sample."""
+def _tokens_per_sample(vectors: Tensor) -> int:
+    """Return L for vectors (B, L, D): the product of all axes but the first and the last."""
     return math.prod(vectors.shape[1:-1])
 
 
@@ -276,29 +275,29 @@ class VectorQuantizerSettings(Settings):
     )
 
     def dim(self, width: int) -> int:
-        """D, behind an encoder of `width`."""
+        """Return D for latents of `width`, the encoder's output width."""
         return width if self.codebook_dim == "auto" else self.codebook_dim
 
     def resolve(self, width: int) -> "VectorQuantizerSettings":
-        """Settings with nothing left open, for an encoder of `width`."""
+        """Return settings without `auto`, for latents of `width`."""
         return self.model_copy(update={"codebook_dim": self.dim(width)})
 
     @property
     def follows_width(self) -> bool:
-        """Whether D is left to the encoder."""
+        """Whether D follows the encoder's output width."""
         return self.codebook_dim == "auto"
 
     @property
     def updates(self) -> dict[str, CodebookUpdate]:
-        """How codes learn, by key."""
+        """The codebook update, by its key in this block."""
         return {"update": self.update}
 
     def build(self) -> VectorQuantizer:
-        """The quantizer."""
+        """Return the quantizer; the settings must be resolved."""
         return self._build(self.init)
 
     def build_level(self, depth: int) -> VectorQuantizer:
-        """The quantizer as level `depth` of a residual quantizer, which initialises its levels itself."""
+        """Return the quantizer of level `depth` of a residual quantizer, which initialises all its levels itself."""
         return self._build(None)
 
     def _build(self, init: CodebookInit | None) -> VectorQuantizer:

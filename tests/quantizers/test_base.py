@@ -7,7 +7,7 @@ import torch
 
 from vqtool import VectorQuantizer
 from vqtool.quantizers import EmaUpdate, FiniteScalarQuantizer, ResidualQuantizer
-from vqtool.quantizers.estimators import GRADIENT_ESTIMATORS, rotation, straight_through
+from vqtool.quantizers.base import GRADIENT_ESTIMATORS, rotation, straight_through
 
 
 def some(n, d, dtype=torch.float64, seed=0):
