@@ -1,91 +1,92 @@
-"""Scores of codes: whatever the rounding, the nearest in float64 is found, or a row is left to finer scores."""
+"""Search by scores: each row gets the nearest code of the float64 definition, or -1 (unresolved)."""
 
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.quantizers import Sizes, brute_force, random_normal
-from vqtool.search import scores
-from vqtool.search.bfloat16 import BfloatScores, multiplies_bfloat16
+from tests.quantizers import TensorSizes, brute_force, random_normal
+from vqtool.search.bfloat16 import Bfloat16Search, has_bfloat16_matmul
 from vqtool.search.kernels import MAX_CANDIDATES, MAX_SMALL_DIM
 from vqtool.search.rerank import rerank_exact
-from vqtool.search.scores import FullScores
+from vqtool.search.scores import SameDtypeSearch
 from vqtool.search.small_dim import SmallDimSearch
 
 
-class ElsewhereScores(FullScores):
-    """As on a device that is no CPU."""
+class DeviceSearch(SameDtypeSearch):
+    """The search as on a device other than the CPU."""
 
-    def _settle(self, scores, slack, vectors, nearest):
-        nearest.copy_(rerank_exact(scores, slack, vectors, self._codebook))
+    def _rerank(self, scores, tolerance, vectors, nearest):
+        nearest.copy_(rerank_exact(scores, tolerance, vectors, self._codebook))
 
 
 FEW = settings(deadline=None, max_examples=80)
-KINDS = {
-    "bfloat16": (BfloatScores, torch.float32),
-    "float32": (FullScores, torch.float32),
-    "float64": (FullScores, torch.float64),
-    "short": (SmallDimSearch, torch.float32),
-    "elsewhere": (ElsewhereScores, torch.float32),
+BACKENDS = {
+    "bfloat16": (Bfloat16Search, torch.float32),
+    "float32": (SameDtypeSearch, torch.float32),
+    "float64": (SameDtypeSearch, torch.float64),
+    "small_dim": (SmallDimSearch, torch.float32),
+    "device": (DeviceSearch, torch.float32),
 }
-PRODUCTS = ("bfloat16", "float32", "float64", "elsewhere")
-each_kind = pytest.mark.parametrize(("kind", "dtype"), KINDS.values(), ids=KINDS)
-each_product = pytest.mark.parametrize(
-    ("kind", "dtype"),
-    [KINDS[name] for name in PRODUCTS],
-    ids=PRODUCTS,
+MATMUL_BACKENDS = ("bfloat16", "float32", "float64", "device")
+each_backend = pytest.mark.parametrize(("backend", "dtype"), BACKENDS.values(), ids=BACKENDS)
+each_matmul_backend = pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [BACKENDS[name] for name in MATMUL_BACKENDS],
+    ids=MATMUL_BACKENDS,
 )
-each_float32_kind = pytest.mark.parametrize("kind", [BfloatScores, FullScores, SmallDimSearch, ElsewhereScores])
+each_float32_backend = pytest.mark.parametrize(
+    "backend", [Bfloat16Search, SameDtypeSearch, SmallDimSearch, DeviceSearch]
+)
 
 
-def cut(kind, *tables):
-    """As many dimensions as a kind takes."""
-    return tuple(table[:, :MAX_SMALL_DIM] for table in tables) if kind is SmallDimSearch else tables
+def truncate(backend, *tables):
+    """Cut (n, D) tensors to the dimensions that a backend supports."""
+    return tuple(table[:, :MAX_SMALL_DIM] for table in tables) if backend is SmallDimSearch else tables
 
 
-def found(kind, vectors, codes):
-    vectors, codes = cut(kind, vectors, codes)
-    nearest = kind(codes).nearest(vectors.contiguous())
+def search(backend, vectors, codes, **options):
+    vectors, codes = truncate(backend, vectors, codes)
+    nearest = backend(codes, **options).nearest(vectors.contiguous())
     assert nearest.dtype == torch.int64
     assert nearest.shape == (len(vectors),)
     return nearest
 
 
-def truth(kind, vectors, codes):
-    """What `found` is to be; PyTorch sums in another order than NumPy, which tells where two distances all but tie."""
-    if kind is not ElsewhereScores:
+def reference(backend, vectors, codes):
+    """Return the expected codes; the order of summation, NumPy's or PyTorch's, decides between almost equal sums."""
+    if backend is not DeviceSearch:
         return brute_force(vectors, codes)
     return (vectors.double()[:, None] - codes.double()).square().sum(dim=2).argmin(dim=1)
 
 
-def check_but_for(kind, vectors, codes, most):
-    """The nearest of every row that is not left: for a crowd, or for norms that could overflow, over `most`."""
-    nearest = found(kind, vectors, codes)
-    known = nearest >= 0
-    vectors, codes = cut(kind, vectors, codes)
-    assert torch.equal(nearest[known], truth(kind, vectors, codes)[known])
-    if len(codes) <= MAX_CANDIDATES:  # else a crowd may be left
+def check_resolved(backend, vectors, codes, max_norm, **options):
+    """Check all resolved rows, and that rows with norms below `max_norm` are resolved if candidates cannot be many."""
+    nearest = search(backend, vectors, codes, **options)
+    resolved = nearest >= 0
+    vectors, codes = truncate(backend, vectors, codes)
+    assert torch.equal(nearest[resolved], reference(backend, vectors, codes)[resolved])
+    if len(codes) <= MAX_CANDIDATES:  # otherwise there may be too many candidates
         centre = codes.double().mean(dim=0)
         furthest = (vectors.double() - centre).norm(dim=1) + (codes.double() - centre).norm(dim=1).max()
-        assert known[furthest < most].all()
+        assert resolved[furthest < max_norm].all()
 
 
-def check(kind, vectors, codes):
-    check_but_for(kind, vectors, codes, torch.inf)
+def check(backend, vectors, codes, **options):
+    check_resolved(backend, vectors, codes, torch.inf, **options)
 
 
-@each_kind
+@each_backend
 @FEW
 @given(seed=st.integers(0, 1 << 30), n=st.integers(1, 30), k=st.integers(1, 200), d=st.integers(1, 70))
 @example(seed=0, n=1, k=1, d=1)
 @example(seed=0, n=3, k=64, d=64)
 @example(seed=0, n=3, k=65, d=5)
-def test_any_shape(kind, dtype, seed, n, k, d):
-    check(kind, random_normal(seed, n, d, dtype=dtype), random_normal(seed + 1, k, d, dtype=dtype))
+def test_random_shapes(backend, dtype, seed, n, k, d):
+    check(backend, random_normal(seed, n, d, dtype=dtype), random_normal(seed + 1, k, d, dtype=dtype))
 
 
-@each_kind
+@each_backend
 @FEW
 @given(
     seed=st.integers(0, 1 << 30),
@@ -102,59 +103,63 @@ def test_any_shape(kind, dtype, seed, n, k, d):
 @example(seed=0, d=1, exponents=(-23.0, -10.0), offset=0.0)
 @example(seed=0, d=5, exponents=(30.0, -30.0), offset=1e4)
 @example(seed=0, d=5, exponents=(-30.0, 30.0), offset=1e4)
-def test_any_scale_and_offset(kind, dtype, seed, d, exponents, offset):
+def test_random_scales_and_offsets(backend, dtype, seed, d, exponents, offset):
     vectors = (random_normal(seed, 19, d) + offset).to(dtype) * 10 ** exponents[0]
     codes = (random_normal(seed + 1, 60, d) + offset).to(dtype) * 10 ** exponents[1]
-    check_but_for(kind, vectors, codes, 1e18)
+    check_resolved(backend, vectors, codes, 1e18)
 
 
-@each_kind
+@each_backend
 @FEW
 @given(seed=st.integers(0, 1 << 30), d=st.integers(1, 12), exponent=st.floats(-30, 30), step=st.floats(0.25, 4))
-def test_the_first_of_equal_codes(kind, dtype, seed, d, exponent, step):
-    some = (random_normal(seed, 30, d, dtype=dtype) * step).round() * 10**exponent
-    codes = some[torch.randint(30, (MAX_CANDIDATES,), generator=torch.Generator().manual_seed(seed))]
-    check_but_for(kind, torch.cat([some, random_normal(seed + 1, 10, d, dtype=dtype) * 10**exponent]), codes, 1e18)
+def test_equal_codes_are_a_tie_for_the_lowest_index(backend, dtype, seed, d, exponent, step):
+    distinct = (random_normal(seed, 30, d, dtype=dtype) * step).round() * 10**exponent
+    codes = distinct[torch.randint(30, (MAX_CANDIDATES,), generator=torch.Generator().manual_seed(seed))]
+    check_resolved(
+        backend, torch.cat([distinct, random_normal(seed + 1, 10, d, dtype=dtype) * 10**exponent]), codes, 1e18
+    )
 
 
-@each_kind
+@each_backend
 @pytest.mark.parametrize("spread", [1.0, 1e-3])
 @pytest.mark.parametrize("offset", [0.0, 1e4])
-def test_vectors_half_way_between_two_codes(kind, dtype, spread, offset):
+def test_vectors_half_way_between_two_codes(backend, dtype, spread, offset):
     codes = random_normal(0, 200, 16, dtype=dtype) * spread + offset
-    middle = (codes[:-1] + codes[1:]) / 2
-    hair = 4 * torch.finfo(dtype).eps * middle.abs() * random_normal(1, *middle.shape, dtype=dtype)
+    midpoints = (codes[:-1] + codes[1:]) / 2
+    epsilons = 4 * torch.finfo(dtype).eps * midpoints.abs() * random_normal(1, *midpoints.shape, dtype=dtype)
     for first in range(0, 199, 40):
         pair = codes[first : first + 2]
-        rows = torch.stack([middle[first], middle[first] + hair[first], middle[first] - hair[first]])
-        check(kind, rows, pair)
-    check(kind, torch.cat([middle, middle + hair, middle - hair]), codes)
+        rows = torch.stack([midpoints[first], midpoints[first] + epsilons[first], midpoints[first] - epsilons[first]])
+        check(backend, rows, pair)
+    check(backend, torch.cat([midpoints, midpoints + epsilons, midpoints - epsilons]), codes)
 
 
-# Steps of bfloat16 are 1/128 at 1: codes between them are told apart by the bound alone.
-@each_kind
-def test_codes_closer_together_than_bfloat16_can_tell(kind, dtype):
+# The spacing of bfloat16 numbers near 1 is 1/128, so these codes all round to the same number.
+@each_backend
+def test_codes_that_are_equal_in_bfloat16(backend, dtype):
     codes = 1 + random_normal(0, 300, 8, dtype=dtype) / 1e4
     codes[0] = -1
-    check(kind, codes[1:] + random_normal(1, 299, 8, dtype=dtype) / 1e5, codes)
+    check(backend, codes[1:] + random_normal(1, 299, 8, dtype=dtype) / 1e5, codes)
 
 
-# Every code is exact in bfloat16. Half way between two, all but one coordinate round towards the one that is further.
+# The codes are exact in bfloat16. The vector is half way between two of them, except for one coordinate; all other
+# coordinates round towards the code that is further away.
 @pytest.mark.parametrize("d", [16, 64])
-def test_vectors_that_bfloat16_brings_nearer_to_another_code(d):
+def test_vectors_whose_bfloat16_rounding_is_nearer_to_another_code(d):
     first, second = torch.ones(d), torch.full((d,), 1 + 17 / 128)
     codes, vector = torch.stack([first, second, -first, -second]), (first + second) / 2
     vector[0] += 1 / 64
     rounded = vector.bfloat16().float()
     assert brute_force(vector[None], codes).tolist() == [1]
     assert brute_force(rounded[None], codes).tolist() == [0]
-    check(BfloatScores, vector[None], codes)
+    check(Bfloat16Search, vector[None], codes)
 
 
-# Near the origin scores of a cube's corners differ by far less than a step of bfloat16, and some lie about its edge.
-@each_float32_kind
+# Vectors near the origin and codes at the corners of a cube: scores differ by far less than the spacing of bfloat16,
+# and some lie next to a rounding boundary.
+@each_float32_backend
 @pytest.mark.parametrize("d", [4, 16])
-def test_ties_all_but_broken_on_either_side_of_a_rounding(kind, d):
+def test_near_ties_at_bfloat16_rounding_boundaries(backend, d):
     generator = torch.Generator().manual_seed(0)
     half = 2.0 * torch.randint(2, (20, d), generator=generator) - 1
     codes = torch.cat([half, -half])
@@ -162,106 +167,105 @@ def test_ties_all_but_broken_on_either_side_of_a_rounding(kind, d):
     between = (first - second) / (first - second).norm(dim=1, keepdim=True).clamp_min(1)
     vectors = (random_normal(1, 3000, d) + (first + second) / 2) / 20
     along = (vectors * between).sum(dim=1, keepdim=True)
-    check(kind, vectors - (1 - 1e-4) * along * between, codes)
+    check(backend, vectors - (1 - 1e-4) * along * between, codes)
 
 
-@each_kind
-def test_one_code_far_from_all_others(kind, dtype):
+@each_backend
+def test_one_code_far_from_all_others(backend, dtype):
     codes = random_normal(1, 100, 16, dtype=dtype)
     codes[7] = 1e6
-    check(kind, random_normal(0, 50, 16, dtype=dtype), codes)
+    check(backend, random_normal(0, 50, 16, dtype=dtype), codes)
 
 
-@each_float32_kind
+@each_float32_backend
 @pytest.mark.parametrize("size", [1e18, 1.8e19, 1e25, 3e37, 3.3e38])
 @pytest.mark.parametrize("side", ["vectors", "codes", "both"])
-def test_squares_and_products_that_overflow(kind, size, side):
+def test_overflowing_squares_and_products(backend, size, side):
     vectors, codes = random_normal(0, 30, 6).clamp(-1, 1), random_normal(1, 60, 6).clamp(-1, 1)
-    of_vectors, of_codes = (1 if side == "codes" else size), (1 if side == "vectors" else size)
-    check_but_for(kind, vectors * of_vectors, codes * of_codes, 1e18)
+    vector_scale, code_scale = (1 if side == "codes" else size), (1 if side == "vectors" else size)
+    check_resolved(backend, vectors * vector_scale, codes * code_scale, 1e18)
 
 
-@each_float32_kind
-def test_large_and_small_vectors_side_by_side(kind):
+@each_float32_backend
+def test_large_and_small_vectors_in_one_batch(backend):
     scales = 10.0 ** torch.arange(-38, 39, 4)[:, None]
-    check_but_for(kind, random_normal(0, len(scales), 6) * scales, random_normal(1, 60, 6), 1e18)
-    check_but_for(kind, random_normal(0, 30, 6), random_normal(1, len(scales), 6) * scales, 1e18)
+    check_resolved(backend, random_normal(0, len(scales), 6) * scales, random_normal(1, 60, 6), 1e18)
+    check_resolved(backend, random_normal(0, 30, 6), random_normal(1, len(scales), 6) * scales, 1e18)
 
 
-@each_float32_kind
+@each_float32_backend
 @pytest.mark.parametrize("exponents", [(-38, -38), (-40, -40), (-44, -44), (0, -40), (-40, 0), (-40, 18), (18, -40)])
-def test_numbers_too_small_for_a_full_significand(kind, exponents):
+def test_denormal_numbers(backend, exponents):
     vectors, codes = (random_normal(seed, 60, 6).double() * 10.0 ** exponents[seed] for seed in (0, 1))
-    check(kind, vectors.float(), codes.float())
+    check(backend, vectors.float(), codes.float())
 
 
-@each_kind
-def test_zeros(kind, dtype):
-    zeros, some = torch.zeros(20, 6, dtype=dtype), random_normal(0, 20, 6, dtype=dtype)
-    check(kind, zeros, zeros)
-    check(kind, zeros, some)
-    check(kind, some, zeros)
-    check(kind, -zeros, torch.cat([some, -zeros, zeros]))
+@each_backend
+def test_zero_vectors_and_zero_codes(backend, dtype):
+    zeros, nonzero = torch.zeros(20, 6, dtype=dtype), random_normal(0, 20, 6, dtype=dtype)
+    check(backend, zeros, zeros)
+    check(backend, zeros, nonzero)
+    check(backend, nonzero, zeros)
+    check(backend, -zeros, torch.cat([nonzero, -zeros, zeros]))
 
 
-@each_kind
-@pytest.mark.parametrize("odd", [torch.nan, torch.inf, -torch.inf])
-def test_a_vector_that_is_not_finite_is_left_and_disturbs_no_other(kind, dtype, odd):
+@each_backend
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_non_finite_vector_is_unresolved_and_does_not_affect_others(backend, dtype, value):
     vectors, codes = random_normal(0, 9, 5, dtype=dtype), random_normal(1, 70, 5, dtype=dtype)
     expected = brute_force(vectors, codes)
-    vectors[4, 2], expected[4] = odd, -1
-    assert torch.equal(found(kind, vectors, codes), expected)
+    vectors[4, 2], expected[4] = value, -1
+    assert torch.equal(search(backend, vectors, codes), expected)
 
 
-@each_kind
-@pytest.mark.parametrize("odd", [torch.nan, torch.inf])
-def test_with_a_codebook_that_is_not_finite_every_row_is_left(kind, dtype, odd):
+@each_backend
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_non_finite_codebook_leaves_every_row_unresolved(backend, dtype, value):
     vectors, codes = random_normal(0, 9, 5, dtype=dtype), random_normal(1, 70, 5, dtype=dtype)
-    codes[3, 1] = odd
-    assert (found(kind, vectors, codes) == -1).all()
+    codes[3, 1] = value
+    assert (search(backend, vectors, codes) == -1).all()
 
 
-@each_product
+@each_matmul_backend
 @pytest.mark.parametrize("block", [1, 200, 1000])
-def test_blocks_of_any_size(monkeypatch, kind, dtype, block):
-    monkeypatch.setattr(scores, "_BLOCK", block)
-    monkeypatch.setattr(scores, "_ROWS", 1)
-    check(kind, random_normal(0, 37, 6, dtype=dtype), random_normal(1, MAX_CANDIDATES, 6, dtype=dtype))
+def test_block_size_does_not_change_the_result(backend, dtype, block):
+    vectors, codes = random_normal(0, 37, 6, dtype=dtype), random_normal(1, MAX_CANDIDATES, 6, dtype=dtype)
+    check(backend, vectors, codes, bytes_per_block=block, min_rows_per_block=1)
 
 
-@each_kind
-def test_no_vectors(kind, dtype):
-    assert found(kind, torch.empty(0, 5, dtype=dtype), random_normal(1, 70, 5, dtype=dtype)).shape == (0,)
+@each_backend
+def test_no_vectors(backend, dtype):
+    assert search(backend, torch.empty(0, 5, dtype=dtype), random_normal(1, 70, 5, dtype=dtype)).shape == (0,)
 
 
-@each_product
+@each_matmul_backend
 @pytest.mark.parametrize("offset", [0, 1e3])
 @pytest.mark.parametrize("size", [256, 512, 1024, 2048])
-def test_few_codes_may_be_the_nearest_wherever_the_data_lie(kind, dtype, offset, size):
+def test_candidates_per_vector_are_few(backend, dtype, offset, size):
     vectors, codes = (random_normal(seed, rows, 64, dtype=dtype) + offset for seed, rows in enumerate((2000, size)))
-    check(kind, vectors, codes)
-    made = kind(codes)
-    rows, slack = made._make_rows(vectors)
-    product = (rows @ made._columns).double()
-    best = product.amin(dim=1) * (1.01 if kind is BfloatScores else 1)
-    within = (product <= (best + slack)[:, None]).sum(dim=1)
-    assert within.double().mean() < (3 if kind is BfloatScores else 1.01)
-    assert within.max() < MAX_CANDIDATES
+    check(backend, vectors, codes)
+    built = backend(codes)
+    rows, tolerance = built._make_rows(vectors)
+    scores = (rows @ built._columns).double()
+    best = scores.amin(dim=1) * (1.01 if backend is Bfloat16Search else 1)
+    candidates = (scores <= (best + tolerance)[:, None]).sum(dim=1)
+    assert candidates.double().mean() < (3 if backend is Bfloat16Search else 1.01)
+    assert candidates.max() < MAX_CANDIDATES
 
 
-@each_product
-def test_no_tensor_is_larger_than_a_block_of_scores(monkeypatch, kind, dtype):
-    vectors, made = random_normal(0, 500, 4, dtype=dtype), kind(random_normal(1, 512, 4, dtype=dtype))
-    monkeypatch.setattr(scores, "_BLOCK", 8 * 512 * made._columns.itemsize)
-    monkeypatch.setattr(scores, "_ROWS", 1)
-    with Sizes() as sizes:
-        made.nearest(vectors)
-    assert 8 * 512 in sizes.made
-    assert max(sizes.made) <= 8 * 512
+@each_matmul_backend
+def test_no_tensor_is_larger_than_a_block_of_scores(backend, dtype):
+    vectors, codes = random_normal(0, 500, 4, dtype=dtype), random_normal(1, 512, 4, dtype=dtype)
+    itemsize = 2 if backend is Bfloat16Search else dtype.itemsize
+    built = backend(codes, bytes_per_block=8 * 512 * itemsize, min_rows_per_block=1)
+    with TensorSizes() as sizes:
+        built.nearest(vectors)
+    assert 8 * 512 in sizes.numels
+    assert max(sizes.numels) <= 8 * 512
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "able"),
+    ("capabilities", "expected"),
     [
         ({"avx512_bf16": True, "amx_bf16": False}, True),
         ({"avx512_bf16": False, "amx_bf16": True}, True),
@@ -269,44 +273,44 @@ def test_no_tensor_is_larger_than_a_block_of_scores(monkeypatch, kind, dtype):
         ({"architecture": "arm64", "neon": True}, False),
     ],
 )
-def test_a_processor_says_whether_it_multiplies_bfloat16(monkeypatch, capabilities, able):
+def test_has_bfloat16_matmul_follows_the_processor_capabilities(monkeypatch, capabilities, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert multiplies_bfloat16.__wrapped__() is able
+    assert has_bfloat16_matmul.__wrapped__() is expected
 
 
-@each_kind
+@each_backend
 @pytest.mark.parametrize("case", ["equal codes", "nan", "too large", "too small"])
-def test_a_row_with_a_crowd_of_candidates_is_left_and_disturbs_no_other(kind, dtype, case):
+def test_row_with_too_many_candidates_is_unresolved_and_does_not_affect_others(backend, dtype, case):
     vectors, codes = random_normal(0, 50, 8, dtype=dtype), random_normal(1, 2048, 8, dtype=dtype)
-    crowded = torch.arange(50) % 3 == 0
+    unresolved = torch.arange(50) % 3 == 0
     expected = brute_force(vectors, codes)
     if case == "equal codes":
         codes[:] = codes[0]
-        crowded[:] = True
+        unresolved[:] = True
     elif case == "too small":
         small = 1e-300 if dtype == torch.float64 else 1e-30
         vectors, codes = vectors * small, codes * small
-        crowded[:] = True
+        unresolved[:] = True
     else:
-        vectors[crowded] = torch.nan if case == "nan" else torch.finfo(dtype).max / 4
-    assert torch.equal(found(kind, vectors, codes), expected.where(~crowded, -1))
+        vectors[unresolved] = torch.nan if case == "nan" else torch.finfo(dtype).max / 4
+    assert torch.equal(search(backend, vectors, codes), expected.where(~unresolved, -1))
 
 
-# As of a codebook half of which is dead, or started from data that are repeated.
-@each_kind
+# Many equal codes occur if half of the codes are dead, or if k-means ran on repeated data.
+@each_backend
 @pytest.mark.parametrize("size", [512, 2048, 8192])
-def test_rows_near_very_many_equal_codes_are_left_alone(kind, dtype, size):
+def test_rows_near_many_equal_codes_are_unresolved(backend, dtype, size):
     vectors, codes = random_normal(0, 300, 8, dtype=dtype) / 4, random_normal(1, size, 8, dtype=dtype)
     codes[: size // 2] = 0
     expected = brute_force(vectors, codes)
-    nearest = found(kind, vectors, codes)
+    nearest = search(backend, vectors, codes)
     assert (nearest[expected == 0] == -1).all()
     assert torch.equal(nearest[nearest >= 0], expected[nearest >= 0])
-    assert (nearest[expected > 0] >= 0).double().mean() > (0.5 if kind is BfloatScores else 0.99)
+    assert (nearest[expected > 0] >= 0).double().mean() > (0.5 if backend is Bfloat16Search else 0.99)
 
 
-def test_elsewhere_the_distances_of_equal_codes_are_equal_in_any_blocks(monkeypatch):
-    codes = random_normal(0, 1, 401).expand(3, -1).contiguous()
+def test_rerank_exact_gives_equal_codes_equal_distances_for_any_block_size():
+    codes, scores = random_normal(0, 1, 401).expand(3, -1).contiguous(), torch.zeros(9, 3)
     for block in (1, 401, 802, 1 << 19):
-        monkeypatch.setattr("vqtool.search.rerank._BLOCK", block)
-        assert not found(ElsewhereScores, random_normal(1, 9, 401), codes).any()
+        nearest = rerank_exact(scores, torch.ones(9), random_normal(1, 9, 401), codes, elements_per_block=block)
+        assert not nearest.any()

@@ -1,4 +1,16 @@
-"""Nearest-code search, exact: the winner is settled in float64, so that block, thread or precision changes no token.
+"""Exact nearest-code search.
+
+    indices[n] = argmin over k of sum over d of (z[n,d] - e[k,d])², summed in float64; ties go to the lowest index
+
+`nearest_codes` computes this faster than the formula: a backend scores all codes in lower precision, keeps the codes
+within its rounding error of the best score, and re-ranks them by the formula.
+
+    scores.py          SameDtypeSearch: scores from a matrix product in the dtype of the codebook
+    bfloat16.py        Bfloat16Search: the same in bfloat16, on processors with instructions for it
+    small_dim.py       SmallDimSearch: scores in registers, for few dimensions
+    high_precision.py  HighPrecisionSearch: vectors that the others leave unresolved
+    rerank.py          exact re-ranking on any device
+    kernels.py         compiled loops for a CPU: minima, candidates, exact re-ranking
 
 Shapes: N vectors, K codes, D dimensions.
 """
@@ -8,19 +20,19 @@ from torch import Tensor
 
 from vqtool.runtime.precision import full_precision
 from vqtool.runtime.threads import map_rows, on_one_thread, useful_threads
-from vqtool.search.bfloat16 import BfloatScores, multiplies_bfloat16
+from vqtool.search.bfloat16 import Bfloat16Search, has_bfloat16_matmul
 from vqtool.search.high_precision import HighPrecisionSearch
 from vqtool.search.kernels import MAX_SMALL_DIM
-from vqtool.search.scores import FullScores, Scores
+from vqtool.search.scores import SameDtypeSearch, ScoreSearch
 from vqtool.search.small_dim import SmallDimSearch
 
-# Vectors whose candidates are settled together, twice as many of few codes: they bound the memory.
-_ROWS = 1 << 12
-_FEW = 1 << 10
-# With fewer products of numbers, what bfloat16 saves is lost again on making it ready.
-_PRODUCTS = 1 << 21
-# Codes that are scored in the time that a vector takes beside its scores.
-_BESIDE = 1 << 9
+# Vectors searched at a time, which bounds the memory; twice as many for codebooks of at most _FEW_CODES.
+_ROWS_PER_BLOCK = 1 << 12
+_FEW_CODES = 1 << 10
+# With fewer multiplications than this, bfloat16 saves less time than rounding to it takes.
+_BFLOAT16_MIN_PRODUCTS = 1 << 21
+# Work per vector besides its scores, in number of scores.
+_OVERHEAD_PER_VECTOR = 1 << 9
 
 
 def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
@@ -28,7 +40,8 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
 
     The nearest code has the smallest squared distance summed in float64; ties go to the lowest index. A fast search
     selects the codes within its rounding error of the best score. If there are several, their distances are recomputed
-    in float64. The result does not depend on block size, number of threads or precision of the fast search.
+    in float64. The result does not depend on block size, number of threads or precision of the fast search. The index
+    is 0 for a vector that is not finite, and for all vectors if a code contains NaN.
 
     Args:
         vectors: (N, D), float64, float32, bfloat16 or float16.
@@ -42,38 +55,45 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     """
     if vectors.ndim != 2 or codebook.ndim != 2 or vectors.shape[1] != codebook.shape[1]:
         raise ValueError(
-            f"expected vectors (N, D) and codebook (K, D), got shapes {_shape(vectors)} and {_shape(codebook)}"
+            f"expected vectors (N, D) and codebook (K, D), got shapes {tuple(vectors.shape)} and "
+            f"{tuple(codebook.shape)}"
         )
     if 0 in codebook.shape:
-        raise ValueError(f"codebook is empty: shape {_shape(codebook)}")
+        raise ValueError(f"codebook is empty: shape {tuple(codebook.shape)}")
     return _operators.nearest_codes(vectors.detach(), codebook.detach())
 
 
 def _nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     dtype = torch.promote_types(torch.promote_types(vectors.dtype, codebook.dtype), torch.float32)
     codes, device = codebook.to(dtype), vectors.device
-    kind = _kind(vectors, codes)
-    most = useful_threads(len(vectors) * (len(codes) + _BESIDE), codes.shape[1])
+    backend = _select_backend(vectors, codes)
+    threads = useful_threads(len(vectors) * (len(codes) + _OVERHEAD_PER_VECTOR), codes.shape[1])
     with torch.no_grad(), full_precision(device):
-        if not most:
-            return _nearest(vectors, codes, kind(codes))
-        if most == 1:
-            return on_one_thread(lambda: _nearest(vectors, codes, kind(codes)), device)
-        scores = on_one_thread(lambda: kind(codes), device)
-        return torch.cat(map_rows(lambda rows: _nearest(vectors[rows], codes, scores), len(vectors), most, device))
+        if not threads:
+            return _search_in_blocks(vectors, codes, backend(codes))
+        if threads == 1:
+            return on_one_thread(lambda: _search_in_blocks(vectors, codes, backend(codes)), device)
+        search = on_one_thread(lambda: backend(codes), device)
+        return torch.cat(
+            map_rows(lambda rows: _search_in_blocks(vectors[rows], codes, search), len(vectors), threads, device)
+        )
 
 
-def _kind(vectors: Tensor, codes: Tensor) -> type[Scores]:
-    """The scores that are soonest made of so many vectors and codes."""
+def _select_backend(
+    vectors: Tensor, codes: Tensor, bfloat16_min_products: int = _BFLOAT16_MIN_PRODUCTS
+) -> type[ScoreSearch]:
+    """Return the fastest backend for these sizes, dtype and device."""
     if codes.dtype != torch.float32 or codes.device.type != "cpu":
-        return FullScores
+        return SameDtypeSearch
     if codes.shape[1] <= MAX_SMALL_DIM:
         return SmallDimSearch
-    worth = vectors.numel() * len(codes) >= _PRODUCTS
-    return BfloatScores if worth and multiplies_bfloat16() else FullScores
+    if vectors.numel() * len(codes) >= bfloat16_min_products and has_bfloat16_matmul():
+        return Bfloat16Search
+    return SameDtypeSearch
 
 
-# An operator of its own, as a compiler is to take it: traced, the roundings that are accounted for may be left out.
+# A custom operator, so that torch.compile does not trace into it: compiled code may round differently, and the error
+# bounds would not hold.
 _library = torch.library.Library("vqtool", "DEF")
 _library.define("nearest_codes(Tensor vectors, Tensor codebook) -> Tensor")
 _library.impl("nearest_codes", _nearest_codes, "CompositeExplicitAutograd")
@@ -85,24 +105,25 @@ torch.library.register_fake(
 )
 
 
-def _nearest(vectors: Tensor, codes: Tensor, scores: Scores) -> Tensor:
-    """By scores that tell the codes around a vector apart: by finer ones where these do not, or by all distances."""
-    found = [torch.empty(0, dtype=torch.int64, device=vectors.device)]
-    finer, lost = None, False
-    for block in vectors.split(2 * _ROWS if len(codes) <= _FEW else _ROWS):
+def _search_in_blocks(
+    vectors: Tensor, codes: Tensor, search: ScoreSearch, rows_per_block: int = _ROWS_PER_BLOCK
+) -> Tensor:
+    """Return the index (N,) of the nearest code: by `search`, and by `HighPrecisionSearch` where it gives none.
+
+    Once most vectors of a block were left unresolved, the following blocks skip `search`.
+    """
+    indices = [torch.empty(0, dtype=torch.int64, device=vectors.device)]
+    high_precision, skip_search = None, False
+    for block in vectors.split(2 * rows_per_block if len(codes) <= _FEW_CODES else rows_per_block):
         block = block.to(codes.dtype).contiguous()
-        if finer and lost:
-            found.append(finer.nearest(block))
+        if high_precision and skip_search:
+            indices.append(high_precision.nearest(block))
             continue
-        nearest = scores.nearest(block)
-        left = (nearest < 0).nonzero().squeeze(1)
-        if len(left):
-            finer = finer or HighPrecisionSearch(codes, scores.coarse)
-            nearest[left] = finer.nearest(block.index_select(0, left))
-            lost = 2 * len(left) > len(block)  # most of this block's time
-        found.append(nearest)
-    return torch.cat(found)
-
-
-def _shape(tensor: Tensor) -> tuple[int, ...]:
-    return tuple(tensor.shape)
+        nearest = search.nearest(block)
+        unresolved = (nearest < 0).nonzero().squeeze(1)
+        if len(unresolved):
+            high_precision = high_precision or HighPrecisionSearch(codes, search.is_low_precision)
+            nearest[unresolved] = high_precision.nearest(block.index_select(0, unresolved))
+            skip_search = 2 * len(unresolved) > len(block)
+        indices.append(nearest)
+    return torch.cat(indices)

@@ -1,4 +1,4 @@
-"""Scores in bfloat16, which some processors multiply many times as fast as float32.
+"""Search by scores in bfloat16, which some processors multiply many times as fast as float32.
 
 Shapes: N vectors, R of a block, K codes, D dimensions, C codes with padding.
 """
@@ -10,129 +10,135 @@ import torch
 from torch import Tensor
 
 from vqtool.runtime.numba_jit import cached_kernel, inline_kernel, strict_kernel
-from vqtool.search.kernels import Array, Scalar, settle_bfloat16
-from vqtool.search.scores import ProductScores
+from vqtool.search.kernels import Array, Scalar, rerank_bfloat16
+from vqtool.search.scores import MatmulSearch
 
-# The least that is not denormal, and the largest.
-_LEAST, _LARGEST = np.float32(2**-126), np.float32(3.38e38)
-# By what a number may grow when it is rounded to bfloat16.
-_GROWN = np.float32(1 + 2**-7)
-# More than 1, for the roundings of bounds themselves; and than 2, for those and u of the nearest's own score.
-_ROOM, _SLACK = np.float32(1.01), np.float32(2.2)
-# Bits: of 1 as a bfloat16; of a float32 without its sign; and of the infinite one.
-_ONE, _MAGNITUDE, _INFINITE = np.uint16(0x3F80), np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
+# The smallest normal float32, and a number below the largest bfloat16.
+_SMALLEST_NORMAL, _LARGEST = np.float32(2**-126), np.float32(3.38e38)
+# Bound on the relative growth of a number that is rounded to bfloat16.
+_ROUND_UP = np.float32(1 + 2**-7)
+# 1 with room for the rounding of the bounds themselves; 2 with room for that and for the rounding of the result.
+_ONE_WITH_ROOM, _TWO_WITH_ROOM = np.float32(1.01), np.float32(2.2)
+# Bits: 1.0 as bfloat16; all bits of a float32 but the sign; infinity as float32.
+_BITS_OF_ONE, _MAGNITUDE_MASK, _BITS_OF_INFINITY = np.uint16(0x3F80), np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
 
 
-class BfloatScores(ProductScores):
-    """Scores in bfloat16 of float32 codes, on a CPU.
+class Bfloat16Search(MatmulSearch):
+    """Search by scores in bfloat16 of float32 codes, on a CPU.
 
-    Rounding z to z + dz and e to e + de costs |z·e - (z + dz)·(e + de)| <= |dz| |e| + |z + dz| |de|, by Cauchy-Schwarz;
-    the norms of what was lost are known. The result is rounded again, by its own magnitude.
+    With x = z - c rounded to x + dx and y = e - c rounded to y + dy,
 
-    Each row is shifted until none of its scores is negative. Those are ordered as their bits are, and least integers
-    are found faster than least bfloat16.
+        |x·y - (x + dx)·(y + dy)| <= |dx| |y| + |x + dx| |dy|        (Cauchy-Schwarz)
+
+    and |dx|, |dy| are computed. The product is rounded to bfloat16 again, relative to its own magnitude.
+
+    |e - c|²/2 needs more than the 8 bits of a bfloat16, so it is the sum of two columns. A third column adds a constant
+    per row, the shift, that makes all scores of the row non-negative. Such numbers are ordered like their bits, and the
+    minimum of integers is computed faster than that of bfloat16.
     """
 
-    coarse = True
+    is_low_precision = True
 
     def _make_columns(self) -> Tensor:
-        low = self._codes.bfloat16()
-        lost = self._norms(self._codes - low.float()).max()
-        # A norm needs more than eight bits: a second column has what the first leaves over.
-        first = self._half_norms.bfloat16()
-        second = (self._half_norms - first.float()).bfloat16()
-        norm_lost = (self._half_norms - first.float() - second.float()).abs().max()
-        # As `_shift_and_slack` takes them apart; the last three are those of `_error`.
-        bounds = torch.stack([self._least, self._largest, lost, norm_lost, *self._rounding])
+        rounded = self._codes.bfloat16()
+        code_error = self._upper_norms(self._codes - rounded.float()).max()
+        norm_high = self._half_sq_norms.bfloat16()
+        norm_low = (self._half_sq_norms - norm_high.float()).bfloat16()
+        norm_error = (self._half_sq_norms - norm_high.float() - norm_low.float()).abs().max()
+        # Read by `_shift_and_tolerance` in this order; the last three are the coefficients of `_error`.
+        bounds = torch.stack([self._underflow, self._max_norm, code_error, norm_error, *self._error_coefficients])
         self._bounds = bounds.nan_to_num(torch.inf, torch.inf)
-        return torch.cat([low, torch.stack([first, second, torch.ones_like(first)], dim=1)], dim=1)
+        return torch.cat([rounded, torch.stack([norm_high, norm_low, torch.ones_like(norm_high)], dim=1)], dim=1)
 
     def _make_rows(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         rows = vectors.new_empty(len(vectors), len(self._columns), dtype=torch.bfloat16)
-        slack = vectors.new_empty(len(vectors))
-        made = (rows.view(torch.uint16), slack)
-        _round_rows(*(each.numpy() for each in (vectors, self._centre, self._bounds, *made)))
-        return rows, slack
+        tolerance = vectors.new_empty(len(vectors))
+        inputs = (tensor.numpy() for tensor in (vectors, self._centre, self._bounds))
+        _round_rows(*inputs, rows.view(torch.uint16).numpy(), tolerance.numpy())
+        return rows, tolerance
 
-    def _settle(self, scores: Tensor, slack: Tensor, vectors: Tensor, nearest: Tensor) -> None:
-        rest = (each.numpy() for each in (slack, vectors, self._codebook, nearest))
-        settle_bfloat16(scores.view(torch.int16).numpy(), self._classes, *rest)
+    def _rerank(self, scores: Tensor, tolerance: Tensor, vectors: Tensor, nearest: Tensor) -> None:
+        arrays = (tensor.numpy() for tensor in (tolerance, vectors, self._codebook, nearest))
+        rerank_bfloat16(scores.view(torch.int16).numpy(), self._lanes, *arrays)
 
 
 @lru_cache(maxsize=1)
-def multiplies_bfloat16() -> bool:
-    """Whether the processor has instructions for products of bfloat16."""
-    able = torch.cpu.get_capabilities()
-    return any(able.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
+def has_bfloat16_matmul() -> bool:
+    """Return whether the processor has instructions for matrix products in bfloat16."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
 
 @strict_kernel
-def _minus(one: Scalar, other: Scalar) -> Scalar:
-    """Which may be NaN."""
-    return one - other
+def _subtract(minuend: Scalar, subtrahend: Scalar) -> Scalar:
+    # Strict, because the result may be NaN, and kernels compiled with reassociation assume that there is none.
+    return minuend - subtrahend
 
 
 @inline_kernel
-def _to_bfloat16(bits: Scalar) -> Scalar:
-    """A float32's bits, rounded to the upper half, a tie to even."""
+def _round_to_bfloat16(bits: Scalar) -> Scalar:
+    """Return the upper 16 bits of a float32, given its bits, rounded to nearest with ties to even."""
     return (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
 
 
 @inline_kernel
-def _shift_and_slack(norm: Scalar, lost: Scalar, bounds: Array) -> tuple[Scalar, Scalar]:
-    """By how much a row's scores are shifted so that none is negative, and their slack; see `BfloatScores`.
+def _shift_and_tolerance(norm: Scalar, error_norm: Scalar, bounds: Array) -> tuple[Scalar, Scalar]:
+    """Return a row's shift and tolerance, given |x| and |dx| (see `Bfloat16Search`).
 
-    The slack is infinite where a score may be.
+    With m = max |e - c| and E the bound on the error of a score before its result is rounded,
+
+        E     = |dx| m + (|x| + |dx|) max |dy| + error of the norm columns + 2 error of float32
+        shift = min(|x|²/2, |x| m) + E >= -score, as x·y - |y|²/2 is at most either term of the minimum
+
+    each with room for rounding. The tolerance is 2.2 E; it is infinite if a score or the shift may overflow.
     """
-    least, largest, code_lost, norm_lost = bounds[0], bounds[1], bounds[2], bounds[3]
-    norm, lost = norm + least, lost + least
-    shift, slack = np.float32(0), np.float32(np.inf)
-    if norm < np.inf and largest < np.inf:
-        furthest = norm + largest
-        error = bounds[4] + furthest * (bounds[5] + furthest * bounds[6])
-        errors = _ROOM * (lost * largest + (norm + lost) * code_lost + norm_lost) + 2 * error
-        # Neither of these can z·e - |e|²/2 exceed. The less the shift, the less is rounded off the scores.
-        most = min(norm * norm / 2, norm * largest)
-        shift = (most + errors) * _GROWN + _LEAST
-        # No score is above this sum, nor a shift that was rounded.
-        if _ROOM * shift + furthest * furthest + errors < _LARGEST / 2:
-            slack = _SLACK * errors
-    return shift, slack
+    underflow, max_code_norm, code_error, norm_error = bounds[0], bounds[1], bounds[2], bounds[3]
+    norm, error_norm = norm + underflow, error_norm + underflow
+    shift, tolerance = np.float32(0), np.float32(np.inf)
+    if norm < np.inf and max_code_norm < np.inf:
+        furthest = norm + max_code_norm
+        float32_error = bounds[4] + furthest * (bounds[5] + furthest * bounds[6])
+        rounding = error_norm * max_code_norm + (norm + error_norm) * code_error + norm_error
+        score_error = _ONE_WITH_ROOM * rounding + 2 * float32_error
+        max_product = min(norm * norm / 2, norm * max_code_norm)
+        shift = (max_product + score_error) * _ROUND_UP + _SMALLEST_NORMAL
+        if _ONE_WITH_ROOM * shift + furthest * furthest + score_error < _LARGEST / 2:
+            tolerance = _TWO_WITH_ROOM * score_error
+    return shift, tolerance
 
 
 @cached_kernel
-def _round_rows(vectors: Array, centre: Array, bounds: Array, rounded: Array, slack: Array) -> None:
-    """Vectors as seen from the centre, in bfloat16, with what makes the codes' norms and a shift part of their product.
+def _round_rows(vectors: Array, centre: Array, bounds: Array, rounded: Array, tolerance: Array) -> None:
+    """Set `rounded` to the left factor of the product and `tolerance` to that of its scores.
 
     Args:
         vectors: (R, D) float32.
         centre: (D,) float32.
-        bounds: (7,) float32, those of `BfloatScores`.
-        rounded: (R, D + 3) uint16, which become the bits of centre - vectors, of two ones, and of the shift; all zero
-            where a score may not be finite.
-        slack: (R,) float32, how far above the best of a row the nearest's score may be; infinite with those zeros.
+        bounds: (7,) float32, `Bfloat16Search._bounds`.
+        rounded: (R, D + 3) uint16, bits of bfloat16: c - z, 1, 1, shift; all zero if a score may not be finite.
+        tolerance: (R,) float32; infinite if a score may not be finite.
     """
     dims = centre.size
-    whole, part, shift = np.empty(dims, np.float32), np.empty(dims, np.float32), np.empty(1, np.float32)
-    bits, kept, bits_of_shift = whole.view(np.uint32), part.view(np.uint32), shift.view(np.uint32)
+    exact, low, shift = np.empty(dims, np.float32), np.empty(dims, np.float32), np.empty(1, np.float32)
+    exact_bits, low_bits, shift_bits = exact.view(np.uint32), low.view(np.uint32), shift.view(np.uint32)
     for row in range(len(vectors)):
-        greatest = np.uint32(0)
+        largest_bits = np.uint32(0)
         for dim in range(dims):
-            whole[dim] = _minus(centre[dim], vectors[row, dim])
+            exact[dim] = _subtract(centre[dim], vectors[row, dim])
         for dim in range(dims):
-            above = _to_bfloat16(bits[dim])
-            rounded[row, dim] = above
-            kept[dim] = above << np.uint32(16)
-            greatest = max(greatest, bits[dim] & _MAGNITUDE)
-        slack[row] = np.inf
-        if greatest < _INFINITE:
-            square, off = np.float32(0), np.float32(0)
+            bfloat16_bits = _round_to_bfloat16(exact_bits[dim])
+            rounded[row, dim] = bfloat16_bits
+            low_bits[dim] = bfloat16_bits << np.uint32(16)
+            largest_bits = max(largest_bits, exact_bits[dim] & _MAGNITUDE_MASK)
+        tolerance[row] = np.inf
+        if largest_bits < _BITS_OF_INFINITY:
+            square, error_square = np.float32(0), np.float32(0)
             for dim in range(dims):
-                square += whole[dim] * whole[dim]
-                off += (whole[dim] - part[dim]) * (whole[dim] - part[dim])
-            shift[0], slack[row] = _shift_and_slack(np.sqrt(square), np.sqrt(off), bounds)
-        if slack[row] < np.inf:
-            rounded[row, dims] = rounded[row, dims + 1] = _ONE
-            rounded[row, dims + 2] = _to_bfloat16(bits_of_shift[0])
+                square += exact[dim] * exact[dim]
+                error_square += (exact[dim] - low[dim]) * (exact[dim] - low[dim])
+            shift[0], tolerance[row] = _shift_and_tolerance(np.sqrt(square), np.sqrt(error_square), bounds)
+        if tolerance[row] < np.inf:
+            rounded[row, dims] = rounded[row, dims + 1] = _BITS_OF_ONE
+            rounded[row, dims + 2] = _round_to_bfloat16(shift_bits[0])
         else:
             rounded[row] = 0

@@ -1,114 +1,171 @@
-"""Search for vectors that have a crowd of candidates, where scores of few digits tell too few codes apart.
+"""Search for vectors with more candidates than one pass of scores can separate.
 
-Shapes: R vectors, K codes, D dimensions.
+Shapes: R vectors, K codes, D dimensions, U unique codes.
 """
 
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from vqtool.search.distinct import distinct_rows
-from vqtool.search.kernels import exhaustive
-from vqtool.search.scores import FullScores
+from vqtool.search.kernels import exhaustive_search
+from vqtool.search.scores import SameDtypeSearch
 
-# Codes further from the middle than so many times what half of them are within are far.
-_FAR = 8.0
-# Codes from which the middle is taken.
-_SOME = 1 << 10
+# A code is an outlier if its distance to the centre is more than this multiple of the median distance.
+_OUTLIER_FACTOR = 8.0
+# The centre is the median of about this many codes.
+_MEDIAN_SAMPLE = 1 << 10
+# Elements hashed or compared at a time, which bounds the memory.
+_ELEMENTS_PER_BLOCK = 1 << 18
 
 
 class HighPrecisionSearch:
-    """Search for vectors that have a crowd of candidates: among codes that differ, by scores of more and more digits.
+    """Exact search in stages of increasing cost, each for the vectors that the stage before left unresolved.
+
+    1. Duplicate codes are removed; of equal codes, the lowest index remains.
+    2. Codes without outliers, if there are outliers and the vector is close enough to the others (`_InlierSearch`).
+    3. Scores in the dtype of the codebook, if `retry_dtype` or if duplicates were removed.
+    4. Scores in float64.
+    5. All distances in float64.
 
     Args:
-        codebook: (K, D), any of which may equal an earlier one.
-        again: whether scores in the type of the codes can tell more apart than those that did not.
+        codebook: (K, D).
+        retry_dtype: whether scores in the dtype of the codebook are more precise than those that left the vectors
+            unresolved.
     """
 
-    def __init__(self, codebook: Tensor, again: bool) -> None:
-        self._places = distinct_rows(codebook)[0]
-        self._codes = codebook.index_select(0, self._places)
-        again = again or len(self._codes) < len(codebook)
-        self._kinds = dict.fromkeys([codebook.dtype, torch.float64] if again else [torch.float64])
-        self._scores: dict[torch.dtype, FullScores] = {}
-        self._without_far = _WithoutFar.of(self._codes)
+    def __init__(self, codebook: Tensor, retry_dtype: bool) -> None:
+        self._unique = unique_rows(codebook)[0]
+        self._codes = codebook.index_select(0, self._unique)
+        retry_dtype = retry_dtype or len(self._codes) < len(codebook)
+        self._dtypes = dict.fromkeys([codebook.dtype, torch.float64] if retry_dtype else [torch.float64])
+        self._searches: dict[torch.dtype, SameDtypeSearch] = {}
+        self._inlier_search = _InlierSearch.build(self._codes)
 
     def nearest(self, vectors: Tensor) -> Tensor:
-        """The exact nearest (R,); the first code where a vector is not finite, or any code not a number."""
+        """Return the index (R,) of the exact nearest code of vectors (R, D).
+
+        It is 0 for a vector that is not finite, and for all vectors if a code contains NaN.
+        """
         nearest = torch.zeros(len(vectors), dtype=torch.int64, device=vectors.device)
         if self._codes.isnan().any():
             return nearest
-        rows = _where(vectors.isfinite().all(dim=1))
-        nearest[rows] = self._places.index_select(0, self._nearest(vectors.index_select(0, rows)))
+        rows = _true_positions(vectors.isfinite().all(dim=1))
+        nearest[rows] = self._unique.index_select(0, self._nearest_unique(vectors.index_select(0, rows)))
         return nearest
 
-    def _nearest(self, vectors: Tensor) -> Tensor:
-        """Places among the codes that differ, of finite vectors."""
-        nearest = self._without_far.nearest(vectors) if self._without_far else _unsettled(vectors)
-        for kind in self._kinds:
-            left = _where(nearest < 0)
-            if len(left):
-                if kind not in self._scores:
-                    self._scores[kind] = FullScores(self._codes.to(kind))
-                nearest[left] = self._scores[kind].nearest(vectors.index_select(0, left).to(kind))
-        left = _where(nearest < 0)
-        if len(left):
-            part = vectors.index_select(0, left)
-            first, which = distinct_rows(part)  # what pads a chunk is one vector, many times
-            nearest[left] = _exhaustive(part.index_select(0, first), self._codes).index_select(0, which)
+    def _nearest_unique(self, vectors: Tensor) -> Tensor:
+        """Return the index (R,) among the unique codes of finite vectors (R, D)."""
+        nearest = self._inlier_search.nearest(vectors) if self._inlier_search else _all_unresolved(vectors)
+        for dtype in self._dtypes:
+            rows = _true_positions(nearest < 0)
+            if len(rows):
+                if dtype not in self._searches:
+                    self._searches[dtype] = SameDtypeSearch(self._codes.to(dtype))
+                nearest[rows] = self._searches[dtype].nearest(vectors.index_select(0, rows).to(dtype))
+        rows = _true_positions(nearest < 0)
+        if len(rows):
+            remaining = vectors.index_select(0, rows)
+            unique, inverse = unique_rows(remaining)  # padding repeats one vector many times
+            by_distances = _nearest_by_all_distances(remaining.index_select(0, unique), self._codes)
+            nearest[rows] = by_distances.index_select(0, inverse)
         return nearest
 
 
-class _WithoutFar(NamedTuple):
-    """Search among codes without those so far from the others that the error of their scores hides all differences.
+class _InlierSearch(NamedTuple):
+    """Search among the codes that are not outliers.
 
-    By the triangle inequality none of these is the nearest of a vector that is nearer to the centre than half of the
-    gap between their norms and those of the rest.
+    The rounding error of a score grows with the largest norm of a code, so one outlier hides the differences between
+    all others. Let c be the centre, r the largest |e - c| of an inlier and R the smallest |e - c| of an outlier. If
+    |z - c| < (R - r) / 2, then by the triangle inequality an outlier is at least R - |z - c| away from z and every
+    inlier at most r + |z - c|, which is less. So no outlier is the nearest code.
     """
 
-    finer: HighPrecisionSearch
-    """Among the codes that are left."""
-    places: Tensor
-    """Theirs, ascending."""
+    search: HighPrecisionSearch
+    """Search among the inliers."""
+    inliers: Tensor
+    """(number of inliers,) their indices, ascending."""
     centre: Tensor
-    """(D,) in float64."""
-    reach: Tensor
-    """() how far from the centre vectors may be."""
+    """(D,) float64, c."""
+    radius: Tensor
+    """() the bound on |z - c|: 0.49 (R - r), which leaves room for rounding."""
 
     @classmethod
-    def of(cls, codes: Tensor) -> "_WithoutFar | None":
-        """None where no code (K, D) is far from the others."""
-        centre = codes[:: 1 + len(codes) // _SOME].double().nanmedian(dim=0).values
+    def build(cls, codes: Tensor) -> "_InlierSearch | None":
+        """Return the search among the inliers of `codes` (U, D); None if there are no outliers, or only outliers."""
+        centre = codes[:: 1 + len(codes) // _MEDIAN_SAMPLE].double().nanmedian(dim=0).values
         norms = (codes - centre).norm(dim=1)
-        far = ~(norms <= _FAR * norms.nanmedian())
-        left = _where(~far)
-        if not len(left) or len(left) == len(codes):
+        is_outlier = ~(norms <= _OUTLIER_FACTOR * norms.nanmedian())
+        inliers = _true_positions(~is_outlier)
+        if not len(inliers) or len(inliers) == len(codes):
             return None
-        # Norms beyond this may have overflown, and are larger than they seem.
-        gap = norms[far].nan_to_num(torch.inf).min().clamp_max(1e150) - norms.index_select(0, left).max()
-        return cls(HighPrecisionSearch(codes.index_select(0, left), again=True), left, centre, 0.49 * gap)
+        # A norm above 1e150 may have overflowed to infinity or NaN; 1e150 is a lower bound for it.
+        min_outlier_norm = norms[is_outlier].nan_to_num(torch.inf).min().clamp_max(1e150)
+        gap = min_outlier_norm - norms.index_select(0, inliers).max()
+        search = HighPrecisionSearch(codes.index_select(0, inliers), retry_dtype=True)
+        return cls(search, inliers, centre, 0.49 * gap)
 
     def nearest(self, vectors: Tensor) -> Tensor:
-        """The exact nearest (R,); -1 where it may be one of those that are far."""
-        nearest = _unsettled(vectors)
-        rows = _where((vectors - self.centre).norm(dim=1) < self.reach)
-        nearest[rows] = self.places.index_select(0, self.finer.nearest(vectors.index_select(0, rows)))
+        """Return the index (R,) of the exact nearest code; -1 for vectors that are too far from the centre."""
+        nearest = _all_unresolved(vectors)
+        rows = _true_positions((vectors - self.centre).norm(dim=1) < self.radius)
+        nearest[rows] = self.inliers.index_select(0, self.search.nearest(vectors.index_select(0, rows)))
         return nearest
 
 
-def _exhaustive(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """The exact nearest (R,) by every distance in float64."""
+def unique_rows(table: Tensor, elements_per_block: int = _ELEMENTS_PER_BLOCK) -> tuple[Tensor, Tensor]:
+    """Return the indices of the unique rows and, for each row, the position of its equal among them.
+
+    Like `torch.unique(dim=0, return_inverse=True)` with indices instead of rows, in order of first occurrence, bit by
+    bit (0.0 and -0.0 differ). Rows are sorted by a hash of their bits, which is many times as fast as sorting them by
+    their columns. If two different rows have the same hash, all rows are returned as unique. That costs only time:
+    the caller does not rely on uniqueness.
+
+    Args:
+        table: (n, D), float32 or float64.
+        elements_per_block: number of elements hashed or compared at a time.
+
+    Returns:
+        Indices (U,) of first occurrences, ascending, and positions (n,) among them: `table[indices][positions]` equals
+        `table`.
+    """
+    factors = _hash_factors(table.shape[1]).to(table.device)
+    blocks = table.split(max(1, elements_per_block // table.shape[1]))
+    hashes, order = torch.cat([(_bits(block) * factors).sum(dim=1) for block in blocks]).sort(stable=True)
+    is_new = F.pad(hashes[1:] != hashes[:-1], (1, 0), value=True)[: len(table)]
+    # first[i]: the lowest row with the hash of row i, because the sort is stable.
+    first = torch.empty_like(order).index_put_((order,), order[is_new].index_select(0, is_new.cumsum(0) - 1))
+    rows = torch.arange(len(table), device=table.device)
+    duplicates = _true_positions(first != rows)
+    for block in duplicates.split(len(blocks[0])):
+        originals = first.index_select(0, block)
+        if not torch.equal(_bits(table.index_select(0, block)), _bits(table.index_select(0, originals))):
+            return rows, rows
+    is_first = first == rows
+    return rows[is_first], (is_first.cumsum(0) - 1).index_select(0, first)
+
+
+def _bits(rows: Tensor) -> Tensor:
+    return rows.view(torch.int64 if rows.dtype == torch.float64 else torch.int32).long()
+
+
+def _hash_factors(columns: int) -> Tensor:
+    """Return odd numbers (columns,) below 2^63, the same in every call."""
+    return torch.randint(1 << 62, (columns,), generator=torch.Generator().manual_seed(0), device="cpu") * 2 + 1
+
+
+def _nearest_by_all_distances(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """Return the index (R,) of the exact nearest code by all distances in float64, on the CPU."""
     nearest = torch.empty(len(vectors), dtype=torch.int64, device="cpu")
-    exhaustive(vectors.cpu().numpy(), codebook.cpu().numpy(), nearest.numpy())
+    exhaustive_search(vectors.cpu().numpy(), codebook.cpu().numpy(), nearest.numpy())
     return nearest.to(vectors.device)
 
 
-def _unsettled(vectors: Tensor) -> Tensor:
-    """(R,) -1 for each: no code yet."""
+def _all_unresolved(vectors: Tensor) -> Tensor:
+    """Return -1 (R,) for each vector: no code is known yet."""
     return torch.full((len(vectors),), -1, device=vectors.device)
 
 
-def _where(mask: Tensor) -> Tensor:
-    """The places where a mask (n,) is true."""
+def _true_positions(mask: Tensor) -> Tensor:
     return mask.nonzero().squeeze(1)

@@ -1,10 +1,13 @@
-"""The search's loops for a CPU: from scores, or vectors of few dimensions, to the nearest codes.
+"""Compiled loops of the search on a CPU: from scores, or from vectors of few dimensions, to the exact nearest codes.
 
-Each row of scores is read while a cache holds it, and no pass writes it again. Codes are taken in classes, of every so
-many-th code: the least scores of all classes are found by steps that do as many at once as the processor can, and only
-classes whose least may be the nearest's are looked through.
+A row of scores has one score per code, lower for nearer codes, and a tolerance: the score of the exact nearest code is
+at most minimum + tolerance. Codes within that limit are the candidates. Their distances are computed in float64, and
+the smallest wins; ties go to the lowest index.
 
-Shapes: R vectors, K codes, D dimensions, C codes with padding, G of them a class, W classes.
+A row is read while it is in the cache. Code k belongs to lane k mod W. The minima of all lanes are computed by SIMD
+instructions, W at a time, and only lanes whose minimum is within the limit are searched for candidates.
+
+Shapes: R vectors, K codes, D dimensions, W lanes of G codes, C = W G codes with padding (infinite scores).
 """
 
 from typing import Any
@@ -14,51 +17,54 @@ from numpy.typing import NDArray
 
 from vqtool.runtime.numba_jit import cached_kernel, inline_kernel, strict_kernel
 
-# Numbers of a vector of few dimensions, with zeros after its own: of four vectors, a processor has registers for all.
+# D is padded with zeros to this in the kernels of small dimensions: four such vectors fit in the SIMD registers.
 MAX_SMALL_DIM = 8
-# The most codes whose distance from a vector is computed. With more, finer scores are sooner made.
+# Maximum number of candidates per vector. With more, scores of higher precision are faster.
 MAX_CANDIDATES = 64
-# More than what a sum in another order is off by, for each of its terms.
-_EPS, _TINY = 2.0**-50, 2.0**-1020
-# A bfloat16's (1 + u) / (1 - u), and more: the best may be rounded down by u of it, the nearest up.
-_ROUNDED = np.float32(1 + 1.1 * 2**-7)
+# Per-dimension bounds on the relative and absolute difference between two sums of the same squares in any order.
+_REORDER_EPS, _REORDER_TINY = 2.0**-50, 2.0**-1020
+# Bound on (1 + u) / (1 - u), u = 2^-8: the best bfloat16 score may be rounded down by u, that of the nearest code up.
+_BFLOAT16_ROUNDING = np.float32(1 + 1.1 * 2**-7)
 
 Array = NDArray[Any]
 Scalar = Any
 
 
 @strict_kernel
-def _square_apart(vector: Array, code: Array, dim: int) -> Scalar:
-    apart = np.float64(vector[dim]) - np.float64(code[dim])
-    return apart * apart
+def _squared_difference(vector: Array, code: Array, dim: int) -> Scalar:
+    difference = np.float64(vector[dim]) - np.float64(code[dim])
+    return difference * difference
 
 
 @strict_kernel
 def _exact_distance(vector: Array, code: Array) -> Scalar:
-    """Squared, in float64, and summed in one order on every machine: NumPy's, of up to 128 dimensions."""
-    whole = vector.size - vector.size % 8
+    """Return |z - e|² in float64, summed in the same order on every machine: that of NumPy for D <= 128."""
+    unrolled = vector.size - vector.size % 8
     a = b = c = d = e = f = g = h = 0.0
-    for dim in range(0, whole, 8):
-        a += _square_apart(vector, code, dim)
-        b += _square_apart(vector, code, dim + 1)
-        c += _square_apart(vector, code, dim + 2)
-        d += _square_apart(vector, code, dim + 3)
-        e += _square_apart(vector, code, dim + 4)
-        f += _square_apart(vector, code, dim + 5)
-        g += _square_apart(vector, code, dim + 6)
-        h += _square_apart(vector, code, dim + 7)
+    for dim in range(0, unrolled, 8):
+        a += _squared_difference(vector, code, dim)
+        b += _squared_difference(vector, code, dim + 1)
+        c += _squared_difference(vector, code, dim + 2)
+        d += _squared_difference(vector, code, dim + 3)
+        e += _squared_difference(vector, code, dim + 4)
+        f += _squared_difference(vector, code, dim + 5)
+        g += _squared_difference(vector, code, dim + 6)
+        h += _squared_difference(vector, code, dim + 7)
     total = ((a + b) + (c + d)) + ((e + f) + (g + h))
-    for dim in range(whole, vector.size):
-        total += _square_apart(vector, code, dim)
+    for dim in range(unrolled, vector.size):
+        total += _squared_difference(vector, code, dim)
     return total
 
 
 @strict_kernel
-def _nearest_of(candidates: Array, vector: Array, codes: Array) -> int:
-    """The exact nearest, the lowest of equals; the first where every distance is infinite."""
+def _exact_nearest(candidates: Array, vector: Array, codes: Array) -> int:
+    """Return the candidate with the smallest `_exact_distance`, the lowest index of equals.
+
+    If all distances are infinite, return the first candidate.
+    """
     nearest, smallest = candidates[0], np.inf
-    for place in range(candidates.size):
-        code = candidates[place]
+    for i in range(candidates.size):
+        code = candidates[i]
         distance = _exact_distance(vector, codes[code])
         if distance < smallest or (distance == smallest and code < nearest):
             nearest, smallest = code, distance
@@ -66,73 +72,80 @@ def _nearest_of(candidates: Array, vector: Array, codes: Array) -> int:
 
 
 @cached_kernel
-def exhaustive(vectors: Array, codes: Array, nearest: Array) -> None:
-    """Sets (R,) to the exact nearest codes of vectors (R, D), by all distances from codes (K, D)."""
+def exhaustive_search(vectors: Array, codes: Array, nearest: Array) -> None:
+    """Set `nearest` (R,) to the exact nearest codes (K, D) of vectors (R, D), by all distances."""
     candidates = np.arange(len(codes))
     for row in range(len(vectors)):
-        nearest[row] = _nearest_of(candidates, vectors[row], codes)
+        nearest[row] = _exact_nearest(candidates, vectors[row], codes)
 
 
 @inline_kernel
-def _distance(vector: Array, code: Array) -> Scalar:
-    """Squared, in float64."""
+def _fast_distance(vector: Array, code: Array) -> Scalar:
+    """Return |z - e|² in float64, summed in any order."""
     total = 0.0
     for dim in range(vector.size):
-        apart = np.float64(vector[dim]) - np.float64(code[dim])
-        total += apart * apart
+        difference = np.float64(vector[dim]) - np.float64(code[dim])
+        total += difference * difference
     return total
 
 
 @inline_kernel
-def _smallest(numbers: Array) -> Scalar:
-    found = numbers[0]
-    for place in range(numbers.size):
-        found = min(found, numbers[place])
-    return found
+def _min(numbers: Array) -> Scalar:
+    smallest = numbers[0]
+    for i in range(numbers.size):
+        smallest = min(smallest, numbers[i])
+    return smallest
 
 
 @inline_kernel
-def _least_of_classes(scores: Array, least: Array) -> Scalar:
-    """The least score (C,) of each class (W,), and of all; C is a multiple of 4 W."""
-    width = least.size
-    for which in range(width):
-        least[which] = scores[which]
-    for start in range(0, scores.size, 4 * width):  # four at once, so that `least` is seldom written
+def _min_per_lane(scores: Array, lane_min: Array) -> Scalar:
+    """Set `lane_min` (W,) to the smallest score (C,) of each lane; return the smallest of all. C is divisible by 4W."""
+    width = lane_min.size
+    for lane in range(width):
+        lane_min[lane] = scores[lane]
+    for start in range(0, scores.size, 4 * width):  # four scores per lane at once, to write `lane_min` less often
         first, second = scores[start : start + width], scores[start + width : start + 2 * width]
         third, fourth = scores[start + 2 * width : start + 3 * width], scores[start + 3 * width : start + 4 * width]
-        for which in range(width):
-            both = min(min(first[which], second[which]), min(third[which], fourth[which]))
-            least[which] = min(least[which], both)
-    return _smallest(least)
+        for lane in range(width):
+            smallest = min(min(first[lane], second[lane]), min(third[lane], fourth[lane]))
+            lane_min[lane] = min(lane_min[lane], smallest)
+    return _min(lane_min)
 
 
 @inline_kernel
-def _closest(candidates: Array, count: int, distances: Array, vector: Array, codes: Array) -> int:
-    """The exact nearest of so many candidates; -1 of none, or of a crowd. Both tables are scratch afterwards."""
+def _rerank(candidates: Array, count: int, distances: Array, vector: Array, codes: Array) -> int:
+    """Return the exact nearest of the first `count` candidates; -1 for none, or for more than `MAX_CANDIDATES`.
+
+    Fast distances select the candidates whose exact distance may be the smallest; `_exact_nearest` decides. Overwrites
+    `candidates` and `distances`.
+    """
     if count == 1:
         return candidates[0]
     if count == 0 or count > MAX_CANDIDATES:
         return -1
     smallest = np.inf
-    for place in range(count):
-        distances[place] = _distance(vector, codes[candidates[place]])
-        smallest = min(smallest, distances[place])
-    limit = smallest * (1 + vector.size * _EPS) + vector.size * _TINY
+    for i in range(count):
+        distances[i] = _fast_distance(vector, codes[candidates[i]])
+        smallest = min(smallest, distances[i])
+    limit = smallest * (1 + vector.size * _REORDER_EPS) + vector.size * _REORDER_TINY
     close = 0
-    for place in range(count):
-        if distances[place] <= limit:
-            candidates[close] = candidates[place]
+    for i in range(count):
+        if distances[i] <= limit:
+            candidates[close] = candidates[i]
             close += 1
-    return candidates[0] if close == 1 else _nearest_of(candidates[:close], vector, codes)
+    return candidates[0] if close == 1 else _exact_nearest(candidates[:close], vector, codes)
 
 
 @inline_kernel
-def _within(scores: Array, least: Array, limit: Scalar, candidates: Array) -> int:
-    """How many codes have a score that is not above the limit, a crowd at the most, and which they are."""
+def _collect_candidates(scores: Array, lane_min: Array, limit: Scalar, candidates: Array) -> int:
+    """Write the codes with a score (C,) of at most `limit` to `candidates`; return their number.
+
+    Stop at `MAX_CANDIDATES` + 1 codes.
+    """
     count = 0
-    for which in range(least.size):
-        if least[which] <= limit:
-            for code in range(which, scores.size, least.size):
+    for lane in range(lane_min.size):
+        if lane_min[lane] <= limit:
+            for code in range(lane, scores.size, lane_min.size):
                 if scores[code] <= limit:
                     candidates[count] = code
                     count += 1
@@ -142,143 +155,158 @@ def _within(scores: Array, least: Array, limit: Scalar, candidates: Array) -> in
 
 
 @cached_kernel
-def settle_full(scores: Array, classes: int, slack: Array, vectors: Array, codes: Array, nearest: Array) -> None:
-    """Sets (R,) to the exact nearest codes.
+def rerank_scores(scores: Array, lanes: int, tolerance: Array, vectors: Array, codes: Array, nearest: Array) -> None:
+    """Set `nearest` (R,) to the exact nearest codes, given scores.
 
     Args:
-        scores: (R, C), float32 or float64; those of no code are infinite.
-        classes: W, of which C is four times a multiple.
-        slack: (R,) how far above the best of a row the nearest's score may be; where it is infinite, the row is left.
+        scores: (R, C) float32 or float64, infinite for padding.
+        lanes: W; C is a multiple of 4 W.
+        tolerance: (R,) bound on the score of the nearest code above the minimum of the row; infinite: unknown.
         vectors: (R, D).
         codes: (K, D).
-        nearest: (R,) int64; a row with more than `MAX_CANDIDATES` candidates, or one that is left, gets -1.
+        nearest: (R,) int64; -1 for a row with more than `MAX_CANDIDATES` candidates or with an infinite tolerance or
+            limit.
     """
-    least = np.empty(classes, scores.dtype)
+    lane_min = np.empty(lanes, scores.dtype)
     candidates, distances = np.empty(MAX_CANDIDATES + 1, np.int64), np.empty(MAX_CANDIDATES, np.float64)
     for row in range(len(scores)):
         nearest[row] = -1
-        if slack[row] < np.inf:
-            limit = _least_of_classes(scores[row], least) + slack[row]
+        if tolerance[row] < np.inf:
+            limit = _min_per_lane(scores[row], lane_min) + tolerance[row]
             if limit < np.inf:
-                count = _within(scores[row], least, limit, candidates)
-                nearest[row] = _closest(candidates, count, distances, vectors[row], codes)
+                count = _collect_candidates(scores[row], lane_min, limit, candidates)
+                nearest[row] = _rerank(candidates, count, distances, vectors[row], codes)
 
 
 @cached_kernel
-def settle_bfloat16(scores: Array, classes: int, slack: Array, vectors: Array, codes: Array, nearest: Array) -> None:
-    """The same for bfloat16 scores none of which is negative, as int16: those are ordered as their bits are."""
-    least = np.empty(classes, scores.dtype)
+def rerank_bfloat16(scores: Array, lanes: int, tolerance: Array, vectors: Array, codes: Array, nearest: Array) -> None:
+    """Set `nearest` (R,) to the exact nearest codes, given the bits of bfloat16 scores as int16 (R, C).
+
+    No score is negative, so scores are ordered like their bits. Other arguments: see `rerank_scores`.
+    """
+    lane_min = np.empty(lanes, scores.dtype)
     candidates, distances = np.empty(MAX_CANDIDATES + 1, np.int64), np.empty(MAX_CANDIDATES, np.float64)
-    number = np.empty(1, np.float32)
-    bits = number.view(np.int32)
+    limit = np.empty(1, np.float32)
+    limit_bits = limit.view(np.int32)
     for row in range(len(scores)):
         nearest[row] = -1
-        if slack[row] < np.inf:
-            bits[0] = np.int32(_least_of_classes(scores[row], least)) << 16
-            number[0] = number[0] * _ROUNDED + slack[row]
-            if number[0] < np.inf:
-                count = _within(scores[row], least, np.int16(bits[0] >> 16), candidates)
-                nearest[row] = _closest(candidates, count, distances, vectors[row], codes)
+        if tolerance[row] < np.inf:
+            limit_bits[0] = np.int32(_min_per_lane(scores[row], lane_min)) << 16
+            limit[0] = limit[0] * _BFLOAT16_ROUNDING + tolerance[row]
+            if limit[0] < np.inf:
+                count = _collect_candidates(scores[row], lane_min, np.int16(limit_bits[0] >> 16), candidates)
+                nearest[row] = _rerank(candidates, count, distances, vectors[row], codes)
 
 
 @inline_kernel
-def _eight(numbers: Array) -> tuple[Scalar, ...]:
-    """As a tuple, whose numbers are kept in registers."""
+def _as_registers(numbers: Array) -> tuple[Scalar, ...]:
+    """Return `MAX_SMALL_DIM` numbers as a tuple, which the compiler keeps in registers."""
     return numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6], numbers[7]
 
 
 @inline_kernel
-def _score(row: tuple[Scalar, ...], columns: Array, heights: Array, code: int) -> Scalar:
-    score = heights[code]
+def _score(row: tuple[Scalar, ...], columns: Array, half_sq_norms: Array, code: int) -> Scalar:
+    """Return the score |e|²/2 - z·e of one code, with `row` holding -z."""
+    score = half_sq_norms[code]
     for dim in range(MAX_SMALL_DIM):
         score += row[dim] * columns[dim, code]
     return score
 
 
 @inline_kernel
-def _short_least(rows: Array, start: int, columns: Array, heights: Array, least: Array) -> None:
-    """The least scores (4, W) of four rows: a code, once read, serves all four."""
+def _min_per_lane_of_four_rows(rows: Array, start: int, columns: Array, half_sq_norms: Array, lane_min: Array) -> None:
+    """Set `lane_min` (4, W) to the smallest scores of rows start to start + 3, so that codes are read once for four."""
     first, second, third, fourth = (
-        _eight(rows[start]),
-        _eight(rows[start + 1]),
-        _eight(rows[start + 2]),
-        _eight(rows[start + 3]),
+        _as_registers(rows[start]),
+        _as_registers(rows[start + 1]),
+        _as_registers(rows[start + 2]),
+        _as_registers(rows[start + 3]),
     )
-    a, b, c, d = least[0], least[1], least[2], least[3]
-    for which in range(a.size):
-        a[which] = b[which] = c[which] = d[which] = np.inf
-    for member in range(len(columns)):
-        some, high = columns[member], heights[member]
-        for which in range(high.size):
-            a[which] = min(a[which], _score(first, some, high, which))
-            b[which] = min(b[which], _score(second, some, high, which))
-            c[which] = min(c[which], _score(third, some, high, which))
-            d[which] = min(d[which], _score(fourth, some, high, which))
+    a, b, c, d = lane_min[0], lane_min[1], lane_min[2], lane_min[3]
+    for lane in range(a.size):
+        a[lane] = b[lane] = c[lane] = d[lane] = np.inf
+    for group in range(len(columns)):
+        group_columns, group_norms = columns[group], half_sq_norms[group]
+        for lane in range(group_norms.size):
+            a[lane] = min(a[lane], _score(first, group_columns, group_norms, lane))
+            b[lane] = min(b[lane], _score(second, group_columns, group_norms, lane))
+            c[lane] = min(c[lane], _score(third, group_columns, group_norms, lane))
+            d[lane] = min(d[lane], _score(fourth, group_columns, group_norms, lane))
 
 
 @inline_kernel
-def _take(numbers: Array, limit: Scalar) -> Scalar:
-    """The last place of a number that is not above the limit, which is infinite afterwards; -1 where there is none."""
+def _pop_within(numbers: Array, limit: Scalar) -> Scalar:
+    """Return the last position of a number of at most `limit` and set that number to infinity; -1 if there is none."""
     last: Any = np.int32(-1)
-    for place in range(np.int32(numbers.size)):
-        last = max(last, np.int32(place) if numbers[place] <= limit else np.int32(-1))
-    numbers[max(last, 0)] = np.inf  # no number that is looked for, where there is none
+    for i in range(np.int32(numbers.size)):
+        last = max(last, np.int32(i) if numbers[i] <= limit else np.int32(-1))
+    numbers[max(last, 0)] = np.inf  # if there is none, numbers[0] is above the limit, and may be overwritten
     return last
 
 
 @inline_kernel
-def _short_within(
-    row: Array, classes: Array, heights: Array, least: Array, limit: Scalar, scores: Array, candidates: Array
+def _collect_small_dim(
+    row: Array,
+    lane_columns: Array,
+    lane_norms: Array,
+    lane_min: Array,
+    limit: Scalar,
+    scores: Array,
+    candidates: Array,
 ) -> int:
-    """As `_within`; `scores` (G,) and `least` (W,) are scratch afterwards."""
-    numbers, count = _eight(row), 0
-    which = _take(least, limit)
-    while which >= 0 and count <= MAX_CANDIDATES:
-        some, high = classes[which], heights[which]
-        for member in range(scores.size):
-            scores[member] = _score(numbers, some, high, member)
-        member = _take(scores, limit)
-        while member >= 0 and count <= MAX_CANDIDATES:
-            candidates[count] = least.size * member + which
+    """Do the same as `_collect_candidates` with scores computed from `row`. Overwrites `scores` (G,) and `lane_min`."""
+    numbers, count = _as_registers(row), 0
+    lane = _pop_within(lane_min, limit)
+    while lane >= 0 and count <= MAX_CANDIDATES:
+        columns, norms = lane_columns[lane], lane_norms[lane]
+        for group in range(scores.size):
+            scores[group] = _score(numbers, columns, norms, group)
+        group = _pop_within(scores, limit)
+        while group >= 0 and count <= MAX_CANDIDATES:
+            candidates[count] = lane_min.size * group + lane
             count += 1
-            member = _take(scores, limit)
-        which = _take(least, limit)
+            group = _pop_within(scores, limit)
+        lane = _pop_within(lane_min, limit)
     return count
 
 
 @cached_kernel
-def settle_short(
+def search_small_dim(
     rows: Array,
-    slack: Array,
+    tolerance: Array,
     vectors: Array,
     columns: Array,
-    heights: Array,
-    classes: Array,
-    heights_of_classes: Array,
+    half_sq_norms: Array,
+    lane_columns: Array,
+    lane_half_sq_norms: Array,
     codes: Array,
     nearest: Array,
 ) -> None:
-    """Sets (R,) to the exact nearest codes; -1: infinite slack, or more than `MAX_CANDIDATES` candidates.
+    """Set `nearest` (R,) to the exact nearest codes; scores are computed in registers and never stored for all codes.
+
+    The codes are given twice: with lanes contiguous, for the minima, and with the codes of a lane contiguous, for the
+    candidates.
 
     Args:
-        rows: (R + 3 or more, `MAX_SMALL_DIM`) what is multiplied with columns, finite.
-        slack: (R,) how far above the best of a row the nearest's score may be.
+        rows: (R + 3 or more, `MAX_SMALL_DIM`) float32, finite; -z of each vector, relative to the centre of the codes.
+        tolerance: (R,) bound on the score of the nearest code above the minimum of the row; infinite: unknown.
         vectors: (R, D).
-        columns: (G, `MAX_SMALL_DIM`, W), the g-th code of each class.
-        heights: (G, W), half the norms squared; infinite where there is no code.
-        classes: (W, `MAX_SMALL_DIM`, G), the same by class.
-        heights_of_classes: (W, G).
+        columns: (G, `MAX_SMALL_DIM`, W), code g W + w at [g, :, w], relative to the centre.
+        half_sq_norms: (G, W) |e|²/2, infinite for padding.
+        lane_columns: (W, `MAX_SMALL_DIM`, G), `columns` with the first and last axis swapped.
+        lane_half_sq_norms: (W, G), the transpose of `half_sq_norms`.
         codes: (K, D).
-        nearest: (R,) int64.
+        nearest: (R,) int64; -1 for a row with more than `MAX_CANDIDATES` candidates or with an infinite tolerance or
+            limit.
     """
-    least, scores = np.empty((4, heights.shape[1]), np.float32), np.empty(len(heights), np.float32)
+    lane_min, scores = np.empty((4, half_sq_norms.shape[1]), np.float32), np.empty(len(half_sq_norms), np.float32)
     candidates, distances = np.empty(MAX_CANDIDATES + 1, np.int64), np.empty(MAX_CANDIDATES, np.float64)
-    for row in range(len(slack)):
+    for row in range(len(tolerance)):
         if row % 4 == 0:
-            _short_least(rows, row, columns, heights, least)
+            _min_per_lane_of_four_rows(rows, row, columns, half_sq_norms, lane_min)
         nearest[row] = -1
-        its = least[row % 4]
-        limit = _smallest(its) + slack[row] if slack[row] < np.inf else slack[row]
+        row_min = lane_min[row % 4]
+        limit = _min(row_min) + tolerance[row] if tolerance[row] < np.inf else tolerance[row]
         if limit < np.inf:
-            count = _short_within(rows[row], classes, heights_of_classes, its, limit, scores, candidates)
-            nearest[row] = _closest(candidates, count, distances, vectors[row], codes)
+            count = _collect_small_dim(rows[row], lane_columns, lane_half_sq_norms, row_min, limit, scores, candidates)
+            nearest[row] = _rerank(candidates, count, distances, vectors[row], codes)

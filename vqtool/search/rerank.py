@@ -1,6 +1,6 @@
-"""Which of a vector's candidates is the nearest, by PyTorch's own operations, for any device; for a CPU see `kernels`.
+"""Exact re-ranking of candidates with PyTorch operations, for any device; `kernels` does it on a CPU.
 
-Shapes: R vectors, K codes, D dimensions, C codes with padding, P candidates.
+Shapes: R vectors, K codes, D dimensions, C codes with padding, P candidates of all vectors together.
 """
 
 import torch
@@ -8,33 +8,47 @@ from torch import Tensor
 
 from vqtool.search.kernels import MAX_CANDIDATES
 
-# Numbers of one block of differences, of which there are less than twice as many: they bound the memory.
-_BLOCK = 1 << 19
+# Elements z[n,d] - e[k,d] computed at a time, which bounds the memory; a block has fewer than twice as many.
+_ELEMENTS_PER_BLOCK = 1 << 19
 
 
-def rerank_exact(scores: Tensor, slack: Tensor, vectors: Tensor, codebook: Tensor) -> Tensor:
-    """The exact nearest codes (R,), by all that may be nearest; -1 for a row with more than `MAX_CANDIDATES` of these.
+def rerank_exact(
+    scores: Tensor,
+    tolerance: Tensor,
+    vectors: Tensor,
+    codebook: Tensor,
+    elements_per_block: int = _ELEMENTS_PER_BLOCK,
+) -> Tensor:
+    """Return the index (R,) of the exact nearest code among the candidates of each vector.
+
+    Candidates are the codes with score <= minimum + tolerance. The nearest has the smallest squared distance in
+    float64; ties go to the lowest index.
 
     Args:
-        scores: (R, C); those of no code are infinite.
-        slack: (R,) how far above the best of a row the nearest's score may be; where it is infinite, the row is left.
+        scores: (R, C), infinite for padding.
+        tolerance: (R,) bound on the score of the nearest code above the minimum of the row; infinite: unknown.
         vectors: (R, D).
         codebook: (K, D).
+        elements_per_block: number of differences computed at a time.
+
+    Returns:
+        (R,) int64; -1 for a row with more than `MAX_CANDIDATES` candidates, or with an infinite tolerance or limit.
     """
-    limits = scores.amin(dim=1) + slack
-    near = scores <= limits.where(limits.isfinite(), torch.nan)[:, None]
-    rows, codes = (near & (near.sum(dim=1) <= MAX_CANDIDATES)[:, None]).nonzero().unbind(dim=1)
-    distances = _distances(vectors, codebook, rows, codes)
+    limits = scores.amin(dim=1) + tolerance
+    is_candidate = scores <= limits.where(limits.isfinite(), torch.nan)[:, None]
+    few = is_candidate.sum(dim=1) <= MAX_CANDIDATES
+    rows, codes = (is_candidate & few[:, None]).nonzero().unbind(dim=1)
+    distances = _distances(vectors, codebook, rows, codes, elements_per_block)
     smallest = distances.new_full((len(vectors),), torch.inf).scatter_reduce(0, rows, distances, "amin")
-    stays = distances <= smallest.index_select(0, rows)
-    # Among equals the lowest.
+    is_nearest = distances <= smallest.index_select(0, rows)
     nearest = torch.full((len(vectors),), -1, device=vectors.device)
-    return nearest.scatter_reduce(0, rows[stays], codes[stays], "amin", include_self=False)
+    return nearest.scatter_reduce(0, rows[is_nearest], codes[is_nearest], "amin", include_self=False)
 
 
-def _distances(vectors: Tensor, codebook: Tensor, rows: Tensor, codes: Tensor) -> Tensor:
-    """Squared, from rows of the vectors to codes, (P,) each, in float64."""
-    # No pair is alone: its sum might be shared out, and rounded otherwise than those of its equals.
-    parts = max(1, min(len(rows) * vectors.shape[1] // _BLOCK, len(rows) // 2))
-    pairs = zip(rows.tensor_split(parts), codes.tensor_split(parts), strict=True)
+def _distances(vectors: Tensor, codebook: Tensor, rows: Tensor, codes: Tensor, elements_per_block: int) -> Tensor:
+    """Return |vectors[rows] - codebook[codes]|² (P,) in float64."""
+    # At least two pairs per block: PyTorch splits a single sum over threads, which rounds it differently, and equal
+    # codes would have unequal distances.
+    blocks = max(1, min(len(rows) * vectors.shape[1] // elements_per_block, len(rows) // 2))
+    pairs = zip(rows.tensor_split(blocks), codes.tensor_split(blocks), strict=True)
     return torch.cat([(vectors[row].double() - codebook[code]).square_().sum(dim=1) for row, code in pairs])
