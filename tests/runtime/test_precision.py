@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from tests.quantizers import brute_force, halved_least, random_normal
+from tests.quantizers import brute_force, half_smallest_normal, random_normal
 from vqtool import search
 from vqtool.quantizers import nearest_codes
 from vqtool.runtime.precision import flush_denormals, full_precision
@@ -117,16 +117,16 @@ def flushing():
 def test_denormals_are_nothing_within_and_the_setting_comes_back(flushing, before, within):
     flushing(before)
     with flush_denormals(within):
-        assert (halved_least() == 0.0) is within
-    assert (halved_least() == 0.0) is before
+        assert (half_smallest_normal() == 0.0) is within
+    assert (half_smallest_normal() == 0.0) is before
 
 
 def test_denormals_are_the_users_again_after_an_error(flushing):
     def fail():
         with flush_denormals(True):
-            assert halved_least() == 0.0
+            assert half_smallest_normal() == 0.0
             raise KeyError
 
     with pytest.raises(KeyError):
         fail()
-    assert halved_least() > 0.0
+    assert half_smallest_normal() > 0.0

@@ -1,13 +1,209 @@
-"""Codebook updates: one settings class per update, each of which builds its codebook. `kind` selects the class."""
+"""Codebooks and how they are updated: by gradients, by moving averages (EMA), or through one linear map (SimVQ).
+
+Each update has a settings class, selected by `kind`, that builds its codebook.
+
+Shapes: N vectors, K codes, D dimensions.
+"""
 
 from typing import Annotated, ClassVar, Literal
 
+import torch
 from pydantic import Field
+from torch import Tensor, nn
 
-from vqtool.quantizers.codebook import Codebook, GradientCodebook
-from vqtool.quantizers.ema_codebook import EmaCodebook
-from vqtool.quantizers.simvq_codebook import SimVQCodebook
+from vqtool.runtime.distributed import BatchShard, all_reduce_sum
 from vqtool.runtime.settings import Settings
+
+# A code with N_k at or below this is kept: m_k / N_k is rounding noise.
+_MIN_EMA_COUNT = 1e-20
+
+
+class Codebook(nn.Module):
+    """Codes e as a parameter `weight` (K, D), updated by the optimizer; the base class of all codebooks.
+
+    Without a codebook loss, the only gradient is that of the entropy loss. Codes are initialised uniformly in
+    (-1/K, 1/K).
+
+    Args:
+        codebook_size: K.
+        codebook_dim: D.
+    """
+
+    weight: Tensor
+
+    def __init__(self, codebook_size: int, codebook_dim: int) -> None:
+        super().__init__()
+        self._set_weight(torch.empty(codebook_size, codebook_dim).uniform_(-1 / codebook_size, 1 / codebook_size))
+
+    def _set_weight(self, weight: Tensor) -> None:
+        self.weight = nn.Parameter(weight)
+
+    @property
+    def codes(self) -> Tensor:
+        """The codes (K, D)."""
+        return self.weight
+
+    def codebook_loss(self, vectors: Tensor, codes: Tensor, shard: BatchShard) -> Tensor | None:
+        """Return the codebook loss () of `vectors` (N, D) and their assigned `codes` (N, D); None if there is none."""
+        return None
+
+    def accumulate(self, vectors: Tensor, indices: Tensor) -> None:
+        """Accumulate what `update` needs from a training batch: `vectors` (N, D) and their `indices` (N,)."""
+
+    def update(self, step_is_finite: Tensor | None = None) -> None:
+        """Apply what all ranks accumulated since the last update; no effect if `step_is_finite` () bool is false."""
+
+    def discard(self) -> None:
+        """Drop what was accumulated since the last update."""
+
+    @torch.no_grad()
+    def init_codes(self, codes: Tensor, counts: Tensor) -> None:
+        """Set all codes to `codes` (K, D), each the mean of `counts` (K,) vectors of a sample."""
+        self.replace(torch.ones_like(counts, dtype=torch.bool), codes)
+
+    @torch.no_grad()
+    def replace(self, mask: Tensor, codes: Tensor) -> None:
+        """Set the codes selected by `mask` (K,) bool to the same rows of `codes` (K, D)."""
+        self.weight.copy_(torch.where(mask[:, None], codes.to(self.weight.dtype), self.weight))
+
+
+class GradientCodebook(Codebook):
+    """Codes updated by the codebook loss.
+
+    codebook_loss = weight · mean over all elements of (stop(z) - e[indices])² (van den Oord et al. 2017, eq. 3).
+    """
+
+    def __init__(self, codebook_size: int, codebook_dim: int, weight: float) -> None:
+        super().__init__(codebook_size, codebook_dim)
+        self.loss_weight = weight
+
+    def codebook_loss(self, vectors: Tensor, codes: Tensor, shard: BatchShard) -> Tensor:
+        return self.loss_weight * shard.mean((vectors.detach() - codes).square())
+
+
+class EmaCodebook(Codebook):
+    """Codes that are the moving average of the vectors assigned to them (van den Oord et al. 2017, eqs. 6-8).
+
+    With n_k the hits of code k in a step and g_k its decay:
+
+        N_k <- g_k N_k + (1 - g_k) n_k
+        m_k <- g_k m_k + (1 - g_k) · sum of the vectors assigned to k
+        e_k <- m_k / N_k
+        g_k  = max(decay, exp(-n_k / min_ema_hits)), or decay if min_ema_hits = 0
+
+    N and m are initialised with 0, so the first update sets a code to the mean of its vectors. A code without hits
+    keeps its value: N_k and m_k decay together. Codes and averages are buffers; no gradient reaches them.
+
+    Args:
+        codebook_size: K.
+        codebook_dim: D.
+        decay: EMA decay per step.
+        min_ema_hits: minimum number of a code's own hits that its average covers. With a constant decay, a rarely hit
+            code would follow its last few vectors. Here its decay is closer to 1, and exactly 1 in a step without hits.
+
+    Attributes:
+        counts: (K,) N.
+        sums: (K, D) m.
+    """
+
+    counts: Tensor
+    sums: Tensor
+
+    def __init__(self, codebook_size: int, codebook_dim: int, decay: float, min_ema_hits: float = 0.0) -> None:
+        super().__init__(codebook_size, codebook_dim)
+        self.decay, self.min_ema_hits = decay, min_ema_hits
+        self.register_buffer("counts", torch.zeros(codebook_size))
+        self.register_buffer("sums", torch.zeros(codebook_size, codebook_dim))
+        self._pending: tuple[Tensor, Tensor] | None = None
+
+    def _set_weight(self, weight: Tensor) -> None:
+        self.register_buffer("weight", weight)
+
+    @torch.no_grad()
+    def accumulate(self, vectors: Tensor, indices: Tensor) -> None:
+        if self._pending is None:
+            # At least float32: in bfloat16, 256 + 1 = 256.
+            dtype = torch.promote_types(self.counts.dtype, torch.float32)
+            self._pending = (torch.zeros_like(self.counts, dtype=dtype), torch.zeros_like(self.sums, dtype=dtype))
+        counts, sums = self._pending
+        counts.index_add_(0, indices, counts.new_ones(len(indices)))  # bincount would wait for the device
+        sums.index_add_(0, indices, vectors.to(sums.dtype))
+
+    @torch.no_grad()
+    def update(self, step_is_finite: Tensor | None = None) -> None:
+        if self._pending is None:
+            return
+        counts, sums = (all_reduce_sum(pending).to(self.counts.dtype) for pending in self._pending)
+        self.discard()
+        if step_is_finite is not None:  # lerp towards itself changes nothing, and needs no branch on the host
+            counts = torch.where(step_is_finite, counts, self.counts)
+            sums = torch.where(step_is_finite, sums, self.sums)
+        rate = self._rate(counts)
+        self.counts.lerp_(counts, rate)
+        self.sums.lerp_(sums, rate[:, None])
+        means = self.sums / self.counts.clamp_min(_MIN_EMA_COUNT)[:, None]
+        valid = self.counts > _MIN_EMA_COUNT
+        if step_is_finite is not None:
+            valid = step_is_finite & valid
+        self.weight.copy_(torch.where(valid[:, None], means, self.weight))
+
+    def discard(self) -> None:
+        self._pending = None
+
+    def _rate(self, hits: Tensor) -> Tensor:
+        """Return 1 - g (K,) for a step with `hits` n (K,)."""
+        if not self.min_ema_hits:
+            return torch.full_like(self.counts, 1 - self.decay)
+        return (-torch.expm1(-hits.to(self.counts.dtype) / self.min_ema_hits)).clamp_max(1 - self.decay)
+
+    @torch.no_grad()
+    def init_codes(self, codes: Tensor, counts: Tensor) -> None:
+        super().init_codes(codes, counts)
+        # The sample counts as the batch of one step.
+        self.counts.copy_(self._rate(counts) * counts)
+        self.sums.copy_(self.counts[:, None] * codes)
+
+    @torch.no_grad()
+    def replace(self, mask: Tensor, codes: Tensor) -> None:
+        super().replace(mask, codes)
+        # N_k = mean of N: with N_k near 0, the first vector assigned to a replaced code would move it all the way.
+        self.counts.copy_(torch.where(mask, self.counts.mean(), self.counts))
+        self.sums.copy_(torch.where(mask[:, None], self.counts[:, None] * self.weight, self.sums))
+
+
+class SimVQCodebook(GradientCodebook):
+    """Codes e = B W, with a fixed random basis B (K, D) and a learned linear map W (D, D).
+
+    The codebook loss trains W, so every step moves every code, with or without hits (SimVQ: Zhu et al. 2024,
+    "Addressing Representation Collapse in Vector Quantized Models with One Linear Layer", eq. 6). B is normal with
+    standard deviation 1 / sqrt(D); W is initialised with the identity.
+
+    Attributes:
+        basis: (K, D) B, a buffer.
+        transform: (D, D) W, a parameter.
+    """
+
+    basis: Tensor
+
+    def _set_weight(self, weight: Tensor) -> None:
+        dim = weight.shape[1]
+        self.register_buffer("basis", torch.randn_like(weight) * dim**-0.5)
+        self.transform = nn.Parameter(torch.eye(dim, dtype=weight.dtype, device=weight.device))
+
+    @property
+    def codes(self) -> Tensor:
+        return self.basis @ self.transform
+
+    @torch.no_grad()
+    def init_codes(self, codes: Tensor, counts: Tensor) -> None:
+        self.basis.copy_(codes)
+        self.transform.copy_(torch.eye(len(self.transform)))
+
+    @torch.no_grad()
+    def replace(self, mask: Tensor, codes: Tensor) -> None:
+        # b = e pinv(W) solves b W = e, in the least-squares sense if W is singular.
+        basis = codes.to(self.basis.dtype) @ torch.linalg.pinv(self.transform)
+        self.basis.copy_(torch.where(mask[:, None], basis, self.basis))
 
 
 class EntropyOnlyUpdate(Settings):
