@@ -1,4 +1,4 @@
-"""A headless Chromium, spoken to over its debugging pipe."""
+"""A headless Chromium, controlled with the Chrome DevTools Protocol over a pipe."""
 
 import base64
 import json
@@ -17,33 +17,33 @@ _FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--remote-debugging-pipe"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
 ]
-# The browser reads commands from this descriptor and answers on the next.
-_COMMANDS, _ANSWERS = 3, 4
+# With --remote-debugging-pipe, Chromium reads commands from file descriptor 3 and writes to 4.
+_COMMAND_FD, _RESPONSE_FD = 3, 4
 
 
 class Browser:
-    """One page in a browser.
+    """A browser with one page.
 
     Attributes:
-        events: all that the browser told of unasked.
+        events: protocol events received since the last `open`.
     """
 
     def __init__(self, write: int, read: int) -> None:
         self._write, self._read = write, read
-        self._rest = b""
-        self._number = 0
+        self._buffer = b""
+        self._last_id = 0
         self._session: str | None = None
         self.events: list[dict[str, Any]] = []
 
     def attach(self) -> None:
-        """Open an empty page."""
+        """Open an empty page and enable its events."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
     def open(self, path: Path, width: int, height: int = 900, dark: bool = False) -> None:
-        """Show a file, and wait until it is drawn."""
+        """Open an HTML file, and wait until it is loaded and drawn."""
         self.events.clear()
         self.call(
             "Emulation.setDeviceMetricsOverride",
@@ -60,76 +60,76 @@ class Browser:
         self.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def evaluate(self, expression: str) -> Any:
-        """The value of JavaScript in the page."""
-        told = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
-        assert "exceptionDetails" not in told, told
-        return told["result"].get("value")
+        """Evaluate a JavaScript expression in the page, await it if it is a promise, and return its value."""
+        response = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in response, response
+        return response["result"].get("value")
 
-    def screenshot(self, whole: bool = True) -> bytes:
-        """A PNG of the page."""
-        return base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"])
+    def screenshot(self, full_page: bool = True) -> bytes:
+        """Return a PNG of the page."""
+        return base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=full_page)["data"])
 
     def requests(self) -> list[str]:
-        """What was asked for beyond the page itself and what stands in it."""
-        asked = [
+        """Return the URLs that the page requested, without its own and data URLs."""
+        urls = [
             event["params"]["request"]["url"] for event in self.events if event["method"] == "Network.requestWillBeSent"
         ]
-        return [url for url in asked[1:] if not url.startswith("data:")]
+        return [url for url in urls[1:] if not url.startswith("data:")]
 
-    def complaints(self) -> list[Any]:
-        """Errors and warnings of the console."""
-        names = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
-        return [event["params"] for event in self.events if event["method"] in names]
+    def console_messages(self) -> list[Any]:
+        """Return console messages, exceptions and log entries."""
+        methods = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
+        return [event["params"] for event in self.events if event["method"] in methods]
 
     def call(self, method: str, **arguments: Any) -> dict[str, Any]:
-        """Ask, and wait for the answer."""
-        self._number += 1
-        message = {"id": self._number, "method": method, "params": arguments}
+        """Call a protocol method and return its result. Events that arrive in the meantime are recorded."""
+        self._last_id += 1
+        message = {"id": self._last_id, "method": method, "params": arguments}
         if self._session:
             message["sessionId"] = self._session
         os.write(self._write, json.dumps(message).encode() + b"\0")
         while True:
-            told = self._receive()
-            if told.get("id") == self._number:
-                assert "error" not in told, told
-                result: dict[str, Any] = told["result"]
+            received = self._receive()
+            if received.get("id") == self._last_id:
+                assert "error" not in received, received
+                result: dict[str, Any] = received["result"]
                 return result
-            self.events.append(told)
+            self.events.append(received)
 
     def _receive(self) -> dict[str, Any]:
-        while b"\0" not in self._rest:
-            piece = os.read(self._read, 1 << 20)
-            assert piece, "the browser is gone"
-            self._rest += piece
-        message, self._rest = self._rest.split(b"\0", 1)
-        told: dict[str, Any] = json.loads(message)
-        return told
+        while b"\0" not in self._buffer:
+            block = os.read(self._read, 1 << 20)
+            assert block, "the browser ended"
+            self._buffer += block
+        message, self._buffer = self._buffer.split(b"\0", 1)
+        received: dict[str, Any] = json.loads(message)
+        return received
 
 
 @contextmanager
 def browser() -> Iterator[Browser]:
-    """Yield a browser of its own, and end it."""
+    """Start a browser with a temporary profile, yield it, and end it."""
     assert CHROMIUM
-    their_read, our_write = os.pipe()
-    our_read, their_write = os.pipe()
+    browser_read, our_write = os.pipe()
+    our_read, browser_write = os.pipe()
     profile = tempfile.mkdtemp()
-    # A shell gives the two ends the numbers that the browser looks for.
-    command = f'exec "$0" "$@" {_COMMANDS}<&{their_read} {_ANSWERS}>&{their_write}'
+    # The shell moves the pipe ends to the file descriptors that Chromium expects.
+    command = f'exec "$0" "$@" {_COMMAND_FD}<&{browser_read} {_RESPONSE_FD}>&{browser_write}'
     process = subprocess.Popen(
         ["bash", "-c", command, CHROMIUM, *_FLAGS, f"--user-data-dir={profile}"],
-        pass_fds=(their_read, their_write),
+        pass_fds=(browser_read, browser_write),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    os.close(their_read)
-    os.close(their_write)
+    os.close(browser_read)
+    os.close(browser_write)
     try:
-        made = Browser(our_write, our_read)
-        made.attach()
-        yield made
-        made._session = None
-        made.call("Browser.close")
+        opened = Browser(our_write, our_read)
+        opened.attach()
+        yield opened
+        opened._session = None
+        opened.call("Browser.close")
     finally:
         os.close(our_write)
         try:
@@ -138,7 +138,7 @@ def browser() -> Iterator[Browser]:
             process.kill()
             process.wait()
         os.close(our_read)
-        for _ in range(50):  # its helpers may still write as they end
+        for _ in range(50):  # child processes may still write while they end
             shutil.rmtree(profile, ignore_errors=True)
             if not os.path.exists(profile):
                 break

@@ -1,5 +1,6 @@
-"""Small runs of each kind of data, and what is known of them."""
+"""Small runs of each kind of data, their report inputs and their report pages."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -7,18 +8,19 @@ import pytest
 
 from tests import CONV1D, CONV2D, IDENTITY, MLP, TRANSFORMER, make_run, normal
 from vqtool.inspection import write_report
-from vqtool.inspection.report import meanings
-from vqtool.inspection.report.inputs import ReportInputs, Seen, gather
+from vqtool.inspection.report import page
+from vqtool.inspection.report.code_examples import code_examples_figures
+from vqtool.inspection.report.inputs import ModelSamples, ReportInputs, gather
 
 RESIDUAL = {"kind": "residual", "levels": 2, "quantizer": {"kind": "vector", "codebook_size": 4}}
 
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Run directories by kind; read them, do not change them."""
+    """Run directories by kind of data. They are shared: tests must not change them."""
 
-    def run(name: str, array: np.ndarray, encoder: dict, **others: object) -> Path:  # type: ignore[type-arg]
-        return make_run(tmp_path_factory.mktemp(name), array, encoder, **others)  # type: ignore[arg-type]
+    def run(name: str, array: np.ndarray, encoder: dict, **options: object) -> Path:  # type: ignore[type-arg]
+        return make_run(tmp_path_factory.mktemp(name), array, encoder, **options)  # type: ignore[arg-type]
 
     grids = np.random.default_rng(0).integers(0, 5, (40, 8, 8))
     return {
@@ -35,31 +37,28 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def materials(runs: dict[str, Path]) -> dict[str, ReportInputs]:
-    """What is known of each run."""
+def report_inputs(runs: dict[str, Path]) -> dict[str, ReportInputs]:
     return {name: gather(run) for name, run in runs.items()}
 
 
 @pytest.fixture(scope="session")
-def seen(materials: dict[str, ReportInputs]) -> dict[str, Seen]:
-    """What the model and its data show of each run."""
-    found = {name: material.seen for name, material in materials.items()}
-    return {name: own for name, own in found.items() if own}
+def model_samples(report_inputs: dict[str, ReportInputs]) -> dict[str, ModelSamples]:
+    return {name: inputs.model_samples for name, inputs in report_inputs.items() if inputs.model_samples}
 
 
 @pytest.fixture(scope="session")
 def pages(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A page of each run, and one of several, under names that a browser could trip over."""
+    """A report page of each run and a comparison page, with file names that need escaping in URLs and HTML."""
     folder = tmp_path_factory.mktemp("pages")
     targets = {name: [run] for name, run in runs.items()} | {"several": [runs["vectors"], runs["ids"]]}
+    paths = {name: folder / f"{name} <b> #%.html" for name in targets}
     with pytest.MonkeyPatch.context() as patch:
-        draw_few(patch)
-        for name, own in targets.items():
-            write_report(folder / f"{name} <b> #%.html", own)
-    return {name: folder / f"{name} <b> #%.html" for name in targets}
+        draw_few_examples(patch)
+        for name, path in paths.items():
+            write_report(path, targets[name])
+    return paths
 
 
-def draw_few(patch: pytest.MonkeyPatch) -> None:
-    """Show three codes a page: drawing is what takes time."""
-    patch.setattr(meanings, "_MOST", 2)
-    patch.setattr(meanings, "_LEAST", 1)
+def draw_few_examples(patch: pytest.MonkeyPatch) -> None:
+    """Limit reports to examples of three codes, because drawing is slow."""
+    patch.setattr(page, "code_examples_figures", partial(code_examples_figures, most_used=2, least_used=1))

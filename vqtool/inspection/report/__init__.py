@@ -1,11 +1,10 @@
-"""One self-contained page about a codebook, or about several."""
+"""Self-contained HTML reports: the codebook of one run or index file, or a comparison of several."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from vqtool.errors import DataError, VqtoolError
-from vqtool.inspection.inspect_targets import Inspection
-from vqtool.inspection.targets import OnSkipped, expand_targets, for_each_target
+from vqtool.inspection.inspect_targets import Inspection, OnSkipped, expand_targets, map_targets
 from vqtool.runtime.files import atomic_write
 
 __all__ = ["check_report", "write_report"]
@@ -18,36 +17,42 @@ def write_report(
     key: str | None = None,
     device: str | None = None,
     overwrite: bool = False,
-    skipped: OnSkipped | None = None,
+    on_skipped: OnSkipped | None = None,
 ) -> list[Inspection]:
-    """Write a page about a run or an index file, or one that compares several; give what `inspect` gives.
+    """Write the report page of one run or index file, or the comparison page of several; return what `inspect` returns.
 
     The same targets give the same bytes.
 
     Args:
-        data, key: to look at instead of a run's own validation part.
-        skipped: called with each run of a folder that cannot be used, and why; None: that is an error.
+        data, key: the dataset to encode, instead of the validation split of each run.
+        on_skipped: called with each run of a directory that cannot be used, and the error; by default it is raised.
 
     Raises:
-        CheckpointError: a target is no run, folder of runs or index file.
+        CheckpointError: a target is not a run, a directory of runs or an index file.
         DataError: an index file or the data cannot be used, or the page cannot be written.
     """
     check_report(path, overwrite)
-    found = expand_targets(list(targets))
-    if len(found) == 1:
-        page, inspections = _of_one(found[0], data, key, device)
+    expanded = expand_targets(list(targets))
+    # Imported here because the commands without a report do not need matplotlib and jinja2.
+    if len(expanded) == 1:
+        from vqtool.inspection.report.inputs import gather
+        from vqtool.inspection.report.page import render_report_page
+
+        inputs = gather(expanded[0], data, key, device)
+        page, inspections = render_report_page(inputs), [inputs.inspection]
     else:
-        page, inspections = _of_several(targets, data, key, device, skipped)
-    with atomic_write(path) as part:
-        part.write_text(page, encoding="utf-8")
+        page, inspections = _compare(targets, data, key, device, on_skipped)
+    with atomic_write(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
     return inspections
 
 
 def check_report(path: Path, overwrite: bool) -> None:
-    """Refuse a page that is there, or that has no place.
+    """Check that a report can be written to `path`.
 
     Raises:
-        DataError: says which.
+        DataError: the suffix is not .html or .htm, the parent directory does not exist, or `path` is a directory or an
+            existing file without `overwrite`.
     """
     if path.suffix not in (".html", ".htm"):
         raise DataError(f"{path}: the name of a report must end in .html")
@@ -59,35 +64,24 @@ def check_report(path: Path, overwrite: bool) -> None:
         raise DataError(f"{path}: already exists; use --overwrite to replace it")
 
 
-def _of_one(target: Path, data: str | None, key: str | None, device: str | None) -> tuple[str, list[Inspection]]:
-    # Drawing takes a second to import, and a wrong target is told without it.
-    from vqtool.inspection.report.inputs import gather
-
-    material = gather(target, data, key, device)
-    from vqtool.inspection.report.page import page_of_one
-
-    return page_of_one(material), [material.inspection]
-
-
-def _of_several(
-    targets: Sequence[Path], data: str | None, key: str | None, device: str | None, skipped: OnSkipped | None
+def _compare(
+    targets: Sequence[Path], data: str | None, key: str | None, device: str | None, on_skipped: OnSkipped | None
 ) -> tuple[str, list[Inspection]]:
-    from vqtool.inspection.comparison import compared
-    from vqtool.inspection.inspect_targets import inspect_one
+    from vqtool.inspection.comparison import summarize_target
+    from vqtool.inspection.inspect_targets import inspect_target
+    from vqtool.inspection.report.page import render_comparison_page
     from vqtool.runs.run_directory import RunDirectory
 
-    missing = []
+    notes = []
 
-    def leave_out(path: Path, error: VqtoolError) -> None:
-        assert skipped
-        missing.append(f"skipped {path}: {error}.")
-        skipped(path, error)
+    def note_skipped(path: Path, error: VqtoolError) -> None:
+        assert on_skipped
+        notes.append(f"skipped {path}: {error}.")
+        on_skipped(path, error)
 
-    inspections = for_each_target(
-        targets, lambda target: inspect_one(target, data, key, device), leave_out if skipped else None
+    inspections = map_targets(
+        targets, lambda target: inspect_target(target, data, key, device), note_skipped if on_skipped else None
     )
-    from vqtool.inspection.report.page import page_of_several
-
     runs = [RunDirectory(inspection.target) for inspection in inspections]
-    known = [compared(inspection, run) for inspection, run in zip(inspections, runs, strict=True)]
-    return page_of_several(known, [run.logged() for run in runs], missing), inspections
+    summaries = [summarize_target(inspection, run) for inspection, run in zip(inspections, runs, strict=True)]
+    return render_comparison_page(summaries, [run.read_metrics() for run in runs], notes), inspections

@@ -1,155 +1,208 @@
-"""Samples, their codes, and what decodes from these, beside each other.
+"""Figure of samples beside their codes and reconstructions.
 
-Shapes: n samples, L positions per sample, Q levels, K codes.
+Shapes: n samples, L tokens per sample, Q levels, K codes, H pixel rows, W pixel columns, T time steps; pixels are RGBA
+(..., 4) in [0, 1].
 """
 
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
+from torch import Tensor
 
+from vqtool.data import SampleSpec
 from vqtool.data.layout import rows_to_values
-from vqtool.inspection.report.codebook_map import principal_plane
-from vqtool.inspection.report.collector import LEVELS
-from vqtool.inspection.report.drawing import ACCENT, SECOND, drawing
-from vqtool.inspection.report.figure import Figure, Picture, Table
-from vqtool.inspection.report.inputs import Seen
-from vqtool.inspection.report.pixels import Painter, Pixels
+from vqtool.inspection.report.codebook_figures import principal_components
+from vqtool.inspection.report.figure import BLUE, ORANGE, Figure, Picture, Table, svg_drawing
+from vqtool.inspection.report.inputs import MAX_LEVELS, ModelSamples
 
+Pixels = NDArray[np.float64]
 Colours = NDArray[np.float64]
 
-# Grids up to so many cells a side have their codes written in.
-_WRITTEN = 8
-# Inches around pictures beside each other, and around a wave over its codes.
-_BESIDE, _BELOW = (0.25, 0.08, 0.2, 0.22), (0.55, 0.08, 0.3, 0.22)
-# Inches: a strip of codes, and the room above it, for the numbers below a wave.
-_STRIP, _GAP = 0.3, 0.27
+# Code numbers are written into the cells of grids whose longer side has at most this many cells.
+_MAX_LABELLED_CELLS = 8
+# Margins of a row of images, and of a waveform above its strips of codes; left, right, bottom, top.
+_IMAGE_MARGINS_INCHES = (0.25, 0.08, 0.2, 0.22)
+_WAVEFORM_MARGINS_INCHES = (0.55, 0.08, 0.3, 0.22)
+_STRIP_HEIGHT_INCHES = 0.3
+# Space above each strip, for the tick labels of the waveform.
+_STRIP_GAP_INCHES = 0.27
 
 
-def index_maps_figure(seen: Seen) -> Figure | None:
-    """A picture a sample; None for vectors, which have nothing to lay out."""
-    size = seen.samples.size
+class SampleRenderer:
+    """Renders images and integer grids as RGBA pixels, on one scale for all rows.
+
+    Args:
+        rows: (n, *row); their minimum is black and their maximum white.
+    """
+
+    def __init__(self, spec: SampleSpec, rows: Tensor) -> None:
+        self._spec = spec
+        values = rows.double()
+        self._low, self._high = float(values.min()), float(values.max())
+
+    def render(self, rows: Tensor) -> Pixels:
+        """Return pixels (n, H, W, 4) of rows (n, *row).
+
+        Three channels are shown as red, green and blue, other numbers of channels as the first channel in grey, and
+        each class of an integer grid in its own colour.
+        """
+        if self._spec.classes:
+            colours = np.asarray(colormaps["turbo"](np.linspace(0.05, 0.95, self._spec.classes)))
+            pixels: Pixels = colours[rows.long().numpy()]
+            return pixels
+        values = (rows_to_values(rows, self._spec.layout).double() - self._low) / max(self._high - self._low, 1e-12)
+        channels = values[:, :3] if values.shape[1] == 3 else values[:, :1].expand(-1, 3, -1, -1)
+        alpha = torch.ones_like(channels[:, :1])
+        return torch.cat([channels.clamp(0, 1), alpha], dim=1).permute(0, 2, 3, 1).numpy()
+
+
+def first_channel(spec: SampleSpec, rows: Tensor) -> NDArray[np.float64]:
+    """Return the first channel (n, T) of rows of sequences, or the classes of integer sequences."""
+    values = rows[:, None] if spec.classes else rows_to_values(rows, spec.layout)
+    return values[:, 0].double().numpy()
+
+
+def index_maps_figure(model_samples: ModelSamples) -> Figure | None:
+    """Draw one picture per preview sample; None for vectors, whose tokens have no layout."""
+    size = model_samples.samples.size
     if not size:
         return None
-    levels = seen.indices.shape[2]
-    colours = [code_colours(seen, level) for level in range(min(levels, LEVELS))]
-    draw = _picture if len(size) == 2 else _wave
+    levels = model_samples.preview_indices.shape[2]
+    colours = [code_colours(model_samples, level) for level in range(min(levels, MAX_LEVELS))]
+    draw = _draw_image if len(size) == 2 else _draw_waveform
     rows = [
-        (seen.row_number(n), position, level, int(seen.indices[n, position, level]))
-        for n in range(len(seen.shown))
-        for position in range(seen.indices.shape[1])
+        (model_samples.row_index(n), position, level, int(model_samples.preview_indices[n, position, level]))
+        for n in range(len(model_samples.preview_rows))
+        for position in range(model_samples.preview_indices.shape[1])
         for level in range(levels)
     ]
-    which = (
-        f" The first {LEVELS} of {levels} levels are drawn; the CSV file has all of them." if levels > LEVELS else ""
+    omitted = (
+        f" The first {MAX_LEVELS} of {levels} levels are drawn; the CSV file has all of them."
+        if levels > MAX_LEVELS
+        else ""
     )
     return Figure(
         name="index-maps",
         title="Samples and their codes",
-        pictures=[draw(seen, number, colours) for number in range(len(seen.shown))],
+        pictures=[draw(model_samples, sample, colours) for sample in range(len(model_samples.preview_rows))],
         axes=(
             "Left and right: pixels of the input and of its reconstruction. Codes: "
-            + ("the token grid." if len(seen.grid) == 2 else "tokens in order; they have no position in the image.")
+            + (
+                "the token grid."
+                if len(model_samples.grid) == 2
+                else "tokens in order; they have no position in the image."
+            )
             if len(size) == 2
             else "Horizontal: time steps. Vertical: value of the first channel. Below: the codes, first token to last."
         )
         + " The colour of a code is its position on the first three principal components of the latents, as red, green "
-        f"and blue.{which}",
-        meaning="Similar colours are codes near each other; a code has the same colour in all samples. Uniform areas "
-        "of a sample should have uniform codes.",
-        numbers=Table(["row", "position", "level", "code"], rows),
+        f"and blue.{omitted}",
+        interpretation="Similar colours are codes near each other; a code has the same colour in all samples. Uniform "
+        "areas of a sample should have uniform codes.",
+        data=Table(["row", "position", "level", "code"], rows),
     )
 
 
-def code_colours(seen: Seen, level: int = 0) -> Colours:
-    """A colour (K, 3) for each code of a level, so that codes near each other have like ones."""
-    if not seen.collected.codes:
-        size = seen.tokenizer.model.quantizer.codebook_sizes[level]
+def code_colours(model_samples: ModelSamples, level: int = 0) -> Colours:
+    """Return one RGB colour (K, 3) per code of a level; codes near each other have similar colours.
+
+    Red, green and blue are the first three principal components of the latents, from their 2% to their 98% quantile. A
+    codebook too large for `DataPass.codebooks` gets shades of grey in order of the code numbers.
+    """
+    if not model_samples.data_pass.codebooks:
+        size = model_samples.tokenizer.model.quantizer.codebook_sizes[level]
         return np.repeat(np.linspace(0.1, 0.9, size)[:, None], 3, axis=1)
-    codes, latents = seen.collected.codes[level], seen.collected.latents[level]
-    plane = principal_plane(latents, 3)
-    low, high = np.quantile(plane.project(latents), [0.02, 0.98], axis=0)
-    coloured: Colours = ((plane.project(codes) - low) / np.maximum(high - low, 1e-12)).clip(0, 1)
-    return 0.12 + 0.8 * coloured
+    codes, latents = model_samples.data_pass.codebooks[level], model_samples.data_pass.latents[level]
+    components = principal_components(latents, 3)
+    low, high = np.quantile(components.project(latents), [0.02, 0.98], axis=0)
+    scaled: Colours = ((components.project(codes) - low) / np.maximum(high - low, 1e-12)).clip(0, 1)
+    return 0.12 + 0.8 * scaled
 
 
-def _picture(seen: Seen, number: int, colours: Sequence[Colours]) -> Picture:
-    """Input, codes and what is decoded in a row; the codes of several levels in a row of their own."""
-    painter = Painter(seen.tokenizer.spec, seen.shown)
-    real, restored = painter.paint(seen.shown)[number], painter.paint(seen.restored)[number]
-    levels, label = len(colours), f"sample {number} and its codes"
+def _draw_image(model_samples: ModelSamples, sample: int, colours: Sequence[Colours]) -> Picture:
+    """Draw input, codes and reconstruction in one row; with several levels, the codes in a second row."""
+    renderer = SampleRenderer(model_samples.tokenizer.spec, model_samples.preview_rows)
+    image = renderer.render(model_samples.preview_rows)[sample]
+    reconstruction = renderer.render(model_samples.preview_reconstructions)[sample]
+    levels, label = len(colours), f"sample {sample} and its codes"
     shape = (1, 3) if levels == 1 else (2, max(2, levels))
     width, height = (4.6 / 3 * shape[1], 1.75 * shape[0])
-    with drawing(f"sample-{number}", label, width, height, *shape, _BESIDE) as made:
-        first, second, *others = made.axes.flat
-        strips = [second] if levels == 1 else list(made.axes[1, :levels])
-        last = others[0] if levels == 1 else second
-        for ax in set(made.axes.flat) - {first, last, *strips}:
+    with svg_drawing(f"sample-{sample}", label, width, height, *shape, _IMAGE_MARGINS_INCHES) as drawing:
+        axes = drawing.axes
+        code_axes = [axes[0, 1]] if levels == 1 else list(axes[1, :levels])
+        reconstruction_ax = axes[0, 2] if levels == 1 else axes[0, 1]
+        for ax in set(axes.flat) - {axes[0, 0], reconstruction_ax, *code_axes}:
             ax.set_visible(False)
-        _show(first, real, "input")
-        for level, (ax, own) in enumerate(zip(strips, colours, strict=True)):
-            _codes(ax, _grid(seen, number, level), own, _title(level, levels))
-        _show(last, restored, "decoded")
-    return Picture(made.svg, f"row {seen.row_number(number)}")
+        _show_pixels(axes[0, 0], image, "input")
+        for level, (ax, level_colours) in enumerate(zip(code_axes, colours, strict=True)):
+            title = "codes" if levels == 1 else f"codes, level {level}"
+            _show_codes(ax, _code_grid(model_samples, sample, level), level_colours, title)
+        _show_pixels(reconstruction_ax, reconstruction, "decoded")
+    return Picture(drawing.svg, f"row {model_samples.row_index(sample)}")
 
 
-def _title(level: int, levels: int) -> str:
-    return "codes" if levels == 1 else f"codes, level {level}"
-
-
-def _wave(seen: Seen, number: int, colours: Sequence[Colours]) -> Picture:
-    spec = seen.tokenizer.spec
-    waves = [
-        (rows[:, None] if spec.classes else rows_to_values(rows, spec.layout))[number, 0].double().numpy()
-        for rows in (seen.shown, seen.restored)
+def _draw_waveform(model_samples: ModelSamples, sample: int, colours: Sequence[Colours]) -> Picture:
+    """Draw input and reconstruction as lines, and below them a strip of codes per level."""
+    spec = model_samples.tokenizer.spec
+    lines = [
+        first_channel(spec, rows)[sample]
+        for rows in (model_samples.preview_rows, model_samples.preview_reconstructions)
     ]
     levels = len(colours)
-    drawn, shape = (4 + levels) * _STRIP, (1 + levels, 1)
-    ratios = {"height_ratios": [4, *[1] * levels], "hspace": _GAP * shape[0] / drawn}
-    height = drawn + levels * _GAP + _BELOW[2] + _BELOW[3]
-    with drawing(f"sample-{number}", f"sample {number}", 4.6, height, *shape, _BELOW, gridspec_kw=ratios) as made:
-        wave, *strips = made.axes[:, 0]
-        for values, colour, name in zip(waves, (ACCENT, SECOND), ("input", "decoded"), strict=True):
-            wave.plot(values, color=colour, label=name, drawstyle="steps-mid" if spec.classes else "default")
-        wave.set(ylabel="class" if spec.classes else "value", xlim=(-0.5, len(waves[0]) - 0.5))
-        wave.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
-        for level, (strip, own) in enumerate(zip(strips, colours, strict=True)):
-            _codes(strip, _grid(seen, number, level), own, "", aspect="auto")
+    axes_height, shape = (4 + levels) * _STRIP_HEIGHT_INCHES, (1 + levels, 1)
+    margins = _WAVEFORM_MARGINS_INCHES
+    grid_options = {"height_ratios": [4, *[1] * levels], "hspace": _STRIP_GAP_INCHES * shape[0] / axes_height}
+    height = axes_height + levels * _STRIP_GAP_INCHES + margins[2] + margins[3]
+    name, label = f"sample-{sample}", f"sample {sample}"
+    with svg_drawing(name, label, 4.6, height, *shape, margins, gridspec_kw=grid_options) as drawing:
+        ax, *strips = drawing.axes[:, 0]
+        for values, colour, line_label in zip(lines, (BLUE, ORANGE), ("input", "decoded"), strict=True):
+            ax.plot(values, color=colour, label=line_label, drawstyle="steps-mid" if spec.classes else "default")
+        ax.set(ylabel="class" if spec.classes else "value", xlim=(-0.5, len(lines[0]) - 0.5))
+        ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
+        for level, (strip, level_colours) in enumerate(zip(strips, colours, strict=True)):
+            _show_codes(strip, _code_grid(model_samples, sample, level), level_colours, "", aspect="auto")
             strip.set_ylabel(f"{level}" if levels > 1 else "", rotation=0, va="center", labelpad=8)
-        below = "codes" if levels == 1 else "codes per level"
-        strips[-1].set(xlabel=f"step, 0 to {len(waves[0]) - 1}; strips: {below}")
-    return Picture(made.svg, f"row {seen.row_number(number)}")
+        strips_label = "codes" if levels == 1 else "codes per level"
+        strips[-1].set(xlabel=f"step, 0 to {len(lines[0]) - 1}; strips: {strips_label}")
+    return Picture(drawing.svg, f"row {model_samples.row_index(sample)}")
 
 
-def _grid(seen: Seen, number: int, level: int) -> NDArray[np.int64]:
-    """A sample's codes of a level as they lie (rows, columns); of a row of positions, one row, or several of a long
-    one."""
-    codes = seen.indices[number, :, level].numpy()
-    if len(seen.grid) == 2:
-        return codes.reshape(seen.grid)
-    if len(seen.samples.size) == 2:
-        side = int(np.sqrt(len(codes)))
-        return codes.reshape(-1, side) if side * side == len(codes) else codes[None]
+def _code_grid(model_samples: ModelSamples, sample: int, level: int) -> NDArray[np.int64]:
+    """Return the codes of a preview sample and level as a matrix.
+
+    It has the shape of a two-dimensional token grid. Otherwise it is one row (1, L), except for images with a square
+    number of tokens, whose codes fill a square in row-major order.
+    """
+    codes = model_samples.preview_indices[sample, :, level].numpy()
+    if len(model_samples.grid) == 2:
+        return codes.reshape(model_samples.grid)
+    side = int(np.sqrt(len(codes)))
+    if len(model_samples.samples.size) == 2 and side * side == len(codes):
+        return codes.reshape(side, side)
     return codes[None]
 
 
-def _show(ax: Axes, picture: Pixels, title: str) -> None:
-    ax.imshow(picture, interpolation="nearest")
+def _show_pixels(ax: Axes, pixels: Pixels, title: str) -> None:
+    ax.imshow(pixels, interpolation="nearest")
     ax.set_title(title)
-    ax.set_xticks([0, picture.shape[1] - 1])
-    ax.set_yticks([0, picture.shape[0] - 1])
+    ax.set_xticks([0, pixels.shape[1] - 1])
+    ax.set_yticks([0, pixels.shape[0] - 1])
 
 
-def _codes(
+def _show_codes(
     ax: Axes, codes: NDArray[np.int64], colours: Colours, title: str, aspect: Literal["equal", "auto"] = "equal"
 ) -> None:
     ax.imshow(colours[codes], interpolation="nearest", aspect=aspect)
     ax.set_title(title)
     ax.set_xticks([])
     ax.set_yticks([])
-    if max(codes.shape) > _WRITTEN:
+    if max(codes.shape) > _MAX_LABELLED_CELLS:
         return
     for (row, column), code in np.ndenumerate(codes):
         dark = colours[code].mean() < 0.55

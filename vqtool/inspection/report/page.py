@@ -1,168 +1,181 @@
-"""The page: figures put into the template. All text that comes from a user is escaped there.
+"""HTML pages from figures, tables and texts. The template escapes all text, except the markup of pictures.
 
-A page is UTF-8, and names are not always: what of them is no visible character stands as an escape, as in a terminal.
+Pages are UTF-8. Control characters in the names of targets and surrogates (undecodable bytes of file names) are shown
+as backslash escapes.
 """
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, StrictUndefined
 
-from vqtool.inspection.comparison import HEADER, MEANING, UNLIKE, Compared, differences, same_data, table
-from vqtool.inspection.explain import explain, too_young
-from vqtool.inspection.finding import Finding, guide
-from vqtool.inspection.level_table import LEVEL_HEADER, LEVEL_MEANING, level_rows
-from vqtool.inspection.report.codebook_map import map_figure
-from vqtool.inspection.report.compare import curves_overlaid, rate_distortion_figure
+from vqtool.inspection.comparison import (
+    COMPARISON_HEADER,
+    COMPARISON_LEGEND,
+    DIFFERENT_DATA_NOTE,
+    LEVEL_HEADER,
+    LEVEL_LEGEND,
+    TargetSummary,
+    comparison_rows,
+    differing_settings,
+    level_rows,
+    same_data,
+)
+from vqtool.inspection.explain import early_training_note, explain, pluralize
+from vqtool.inspection.finding import Finding, guide_reference
+from vqtool.inspection.report.code_examples import code_examples_figures
+from vqtool.inspection.report.codebook_figures import codebook_map_figure, usage_figure
 from vqtool.inspection.report.cooccurrence import cooccurrence_figure
-from vqtool.inspection.report.curves import Metrics, curves_figure
+from vqtool.inspection.report.curves import Metrics, curves_figure, overlaid_curves_figure, rate_distortion_figure
 from vqtool.inspection.report.figure import Figure
 from vqtool.inspection.report.index_maps import index_maps_figure
 from vqtool.inspection.report.inputs import ReportInputs
-from vqtool.inspection.report.meanings import meanings_figures
-from vqtool.inspection.report.usage import usage_figure
-from vqtool.inspection.words import counted
 from vqtool.metrics.collisions import IdCounts
 from vqtool.metrics.usage import Usage
 from vqtool.runtime.terminal import escape_control, escape_surrogates
 
 
 @dataclass(frozen=True)
-class Grid:
+class TextTable:
     """A table of text on the page."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     title: str = ""
-    meaning: str = ""
+    legend: str = ""
+
+
+@dataclass(frozen=True)
+class SummaryTile:
+    """A headline number of the page, with its name and an explanation."""
+
+    name: str
+    value: str
+    explanation: str
 
 
 @dataclass(frozen=True)
 class Page:
-    """What the template takes."""
+    """Variables of the template; empty ones are omitted from the page.
+
+    Attributes:
+        findings: of a page of one target, with evidence and suggested changes; None on a comparison page.
+        findings_by_target: of a comparison page, (number and name of the target, findings), names and messages only.
+        explanations: sentences of the section "What is a good perplexity?".
+        notes: sentences at the top of the page.
+        config: text of config.yaml.
+        differing_settings: of a comparison page.
+    """
 
     title: str
     subtitle: str
     figures: Sequence[Figure]
-    tables: Sequence[Grid] = ()
+    tables: Sequence[TextTable] = ()
     findings: Sequence[Finding] | None = None
-    """Of one target, in full."""
-    found: Sequence[tuple[str, Sequence[Finding]]] = ()
-    """Of several targets by number and name, in brief."""
+    findings_by_target: Sequence[tuple[str, Sequence[Finding]]] = ()
     explanations: Sequence[str] = ()
     notes: Sequence[str] = ()
     config: str = ""
-    settings: Grid | None = None
-    tiles: Sequence[tuple[str, str, str]] = field(default_factory=list)
-    """Name, value and what it means."""
+    differing_settings: TextTable | None = None
+    summary_tiles: Sequence[SummaryTile] = ()
 
 
-def page_of_one(material: ReportInputs) -> str:
-    """The page of a run or an index file."""
-    inspection = material.inspection
-    levels, seen = inspection.levels, material.seen
-    figures = [
-        usage_figure(levels),
-        curves_figure(material.metrics, levels[0].codebook_size),
-        seen and map_figure(seen.collected, seen.collected.tally.levels),
-        *(meanings_figures(seen, seen.collected.tally.levels) if seen else []),
-        seen and index_maps_figure(seen),
-        cooccurrence_figure(material.relations, levels),
-    ]
+def render_report_page(inputs: ReportInputs) -> str:
+    """Return the HTML page of one run or index file."""
+    inspection, model_samples = inputs.inspection, inputs.model_samples
+    levels = inspection.levels
+    figures: list[Figure | None] = [usage_figure(levels), curves_figure(inputs.metrics, levels[0].codebook_size)]
+    notes = [inputs.data_error] if inputs.data_error else []
+    if inspection.early_until is not None:
+        notes.append(early_training_note(inspection.early_until))
+    if model_samples:
+        pass_levels = model_samples.data_pass.counter.levels
+        figures.append(codebook_map_figure(model_samples.data_pass, pass_levels))
+        figures += code_examples_figures(model_samples, pass_levels)
+        figures.append(index_maps_figure(model_samples))
+        if not model_samples.data_pass.codebooks:
+            notes.append("The codebook is too large for the codebook map and the example samples; both are missing.")
+    figures.append(cooccurrence_figure(inputs.cooccurrences, levels))
+    several_levels = len(levels) > 1
     return _render(
         Page(
             title=escape_control(inspection.target),
-            subtitle=f"Counted on {escape_control(inspection.counted)}: {counted(inspection.tokens, 'token')}"
-            + (f" at each of {len(levels)} levels." if len(levels) > 1 else "."),
+            subtitle=f"Counted on {escape_control(inspection.counted_on)}: {pluralize(inspection.tokens, 'token')}"
+            + (f" at each of {len(levels)} levels." if several_levels else "."),
             figures=[figure for figure in figures if figure],
-            tables=[_levels(levels)] if len(levels) > 1 else [],
+            tables=[TextTable(LEVEL_HEADER, level_rows(levels), "Levels", LEVEL_LEGEND)] if several_levels else [],
             findings=inspection.findings,
-            explanations=explain(levels, inspection.kind, inspection.batch_tokens),
-            notes=_notes(material),
-            config=material.config,
-            tiles=_tiles(levels[0], inspection.distinct, len(levels) > 1),
+            explanations=explain(levels, inspection.sample_kind, inspection.batch_tokens),
+            notes=notes,
+            config=inputs.config,
+            summary_tiles=_summary_tiles(levels[0], inspection.distinct, several_levels),
         )
     )
 
 
-def page_of_several(runs: Sequence[Compared], metrics: Sequence[Metrics], missing: Sequence[str] = ()) -> str:
-    """The page that compares.
+def render_comparison_page(
+    runs: Sequence[TargetSummary], metrics_of_runs: Sequence[Metrics], skipped_notes: Sequence[str] = ()
+) -> str:
+    """Return the HTML page that compares several runs or index files.
 
     Args:
-        missing: why runs are left out, a sentence each.
+        metrics_of_runs: the logged metrics of each run; empty for an index file.
+        skipped_notes: one sentence for each run that was skipped.
     """
-    alike = same_data(runs)
-    figures = [curves_overlaid(metrics), rate_distortion_figure(runs, alike)]
-    differing = differences(runs)
-    numbers = ["setting", *(str(number) for number in range(1, len(runs) + 1))]
+    have_same_data = same_data(runs)
+    figures = [overlaid_curves_figure(metrics_of_runs), rate_distortion_figure(runs, have_same_data)]
     settings = [
         (key, *("\N{EN DASH}" if value is None else str(value) for value in values))
-        for key, values in differing.items()
+        for key, values in differing_settings(runs).items()
     ]
+    settings_header = ["setting", *(str(number) for number in range(1, len(runs) + 1))]
+    rows = [[escape_control(cell) for cell in row] for row in comparison_rows(runs)]
     return _render(
         Page(
             title=f"{len(runs)} targets compared" if len(runs) > 1 else "1 target",
-            subtitle=MEANING,
+            subtitle=COMPARISON_LEGEND,
             figures=[figure for figure in figures if figure],
-            tables=[Grid(HEADER, [[escape_control(cell) for cell in row] for row in table(runs)])],
-            settings=Grid(numbers, settings) if settings else None,
-            found=[
+            tables=[TextTable(COMPARISON_HEADER, rows)],
+            differing_settings=TextTable(settings_header, settings) if settings else None,
+            findings_by_target=[
                 (f"{number}  {escape_control(run.inspection.target)}", run.inspection.findings)
                 for number, run in enumerate(runs, 1)
             ],
-            notes=[
-                *map(escape_control, missing),
-                *([] if alike else [UNLIKE]),
-            ],
+            notes=[*map(escape_control, skipped_notes), *([] if have_same_data else [DIFFERENT_DATA_NOTE])],
         )
     )
 
 
-def _notes(material: ReportInputs) -> list[str]:
-    notes = [material.missing] if material.missing else []
-    if material.inspection.young_until is not None:
-        notes.append(too_young(material.inspection.young_until))
-    if material.seen and not material.seen.collected.codes:
-        notes.append("The codebook is too large for the codebook map and the example samples; both are missing.")
-    return notes
-
-
-def _tiles(usage: Usage, distinct: IdCounts | None, several: bool) -> list[tuple[str, str, str]]:
+def _summary_tiles(usage: Usage, distinct: IdCounts | None, several_levels: bool) -> list[SummaryTile]:
+    expected = f"{usage.usage:.1%}; expected for uniform usage: {usage.expected_used:,.0f}"
     tiles = [
-        ("codes, level 0" if several else "codes", f"{usage.codebook_size:,}", "K, the codebook size"),
-        ("used", f"{usage.used:,}", f"{usage.usage:.1%}; expected for uniform usage: {usage.expected_used:,.0f}"),
-        ("dead", f"{usage.dead:,}", "codes without hits"),
-        ("perplexity", f"{usage.perplexity:,.1f}", "effective number of codes, exp(entropy)"),
-        ("bits per token", f"{usage.entropy_bits:.2f}", f"entropy; {usage.entropy:.1%} of log2 K"),
+        SummaryTile(
+            "codes, level 0" if several_levels else "codes", f"{usage.codebook_size:,}", "K, the codebook size"
+        ),
+        SummaryTile("used", f"{usage.used:,}", expected),
+        SummaryTile("dead", f"{usage.dead:,}", "codes without hits"),
+        SummaryTile("perplexity", f"{usage.perplexity:,.1f}", "effective number of codes, exp(entropy)"),
+        SummaryTile("bits per token", f"{usage.entropy_bits:.2f}", f"entropy; {usage.entropy:.1%} of log2 K"),
     ]
     if distinct:
-        tiles.append(("collisions", f"{distinct.collision_rate:.2%}", "1 - distinct ids / rows"))
+        tiles.append(SummaryTile("collisions", f"{distinct.collision_rate:.2%}", "1 - distinct ids / rows"))
     return tiles
 
 
-def _levels(levels: Sequence[Usage]) -> Grid:
-    return Grid(LEVEL_HEADER, level_rows(levels), "Levels", LEVEL_MEANING)
-
-
 def _render(page: Page) -> str:
-    text = _template().render(**{name: getattr(page, name) for name in page.__dataclass_fields__})
-    return escape_surrogates(text)
-
-
-def _listed(figures: Mapping[str, float | int | str | None]) -> str:
-    """Figures that are known, by name, as short as four digits allow."""
-    known = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in figures.items()}
-    return ", ".join(f"{name} = {value}" for name, value in known.items() if value is not None)
-
-
-def _template() -> Template:
     text = files("vqtool.inspection.report").joinpath("template.html.j2").read_text(encoding="utf-8")
     environment: Any = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["quoted"] = shlex.quote  # to be pasted into a shell
-    environment.filters["listed"] = _listed
-    environment.filters["guide"] = guide
-    template: Template = environment.from_string(text)
-    return template
+    environment.filters["shell_quote"] = shlex.quote
+    environment.filters["format_evidence"] = _format_evidence
+    environment.filters["guide_reference"] = guide_reference
+    variables = {name: getattr(page, name) for name in page.__dataclass_fields__}
+    return escape_surrogates(environment.from_string(text).render(**variables))
+
+
+def _format_evidence(evidence: Mapping[str, float | int | str | None]) -> str:
+    """Return `name = value, ...` with four significant digits, without the values that are None."""
+    values = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in evidence.items()}
+    return ", ".join(f"{name} = {value}" for name, value in values.items() if value is not None)
