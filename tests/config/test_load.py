@@ -1,4 +1,4 @@
-"""From a file to settings and back."""
+"""Configs are loaded from files, validated, and written back."""
 
 import os
 import re
@@ -34,12 +34,12 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("config") / "c.yaml"
 
 
-def test_there_are_the_six_recipes() -> None:
+def test_six_recipes_are_shipped() -> None:
     assert list(RECIPES) == ["images", "quickstart", "semantic-ids", "sequences", "tiles", "vectors"]
 
 
 @pytest.mark.parametrize("path", RECIPES.values(), ids=RECIPES)
-def test_a_recipe_loads_and_means_what_it_says(path: Path) -> None:
+def test_recipe_loads_with_the_values_of_its_file(path: Path) -> None:
     loaded = load_config(path).model_dump()
     written = yaml.safe_load(path.read_text())
     assert loaded["name"] == path.stem
@@ -47,28 +47,28 @@ def test_a_recipe_loads_and_means_what_it_says(path: Path) -> None:
     assert loaded["data"]["source"].items() >= written["data"]["source"].items()
 
 
-def test_what_is_left_out_takes_the_default(load: Callable[..., RunSettings]) -> None:
-    got = load(MINIMAL)
-    assert got.training == TrainingSettings()
-    assert (got.seed, got.model.decoder, got.data.layout, got.data.normalize) == (0, None, "auto", "global")
+def test_missing_keys_have_their_defaults(load: Callable[..., RunSettings]) -> None:
+    loaded = load(MINIMAL)
+    assert loaded.training == TrainingSettings()
+    assert (loaded.seed, loaded.model.decoder, loaded.data.layout, loaded.data.normalize) == (0, None, "auto", "global")
 
 
-def test_the_name_is_the_files_where_none_is_given(load: Callable[..., RunSettings]) -> None:
+def test_name_defaults_to_the_file_stem(load: Callable[..., RunSettings]) -> None:
     assert load(MINIMAL, "my run.yaml").name == "my run"
     assert load(MINIMAL + "name: other\n", "my run.yaml").name == "other"
     assert load(MINIMAL + "name: other\n", "my run.yaml", "name=third").name == "third"
 
 
-def test_a_file_whose_name_is_no_text_has_none_to_give(load: Callable[..., RunSettings]) -> None:
+def test_file_name_that_is_not_utf_8_needs_an_explicit_name(load: Callable[..., RunSettings]) -> None:
     with pytest.raises(ConfigError, match=r"^\S*r\\udcff\.yaml: name: missing, and the file name is not valid UTF-8"):
         load(MINIMAL, "r\udcff.yaml")
     assert load(MINIMAL + "name: other\n", "r\udcff.yaml").name == "other"
 
 
-def test_numbers_without_a_point_are_floats_where_floats_are_meant(load: Callable[..., RunSettings]) -> None:
-    got = load(MINIMAL + "training: {learning_rate: 1e-4, gradient_clip: 1}\n").training
-    assert (got.learning_rate, got.gradient_clip) == (1e-4, 1.0)
-    assert type(got.gradient_clip) is float
+def test_integers_and_exponents_are_accepted_for_float_keys(load: Callable[..., RunSettings]) -> None:
+    loaded = load(MINIMAL + "training: {learning_rate: 1e-4, gradient_clip: 1}\n").training
+    assert (loaded.learning_rate, loaded.gradient_clip) == (1e-4, 1.0)
+    assert type(loaded.gradient_clip) is float
 
 
 def test_settings_are_frozen(load: Callable[..., RunSettings]) -> None:
@@ -76,7 +76,7 @@ def test_settings_are_frozen(load: Callable[..., RunSettings]) -> None:
         load(MINIMAL).training.steps = 3
 
 
-def test_every_best_metric_can_be_chosen(load: Callable[..., RunSettings]) -> None:
+def test_every_best_metric_is_accepted(load: Callable[..., RunSettings]) -> None:
     for metric in BEST_METRICS:
         assert load(MINIMAL, "c.yaml", f"training.best_metric={metric}").training.best_metric == metric
 
@@ -99,14 +99,14 @@ def test_every_best_metric_can_be_chosen(load: Callable[..., RunSettings]) -> No
     ],
     ids=["empty", "comment", "list", "word", "number", "latin", "utf-16", "bytes", "nulls", "npy", "huge", "deep"],
 )
-def test_a_file_that_is_no_config_is_refused_by_name(
+def test_file_that_is_not_a_config_is_refused_by_name(
     content: bytes, message: str, load: Callable[..., RunSettings], tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=f"^{re.escape(str(tmp_path / 'c.yaml'))}.*{message}"):
         load(content)
 
 
-def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path: Path) -> None:
+def test_missing_file_and_directory_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.yaml: does not exist"):
         load_config(tmp_path / "nowhere.yaml")
     with pytest.raises(ConfigError, match=f"{re.escape(str(tmp_path))}: is a directory"):
@@ -114,13 +114,13 @@ def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("path", RECIPES.values(), ids=RECIPES)
-def test_a_written_recipe_reads_back_equal(path: Path, tmp_path: Path) -> None:
+def test_written_recipe_reads_back_equal(path: Path, tmp_path: Path) -> None:
     settings = load_config(path)
     write_config(tmp_path / "config.yaml", settings)
     assert load_config(tmp_path / "config.yaml") == settings
 
 
-def test_all_settings_are_written_defaults_included(tmp_path: Path) -> None:
+def test_written_config_includes_defaults(tmp_path: Path) -> None:
     settings = load_config(RECIPES["quickstart"])
     write_config(tmp_path / "config.yaml", settings)
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == settings.model_dump(mode="json")
@@ -184,15 +184,15 @@ def _mutate(lines: list[str], number: int, how: str, value: str) -> list[str]:
     return [*lines[:number], *changed, *lines[number + 1 :]]
 
 
-HOW = st.sampled_from(["delete", "duplicate", "rename", "replace", "indent", "dedent"])
+MUTATIONS = st.sampled_from(["delete", "duplicate", "rename", "replace", "indent", "dedent"])
 
 
 @given(
     recipe=st.sampled_from(list(RECIPES)),
-    mutations=st.lists(st.tuples(st.integers(0, 50), HOW, VALUES), min_size=1, max_size=3),
+    mutations=st.lists(st.tuples(st.integers(0, 50), MUTATIONS, VALUES), min_size=1, max_size=3),
 )
 @settings(max_examples=150, deadline=None, database=None, derandomize=True)
-def test_a_damaged_recipe_loads_or_is_refused_with_its_file(
+def test_mutated_recipe_loads_or_is_refused_with_its_file(
     recipe: str, mutations: list[tuple[int, str, str]], scratch: Path
 ) -> None:
     lines = [line for line in RECIPES[recipe].read_text().splitlines() if line.strip() and not line.startswith("#")]
@@ -206,7 +206,7 @@ def test_a_damaged_recipe_loads_or_is_refused_with_its_file(
     assert isinstance(outcome, RunSettings) or outcome.startswith(str(scratch))
 
 
-def test_of_very_many_problems_the_first_are_told(load: Callable[..., RunSettings]) -> None:
+def test_first_100_of_many_errors_are_shown(load: Callable[..., RunSettings]) -> None:
     with pytest.raises(ConfigError) as caught:
         load(MINIMAL + "".join(f"key{i}: 1\n" for i in range(5000)))
     lines = str(caught.value).splitlines()
@@ -215,14 +215,14 @@ def test_of_very_many_problems_the_first_are_told(load: Callable[..., RunSetting
     assert "first 100" in lines[-1]
 
 
-def test_a_device_without_an_end_is_read_no_further_than_a_config_goes() -> None:
+def test_endless_device_is_refused_after_1_mib() -> None:
     with pytest.raises(ConfigError, match=r"^/dev/zero: larger than 1,048,576 bytes; not a config file$"):
         load_config(Path("/dev/zero"))
 
 
 @contextmanager
 def pipe_of(content: bytes) -> Iterator[Path]:
-    """What a shell makes of `<(...)`, all of it in the pipe."""
+    """Yield the path of a pipe that holds `content`, as a shell's `<(...)`."""
     reader, writer = os.pipe()
     os.write(writer, content)
     os.close(writer)
@@ -231,12 +231,12 @@ def pipe_of(content: bytes) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize(("line", "name"), [("", None), ("name: mine\n", "mine")])
-def test_a_pipe_is_read_and_has_no_name_to_give(line: str, name: str | None) -> None:
+def test_pipe_is_read_and_gives_no_default_name(line: str, name: str | None) -> None:
     with pipe_of((MINIMAL + line).encode()) as path:
         assert load_config(path).name == name
 
 
-def test_a_pipe_without_an_end_is_read_no_further_than_a_config_goes(tmp_path: Path) -> None:
+def test_endless_pipe_is_refused_after_1_mib(tmp_path: Path) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)
     handle = os.open(path, os.O_RDWR)

@@ -1,4 +1,4 @@
-"""`--set KEY=VALUE` over a config file."""
+"""Overrides `--set KEY=VALUE` of a config file."""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def config(tmp_path: Path) -> Path:
 def values(*overrides: str, text: str = SYNTHETIC) -> Any:
     tree = read_yaml(text, "c.yaml")
     apply_overrides(tree, overrides, RunSettings)
-    assert tree.problems == []
+    assert tree.errors == []
     return tree.values
 
 
@@ -51,12 +51,12 @@ def values(*overrides: str, text: str = SYNTHETIC) -> Any:
         (" training.steps =3", 3),
     ],
 )
-def test_a_value_is_read_as_yaml(override: str, value: Any) -> None:
-    got = values(override)["training"]["steps"]
-    assert (got, type(got)) == (value, type(value))
+def test_value_is_read_as_yaml(override: str, value: Any) -> None:
+    actual = values(override)["training"]["steps"]
+    assert (actual, type(actual)) == (value, type(value))
 
 
-def test_the_rest_of_the_file_stays() -> None:
+def test_other_keys_are_unchanged() -> None:
     before = read_yaml(SYNTHETIC, "c.yaml").values
     after = values("model.quantizer.codebook_size=32")
     assert after["model"]["quantizer"].pop("codebook_size") == 32
@@ -64,12 +64,12 @@ def test_the_rest_of_the_file_stays() -> None:
     assert after == before
 
 
-def test_a_block_that_is_not_there_is_made() -> None:
+def test_missing_block_is_created() -> None:
     assert values("loss.entropy=0.1")["loss"] == {"entropy": 0.1}
     assert values("data.kind=tensors", text="data:\n")["data"] == {"kind": "tensors"}
 
 
-def test_the_last_of_several_counts() -> None:
+def test_last_override_of_a_key_wins() -> None:
     assert values("training.steps=1", "training.steps=2")["training"] == {"steps": 2}
     assert values("training={steps: 1}", "training.batch_size=2")["training"] == {"steps": 1, "batch_size": 2}
 
@@ -79,55 +79,55 @@ def test_the_last_of_several_counts() -> None:
     [("data.kind=tensors", "data.path=x.npy"), ("data.path=x.npy", "data.kind=tensors")],
     ids=["kind first", "kind last"],
 )
-def test_another_kind_drops_the_keys_that_it_does_not_know(overrides: tuple[str, ...], config: Path) -> None:
+def test_new_kind_drops_keys_it_does_not_have(overrides: tuple[str, ...], config: Path) -> None:
     assert values(*overrides)["data"] == {"kind": "tensors", "path": "x.npy", "validation": 0.2}
     assert load_config(config, overrides).data.kind == "tensors"
 
 
 @pytest.mark.parametrize("path", sorted(Path("configs").resolve().glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_recipe_takes_tensors(path: Path) -> None:
+def test_every_recipe_accepts_tensors(path: Path) -> None:
     data = load_config(path, ["data.kind=tensors", "data.path=x.npy"]).data
     assert (data.kind, data.path) == ("tensors", "x.npy")
 
 
 @pytest.mark.parametrize("path", sorted(Path("configs").resolve().glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_path_alone_means_tensors(path: Path) -> None:
+def test_data_path_implies_kind_tensors(path: Path) -> None:
     data = load_config(path, ["data.path=x.npy"]).data
     assert data == load_config(path, ["data.kind=tensors", "data.path=x.npy"]).data
 
 
-def test_a_path_keeps_the_keys_that_tensors_have(config: Path) -> None:
+def test_data_path_keeps_keys_that_tensors_have(config: Path) -> None:
     assert values("data.path=x.npy")["data"] == {"kind": "tensors", "path": "x.npy", "validation": 0.2}
     config.write_text(SYNTHETIC.replace("kind: synthetic", "kind: tensors\n  key: a\n  path: y.npy"))
     assert values("data.path=x.npy", text=config.read_text())["data"]["key"] == "a"
 
 
 @pytest.mark.parametrize("overrides", [["data.key=a"], ["data.path.more=x"], ["path=x.npy"], ["data={path: x.npy}"]])
-def test_nothing_but_a_path_means_tensors(overrides: list[str]) -> None:
+def test_other_keys_do_not_imply_kind_tensors(overrides: list[str]) -> None:
     assert values(*overrides)["data"].get("kind") != "tensors"
 
 
 @pytest.mark.parametrize("kind", ["synthetic", "tensor"])
-def test_a_kind_that_is_set_beside_a_path_counts(kind: str, config: Path) -> None:
+def test_explicit_kind_overrides_the_implied_one(kind: str, config: Path) -> None:
     assert values("data.path=x.npy", f"data.kind={kind}")["data"]["kind"] == kind
     with pytest.raises(ConfigError, match=r"--set data\.(path|kind): unknown"):
         load_config(config, ["data.path=x.npy", f"data.kind={kind}"])
 
 
-def test_another_kind_deep_in_the_file_drops_only_its_own_block() -> None:
+def test_new_kind_of_an_inner_block_drops_keys_of_that_block_only() -> None:
     quantizer = values("model.quantizer.update.kind=codebook_loss")["model"]["quantizer"]
     assert quantizer == {"kind": "vector", "codebook_size": 16, "update": {"kind": "codebook_loss"}}
     assert values("model.encoder.kind=mlp")["model"]["encoder"] == {"kind": "mlp", "width": 8}
 
 
-def test_the_same_kind_drops_nothing(config: Path) -> None:
+def test_same_kind_drops_nothing(config: Path) -> None:
     assert values("data.kind=synthetic") == read_yaml(SYNTHETIC, "c.yaml").values
     config.write_text(SYNTHETIC.replace("samples", "sample"))
     with pytest.raises(ConfigError, match=r"c\.yaml:4: data\.sample: unknown key; did you mean samples\?"):
         load_config(config, ["data.kind=synthetic"])
 
 
-def test_an_unknown_kind_drops_nothing() -> None:
+def test_unknown_kind_drops_nothing() -> None:
     assert values("data.kind=tensor")["data"]["samples"] == 100
 
 
@@ -156,26 +156,26 @@ def test_an_unknown_kind_drops_nothing() -> None:
         (["training.steps=" + "[" * 10_000], "--set training.steps: nested too deeply"),
     ],
 )
-def test_what_is_wrong_with_an_override_names_it(overrides: list[str], message: str, config: Path) -> None:
+def test_errors_of_an_override_name_it(overrides: list[str], message: str, config: Path) -> None:
     with pytest.raises(ConfigError) as error:
         load_config(config, overrides)
     assert message in str(error.value)
 
 
-def test_errors_of_file_and_overrides_come_together(config: Path) -> None:
+def test_errors_of_file_and_overrides_are_reported_together(config: Path) -> None:
     config.write_text(SYNTHETIC.replace("steps: 10", "stepz: 10"))
     with pytest.raises(ConfigError) as error:
         load_config(config, ["seed=x"])
     assert {line.split(": ")[0] for line in str(error.value).splitlines()} == {f"{config}:10", "--set seed"}
 
 
-def test_an_override_mends_a_value_of_the_file(config: Path) -> None:
+def test_override_replaces_an_invalid_value_of_the_file(config: Path) -> None:
     config.write_text(SYNTHETIC.replace("steps: 10", "steps: ten"))
     assert load_config(config, ["training.steps=10"]).training.steps == 10
 
 
 @pytest.mark.parametrize("override", ["", "=", "=5", "training.steps", ".=1", "training.=1", ".steps=1", "a..b=1"])
-def test_what_is_no_key_and_value_says_what_would_be(override: str, config: Path) -> None:
+def test_override_that_is_not_key_value_is_refused(override: str, config: Path) -> None:
     with pytest.raises(ConfigError) as error:
         load_config(config, [override])
     assert str(error.value).startswith(f"--set {override}: " if override else '--set "": ')

@@ -1,4 +1,4 @@
-"""The reference of the config: configs/schema.json and configs/README.md agree with the settings."""
+"""The generated reference in configs/ (schema.json, README.md) agrees with the settings classes."""
 
 import sys
 from pathlib import Path
@@ -21,12 +21,12 @@ def reference() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", ["schema.json", "README.md"])
-def test_the_file_is_what_the_script_writes(name: str, reference: dict[str, str]) -> None:
+def test_generated_file_is_up_to_date(name: str, reference: dict[str, str]) -> None:
     written = (ROOT / "configs" / name).read_text(encoding="utf-8")
     assert written == reference[name], "run: python scripts/write_reference.py"
 
 
-def test_the_reference_has_every_key_of_every_recipe(reference: dict[str, str]) -> None:
+def test_reference_has_every_key_of_every_recipe(reference: dict[str, str]) -> None:
     for path in (ROOT / "configs").glob("*.yaml"):
         missing = [
             key for key in _keys(yaml.safe_load(path.read_text())) if f"| `{key}` |" not in reference["README.md"]
@@ -34,7 +34,7 @@ def test_the_reference_has_every_key_of_every_recipe(reference: dict[str, str]) 
         assert missing == ["kind"] * len(missing), path.name
 
 
-def test_the_introduction_links_a_guide_for_every_recipe() -> None:
+def test_introduction_links_the_guide_of_every_recipe() -> None:
     introduction = (ROOT / "configs" / "README.md").read_text(encoding="utf-8")
     assert all(f"]({path.stem}.md)" in introduction for path in (ROOT / "configs").glob("*.yaml"))
 

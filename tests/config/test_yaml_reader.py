@@ -1,4 +1,4 @@
-"""What a YAML text means, and where each key of it stands."""
+"""Values of YAML text, locations of its keys, and errors with their line."""
 
 import math
 from typing import Any
@@ -11,7 +11,7 @@ from vqtool.errors import ConfigError
 
 def read(text: str) -> Any:
     tree = read_yaml(text, "c.yaml")
-    assert tree.problems == []
+    assert tree.errors == []
     return tree.values
 
 
@@ -58,10 +58,10 @@ def read(text: str) -> Any:
         ("{a: {b: 1e3}}", {"a": {"b": 1000.0}}),
     ],
 )
-def test_scalars_mean_what_yaml_1_2_says(text: str, value: Any) -> None:
-    got = read(f"key: {text}")["key"]
-    assert got == value
-    assert type(got) is type(value)
+def test_scalars_follow_the_core_schema_of_yaml_1_2(text: str, value: Any) -> None:
+    value_read = read(f"key: {text}")["key"]
+    assert value_read == value
+    assert type(value_read) is type(value)
 
 
 @pytest.mark.parametrize("text", [".nan", ".NaN", ".NAN"])
@@ -69,22 +69,22 @@ def test_nan_is_read_as_nan(text: str) -> None:
     assert math.isnan(read(f"key: {text}")["key"])
 
 
-def test_keys_are_words_whatever_they_look_like() -> None:
+def test_keys_are_always_strings() -> None:
     assert read("1: a\nno: b\n~: c\n1e3: d\n") == {"1": "a", "no": "b", "~": "c", "1e3": "d"}
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "\ufeff"])
-def test_a_text_without_content_is_nothing(text: str) -> None:
+def test_empty_document_is_none(text: str) -> None:
     assert read(text) is None
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_key() -> None:
+def test_byte_order_mark_is_not_part_of_the_first_key() -> None:
     assert read("\ufeffa: 1") == {"a": 1}
 
 
-def test_every_key_and_item_has_its_line() -> None:
+def test_every_key_and_item_has_the_location_of_its_line() -> None:
     tree = read_yaml("a: 1\nb:\n  c: 2\n  d:\n  - x\n  - y\ne: {f: 3}\n", "c.yaml")
-    assert tree.places == {
+    assert tree.locations == {
         (): "c.yaml",
         ("a",): "c.yaml:1",
         ("b",): "c.yaml:2",
@@ -97,14 +97,14 @@ def test_every_key_and_item_has_its_line() -> None:
     }
 
 
-def test_what_is_missing_stands_in_the_closest_block_around_it() -> None:
+def test_missing_key_has_the_location_of_the_closest_enclosing_block() -> None:
     tree = read_yaml("a:\n  b: {c: 1}\n", "c.yaml")
-    assert tree.place(("a", "b", "z", "y")) == "c.yaml:2"
-    assert tree.place(("z",)) == "c.yaml"
+    assert tree.location(("a", "b", "z", "y")) == "c.yaml:2"
+    assert tree.location(("z",)) == "c.yaml"
 
 
 @pytest.mark.parametrize(
-    ("text", "problem"),
+    ("text", "message"),
     [
         ("a: 1\nb: 2\na: 3\n", "c.yaml:3: a: duplicate key; first defined at c.yaml:1"),
         ("a:\n  b: 1\n  c: 2\n  b: 3\n", "c.yaml:4: a.b: duplicate key; first defined at c.yaml:2"),
@@ -112,11 +112,11 @@ def test_what_is_missing_stands_in_the_closest_block_around_it() -> None:
         ("l:\n- a: 1\n  a: 2\n", "c.yaml:3: l[0].a: duplicate key; first defined at c.yaml:2"),
     ],
 )
-def test_a_key_twice_is_a_problem_that_names_both_lines(text: str, problem: str) -> None:
-    assert read_yaml(text, "c.yaml").problems == [problem]
+def test_duplicate_key_is_reported_with_both_lines(text: str, message: str) -> None:
+    assert read_yaml(text, "c.yaml").errors == [message]
 
 
-def test_the_first_of_two_equal_keys_is_kept() -> None:
+def test_first_of_two_duplicate_keys_wins() -> None:
     assert read_yaml("a: 1\na: 2\n", "c.yaml").values == {"a": 1}
 
 
@@ -132,27 +132,27 @@ def test_the_first_of_two_equal_keys_is_kept() -> None:
         "!!python/name:os.system a: 3",
     ],
 )
-def test_an_unknown_tag_is_a_problem_that_names_its_line(text: str) -> None:
-    (problem,) = read_yaml(f"z: 1\n{text}\n", "c.yaml").problems
-    assert problem.startswith("c.yaml:2: ")
-    assert "tag" in problem
+def test_tag_is_reported_with_its_line(text: str) -> None:
+    (message,) = read_yaml(f"z: 1\n{text}\n", "c.yaml").errors
+    assert message.startswith("c.yaml:2: ")
+    assert "tag" in message
 
 
 @pytest.mark.parametrize("text", ["!!int five", "!!float wide", "!!bool yes", "!!null full"])
-def test_a_tag_that_the_value_does_not_fit_is_a_problem(text: str) -> None:
-    (problem,) = read_yaml(f"a: {text}\n", "c.yaml").problems
-    assert problem.startswith("c.yaml:1: a: ")
+def test_value_that_does_not_match_its_tag_is_reported(text: str) -> None:
+    (message,) = read_yaml(f"a: {text}\n", "c.yaml").errors
+    assert message.startswith("c.yaml:1: a: ")
 
 
-def test_a_number_of_thousands_of_digits_is_a_problem() -> None:
-    (problem,) = read_yaml(f"a: {'9' * 5000}\n", "c.yaml").problems
-    assert problem.startswith("c.yaml:1: a: ")
-    assert len(problem) < 200
+def test_number_of_thousands_of_digits_is_reported() -> None:
+    (message,) = read_yaml(f"a: {'9' * 5000}\n", "c.yaml").errors
+    assert message.startswith("c.yaml:1: a: ")
+    assert len(message) < 200
 
 
-def test_a_key_that_is_no_word_is_a_problem() -> None:
-    (problem,) = read_yaml("b: 1\n? [a]\n: 1\n", "c.yaml").problems
-    assert problem == "c.yaml:2: the config: a key must be a plain word without a tag"
+def test_key_that_is_not_a_scalar_is_reported() -> None:
+    (message,) = read_yaml("b: 1\n? [a]\n: 1\n", "c.yaml").errors
+    assert message == "c.yaml:2: the config: a key must be a plain word without a tag"
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_key_that_is_no_word_is_a_problem() -> None:
         ("a: \udcff", r"c\.yaml:1: not YAML: .*character"),
     ],
 )
-def test_what_is_no_yaml_is_refused_with_its_line(text: str, message: str) -> None:
+def test_invalid_yaml_is_refused_with_its_line(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_yaml(text, "c.yaml")
 
@@ -181,11 +181,11 @@ def test_what_is_no_yaml_is_refused_with_its_line(text: str, message: str) -> No
     ["[" * 100_000, "a: " + "{b: " * 100_000, "- " * 100_000, "\n".join(" " * i + "a:" for i in range(2000))],
     ids=["brackets", "braces", "dashes", "blocks"],
 )
-def test_nesting_too_deep_is_refused(text: str) -> None:
+def test_too_deep_nesting_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"c\.yaml.*nested too deeply"):
         read_yaml(text, "c.yaml")
 
 
-def test_dotted_is_how_a_user_writes_a_key() -> None:
+def test_dotted_joins_keys_and_indices() -> None:
     assert dotted(("data", "size", 0)) == "data.size[0]"
     assert dotted(()) == "the config"

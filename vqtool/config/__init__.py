@@ -1,4 +1,4 @@
-"""The whole run as typed, frozen settings, and the YAML that they are read from."""
+"""Config of a run: typed, frozen settings, loaded from YAML and overrides."""
 
 from vqtool.config.load import load_config, write_config
 from vqtool.config.schema import RunSettings

@@ -1,4 +1,4 @@
-"""From a config file and overrides to settings, and back to a file."""
+"""Load a config: YAML file and overrides to validated settings; and write settings back to a file."""
 
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice
@@ -8,21 +8,19 @@ import yaml
 from pydantic import ValidationError
 
 from vqtool.config.overrides import apply_overrides
-from vqtool.config.problems import describe
 from vqtool.config.schema import RunSettings
+from vqtool.config.validation_errors import describe_errors
 from vqtool.config.yaml_reader import CORE_SCHEMA, read_yaml
 from vqtool.errors import ConfigError
 from vqtool.runtime.files import atomic_write, read_error_reason
 from vqtool.runtime.terminal import escape_surrogates
 
-# Larger files are not configs.
-_LARGEST = 1 << 20
-# Errors shown at most.
-_MOST_PROBLEMS = 100
+_MAX_FILE_BYTES = 1 << 20
+_MAX_SHOWN_ERRORS = 100
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's safe dumper, which quotes also those strings that only YAML 1.2 would take for something else."""
+    """PyYAML's safe dumper, which also quotes strings that are other types in YAML 1.2 but not in YAML 1.1."""
 
 
 for _tag, _pattern, _first in CORE_SCHEMA:
@@ -30,14 +28,16 @@ for _tag, _pattern, _first in CORE_SCHEMA:
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
-    """Read, override and validate a config; the name defaults to the file's, if it is a file.
+    """Read a config, apply overrides, and validate it.
 
-    A pipe will do, such as a shell's `<(...)`.
+    Args:
+        path: YAML file or pipe. A file's stem is the default of `name`.
+        overrides: texts `KEY=VALUE`, as of `--set`.
 
     Raises:
-        ConfigError: everything that is wrong, a line each.
+        ConfigError: all errors, one per line, with location and key.
     """
-    tree = read_yaml(_read(path), str(path))
+    tree = read_yaml(_read_text(path), str(path))
     if not isinstance(tree.values, dict):
         raise ConfigError(f"{path}: expected keys and values, such as `data:` and `model:`")
     apply_overrides(tree, overrides, RunSettings)
@@ -45,33 +45,33 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
         if path.stem == escape_surrogates(path.stem):
             tree.values["name"] = path.stem
         else:
-            tree.problems.append(f"{path}: name: missing, and the file name is not valid UTF-8; set name")
-    problems: Iterable[str] = tree.problems
+            tree.errors.append(f"{path}: name: missing, and the file name is not valid UTF-8; set name")
+    messages: Iterable[str] = tree.errors
     try:
         settings = RunSettings.model_validate(tree.values)
     except ValidationError as error:
-        problems = chain(problems, describe(error, tree, RunSettings))
-    found = list(islice(problems, _MOST_PROBLEMS + 1))
-    if len(found) > _MOST_PROBLEMS:
-        found[-1] = f"more errors follow; only the first {_MOST_PROBLEMS} are shown"
-    if found:
-        raise ConfigError(*found)
+        messages = chain(messages, describe_errors(error, tree, RunSettings))
+    shown = list(islice(messages, _MAX_SHOWN_ERRORS + 1))
+    if len(shown) > _MAX_SHOWN_ERRORS:
+        shown[-1] = f"more errors follow; only the first {_MAX_SHOWN_ERRORS} are shown"
+    if shown:
+        raise ConfigError(*shown)
     return settings
 
 
 def write_config(path: Path, settings: RunSettings) -> None:
-    """Write all settings, defaults included."""
+    """Write all settings as YAML, including defaults."""
     text = yaml.dump(settings.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
-    with atomic_write(path) as part:
-        part.write_text(text, encoding="utf-8")
+    with atomic_write(path) as temp:
+        temp.write_text(text, encoding="utf-8")
 
 
-def _read(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            content = file.read(_LARGEST + 1)  # no more, for a device has neither size nor end
-        if len(content) > _LARGEST:
-            raise ConfigError(f"{path}: larger than {_LARGEST:,} bytes; not a config file")
+            content = file.read(_MAX_FILE_BYTES + 1)  # the size of a pipe or device is unknown, and may be infinite
+        if len(content) > _MAX_FILE_BYTES:
+            raise ConfigError(f"{path}: larger than {_MAX_FILE_BYTES:,} bytes; not a config file")
         return content.decode()
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: does not exist; `vqtool init` lists recipes to start from") from error

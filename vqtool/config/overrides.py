@@ -1,63 +1,65 @@
-"""`--set KEY=VALUE`: dotted keys over a config file's values."""
+"""Overrides `--set KEY=VALUE` of single config values."""
 
 from collections.abc import Sequence
-from typing import Any
 
-from vqtool.config.fields import Block, blocks_under
-from vqtool.config.yaml_reader import Tree, dotted, name_of, read_yaml
+from vqtool.config.schema import SettingsClass, settings_by_kind
+from vqtool.config.yaml_reader import ConfigTree, dotted, located_key, read_yaml
 from vqtool.errors import ConfigError
 
 
-def apply_overrides(tree: Tree, overrides: Sequence[str], root: Block) -> None:
-    """Write overrides into a tree: first those that set a `kind`, outer blocks before inner ones.
+def apply_overrides(tree: ConfigTree, overrides: Sequence[str], root: SettingsClass) -> None:
+    """Write overrides into the config values.
+
+    Overrides of a `kind` are applied first; a new `kind` drops the keys of its block that the new kind does not have.
+    Then come all others. In both groups, outer keys precede inner keys, and the last override of a key wins.
+    `data.path` implies `data.kind=tensors`, unless `data.kind` is overridden too.
+
+    Args:
+        tree: values of the config file; changed in place.
+        overrides: texts `KEY=VALUE`, with dotted keys and YAML values.
+        root: settings class of the whole config.
 
     Raises:
-        ConfigError: one is not KEY=VALUE.
+        ConfigError: an override is not KEY=VALUE, or its value is not YAML. Other errors are added to `tree.errors`.
     """
-    pairs = [_parse(override) for override in overrides]
+    pairs = [_parse_override(override) for override in overrides]
     paths = {path for path, _ in pairs}
     if ("data", "path") in paths and ("data", "kind") not in paths:
         pairs.append((("data", "kind"), read_yaml("tensors", "--set data.path", ("data", "kind"))))
     for path, value in sorted(pairs, key=lambda pair: (pair[0][-1] != "kind", len(pair[0]))):
-        _set(tree, path, value, root)
+        _set_value(tree, path, value, root)
 
 
-def _parse(override: str) -> tuple[tuple[str, ...], Tree]:
+def _parse_override(override: str) -> tuple[tuple[str, ...], ConfigTree]:
     key, equals, text = override.partition("=")
     path = tuple(key.strip().split("."))
     if not equals or not all(path):
-        empty = "the key has an empty part; " if equals and any(path) else ""
+        hint = "the key has an empty part; " if equals and any(path) else ""
         shown = override or '""'
-        raise ConfigError(f"--set {shown}: {empty}expected KEY=VALUE, with a dotted key such as training.steps=100")
+        raise ConfigError(f"--set {shown}: {hint}expected KEY=VALUE, with a dotted key such as training.steps=100")
     try:
         return path, read_yaml(text, f"--set {key.strip()}", path)
     except ConfigError as error:
         raise ConfigError(f"{error}; quote text that has YAML syntax, e.g. --set 'name=\"a: b\"'") from error
 
 
-def _set(tree: Tree, path: tuple[str, ...], value: Tree, block: Block | None) -> None:
+def _set_value(tree: ConfigTree, path: tuple[str, ...], value: ConfigTree, block: SettingsClass | None) -> None:
     values = tree.values
     for depth, key in enumerate(path[:-1]):
-        members = blocks_under(block, key) if block else {}
+        members = settings_by_kind(block, key) if block else {}
         if block and key in block.model_fields and not members:
-            single = dotted(path[: depth + 1])
-            tree.problems.append(f"{name_of(value.places[path], path)}: unknown key; {single} is a single value")
+            leaf = dotted(path[: depth + 1])
+            tree.errors.append(f"{located_key(value.locations[path], path)}: unknown key; {leaf} is a single value")
             return
         if not isinstance(values.get(key), dict):
             values[key] = {}
-            tree.places[path[: depth + 1]] = value.places[path]
-        if depth == len(path) - 2 and path[-1] == "kind":
-            _drop_unknown(values[key], members, value.values)
+            tree.locations[path[: depth + 1]] = value.locations[path]
         values = values[key]
+        if depth == len(path) - 2 and path[-1] == "kind" and values.get("kind") != value.values:
+            new_class = members.get(str(value.values))
+            for name in [name for name in values if new_class and name not in new_class.model_fields]:
+                del values[name]
         block = members.get("") or members.get(str(values.get("kind")))
     values[path[-1]] = value.values
-    tree.places |= dict.fromkeys(value.places, value.places[path])
-    tree.problems += value.problems
-
-
-def _drop_unknown(values: dict[str, Any], members: dict[str, Block], kind: Any) -> None:
-    """Before a block takes another kind: drop the keys that the new kind does not know."""
-    new = members.get(str(kind))
-    if new and values.get("kind") != kind:
-        for key in [key for key in values if key not in new.model_fields]:
-            del values[key]
+    tree.locations |= dict.fromkeys(value.locations, value.locations[path])
+    tree.errors += value.errors

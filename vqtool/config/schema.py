@@ -1,6 +1,6 @@
-"""The whole run as typed, frozen settings. It only composes: each block stands beside what it configures."""
+"""Settings of a whole run, composed of the blocks that lie beside their components; lookup of a block by its key."""
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator
 
@@ -8,11 +8,12 @@ from vqtool.config.training import TrainingSettings
 from vqtool.data import DataKind
 from vqtool.models.autoencoder import ModelSettings
 from vqtool.models.losses import LossSettings
-from vqtool.runtime.files import unsupported_version
+from vqtool.runtime.files import unsupported_version_message
 from vqtool.runtime.settings import Settings
 
-# Of a file or folder, on every file system in common use.
-_LONGEST_NAME = 255
+SettingsClass = type[Settings]
+# Longest name of a file or directory on common file systems.
+_MAX_NAME_BYTES = 255
 
 
 class RunSettings(Settings):
@@ -32,16 +33,47 @@ class RunSettings(Settings):
 
     @field_validator("format_version", mode="before")
     @classmethod
-    def _is_supported(cls, version: Any) -> Any:
+    def _check_version(cls, version: Any) -> Any:
         if type(version) is not int or version != 1:
-            raise ValueError(unsupported_version(version, 1, "use a config with format_version 1"))
+            raise ValueError(unsupported_version_message(version, 1, "use a config with format_version 1"))
         return version
 
     @field_validator("name")
     @classmethod
-    def _is_a_folder_name(cls, name: str | None) -> str | None:
+    def _check_directory_name(cls, name: str | None) -> str | None:
         if name is not None and (set(name) <= {"."} or any(c in "/\\" or not c.isprintable() for c in name)):
             raise ValueError("expected a directory name without slashes and control characters")
-        if name is not None and len(name.encode()) > _LONGEST_NAME:
-            raise ValueError(f"expected a directory name of at most {_LONGEST_NAME} bytes")
+        if name is not None and len(name.encode()) > _MAX_NAME_BYTES:
+            raise ValueError(f"expected a directory name of at most {_MAX_NAME_BYTES} bytes")
         return name
+
+
+def settings_by_kind(block: SettingsClass, key: str) -> dict[str, SettingsClass]:
+    """Return the settings classes that a key of a block accepts, by `kind`.
+
+    A class that needs no `kind`, because it is the only one, has the name "". A key without a block gives {}.
+    """
+    field = block.model_fields.get(key)
+    members = _settings_classes(field.annotation) if field else []
+    if len(members) == 1:
+        return {"": members[0]}
+    return {str(member.model_fields["kind"].default): member for member in members}
+
+
+def settings_class_at(root: SettingsClass, values: Any, path: tuple[str | int, ...]) -> SettingsClass | None:
+    """Return the settings class at `path`, selected by the `kind`s in the config `values`; None if there is none."""
+    block: SettingsClass | None = root
+    for key in path:
+        if block is None or not isinstance(values, dict):
+            return None
+        values = values.get(str(key))
+        members = settings_by_kind(block, str(key))
+        kind = values.get("kind") if isinstance(values, dict) else None
+        block = members.get("") or members.get(str(kind))
+    return block
+
+
+def _settings_classes(annotation: Any) -> list[SettingsClass]:
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return [annotation]
+    return [member for argument in get_args(annotation) for member in _settings_classes(argument)]

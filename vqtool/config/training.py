@@ -1,4 +1,4 @@
-"""The training block of the config."""
+"""Settings of the `training` block of the config, and the learning-rate schedule."""
 
 import math
 from typing import Literal
@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 from vqtool.runtime.device import check_device_name
 from vqtool.runtime.settings import Settings
 
-# Metrics that can choose the best model, and whether smaller is better.
+# Metrics that can select the best model; True: lower is better.
 BEST_METRICS = {
     "validation/loss/total": True,
     "validation/loss/reconstruction": True,
@@ -70,12 +70,19 @@ class TrainingSettings(Settings):
 
     @field_validator("device")
     @classmethod
-    def _is_a_device(cls, device: str) -> str:
+    def _check_device(cls, device: str) -> str:
         return check_device_name(device)
 
 
 def learning_rate(settings: TrainingSettings, step: int) -> float:
-    """Of a step, counted from 0: a linear rise, then half a cosine down to 0 (Loshchilov & Hutter 2017), or level."""
+    """Return the learning rate of a step, counted from 0.
+
+    With W = min(warmup_steps, steps) and the peak r:
+
+        r (step + 1) / (W + 1)                             step < W: linear warm-up
+        r                                                  schedule constant
+        r (1 + cos(π (step - W) / (steps - W))) / 2        schedule cosine (Loshchilov & Hutter 2017)
+    """
     warmup = min(settings.warmup_steps, settings.steps)
     if step < warmup:
         return settings.learning_rate * (step + 1) / (warmup + 1)
@@ -86,12 +93,16 @@ def learning_rate(settings: TrainingSettings, step: int) -> float:
 
 
 def cumulative_lr(settings: TrainingSettings, steps: int) -> float:
-    """About the sum of the learning rates of so many steps, in full ones: as far as weights can have moved."""
+    """Return the integral of the schedule over the first `steps` steps, in units of the peak learning rate.
+
+    It approximates the sum of `learning_rate` over these steps, divided by the peak. AdamW moves a weight by about the
+    learning rate per step at most, so the integral bounds how far the weights can have moved.
+    """
     warmup = min(settings.warmup_steps, settings.steps)
     if steps < warmup:
         return steps**2 / (2 * warmup)
-    full = steps - warmup
+    after_warmup = steps - warmup
     if settings.schedule == "constant":
-        return warmup / 2 + full
-    rest = max(1, settings.steps - warmup)
-    return warmup / 2 + (full + rest / math.pi * math.sin(math.pi * full / rest)) / 2
+        return warmup / 2 + after_warmup
+    decay_steps = max(1, settings.steps - warmup)
+    return warmup / 2 + (after_warmup + decay_steps / math.pi * math.sin(math.pi * after_warmup / decay_steps)) / 2

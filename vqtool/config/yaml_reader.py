@@ -1,7 +1,7 @@
-"""YAML text to plain values, with the line of every key.
+"""Read YAML text into plain values with the line of every key.
 
-The scalars of YAML 1.2 in their decimal forms, where 1e-3 is a number and `no` a word. A key twice, a tag or an alias
-is an error.
+The reader follows the core schema of YAML 1.2 without octal and hexadecimal integers: 1e-3 is a number and `no` is a
+string. Duplicate keys, tags and aliases are errors.
 """
 
 import re
@@ -13,36 +13,38 @@ import yaml
 
 from vqtool.errors import ConfigError
 
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
+# Maps a line, counted from 0, to its location in messages.
+Locate = Callable[[int], str]
 
 
 @dataclass
-class Tree:
-    """A config as it was written.
+class ConfigTree:
+    """Values of a config file before validation, with their locations.
 
     Attributes:
         values: nested dicts, lists and scalars.
-        places: where each key, or item of a list, stands: `file:line`.
-        problems: what was wrong on the way.
+        locations: `file:line` of each key and list item; `--set KEY` for overrides.
+        errors: messages about invalid parts of the text.
     """
 
     values: Any = None
-    places: dict[Path, str] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
+    locations: dict[KeyPath, str] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
 
-    def placed(self, path: Path) -> Path:
-        """A key, or else the closest block around it, whose place is known."""
-        while path and path not in self.places:
+    def closest(self, path: KeyPath) -> KeyPath:
+        """Return `path`, or the closest enclosing block whose location is known."""
+        while path and path not in self.locations:
             path = path[:-1]
         return path
 
-    def place(self, path: Path) -> str:
-        """Where a key stands, or else the closest block around it."""
-        return self.places.get(self.placed(path), "")
+    def location(self, path: KeyPath) -> str:
+        """Return the location of a key, or of the closest enclosing block."""
+        return self.locations.get(self.closest(path), "")
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with YAML 1.2's core schema in place of YAML 1.1's, and without aliases."""
+    """PyYAML's safe loader with the core schema of YAML 1.2 instead of YAML 1.1, and without aliases."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
 
@@ -53,7 +55,7 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-# The words and numbers of YAML 1.2's core schema: tag, pattern, the characters that one can begin with.
+# The core schema of YAML 1.2: tag, pattern of its scalars, and their possible first characters.
 CORE_SCHEMA = [
     ("bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF"),
     ("null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
@@ -70,7 +72,7 @@ for _tag, _pattern, _first in CORE_SCHEMA:
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, _first)
 
 
-# What is wrong, by a part of PyYAML's message; the first part that occurs counts.
+# Parts of PyYAML's messages, and what to tell the user instead. The first part that occurs applies.
 _CAUSES = {
     "found character '\\t'": "a tab; indent with spaces",
     "cannot start any token": "a value starts with a reserved character; quote it",
@@ -85,115 +87,115 @@ _CAUSES = {
 }
 
 
-def read_yaml(text: str, name: str, base: Path = ()) -> Tree:
+def read_yaml(text: str, name: str, base: KeyPath = ()) -> ConfigTree:
     """Parse one YAML document.
 
     Args:
-        name: what to call the text in places and messages.
-        base: the key whose value the text is; it has no line numbers if it is a single line.
+        text: the document.
+        name: name of the file, or of the option, in locations and messages.
+        base: the key whose value `text` is, for an override. The locations of an override of one line have no line
+            number.
 
     Raises:
-        ConfigError: it is not YAML; names the line.
+        ConfigError: the text is not YAML; names the line.
     """
-    tree = Tree(places={base: name})
+    tree = ConfigTree(locations={base: name})
     numbered = not base or "\n" in text
 
-    def place(line: int) -> str:
+    def locate(line: int) -> str:
         return f"{name}:{line + 1}" if numbered else name
 
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
-        tree.values = None if node is None else _value(node, base, tree, place)
+        tree.values = None if node is None else _read_node(node, base, tree, locate)
     except yaml.MarkedYAMLError as error:
-        where = place(error.problem_mark.line) if error.problem_mark else name
+        location = locate(error.problem_mark.line) if error.problem_mark else name
         detail = ", ".join(part for part in (error.context, error.problem) if part)
         cause = next((cause for part, cause in _CAUSES.items() if part in detail), detail)
-        raise ConfigError(f"{where}: {'' if 'not supported' in detail else 'not YAML: '}{cause}") from error
+        raise ConfigError(f"{location}: {'' if 'not supported' in detail else 'not YAML: '}{cause}") from error
     except yaml.reader.ReaderError as error:
         code = error.character if isinstance(error.character, int) else ord(error.character)
-        where = place(text.count("\n", 0, error.position))
-        raise ConfigError(f"{where}: not YAML: character U+{code:04X} is not allowed; remove it") from error
+        location = locate(text.count("\n", 0, error.position))
+        raise ConfigError(f"{location}: not YAML: character U+{code:04X} is not allowed; remove it") from error
     except RecursionError as error:
         raise ConfigError(f"{name}: nested too deeply") from error
     return tree
 
 
-RankInfo = Callable[[int], str]
-
-
-def _value(node: yaml.Node, path: Path, tree: Tree, place: RankInfo) -> Any:
-    here = place(node.start_mark.line)
-    tree.places.setdefault(path, here)
+def _read_node(node: yaml.Node, path: KeyPath, tree: ConfigTree, locate: Locate) -> Any:
+    """Return the value of a node; add the locations of its keys, and errors, to `tree`."""
+    location = locate(node.start_mark.line)
+    tree.locations.setdefault(path, location)
     kind = node.tag.removeprefix("tag:yaml.org,2002:")
     if isinstance(node, yaml.MappingNode) and kind == "map":
-        return _mapping(node, path, tree, place)
+        return _read_mapping(node, path, tree, locate)
     if isinstance(node, yaml.SequenceNode) and kind == "seq":
-        return [_value(child, (*path, i), tree, place) for i, child in enumerate(node.value)]
+        return [_read_node(child, (*path, i), tree, locate) for i, child in enumerate(node.value)]
     try:
         if isinstance(node, yaml.ScalarNode) and kind in _SCALARS:
             return _SCALARS[kind](node.value)
-        tag = shortened(node.tag.replace("tag:yaml.org,2002:", "!!"))
-        tree.problems.append(f"{name_of(here, path)}: YAML tag {tag} is not supported; remove it")
+        tag = truncate(node.tag.replace("tag:yaml.org,2002:", "!!"))
+        tree.errors.append(f"{located_key(location, path)}: YAML tag {tag} is not supported; remove it")
     except (ValueError, KeyError):
         expected = {"int": "an integer", "float": "a number", "bool": "true or false"}.get(kind, kind)
-        tree.problems.append(f"{name_of(here, path)}: expected {expected} (got {shortened(node.value)})")
+        tree.errors.append(f"{located_key(location, path)}: expected {expected} (got {truncate(node.value)})")
     return None
 
 
-def _mapping(node: yaml.MappingNode, path: Path, tree: Tree, place: RankInfo) -> dict[str, Any]:
+def _read_mapping(node: yaml.MappingNode, path: KeyPath, tree: ConfigTree, locate: Locate) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key_node, child in node.value:
-        key, here = str(key_node.value), place(key_node.start_mark.line)
+        key, location = str(key_node.value), locate(key_node.start_mark.line)
         if not isinstance(key_node, yaml.ScalarNode) or key_node.tag.rpartition(":")[2] not in _SCALARS:
-            tree.problems.append(f"{name_of(here, path)}: a key must be a plain word without a tag")
+            tree.errors.append(f"{located_key(location, path)}: a key must be a plain word without a tag")
         elif key in values:
-            first = tree.places[*path, key]
-            tree.problems.append(f"{name_of(here, (*path, key))}: duplicate key; first defined at {first}")
+            first = tree.locations[*path, key]
+            tree.errors.append(f"{located_key(location, (*path, key))}: duplicate key; first defined at {first}")
         else:
-            tree.places[*path, key] = here
-            values[key] = _value(child, (*path, key), tree, place)
+            tree.locations[*path, key] = location
+            values[key] = _read_node(child, (*path, key), tree, locate)
     return values
 
 
-def name_of(place: str, path: Path) -> str:
-    """`c.yaml:3: training.steps` of a key; of an override of just this key, only `--set training.steps`."""
+def located_key(location: str, path: KeyPath) -> str:
+    """Return `c.yaml:3: training.steps`, the start of a message; `--set training.steps` for an override of that key."""
     key = dotted(path)
-    return place if place == f"--set {key}" else f"{place}: {key}"
+    return location if location == f"--set {key}" else f"{location}: {key}"
 
 
-def dotted(path: Path) -> str:
-    """`data.size[1]` of a path; keys that are not plain words are quoted."""
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{_quoted(part)}" for part in path)
+def dotted(path: KeyPath) -> str:
+    """Return a key path as a user writes it, `data.size[1]`; keys with special characters are quoted."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{_quote_key(part)}" for part in path)
     return text.removeprefix(".") or "the config"
 
 
-def _quoted(key: str) -> str:
-    return shortened(key if re.fullmatch(r"[\w-]+", key) else f'"{key}"')
+def _quote_key(key: str) -> str:
+    return truncate(key if re.fullmatch(r"[\w-]+", key) else f'"{key}"')
 
 
-def shortened(text: str) -> str:
-    """Text of at most 60 characters; what is cut is shown as `...`, before a closing quote or bracket."""
+def truncate(text: str) -> str:
+    """Truncate text to 60 characters and mark the cut by `...`; a closing quote or bracket stays at the end."""
     end = text[-1] if text[-1:] in ('"', "]", "}") else ""
     return text if len(text) <= 60 else f"{text[:56]}...{end}"
 
 
-def _bool(text: str) -> bool:
+def _read_bool(text: str) -> bool:
     return {"true": True, "false": False}[text.lower()]
 
 
-def _null(text: str) -> None:
+def _read_null(text: str) -> None:
     return {"~": None, "null": None, "": None}[text.lower()]
 
 
-def _float(text: str) -> float:
+def _read_float(text: str) -> float:
     return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
 
 _SCALARS: dict[str, Callable[[str], Any]] = {
-    "bool": _bool,
-    "null": _null,
+    "bool": _read_bool,
+    "null": _read_null,
     "int": int,
-    "float": _float,
+    "float": _read_float,
     "str": str,
 }
