@@ -1,0 +1,1 @@
+"""On-disk formats: run directory, checkpoint, model.safetensors, index file and manifest."""
