@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from tests import IDENTITY, make_run, normal
 from vqtool.cli.app import app
 from vqtool.config import load_config
-from vqtool.runtime.progress import LINES
+from vqtool.runtime.progress import LINE_WRITER
 from vqtool.training import train
 
 # Threads cost more than they bring on models as small as these.
@@ -58,7 +58,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 @pytest.fixture(autouse=True)
 def _no_progress_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Write no progress lines in this process: on a busy machine they would come into what commands print."""
-    monkeypatch.setattr(LINES, "interval", math.inf)
+    monkeypatch.setattr(LINE_WRITER, "interval", math.inf)
 
 
 @pytest.fixture

@@ -1,18 +1,19 @@
-"""What a user can be told. Raised where the fault is found, printed in one place: the command line."""
+"""Exceptions shown to the user. They are raised where the problem is found, and printed by the command line alone."""
 
 
 def escape_control(text: str) -> str:
-    """One line, with everything that is no visible character written as an escape: a line break as \\n."""
+    """Return the text on one line, with every non-printable character as a Python escape: a line break becomes \\n."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
 
 class VqtoolError(Exception):
-    """Something the user can mend; its text says what and how.
+    """Base of errors that the user can fix. The message says what is wrong and what to do.
 
     Args:
-        lines: of the message. They name files, keys and values as these call themselves, and are made printable here.
+        lines: lines of the message. Each may contain file names, keys and values as found in files; `str()` of the
+            error escapes their control characters.
     """
 
     def __init__(self, *lines: str) -> None:
@@ -23,11 +24,11 @@ class VqtoolError(Exception):
 
 
 class ConfigError(VqtoolError):
-    """The settings are wrong, or do not fit the data."""
+    """The settings are invalid, or do not fit the data or the machine."""
 
 
 class DataError(VqtoolError):
-    """A tensor file or an index file cannot be used."""
+    """A tensor file or an index file cannot be read or written, or there is not enough memory for the data."""
 
 
 class CheckpointError(VqtoolError):
@@ -35,14 +36,14 @@ class CheckpointError(VqtoolError):
 
 
 class TrainingError(VqtoolError):
-    """Training cannot go on: a number is not finite, a finding stays severe, or a process of the job has ended."""
+    """Training cannot continue: a value is not finite, a severe finding persists, or a process of the job ended."""
 
 
 class Stopped(VqtoolError):
-    """A signal ended training; the state is saved.
+    """SIGINT or SIGTERM stopped the work; the message says what was saved.
 
     Attributes:
-        signal: the number of the signal.
+        signal: number of the signal.
     """
 
     def __init__(self, signal: int, message: str) -> None:

@@ -1,4 +1,4 @@
-"""What all commands share: help without heavy imports, exit codes, where messages go."""
+"""What all commands share: help without slow imports, exit codes, standard output and standard error."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ Command = Callable[..., Result]
 
 COMMANDS = ["init", "train", "encode", "decode", "eval", "inspect"]
 
-HELP = """
+PRINT_HELP = """
 import sys
 from vqtool.cli.app import app
 for command in ([], ["init"], ["train"], ["encode"], ["decode"], ["eval"], ["inspect"]):
@@ -31,13 +31,13 @@ print("imported:", sorted(heavy & set(sys.modules)))
 """
 
 
-def test_help_imports_nothing_heavy() -> None:
-    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("imported: []\n")
-    assert done.stdout.count("Usage: vqtool") == 7
+def test_help_does_not_import_torch_or_other_large_packages() -> None:
+    result = subprocess.run([sys.executable, "-c", PRINT_HELP], capture_output=True, text=True, check=True)
+    assert result.stdout.endswith("imported: []\n")
+    assert result.stdout.count("Usage: vqtool") == 7
 
 
-WAITING = """
+PRINT_SPIN_COUNT = """
 import atexit, os, sys
 before = dict(os.environ)
 atexit.register(lambda: print("spins:", os.environ.get("GOMP_SPINCOUNT"), file=sys.stderr))
@@ -54,45 +54,47 @@ vqtool.cli.main()
     [({}, "10000"), ({"GOMP_SPINCOUNT": "100"}, "100"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
     ids=["default", "spin count", "wait policy"],
 )
-def test_the_command_line_shortens_spinning_unless_the_user_chose(user: dict[str, str], spins: str) -> None:
+def test_openmp_spin_count_is_lowered_unless_the_user_set_a_wait_variable(user: dict[str, str], spins: str) -> None:
     names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
     environment = {name: value for name, value in os.environ.items() if name not in names} | user
-    done = subprocess.run([sys.executable, "-c", WAITING], capture_output=True, text=True, check=True, env=environment)
-    assert done.stderr.endswith(f"spins: {spins}\n")
+    result = subprocess.run(
+        [sys.executable, "-c", PRINT_SPIN_COUNT], capture_output=True, text=True, check=True, env=environment
+    )
+    assert result.stderr.endswith(f"spins: {spins}\n")
 
 
-def test_the_module_runs_as_the_command_does() -> None:
-    done = subprocess.run([sys.executable, "-m", "vqtool", "bogus"], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "No such command 'bogus'" in done.stderr
+def test_python_m_vqtool_is_the_command() -> None:
+    result = subprocess.run([sys.executable, "-m", "vqtool", "bogus"], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "No such command 'bogus'" in result.stderr
 
 
 @pytest.mark.parametrize("closed", ["", ">&-", "2>&-", ">&- 2>&-"])
 @pytest.mark.parametrize(("words", "code"), [("--version", 0), ("inspect nowhere", 2)])
-def test_a_process_ends_with_the_code_of_its_command(words: str, code: int, closed: str) -> None:
+def test_exit_code_is_that_of_the_command_even_if_streams_are_closed(words: str, code: int, closed: str) -> None:
     line = f"{sys.executable} -m vqtool {words} {closed}"
     assert subprocess.run(line, shell=True, capture_output=True, check=False).returncode == code
 
 
-def test_all_that_is_said_comes_through_a_pipe(vqtool: Command) -> None:
+def test_output_to_a_pipe_is_complete(vqtool: Command) -> None:
     command = [sys.executable, "-m", "vqtool", "init"]
-    # The environment that Python sees: readline sets COLUMNS behind its back.
-    done = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, check=True)
-    assert done.stdout == vqtool("init").out
+    # os.environ explicitly: readline sets COLUMNS in the environment of the process, which os.environ does not contain.
+    result = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, check=True)
+    assert result.stdout == vqtool("init").out
 
 
-def test_the_installed_command_is_main() -> None:
+def test_installed_script_is_main() -> None:
     (script,) = entry_points(group="console_scripts", name="vqtool")
     assert script.load() is main
 
 
-def test_help_names_every_command(vqtool: Command) -> None:
-    done = vqtool("--help")
-    assert done.code == 0
-    assert [line.split()[0] for line in done.out.partition("Commands:\n")[2].splitlines() if line] == COMMANDS
+def test_help_lists_every_command(vqtool: Command) -> None:
+    result = vqtool("--help")
+    assert result.code == 0
+    assert [line.split()[0] for line in result.out.partition("Commands:\n")[2].splitlines() if line] == COMMANDS
 
 
-def test_it_says_which_version_it_is(vqtool: Command) -> None:
+def test_version_option_prints_the_version(vqtool: Command) -> None:
     assert vqtool("--version") == Result(0, f"vqtool {version('vqtool')}\n", "")
 
 
@@ -107,10 +109,10 @@ def test_it_says_which_version_it_is(vqtool: Command) -> None:
         ("inspect", ["--data", "--key", "--device", "--json"]),
     ],
 )
-def test_every_command_explains_its_options(command: str, options: list[str], vqtool: Command) -> None:
-    done = vqtool(command, "--help")
-    assert done.code == 0
-    assert [option for option in options if option not in done.out] == []
+def test_help_of_every_command_lists_its_options(command: str, options: list[str], vqtool: Command) -> None:
+    result = vqtool(command, "--help")
+    assert result.code == 0
+    assert [option for option in options if option not in result.out] == []
 
 
 @pytest.mark.parametrize(
@@ -127,71 +129,71 @@ def test_every_command_explains_its_options(command: str, options: list[str], vq
         (["inspect"], "Missing argument 'TARGET'"),
     ],
 )
-def test_wrong_usage_is_2_and_says_so(arguments: list[str], message: str, vqtool: Command) -> None:
-    done = vqtool(*arguments)
-    assert (done.code, done.out) == (2, "")
-    assert message in done.err
+def test_wrong_usage_exits_with_2_and_names_the_argument(arguments: list[str], message: str, vqtool: Command) -> None:
+    result = vqtool(*arguments)
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
 
 
-def test_no_command_shows_the_help(vqtool: Command) -> None:
-    done = vqtool()
-    assert done.code == 2
-    assert "Commands:" in done.out + done.err
+def test_without_a_command_help_is_printed(vqtool: Command) -> None:
+    result = vqtool()
+    assert result.code == 2
+    assert "Commands:" in result.out + result.err
 
 
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (ConfigError("told so"), 2),
-        (DataError("told so"), 2),
-        (CheckpointError("told so"), 2),
-        (TrainingError("told so"), 3),
-        (Stopped(2, "told so"), 130),
-        (Stopped(15, "told so"), 143),
+        (ConfigError("the message"), 2),
+        (DataError("the message"), 2),
+        (CheckpointError("the message"), 2),
+        (TrainingError("the message"), 3),
+        (Stopped(2, "the message"), 130),
+        (Stopped(15, "the message"), 143),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
 )
-def test_each_error_has_its_exit_code_and_its_message(
+def test_errors_print_their_message_and_exit_with_their_code(
     error: Exception, code: int, vqtool: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vqtool.cli.recipes.recipes", _raising(error))
-    assert vqtool("init") == Result(code, "", "vqtool: told so\n")
+    assert vqtool("init") == Result(code, "", "vqtool: the message\n")
 
 
-def test_an_interrupt_is_130(vqtool: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keyboard_interrupt_exits_with_130(vqtool: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vqtool.cli.recipes.recipes", _raising(KeyboardInterrupt()))
-    done = vqtool("init")
-    assert (done.code, done.out) == (130, "")
+    result = vqtool("init")
+    assert (result.code, result.out) == (130, "")
 
 
-def test_a_bug_of_ours_is_not_hidden(vqtool: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_exceptions_are_raised_as_bugs(vqtool: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vqtool.cli.recipes.recipes", _raising(ZeroDivisionError("ours")))
     with pytest.raises(ZeroDivisionError, match="ours"):
         vqtool("init")
 
 
 @pytest.mark.parametrize(
-    ("work", "arguments"),
+    ("function", "arguments"),
     [
-        ("vqtool.inference.transcode.decode_file", ["decode", "run", "t.npy", "--out", "d.npy"]),
+        ("vqtool.inference.decode.decode_file", ["decode", "run", "t.npy", "--out", "d.npy"]),
         ("vqtool.inference.tokenizer.Tokenizer.evaluate", ["eval", "run"]),
         ("vqtool.inspection.inspect", ["inspect", "run"]),
     ],
 )
-def test_too_little_memory_is_one_line(
-    work: str, arguments: list[str], vqtool: Command, monkeypatch: pytest.MonkeyPatch
+def test_out_of_memory_prints_one_line_and_exits_with_2(
+    function: str, arguments: list[str], vqtool: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vqtool.inference.tokenizer.load", lambda run, device: SimpleNamespace(evaluate=fail))
-    fault = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+    error = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
     def fail(*arguments: object, **options: object) -> None:
-        raise fault
+        raise error
 
-    monkeypatch.setattr(work, fail)
-    done = vqtool(*arguments)
-    assert (done.code, done.out) == (2, "")
-    assert done.err == "vqtool: out of memory; free memory, pass fewer rows, or choose another --device\n"
-    fault = RuntimeError("shapes differ")
+    monkeypatch.setattr(function, fail)
+    result = vqtool(*arguments)
+    assert (result.code, result.out) == (2, "")
+    assert result.err == "vqtool: out of memory; free memory, pass fewer rows, or choose another --device\n"
+    error = RuntimeError("shapes differ")
     with pytest.raises(RuntimeError, match="shapes differ"):
         vqtool(*arguments)
 
@@ -205,7 +207,7 @@ def test_too_little_memory_is_one_line(
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_a_folder_that_is_no_run_is_refused(
+def test_directory_that_is_not_a_run_exits_with_2(
     arguments: list[str], vqtool: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from tests.conftest import Result, TrainedRun
+from vqtool.inference.encode import encode_file
 from vqtool.inference.tokenizer import load
-from vqtool.inference.transcode import encode_file
 
 Command = Callable[..., Result]
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: TrainedRun) -> None:
+def _workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: TrainedRun) -> None:
     monkeypatch.chdir(tmp_path)
     encode_file(load(trained.folder), Path("tokens.npy"), str(trained.data))
 
@@ -28,9 +28,9 @@ def edit_manifest(**changes: Any) -> None:
     Path("tokens.json").write_text(json.dumps(manifest | changes))
 
 
-def test_what_comes_back_has_the_shape_and_type_of_the_data(trained: TrainedRun, vqtool: Command) -> None:
-    done = vqtool("decode", trained.folder, "tokens.npy", "--out", "back.npy")
-    assert done == Result(0, "back.npy: float32 (60, 1, 8, 8)\n", "")
+def test_decoded_array_has_the_shape_and_dtype_of_the_data(trained: TrainedRun, vqtool: Command) -> None:
+    result = vqtool("decode", trained.folder, "tokens.npy", "--out", "back.npy")
+    assert result == Result(0, "back.npy: float32 (60, 1, 8, 8)\n", "")
     back = np.load("back.npy")
     assert (back.shape, back.dtype) == (trained.array.shape, trained.array.dtype)
     tokenizer = load(trained.folder)
@@ -38,43 +38,43 @@ def test_what_comes_back_has_the_shape_and_type_of_the_data(trained: TrainedRun,
     assert sorted(path.name for path in Path().iterdir()) == ["back.npy", "tokens.json", "tokens.npy"]
 
 
-def test_its_error_is_the_one_that_eval_reports(trained: TrainedRun, vqtool: Command) -> None:
+def test_mse_of_the_decoded_array_equals_mse_of_eval(trained: TrainedRun, vqtool: Command) -> None:
     assert vqtool("decode", trained.folder, "tokens.npy", "--out", "back.npy").code == 0
-    told = json.loads(vqtool("eval", trained.folder, trained.data, "--json").out)
+    fields = json.loads(vqtool("eval", trained.folder, trained.data, "--json").out)
     error = np.square(np.load("back.npy").astype(np.float64) - trained.array).mean()
-    assert told["mse"] == pytest.approx(error, rel=1e-12)
+    assert fields["mse"] == pytest.approx(error, rel=1e-12)
 
 
-def test_json(trained: TrainedRun, vqtool: Command) -> None:
-    done = vqtool("decode", trained.folder, "tokens.npy", "--out", "back.npy", "--json")
-    assert (done.code, done.err, done.out.count("\n")) == (0, "", 1)
-    assert json.loads(done.out) == {"out": "back.npy", "shape": [60, 1, 8, 8], "dtype": "float32"}
+def test_json_has_path_shape_and_dtype(trained: TrainedRun, vqtool: Command) -> None:
+    result = vqtool("decode", trained.folder, "tokens.npy", "--out", "back.npy", "--json")
+    assert (result.code, result.err, result.out.count("\n")) == (0, "", 1)
+    assert json.loads(result.out) == {"out": "back.npy", "shape": [60, 1, 8, 8], "dtype": "float32"}
 
 
-def test_images_of_another_size_come_back_in_theirs(trained: TrainedRun, vqtool: Command) -> None:
+def test_images_of_another_size_are_decoded_to_that_size(trained: TrainedRun, vqtool: Command) -> None:
     np.save("wide.npy", np.zeros((5, 1, 7, 13), np.float32))
     assert vqtool("encode", trained.folder, "wide.npy", "--out", "wide_tokens.npy").code == 0
     assert vqtool("decode", trained.folder, "wide_tokens.npy", "--out", "back.npy").code == 0
     assert np.load("back.npy").shape == (5, 1, 7, 13)
 
 
-def test_indices_of_another_model_are_refused_naming_both(trained: TrainedRun, vqtool: Command) -> None:
+def test_indices_of_another_model_are_refused_with_both_digests(trained: TrainedRun, vqtool: Command) -> None:
     ours = json.loads(Path("tokens.json").read_text())["model_sha256"]
     edit_manifest(model_sha256="0123456789ab" + "0" * 52)
-    done = vqtool("decode", trained.folder, "tokens.npy", "--out", "back.npy")
-    assert (done.code, done.out) == (2, "")
-    assert "tokens.npy: written by another model (0123456789ab" in done.err
-    assert ours[:12] in done.err
+    result = vqtool("decode", trained.folder, "tokens.npy", "--out", "back.npy")
+    assert (result.code, result.out) == (2, "")
+    assert "tokens.npy: written by another model (0123456789ab" in result.err
+    assert ours[:12] in result.err
     assert not Path("back.npy").exists()
 
 
-def test_an_index_beyond_the_codebook_is_refused(trained: TrainedRun, vqtool: Command) -> None:
+def test_index_out_of_range_is_refused(trained: TrainedRun, vqtool: Command) -> None:
     tokens = np.load("tokens.npy")
     tokens[50, 3] = 16
     np.save("tokens.npy", tokens)
-    done = vqtool("decode", trained.folder, "tokens.npy", "--out", "back.npy")
-    assert (done.code, done.out) == (2, "")
-    assert "tokens.npy: index 16 in row 50 " in done.err
+    result = vqtool("decode", trained.folder, "tokens.npy", "--out", "back.npy")
+    assert (result.code, result.out) == (2, "")
+    assert "tokens.npy: index 16 in row 50 " in result.err
     assert sorted(path.name for path in Path().iterdir()) == ["tokens.json", "tokens.npy"]
 
 
@@ -92,7 +92,7 @@ def test_an_index_beyond_the_codebook_is_refused(trained: TrainedRun, vqtool: Co
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_wrong_input_is_2_and_leaves_nothing(
+def test_wrong_input_exits_with_2_and_writes_nothing(
     arguments: list[str], message: str, trained: TrainedRun, vqtool: Command
 ) -> None:
     tokens = np.load("tokens.npy")
@@ -101,19 +101,19 @@ def test_wrong_input_is_2_and_leaves_nothing(
     for name in ("short", "int"):
         shutil.copy("tokens.json", f"{name}.json")
     before = sorted(Path().iterdir())
-    done = vqtool("decode", trained.folder, *arguments)
-    assert (done.code, done.out) == (2, "")
-    assert message in done.err
+    result = vqtool("decode", trained.folder, *arguments)
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
     assert sorted(Path().iterdir()) == before
 
 
 @pytest.mark.parametrize("row_shape", [None, [], [64], ["1", 8, 8], [1, 0, 8], [1, -8, 8], [1, 16, 16]])
-def test_a_row_shape_that_cannot_be_is_refused(row_shape: Any, trained: TrainedRun, vqtool: Command) -> None:
+def test_invalid_row_shape_in_the_manifest_is_refused(row_shape: Any, trained: TrainedRun, vqtool: Command) -> None:
     edit_manifest(row_shape=row_shape)
-    done = vqtool("decode", trained.folder, "tokens.npy", "--out", "back.npy")
-    assert (done.code, done.out) == (2, "")
+    result = vqtool("decode", trained.folder, "tokens.npy", "--out", "back.npy")
+    assert (result.code, result.out) == (2, "")
     says = "tokens.npy: expected indices of shape (N, 64)" if row_shape == [1, 16, 16] else "tokens.json: "
-    assert says in done.err
+    assert says in result.err
     assert not Path("back.npy").exists()
 
 
@@ -126,13 +126,13 @@ def test_overwrite_replaces_the_array(trained: TrainedRun, vqtool: Command) -> N
 # Levels
 
 
-def test_the_first_levels_can_be_decoded_alone(catalogue: TrainedRun, vqtool: Command) -> None:
+def test_levels_option_decodes_the_first_levels_only(catalogue: TrainedRun, vqtool: Command) -> None:
     encode_file(load(catalogue.folder), Path("ids.npy"))
-    done = vqtool("decode", catalogue.folder, "ids.npy", "--levels", 1, "--out", "coarse.npy")
-    assert done == Result(0, "coarse.npy: float32 (60, 6)\n", "")
+    result = vqtool("decode", catalogue.folder, "ids.npy", "--levels", 1, "--out", "coarse.npy")
+    assert result == Result(0, "coarse.npy: float32 (60, 6)\n", "")
     tokenizer = load(catalogue.folder)
     first = tokenizer.codebook[0][torch.from_numpy(np.load("ids.npy")).long()[..., 0]]
-    by_hand = tokenizer.model.modality.restore(first[:, 0])
+    by_hand = tokenizer.model.data_io.postprocess(first[:, 0])
     np.testing.assert_allclose(np.load("coarse.npy"), by_hand, rtol=1e-5, atol=1e-6)
     for option in ([], ["--levels", 2]):
         assert vqtool("decode", catalogue.folder, "ids.npy", *option, "--out", "all.npy", "--overwrite").code == 0
@@ -148,23 +148,23 @@ def test_the_first_levels_can_be_decoded_alone(catalogue: TrainedRun, vqtool: Co
         (3, "--levels: 3 is out of range; expected 1 to 2"),
     ],
 )
-def test_levels_that_are_not_there_are_2(levels: object, message: str, catalogue: TrainedRun, vqtool: Command) -> None:
+def test_levels_out_of_range_exits_with_2(levels: object, message: str, catalogue: TrainedRun, vqtool: Command) -> None:
     encode_file(load(catalogue.folder), Path("ids.npy"))
-    done = vqtool("decode", catalogue.folder, "ids.npy", "--levels", levels, "--out", "back.npy")
-    assert (done.code, done.out) == (2, "")
-    assert message in done.err
+    result = vqtool("decode", catalogue.folder, "ids.npy", "--levels", levels, "--out", "back.npy")
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
     assert not Path("back.npy").exists()
 
 
-def test_a_codebook_alone_has_one_level(trained: TrainedRun, vqtool: Command) -> None:
+def test_levels_option_needs_a_residual_quantizer(trained: TrainedRun, vqtool: Command) -> None:
     assert vqtool("decode", trained.folder, "tokens.npy", "--levels", 1, "--out", "back.npy").code == 0
-    done = vqtool("decode", trained.folder, "tokens.npy", "--levels", 2, "--out", "no.npy")
-    assert (done.code, done.out) == (2, "")
-    assert "--levels: only a residual quantizer can decode" in done.err
-    assert done.err.endswith("use 1 (got 2)\n")
+    result = vqtool("decode", trained.folder, "tokens.npy", "--levels", 2, "--out", "no.npy")
+    assert (result.code, result.out) == (2, "")
+    assert "--levels: only a residual quantizer can decode" in result.err
+    assert result.err.endswith("use 1 (got 2)\n")
 
 
-def test_unique_ids_decode_as_plain_ones(catalogue: TrainedRun, vqtool: Command) -> None:
+def test_unique_level_does_not_change_the_decoded_array(catalogue: TrainedRun, vqtool: Command) -> None:
     for name, option in (("plain", []), ("unique", ["--unique"])):
         assert vqtool("encode", catalogue.folder, *option, "--out", f"{name}.npy").code == 0
         assert vqtool("decode", catalogue.folder, f"{name}.npy", "--out", f"{name}_back.npy").code == 0

@@ -17,7 +17,7 @@ Command = Callable[..., Result]
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
@@ -25,42 +25,40 @@ def names() -> list[str]:
     return sorted(path.name for path in Path().iterdir())
 
 
-def test_names_that_are_no_text_are_escaped_in_what_others_read(
-    trained: TrainedRun, tmp_path: Path, vqtool: Command
-) -> None:
+def test_file_names_that_are_not_utf8_are_escaped_in_json(trained: TrainedRun, tmp_path: Path, vqtool: Command) -> None:
     data, out = (tmp_path / os.fsdecode(name) for name in (b"\xff.npy", b"t\xfe.npy"))
     shutil.copy(trained.data, data)
-    done = vqtool("encode", trained.folder, data, "--out", out, "--json")
+    result = vqtool("encode", trained.folder, data, "--out", out, "--json")
     manifest = json.loads(out.with_suffix(".json").read_text())
     assert manifest["shards"][0]["name"] == r"\udcff.npy"
-    assert json.loads(done.out)["out"] == str(tmp_path / r"t\udcfe.npy")
+    assert json.loads(result.out)["out"] == str(tmp_path / r"t\udcfe.npy")
     assert vqtool("decode", trained.folder, out, "--out", tmp_path / "back.npy").code == 0
 
 
-def test_the_file_holds_what_python_encodes(trained: TrainedRun, vqtool: Command) -> None:
-    done = vqtool("encode", trained.folder, trained.data, "--out", "tokens.npy")
-    assert (done.code, done.err) == (0, "")
-    assert done.out == "tokens.npy: uint8 (60, 16), grid (4, 4); manifest: tokens.json\n"
+def test_indices_equal_those_of_the_python_api(trained: TrainedRun, vqtool: Command) -> None:
+    result = vqtool("encode", trained.folder, trained.data, "--out", "tokens.npy")
+    assert (result.code, result.err) == (0, "")
+    assert result.out == "tokens.npy: uint8 (60, 16), grid (4, 4); manifest: tokens.json\n"
     tokens = np.load("tokens.npy", mmap_mode="r")
     assert tokens.dtype == np.uint8
     assert np.array_equal(tokens, load(trained.folder).encode(trained.array))
     assert names() == ["tokens.json", "tokens.npy"]
 
 
-def test_without_data_it_takes_the_runs_own_whole_and_in_order(trained: TrainedRun, vqtool: Command) -> None:
+def test_without_data_all_rows_of_the_runs_data_are_encoded_in_order(trained: TrainedRun, vqtool: Command) -> None:
     assert vqtool("encode", trained.folder, "--out", "own.npy").code == 0
     assert vqtool("encode", trained.folder, trained.data, "--out", "given.npy").code == 0
     assert Path("own.npy").read_bytes() == Path("given.npy").read_bytes()
     assert Path("own.json").read_bytes() == Path("given.json").read_bytes()
 
 
-def test_json_is_the_manifest_and_where_it_is(trained: TrainedRun, vqtool: Command) -> None:
-    done = vqtool("encode", trained.folder, "--out", "tokens.npy", "--json")
-    assert (done.code, done.err, done.out.count("\n")) == (0, "", 1)
-    assert json.loads(done.out) == {"out": "tokens.npy", **json.loads(Path("tokens.json").read_text())}
+def test_json_is_the_manifest_and_the_path(trained: TrainedRun, vqtool: Command) -> None:
+    result = vqtool("encode", trained.folder, "--out", "tokens.npy", "--json")
+    assert (result.code, result.err, result.out.count("\n")) == (0, "", 1)
+    assert json.loads(result.out) == {"out": "tokens.npy", **json.loads(Path("tokens.json").read_text())}
 
 
-def test_the_manifest_says_what_the_contract_promises(trained: TrainedRun, vqtool: Command) -> None:
+def test_manifest_has_exactly_the_documented_keys_and_values(trained: TrainedRun, vqtool: Command) -> None:
     assert vqtool("encode", trained.folder, "--out", "tokens.npy").code == 0
     data = hashlib.sha256(trained.data.read_bytes()).hexdigest()
     manifest = json.loads(Path("tokens.json").read_text())
@@ -79,7 +77,7 @@ def test_the_manifest_says_what_the_contract_promises(trained: TrainedRun, vqtoo
     }
 
 
-def test_the_bytes_hold_no_path_and_no_clock(trained: TrainedRun, vqtool: Command) -> None:
+def test_bytes_do_not_depend_on_path_and_modification_time(trained: TrainedRun, vqtool: Command) -> None:
     written = []
     for folder, time in (("one", 1_000_000_000), ("two", 1_700_000_000)):
         Path(folder).mkdir()
@@ -91,7 +89,7 @@ def test_the_bytes_hold_no_path_and_no_clock(trained: TrainedRun, vqtool: Comman
 
 
 @pytest.mark.parametrize("size", [1, 7, 999])
-def test_the_batch_size_changes_no_byte(size: int, trained: TrainedRun, vqtool: Command) -> None:
+def test_bytes_do_not_depend_on_batch_size(size: int, trained: TrainedRun, vqtool: Command) -> None:
     assert vqtool("encode", trained.folder, "--out", "a.npy").code == 0
     assert vqtool("encode", trained.folder, "--out", "b.npy", "--batch-size", size).code == 0
     assert Path("a.npy").read_bytes() == Path("b.npy").read_bytes()
@@ -109,11 +107,11 @@ def test_shards_are_encoded_in_the_order_of_their_names(data: str, trained: Trai
     assert shards[0]["sha256"] == hashlib.sha256(Path("shards/a.npy").read_bytes()).hexdigest()
 
 
-def test_key_names_an_array_in_a_container(trained: TrainedRun, vqtool: Command) -> None:
+def test_key_selects_an_array_of_a_container(trained: TrainedRun, vqtool: Command) -> None:
     np.savez("two.npz", **{"0": trained.array[:3], "other": trained.array[:5]})
-    done = vqtool("encode", trained.folder, "two.npz", "--out", "tokens.npy")
-    assert done.code == 2
-    assert "0  float32 (3, 1, 8, 8)\n  other  float32 (5, 1, 8, 8)" in done.err
+    result = vqtool("encode", trained.folder, "two.npz", "--out", "tokens.npy")
+    assert result.code == 2
+    assert "0  float32 (3, 1, 8, 8)\n  other  float32 (5, 1, 8, 8)" in result.err
     assert vqtool("encode", trained.folder, "two.npz", "--key", "0", "--out", "tokens.npy").code == 0
     assert np.load("tokens.npy").shape == (3, 16)
 
@@ -144,7 +142,7 @@ def test_images_of_another_size_have_another_grid(trained: TrainedRun, vqtool: C
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
-def test_wrong_input_is_2_and_leaves_nothing(
+def test_wrong_input_exits_with_2_and_writes_nothing(
     arguments: list[str], message: str, trained: TrainedRun, vqtool: Command
 ) -> None:
     np.save("rgb.npy", np.zeros((4, 3, 8, 8), np.float32))
@@ -155,14 +153,14 @@ def test_wrong_input_is_2_and_leaves_nothing(
     Path("folder.npy").mkdir()
     data = [trained.data] if "--key" in arguments else []
     before = names()
-    done = vqtool("encode", trained.folder, *data, *arguments)
-    assert (done.code, done.out) == (2, "")
-    assert message in done.err
+    result = vqtool("encode", trained.folder, *data, *arguments)
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
     assert names() == before
     assert Path("there.npy").read_text() == "mine"
 
 
-def test_overwrite_replaces_both_files(trained: TrainedRun, vqtool: Command) -> None:
+def test_overwrite_replaces_index_file_and_manifest(trained: TrainedRun, vqtool: Command) -> None:
     assert vqtool("encode", trained.folder, "--out", "tokens.npy").code == 0
     np.save("few.npy", trained.array[:7])
     assert vqtool("encode", trained.folder, "few.npy", "--out", "tokens.npy", "--overwrite").code == 0
@@ -170,32 +168,32 @@ def test_overwrite_replaces_both_files(trained: TrainedRun, vqtool: Command) -> 
     assert json.loads(Path("tokens.json").read_text())["shape"] == [7, 16]
 
 
-def test_a_json_file_in_the_way_of_the_manifest_is_not_replaced_unasked(trained: TrainedRun, vqtool: Command) -> None:
+def test_foreign_json_file_with_the_manifests_name_is_not_replaced(trained: TrainedRun, vqtool: Command) -> None:
     Path("tokens.json").write_text("mine")
-    done = vqtool("encode", trained.folder, "--out", "tokens.npy")
-    assert (done.code, Path("tokens.json").read_text()) == (2, "mine")
-    assert "tokens.json" in done.err
+    result = vqtool("encode", trained.folder, "--out", "tokens.npy")
+    assert (result.code, Path("tokens.json").read_text()) == (2, "mine")
+    assert "tokens.json" in result.err
     assert names() == ["tokens.json"]
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"cut"], ids=["empty", "junk", "cut"])
 @pytest.mark.parametrize("command", ["encode", "eval", "inspect"])
-def test_a_damaged_model_is_named(command: str, content: bytes, trained: TrainedRun, vqtool: Command) -> None:
+def test_damaged_model_exits_with_2(command: str, content: bytes, trained: TrainedRun, vqtool: Command) -> None:
     shutil.copytree(trained.folder, "run")
     model = Path("run/model.safetensors")
     model.write_bytes(model.read_bytes()[:5000] if content == b"cut" else content)
-    done = vqtool(command, "run", *(["--out", "t.npy"] if command == "encode" else []))
-    assert (done.code, done.out) == (2, "")
-    assert done.err.startswith("vqtool: run/model.safetensors: damaged: ")
+    result = vqtool(command, "run", *(["--out", "t.npy"] if command == "encode" else []))
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("vqtool: run/model.safetensors: damaged: ")
 
 
-def test_a_model_that_does_not_fit_its_config_is_named(trained: TrainedRun, vqtool: Command) -> None:
+def test_model_that_does_not_match_its_config_exits_with_2(trained: TrainedRun, vqtool: Command) -> None:
     shutil.copytree(trained.folder, "run")
     config = Path("run/config.yaml")
     config.write_text(config.read_text().replace("codebook_size: 16", "codebook_size: 17"))
-    done = vqtool("encode", "run", "--out", "t.npy")
-    assert (done.code, done.out) == (2, "")
-    assert done.err.startswith("vqtool: run/model.safetensors: tensors do not match the model in config.yaml")
+    result = vqtool("encode", "run", "--out", "t.npy")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("vqtool: run/model.safetensors: tensors do not match the model in config.yaml")
 
 
 @pytest.mark.parametrize(
@@ -209,39 +207,39 @@ def test_a_model_that_does_not_fit_its_config_is_named(trained: TrainedRun, vqto
     ],
     ids=["dim", "layout", "decoder", "key", "yaml"],
 )
-def test_a_run_whose_config_was_damaged_is_named(old: str, new: str, trained: TrainedRun, vqtool: Command) -> None:
+def test_damaged_config_of_a_run_exits_with_2(old: str, new: str, trained: TrainedRun, vqtool: Command) -> None:
     shutil.copytree(trained.folder, "run")
     config = Path("run/config.yaml")
     assert old in config.read_text()
     config.write_text(config.read_text().replace(old, new))
-    done = vqtool("encode", "run", "--out", "t.npy")
-    assert (done.code, done.out) == (2, "")
-    assert "run/config.yaml" in done.err
+    result = vqtool("encode", "run", "--out", "t.npy")
+    assert (result.code, result.out) == (2, "")
+    assert "run/config.yaml" in result.err
 
 
-def test_a_missing_data_file_of_the_run_is_named(trained: TrainedRun, vqtool: Command) -> None:
+def test_missing_data_file_of_the_run_exits_with_2(trained: TrainedRun, vqtool: Command) -> None:
     shutil.copytree(trained.folder, "run")
     config = Path("run/config.yaml")
     config.write_text(config.read_text().replace(str(trained.data), "/gone/away.npy"))
-    done = vqtool("encode", "run", "--out", "t.npy")
-    assert done == Result(2, "", "vqtool: data.path: /gone/away.npy: does not exist\n")
+    result = vqtool("encode", "run", "--out", "t.npy")
+    assert result == Result(2, "", "vqtool: data.path: /gone/away.npy: does not exist\n")
 
 
-def test_names_with_brackets_print_as_they_are(trained: TrainedRun, vqtool: Command) -> None:
+def test_brackets_in_file_names_are_printed_literally(trained: TrainedRun, vqtool: Command) -> None:
     np.save("[red]x.npy", trained.array[:2])
-    done = vqtool("encode", trained.folder, "[red]x.npy", "--out", "[bold]t.npy")
-    assert done.out.startswith("[bold]t.npy: uint8 (2, 16)")
-    assert done.out.endswith("[bold]t.json\n")
+    result = vqtool("encode", trained.folder, "[red]x.npy", "--out", "[bold]t.npy")
+    assert result.out.startswith("[bold]t.npy: uint8 (2, 16)")
+    assert result.out.endswith("[bold]t.json\n")
 
 
 # Unique ids
 
 
-def test_unique_appends_a_level_that_makes_rows_unique(catalogue: TrainedRun, vqtool: Command) -> None:
+def test_unique_appends_a_level_that_makes_all_ids_distinct(catalogue: TrainedRun, vqtool: Command) -> None:
     assert vqtool("encode", catalogue.folder, "--out", "plain.npy").code == 0
-    done = vqtool("encode", catalogue.folder, "--unique", "--out", "ids.npy")
-    assert (done.code, done.err) == (0, "")
-    assert done.out == "ids.npy: uint8 (60, 1, 3), grid (1,); manifest: ids.json\n"
+    result = vqtool("encode", catalogue.folder, "--unique", "--out", "ids.npy")
+    assert (result.code, result.err) == (0, "")
+    assert result.out == "ids.npy: uint8 (60, 1, 3), grid (1,); manifest: ids.json\n"
     plain, ids = np.load("plain.npy"), np.load("ids.npy")
     assert np.array_equal(ids[..., :-1], plain)
     assert len(np.unique(plain, axis=0)) < len(np.unique(ids, axis=0)) == 60
@@ -250,13 +248,13 @@ def test_unique_appends_a_level_that_makes_rows_unique(catalogue: TrainedRun, vq
     assert manifest == before | extra
 
 
-def test_unique_in_json(catalogue: TrainedRun, vqtool: Command) -> None:
-    done = vqtool("encode", catalogue.folder, catalogue.data, "--unique", "--out", "ids.npy", "--json")
-    assert (done.code, done.err, done.out.count("\n")) == (0, "", 1)
-    assert json.loads(done.out) == {"out": "ids.npy", **json.loads(Path("ids.json").read_text())}
+def test_json_of_unique_ids_is_the_manifest_and_the_path(catalogue: TrainedRun, vqtool: Command) -> None:
+    result = vqtool("encode", catalogue.folder, catalogue.data, "--unique", "--out", "ids.npy", "--json")
+    assert (result.code, result.err, result.out.count("\n")) == (0, "", 1)
+    assert json.loads(result.out) == {"out": "ids.npy", **json.loads(Path("ids.json").read_text())}
 
 
-def test_extend_keeps_the_ids_that_are_published(catalogue: TrainedRun, vqtool: Command) -> None:
+def test_extend_keeps_the_published_ids(catalogue: TrainedRun, vqtool: Command) -> None:
     np.save("grown.npy", np.concatenate([catalogue.array, catalogue.array[::-2]]))
     assert vqtool("encode", catalogue.folder, "--unique", "--out", "old.npy").code == 0
     extend = ["grown.npy", "--unique", "--extend", "old.npy", "--out", "new.npy"]
@@ -293,14 +291,14 @@ def test_what_cannot_be_extended_is_2_and_leaves_nothing(
     np.save("moved.npy", catalogue.array[::-1])
     np.save("fewer.npy", catalogue.array[:9])
     before = names()
-    done = vqtool("encode", catalogue.folder, *arguments, "--out", "new.npy")
-    assert (done.code, done.out) == (2, "")
-    assert message in done.err
+    result = vqtool("encode", catalogue.folder, *arguments, "--out", "new.npy")
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
     assert names() == before
 
 
-def test_several_positions_are_no_id(trained: TrainedRun, vqtool: Command) -> None:
-    done = vqtool("encode", trained.folder, "--unique", "--out", "ids.npy")
-    assert (done.code, done.out) == (2, "")
-    assert "--unique: requires one token per sample, but this model produces 16 (grid (4, 4))" in done.err
+def test_unique_needs_one_token_per_sample(trained: TrainedRun, vqtool: Command) -> None:
+    result = vqtool("encode", trained.folder, "--unique", "--out", "ids.npy")
+    assert (result.code, result.out) == (2, "")
+    assert "--unique: requires one token per sample, but this model produces 16 (grid (4, 4))" in result.err
     assert names() == []

@@ -13,8 +13,9 @@ import pytest
 from tests import TRANSFORMER, make_run, normal
 from tests.conftest import Result, TrainedRun
 from vqtool.config import load_config
+from vqtool.inference.encode import encode_file
+from vqtool.inference.semantic_ids import encode_unique_file
 from vqtool.inference.tokenizer import load
-from vqtool.inference.transcode import encode_file, encode_unique_file
 
 Command = Callable[..., Result]
 
@@ -22,33 +23,33 @@ LEVEL = {"codebook_size", "used", "usage", "expected_used", "perplexity", "entro
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
 def tokens(trained: TrainedRun, tmp_path: Path) -> np.ndarray:
-    """The indices of some images, in tokens.npy."""
+    """The indices of nine images, written to tokens.npy."""
     np.save("few.npy", trained.array[:9])
     encode_file(load(trained.folder), tmp_path / "tokens.npy", "few.npy")
     return np.load("tokens.npy")
 
 
 def inspect(vqtool: Command, *arguments: object) -> dict[str, Any]:
-    done = vqtool("inspect", *arguments, "--json")
-    assert (done.code, done.err, done.out.count("\n")) == (0, "", 1)
-    return json.loads(done.out)
+    result = vqtool("inspect", *arguments, "--json")
+    assert (result.code, result.err, result.out.count("\n")) == (0, "", 1)
+    return json.loads(result.out)
 
 
-def test_an_index_file_has_the_counts_of_its_indices(tokens: np.ndarray, vqtool: Command) -> None:
-    told = inspect(vqtool, "tokens.npy")
-    (level,) = told["levels"]
+def test_index_file_has_the_counts_of_its_indices(tokens: np.ndarray, vqtool: Command) -> None:
+    fields = inspect(vqtool, "tokens.npy")
+    (level,) = fields["levels"]
     counts = np.bincount(tokens.reshape(-1), minlength=16)
     p = counts[counts > 0] / counts.sum()
     entropy = -(p * np.log2(p)).sum()
-    assert set(told) == {"target", "tokens", "collision_rate", "levels", "findings"}
-    assert told["collision_rate"] is None  # images have many tokens, and no id
-    assert (told["target"], told["tokens"]) == ("tokens.npy", 9 * 16)
+    assert set(fields) == {"target", "tokens", "collision_rate", "levels", "findings"}
+    assert fields["collision_rate"] is None  # images have many tokens per sample, not one id
+    assert (fields["target"], fields["tokens"]) == ("tokens.npy", 9 * 16)
     assert set(level) == LEVEL
     assert level["counts"] == counts.tolist()
     assert (level["codebook_size"], level["used"], level["dead"]) == (16, len(p), 16 - len(p))
@@ -58,61 +59,63 @@ def test_an_index_file_has_the_counts_of_its_indices(tokens: np.ndarray, vqtool:
     assert level["perplexity"] == pytest.approx(2**entropy)
 
 
-def test_data_are_counted_as_their_index_file_is(tokens: np.ndarray, trained: TrainedRun, vqtool: Command) -> None:
+def test_data_option_gives_the_result_of_the_index_file(
+    tokens: np.ndarray, trained: TrainedRun, vqtool: Command
+) -> None:
     of_data = inspect(vqtool, trained.folder, "--data", "few.npy")
     of_file = inspect(vqtool, "tokens.npy")
     assert of_data["target"] == str(trained.folder)
     assert {**of_data, "target": ""} == {**of_file, "target": ""}
 
 
-def test_a_run_has_the_counts_of_its_best_validation_pass(trained: TrainedRun, vqtool: Command) -> None:
-    told = inspect(vqtool, trained.folder)
-    (level,) = told["levels"]
+def test_run_has_the_counts_of_its_best_validation(trained: TrainedRun, vqtool: Command) -> None:
+    fields = inspect(vqtool, trained.folder)
+    (level,) = fields["levels"]
     best = json.loads((trained.folder / "summary.json").read_text())["best"]
-    assert told["tokens"] == sum(level["counts"]) == 6 * 16
-    for figure in ("usage", "perplexity", "dead", "expected_used"):
-        assert level[figure] == pytest.approx(best[f"codebook/{figure}"], rel=1e-12)
+    assert fields["tokens"] == sum(level["counts"]) == 6 * 16
+    for name in ("usage", "perplexity", "dead", "expected_used"):
+        assert level[name] == pytest.approx(best[f"codebook/{name}"], rel=1e-12)
     assert level["entropy_bits"] / math.log2(16) == pytest.approx(best["codebook/entropy"], rel=1e-12)
     assert json.loads(vqtool("eval", trained.folder, "--json").out)["levels"] == [level]
 
 
-def test_a_run_is_inspected_without_its_data(trained: TrainedRun, vqtool: Command) -> None:
+def test_run_is_inspected_without_its_data(trained: TrainedRun, vqtool: Command) -> None:
     shutil.copytree(trained.folder, "run")
     config = Path("run/config.yaml")
     config.write_text(config.read_text().replace(str(trained.data), "/gone/away.npy"))
     assert inspect(vqtool, "run")["tokens"] == 96
 
 
-def test_a_config_that_cannot_be_read_is_named(trained: TrainedRun, vqtool: Command, tmp_path: Path) -> None:
+def test_unreadable_config_of_a_run_is_reported(trained: TrainedRun, vqtool: Command, tmp_path: Path) -> None:
     shutil.copytree(trained.folder, tmp_path / "copy")
     config = tmp_path / "copy" / "config.yaml"
     config.write_text(config.read_text().replace("format_version: 1", "format_version: 2"))
-    done = vqtool("inspect", "copy")
-    assert done.code == 0
-    line = next(line for line in done.out.splitlines() if "config.yaml" in line)
+    result = vqtool("inspect", "copy")
+    assert result.code == 0
+    line = next(line for line in result.out.splitlines() if "config.yaml" in line)
     assert "format_version" in line
 
 
-def test_several_targets_are_one_object(tokens: np.ndarray, trained: TrainedRun, vqtool: Command) -> None:
-    told = inspect(vqtool, trained.folder, "tokens.npy")
-    assert set(told) == {"targets", "skipped"}
-    assert told["skipped"] == []
-    assert told["targets"] == [inspect(vqtool, trained.folder), inspect(vqtool, "tokens.npy")]
+def test_json_of_several_targets_is_one_object(tokens: np.ndarray, trained: TrainedRun, vqtool: Command) -> None:
+    fields = inspect(vqtool, trained.folder, "tokens.npy")
+    assert set(fields) == {"targets", "skipped"}
+    assert fields["skipped"] == []
+    assert fields["targets"] == [inspect(vqtool, trained.folder), inspect(vqtool, "tokens.npy")]
 
 
-def test_a_folder_of_runs_is_all_its_runs_by_name(trained: TrainedRun, vqtool: Command) -> None:
+def test_directory_of_runs_is_inspected_in_order_of_names(trained: TrainedRun, vqtool: Command) -> None:
     for name in ("b", "a", "[red]c"):
         shutil.copytree(trained.folder, f"runs/{name}")
     Path("runs/notes").mkdir()
-    told = inspect(vqtool, "runs")["targets"]
-    assert [target["target"] for target in told] == ["runs/[red]c", "runs/a", "runs/b"]
-    done = vqtool("inspect", "runs")
-    assert [line for line in done.out.splitlines() if line.startswith("runs/")] == ["runs/[red]c", "runs/a", "runs/b"]
+    fields = inspect(vqtool, "runs")["targets"]
+    assert [target["target"] for target in fields] == ["runs/[red]c", "runs/a", "runs/b"]
+    result = vqtool("inspect", "runs")
+    assert [line for line in result.out.splitlines() if line.startswith("runs/")] == ["runs/[red]c", "runs/a", "runs/b"]
 
 
 @pytest.fixture
 def damaged(trained: TrainedRun) -> str:
-    """A folder of runs, one of which is cut short; and why that cannot be used."""
+    """Create a directory of three runs, and return the path of the truncated model of one of them."""
     for name in ("a", "b", "c"):
         shutil.copytree(trained.folder, f"runs/{name}")
     model = Path("runs/b/model.safetensors")
@@ -120,52 +123,52 @@ def damaged(trained: TrainedRun) -> str:
     return "runs/b/model.safetensors"
 
 
-def test_a_damaged_run_of_a_folder_does_not_hide_the_others(damaged: str, vqtool: Command) -> None:
-    done = vqtool("inspect", "runs")
-    assert done.code == 0
-    assert [line for line in done.out.splitlines() if line.startswith("runs/")] == ["runs/a", "runs/c"]
-    assert "comparison:" in done.out
-    (line,) = done.err.splitlines()
+def test_damaged_run_in_a_directory_is_skipped_with_a_message(damaged: str, vqtool: Command) -> None:
+    result = vqtool("inspect", "runs")
+    assert result.code == 0
+    assert [line for line in result.out.splitlines() if line.startswith("runs/")] == ["runs/a", "runs/c"]
+    assert "comparison:" in result.out
+    (line,) = result.err.splitlines()
     assert line.startswith(f"vqtool: skipped runs/b: {damaged}")
     for extra in ([], ["--report", "page.html"]):
-        done = vqtool("inspect", "runs", "--json", *extra)
-        assert (done.code, done.err) == (0, f"{line}\n")
-        told = json.loads(done.out)
-        assert [each["target"] for each in told["targets"]] == ["runs/a", "runs/c"]
-        (fault,) = told["skipped"]
+        result = vqtool("inspect", "runs", "--json", *extra)
+        assert (result.code, result.err) == (0, f"{line}\n")
+        fields = json.loads(result.out)
+        assert [target["target"] for target in fields["targets"]] == ["runs/a", "runs/c"]
+        (fault,) = fields["skipped"]
         assert fault["target"] == "runs/b"
         assert line == f"vqtool: skipped runs/b: {fault['error']}"
     assert f"{line.removeprefix('vqtool: ')}." in Path("page.html").read_text().replace("&#39;", "'")
 
 
-def test_a_damaged_run_that_is_named_is_2(damaged: str, vqtool: Command) -> None:
+def test_damaged_run_as_a_target_exits_with_2(damaged: str, vqtool: Command) -> None:
     shutil.copytree("runs/b", "all/b")
     for targets in (["runs/b"], ["runs/a", "runs/b"], ["all"]):
-        done = vqtool("inspect", *targets)
-        assert (done.code, done.out) == (2, "")
-        assert "b/model.safetensors" in done.err
+        result = vqtool("inspect", *targets)
+        assert (result.code, result.out) == (2, "")
+        assert "b/model.safetensors" in result.err
 
 
-def test_a_folder_with_one_good_run_left_has_the_fields_of_a_folder(damaged: str, vqtool: Command) -> None:
+def test_json_of_a_directory_with_one_usable_run_has_targets_and_skipped(damaged: str, vqtool: Command) -> None:
     shutil.rmtree("runs/c")
-    told = json.loads(vqtool("inspect", "runs", "--json", "--report", "page.html").out)
-    assert set(told) == {"targets", "skipped", "report"}
-    assert [len(told["targets"]), len(told["skipped"])] == [1, 1]
+    fields = json.loads(vqtool("inspect", "runs", "--json", "--report", "page.html").out)
+    assert set(fields) == {"targets", "skipped", "report"}
+    assert [len(fields["targets"]), len(fields["skipped"])] == [1, 1]
     assert "1 target" in Path("page.html").read_text()
 
 
-def test_the_text_shows_the_figures(trained: TrainedRun, vqtool: Command) -> None:
+def test_text_shows_the_values_of_json(trained: TrainedRun, vqtool: Command) -> None:
     (level,) = inspect(vqtool, trained.folder)["levels"]
-    done = vqtool("inspect", trained.folder)
-    assert (done.code, done.err) == (0, "")
-    assert "best validation pass: 96 tokens" in done.out
-    rows = {line.split("  ")[0]: line for line in done.out.splitlines()}
+    result = vqtool("inspect", trained.folder)
+    assert (result.code, result.err) == (0, "")
+    assert "best validation pass: 96 tokens" in result.out
+    rows = {line.split("  ")[0]: line for line in result.out.splitlines()}
     assert f"{level['used']} ({level['usage']:.1%})" in rows["used"]
     assert f"{level['perplexity']:.1f}" in rows["perplexity"]
     assert f"{level['entropy_bits']:.3f} bits" in rows["entropy"]
-    most = int(np.argmax(level["counts"]))
-    assert f"{most}:{level['counts'][most]}" in rows["most used (code:hits)"]
-    assert "codes by hits" in done.out
+    top_code = int(np.argmax(level["counts"]))
+    assert f"{top_code}:{level['counts'][top_code]}" in rows["most used (code:hits)"]
+    assert "codes by hits" in result.out
 
 
 @pytest.mark.parametrize(
@@ -181,29 +184,29 @@ def test_the_text_shows_the_figures(trained: TrainedRun, vqtool: Command) -> Non
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
-def test_what_cannot_be_inspected_is_2(
+def test_wrong_input_exits_with_2(
     arguments: list[str], message: str, tokens: np.ndarray, trained: TrainedRun, vqtool: Command
 ) -> None:
     Path("empty").mkdir()
     np.save("colour.npy", np.zeros((4, 3, 8, 8), np.float32))
     shutil.copytree(trained.folder, "run")
     for extra in ([], ["--json"]):
-        done = vqtool("inspect", *arguments, *extra)
-        assert (done.code, done.out) == (2, "")
-        assert message in done.err
+        result = vqtool("inspect", *arguments, *extra)
+        assert (result.code, result.out) == (2, "")
+        assert message in result.err
 
 
-def test_indices_beyond_the_codebook_are_named(tokens: np.ndarray, vqtool: Command) -> None:
+def test_index_out_of_range_exits_with_2(tokens: np.ndarray, vqtool: Command) -> None:
     np.save("tokens.npy", tokens + 200)
-    done = vqtool("inspect", "tokens.npy")
-    assert (done.code, done.out) == (2, "")
-    assert f"tokens.npy: damaged: contains index {tokens.max() + 200}, but valid indices are 0 to 15;" in done.err
+    result = vqtool("inspect", "tokens.npy")
+    assert (result.code, result.out) == (2, "")
+    assert f"tokens.npy: damaged: contains index {tokens.max() + 200}, but valid indices are 0 to 15;" in result.err
 
 
 # Levels and ids
 
 
-def test_run_data_and_files_tell_one_collision_rate(catalogue: TrainedRun, vqtool: Command) -> None:
+def test_run_data_and_index_files_have_the_same_collision_rate(catalogue: TrainedRun, vqtool: Command) -> None:
     ids = load(catalogue.folder).encode(catalogue.array).reshape(60, -1)
     rate = 1 - len(set(map(tuple, ids.tolist()))) / 60
     encode_file(load(catalogue.folder), Path("plain.npy"))
@@ -212,20 +215,20 @@ def test_run_data_and_files_tell_one_collision_rate(catalogue: TrainedRun, vqtoo
     assert 0 < of_data["collision_rate"] == rate
     counts = [np.bincount(level, minlength=4).tolist() for level in ids.T.numpy()]
     assert [level["counts"] for level in of_data["levels"]] == counts
-    for file in ("plain.npy", "unique.npy"):  # what makes rows unique is left out
+    for file in ("plain.npy", "unique.npy"):  # the level of --unique does not count
         assert {**inspect(vqtool, file), "target": ""} == {**of_data, "target": ""}
 
 
-def test_a_run_tells_the_collision_rate_of_its_best_validation_pass(catalogue: TrainedRun, vqtool: Command) -> None:
-    told = inspect(vqtool, catalogue.folder)
+def test_run_has_the_collision_rate_of_its_best_validation(catalogue: TrainedRun, vqtool: Command) -> None:
+    fields = inspect(vqtool, catalogue.folder)
     best = json.loads((catalogue.folder / "summary.json").read_text())["best"]
     rate = json.loads(vqtool("eval", catalogue.folder, "--json").out)["collision_rate"]
-    assert 0 < told["collision_rate"] == best["codebook/collision_rate"] == rate
-    assert told["tokens"] == 15
+    assert 0 < fields["collision_rate"] == best["codebook/collision_rate"] == rate
+    assert fields["tokens"] == 15
     assert f"collision rate {rate:.4%}" in vqtool("inspect", catalogue.folder).out
 
 
-def test_grids_of_classes_have_no_id(vqtool: Command, tmp_path: Path) -> None:
+def test_grids_of_classes_have_no_collision_rate(vqtool: Command, tmp_path: Path) -> None:
     grids = np.random.default_rng(0).integers(0, 5, (24, 12))
     run = make_run(tmp_path, grids, {**TRANSFORMER, "num_tokens": 3})
     encode_file(load(run), Path("grids.npy"))
@@ -234,44 +237,44 @@ def test_grids_of_classes_have_no_id(vqtool: Command, tmp_path: Path) -> None:
     assert inspect(vqtool, "grids.npy")["collision_rate"] is None
 
 
-def test_a_plain_file_that_is_said_to_be_unique_is_2(tokens: np.ndarray, vqtool: Command) -> None:
+def test_index_file_with_a_wrong_unique_key_exits_with_2(tokens: np.ndarray, vqtool: Command) -> None:
     Path("tokens.json").write_text(json.dumps(json.loads(Path("tokens.json").read_text()) | {"unique": True}))
-    done = vqtool("inspect", "tokens.npy")
-    assert (done.code, done.out) == (2, "")
-    assert "tokens.json" in done.err
+    result = vqtool("inspect", "tokens.npy")
+    assert (result.code, result.out) == (2, "")
+    assert "tokens.json" in result.err
 
 
-# The page, and several targets
+# HTML report and several targets
 
 
-def test_a_report_is_written_beside_the_text(tokens: np.ndarray, vqtool: Command) -> None:
+def test_report_option_also_writes_an_html_page(tokens: np.ndarray, vqtool: Command) -> None:
     plain = vqtool("inspect", "tokens.npy")
-    done = vqtool("inspect", "tokens.npy", "--report", "page.html")
-    assert (done.code, done.err) == (0, "")
-    assert done.out == f"{plain.out}\nreport: page.html\n"
+    result = vqtool("inspect", "tokens.npy", "--report", "page.html")
+    assert (result.code, result.err) == (0, "")
+    assert result.out == f"{plain.out}\nreport: page.html\n"
     assert Path("page.html").read_text().startswith("<!doctype html>")
     again = vqtool("inspect", "tokens.npy", "--report", "page.html")
     assert (again.code, again.out) == (2, "")
     assert "page.html: already exists; use --overwrite to replace it" in again.err
-    told = vqtool("inspect", "tokens.npy", "--report", "page.html", "--overwrite", "--json")
-    assert json.loads(told.out) == {**inspect(vqtool, "tokens.npy"), "report": "page.html"}
+    fields = vqtool("inspect", "tokens.npy", "--report", "page.html", "--overwrite", "--json")
+    assert json.loads(fields.out) == {**inspect(vqtool, "tokens.npy"), "report": "page.html"}
 
 
-def test_overwrite_goes_with_a_report(tokens: np.ndarray, vqtool: Command) -> None:
-    done = vqtool("inspect", "tokens.npy", "--overwrite")
-    assert (done.code, done.out) == (2, "")
-    assert "--report" in done.err
+def test_overwrite_needs_report(tokens: np.ndarray, vqtool: Command) -> None:
+    result = vqtool("inspect", "tokens.npy", "--overwrite")
+    assert (result.code, result.out) == (2, "")
+    assert "--report" in result.err
 
 
-def test_several_runs_are_compared_in_the_text(trained: TrainedRun, catalogue: TrainedRun, vqtool: Command) -> None:
-    done = vqtool("inspect", trained.folder, catalogue.folder)
-    compared = done.out[done.out.index("comparison:") :]
+def test_text_compares_several_runs(trained: TrainedRun, catalogue: TrainedRun, vqtool: Command) -> None:
+    result = vqtool("inspect", trained.folder, catalogue.folder)
+    compared = result.out[result.out.index("comparison:") :]
     assert "2 x 4" in compared
     assert "conv2d (1), identity (2)" in compared
     assert "comparison:" not in vqtool("inspect", trained.folder).out
 
 
-def test_the_text_says_what_is_normal(trained: TrainedRun, vqtool: Command) -> None:
+def test_text_explains_expected_usage(trained: TrainedRun, vqtool: Command) -> None:
     out = " ".join(vqtool("inspect", trained.folder).out.split())
     assert "96 tokens are few for 16 codes" in out
     assert "batch of 256 tokens can use at most 16 codes" in out
@@ -280,42 +283,40 @@ def test_the_text_says_what_is_normal(trained: TrainedRun, vqtool: Command) -> N
 # Findings
 
 
-def test_findings_of_an_index_file_are_of_its_counts_alone(
-    trained: TrainedRun, tmp_path: Path, vqtool: Command
-) -> None:
-    """One code for all of 30 x 16 tokens, of a codebook of 16."""
+def test_findings_of_an_index_file_come_from_its_counts(trained: TrainedRun, tmp_path: Path, vqtool: Command) -> None:
+    """All 30 x 16 tokens have the same code, of a codebook of 16."""
     np.save("few.npy", trained.array[:30])
     encode_file(load(trained.folder), tmp_path / "tokens.npy", "few.npy")
     np.save("tokens.npy", np.full_like(np.load("tokens.npy"), 3))
-    told = inspect(vqtool, "tokens.npy")["findings"]
-    assert [(each["name"], each["severity"]) for each in told] == [
+    findings = inspect(vqtool, "tokens.npy")["findings"]
+    assert [(finding["name"], finding["severity"]) for finding in findings] == [
         ("collapse", "severe"),
         ("dead_codes", "severe"),
         ("dominant_code", "warning"),
     ]
-    for each in told:
-        assert list(each) == ["name", "severity", "message", "evidence", "cause", "changes"]
-        assert each["changes"] == []  # nothing is known of the settings
-    assert told[1]["evidence"] == {"level": 0, "dead": 15, "never_hit": None, "last_hit": None, "tokens": 480}
-    assert told[2]["evidence"] == {"level": 0, "code": 3, "share": 1.0}
+    for finding in findings:
+        assert list(finding) == ["name", "severity", "message", "evidence", "cause", "changes"]
+        assert finding["changes"] == []  # the settings are unknown
+    assert findings[1]["evidence"] == {"level": 0, "dead": 15, "never_hit": None, "last_hit": None, "tokens": 480}
+    assert findings[2]["evidence"] == {"level": 0, "code": 3, "share": 1.0}
     shown = vqtool("inspect", "tokens.npy").out
     assert "severe (dead_codes): 15 of 16 codes have no hits (30 tokens per code)" in shown
 
 
-def test_findings_of_a_run_advise_keys_that_can_be_set(vqtool: Command) -> None:
+def test_changes_of_a_finding_can_be_set_with_set(vqtool: Command) -> None:
     quantizer = {"kind": "vector", "codebook_size": 16, "dead_code_reset": None}
     run = make_run(Path.cwd(), normal(24, 4), {"kind": "mlp", "width": 8}, quantizer=quantizer)
-    (told,) = [each for each in inspect(vqtool, run)["findings"] if each["name"] == "codebook_too_large"]
-    assert told["severity"] == "warning"
-    assert told["evidence"] == {"level": 0, "tokens_per_code": 18 / 16, "codebook_size": 16}
-    for change in told["changes"]:
+    (finding,) = [finding for finding in inspect(vqtool, run)["findings"] if finding["name"] == "codebook_too_large"]
+    assert finding["severity"] == "warning"
+    assert finding["evidence"] == {"level": 0, "tokens_per_code": 18 / 16, "codebook_size": 16}
+    for change in finding["changes"]:
         assert list(change) == ["key", "value", "why"]
         set_it = ["--set", f"{change['key']}={change['value']}", "--dry-run"]
         assert vqtool("train", "--config", run / "config.yaml", "--run-dir", "other", *set_it).code == 0
 
 
-def test_every_change_that_a_finding_can_advise_can_be_set(trained: TrainedRun) -> None:
-    """Values are YAML, and blocks of another kind take the place of those that were."""
+def test_every_change_that_findings_suggest_is_a_valid_override(trained: TrainedRun) -> None:
+    """Values are YAML; setting another kind replaces the block."""
     for key, value in (
         ("model.quantizer.init.kind", "kmeans"),
         ("model.quantizer.update.kind", "codebook_loss"),

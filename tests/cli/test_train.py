@@ -1,4 +1,4 @@
-"""`vqtool train`: the run directory, what it says, and how it ends."""
+"""`vqtool train`: files of the run directory, output, exit codes and resuming."""
 
 import json
 import os
@@ -27,16 +27,16 @@ VALIDATION_TAGS = {f"validation/{tag}" for tag in LOSSES} | {
     f"codebook/{name}"
     for name in ("usage", "perplexity", "entropy", "soft_entropy", "sample_entropy", "dead", "expected_used")
 }
-# What findings are drawn from, and what the log says only where there is something to say.
-PLACES = {"validation/loss/shuffled", "validation/loss/unshuffled", "findings"} | {
+# Tags that only findings use, and tags that are logged only if they apply.
+OPTIONAL_TAGS = {"validation/loss/shuffled", "validation/loss/unshuffled", "findings"} | {
     f"codebook/{name}"
     for name in ("error", "spread", "outside", "duplicates", "halving", "movement", "never_hit", "last_hit")
 }
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: TrainedRun) -> Path:
-    """An empty working directory with the tiny config and its data."""
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: TrainedRun) -> Path:
+    """A working directory that contains only the config tiny.yaml and its data."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(trained.data, "images.npy")
     Path("tiny.yaml").write_text(TINY.format(path="images.npy"))
@@ -44,38 +44,38 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: TrainedRun) -
 
 
 @pytest.fixture
-def finished(here: Path, trained: TrainedRun) -> Path:
-    """A copy of the finished run as runs/tiny, its data in this folder."""
-    run = here / "runs" / "tiny"
+def finished(workdir: Path, trained: TrainedRun) -> Path:
+    """A copy of the finished run as runs/tiny, with its data in the working directory."""
+    run = workdir / "runs" / "tiny"
     shutil.copytree(trained.folder, run)
     config = run / "config.yaml"
-    config.write_text(config.read_text().replace(str(trained.data), str(here / "images.npy")))
+    config.write_text(config.read_text().replace(str(trained.data), str(workdir / "images.npy")))
     return run
 
 
-def metrics(run: Path) -> list[dict[str, Any]]:
+def read_metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def board(run: Path) -> EventAccumulator:
+def tensorboard_events(run: Path) -> EventAccumulator:
     return EventAccumulator(str(run), size_guidance={"scalars": 0, "histograms": 0, "images": 0}).Reload()
 
 
-def tree(folder: Path) -> dict[str, bytes]:
+def read_tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-# What a run leaves behind.
+# Files of the run directory
 
 
-def test_a_run_holds_the_files_of_the_contract_and_what_the_projector_reads(trained: TrainedRun) -> None:
+def test_run_directory_has_exactly_the_documented_files(trained: TrainedRun) -> None:
     names = {path.name for path in trained.folder.iterdir()} - {"projector", "projector_config.pbtxt"}
     (events,) = (name for name in names if name.startswith("events.out.tfevents."))
     assert names - {events} == {"config.yaml", "model.safetensors", "checkpoints", "metrics.jsonl", "summary.json"}
 
 
-def test_every_step_logged_has_the_tags_of_the_contract(trained: TrainedRun) -> None:
-    tags = {line.pop("step"): set(line) - PLACES for line in metrics(trained.folder)}
+def test_logged_steps_have_the_documented_tags(trained: TrainedRun) -> None:
+    tags = {line.pop("step"): set(line) - OPTIONAL_TAGS for line in read_metrics(trained.folder)}
     assert tags == {
         4: TRAINING_TAGS,
         6: VALIDATION_TAGS,
@@ -84,32 +84,32 @@ def test_every_step_logged_has_the_tags_of_the_contract(trained: TrainedRun) -> 
     }
 
 
-def test_tensorboard_shows_the_same_numbers_in_float32(trained: TrainedRun) -> None:
-    events = board(trained.folder)
+def test_tensorboard_scalars_equal_metrics_jsonl_in_float32(trained: TrainedRun) -> None:
+    events = tensorboard_events(trained.folder)
     shown = {(tag, event.step): event.value for tag in events.Tags()["scalars"] for event in events.Scalars(tag)}
     written = {
         (tag, line["step"]): float(np.float32(value))
-        for line in metrics(trained.folder)
+        for line in read_metrics(trained.folder)
         for tag, value in line.items()
         if tag not in ("step", "findings")
     }
     assert shown == written
 
 
-def test_tensorboard_shows_the_counts_and_images(trained: TrainedRun) -> None:
-    tags = board(trained.folder)
+def test_tensorboard_has_histograms_of_counts_and_images(trained: TrainedRun) -> None:
+    tags = tensorboard_events(trained.folder)
     assert tags.Tags()["histograms"] == ["codebook/counts"]
     assert tags.Tags()["images"] == ["reconstruction/images"]
     assert [event.step for event in tags.Histograms("codebook/counts")] == [6, 12]
     assert [(image.step, image.height) for image in tags.Images("reconstruction/images")] == [(6, 17), (12, 17)]
-    # A histogram over codes: as many entries as there are codes, and their hits add up to the tokens.
+    # The histogram has one entry per code, and its sum is the number of tokens.
     histogram = tags.Histograms("codebook/counts")[-1].histogram_value
     assert (histogram.num, histogram.sum) == (16, 6 * 16)
 
 
-def test_the_summary_says_how_it_ended(trained: TrainedRun) -> None:
+def test_summary_has_best_and_final_metrics(trained: TrainedRun) -> None:
     summary = json.loads((trained.folder / "summary.json").read_text())
-    passes = {line["step"]: line for line in metrics(trained.folder) if "codebook/usage" in line}
+    passes = {line["step"]: line for line in read_metrics(trained.folder) if "codebook/usage" in line}
     best = min(passes, key=lambda step: passes[step]["validation/loss/reconstruction"])
     assert set(summary) == {"name", "steps", "seconds", "best_metric", "best_step", "best", "final"}
     assert (summary["name"], summary["steps"], summary["best_step"]) == ("tiny", 12, best)
@@ -119,7 +119,7 @@ def test_the_summary_says_how_it_ended(trained: TrainedRun) -> None:
     assert summary["seconds"] > 0
 
 
-def test_the_config_in_the_run_repeats_it(trained: TrainedRun) -> None:
+def test_config_of_the_run_is_resolved(trained: TrainedRun) -> None:
     settings = load_config(trained.folder / "config.yaml")
     assert settings.data.path == str(trained.data)
     assert (settings.data.layout, settings.data.channels, settings.data.size) == ("CHW", 1, [8, 8])
@@ -129,90 +129,93 @@ def test_the_config_in_the_run_repeats_it(trained: TrainedRun) -> None:
     assert settings.training == load_config(trained.config).training
 
 
-def test_relative_paths_are_stored_absolute(here: Path, vqtool: Command) -> None:
+def test_relative_paths_are_stored_absolute(workdir: Path, vqtool: Command) -> None:
     np.save("held_out.npy", np.load("images.npy")[:5])
-    done = vqtool(
+    result = vqtool(
         "train", "--config", "tiny.yaml", "--set", "data.validation=held_out.npy", "--set", "training.steps=1"
     )
-    assert done.code == 0
-    data = load_config(here / "runs/tiny/config.yaml").data
-    assert (data.path, data.validation) == (str(here / "images.npy"), str(here / "held_out.npy"))
+    assert result.code == 0
+    data = load_config(workdir / "runs/tiny/config.yaml").data
+    assert (data.path, data.validation) == (str(workdir / "images.npy"), str(workdir / "held_out.npy"))
 
 
-# What it says.
+# Output
 
 
-def test_the_closing_table_names_the_figures_the_run_and_the_next_commands(here: Path, vqtool: Command) -> None:
-    done = vqtool("train", "--config", "tiny.yaml", "--set", "training.steps=1")
-    assert done.code == 0
+def test_output_has_final_metrics_run_directory_and_next_commands(workdir: Path, vqtool: Command) -> None:
+    result = vqtool("train", "--config", "tiny.yaml", "--set", "training.steps=1")
+    assert result.code == 0
     for words in ("validation/loss/reconstruction", "codebook/usage", "codebook/perplexity", "runs/tiny"):
-        assert words in done.out
-    assert "vqtool encode runs/tiny" in done.out
-    assert "vqtool inspect runs/tiny" in done.out
-    reading, start, validation, *_ = done.err.splitlines()
+        assert words in result.out
+    assert "vqtool encode runs/tiny" in result.out
+    assert "vqtool inspect runs/tiny" in result.out
+    reading, start, validation, *_ = result.err.splitlines()
     assert reading.startswith("data: rows (1, 8, 8) float32, layout CHW, values, normalize global; 54 ")
     assert "k-means" in start
     assert "val_reconstruction" in validation
 
 
-def test_the_closing_table_tells_the_collision_rate_of_vectors(here: Path, vqtool: Command) -> None:
+def test_output_has_the_collision_rate_if_samples_are_vectors(workdir: Path, vqtool: Command) -> None:
     np.save("vectors.npy", np.random.default_rng(0).random((60, 6), dtype=np.float32))
     images = ["--config", "tiny.yaml", "--set", "training.steps=1"]
     assert "codebook/collision_rate" not in vqtool("train", *images).out
     rows = ["--set", "data.path=vectors.npy", "--set", "model.encoder={kind: identity}", "--set", "name=rows"]
-    done = vqtool("train", *images, *rows, "--set", "model.quantizer.codebook_dim=auto")
-    assert done.code == 0
-    rate = metrics(here / "runs/rows")[-1]["codebook/collision_rate"]
-    (line,) = (line for line in done.out.splitlines() if "codebook/collision_rate" in line)
+    result = vqtool("train", *images, *rows, "--set", "model.quantizer.codebook_dim=auto")
+    assert result.code == 0
+    rate = read_metrics(workdir / "runs/rows")[-1]["codebook/collision_rate"]
+    (line,) = (line for line in result.out.splitlines() if "codebook/collision_rate" in line)
     assert line.split().count(f"{rate:.2%}") == 2
 
 
-def test_json_is_one_object_and_the_messages_are_elsewhere(here: Path, vqtool: Command) -> None:
-    done = vqtool("train", "--config", "tiny.yaml", "--set", "training.steps=1", "--json")
-    assert done.code == 0
-    assert json.loads(done.out) == {"run": "runs/tiny", **json.loads((here / "runs/tiny/summary.json").read_text())}
-    assert done.out.count("\n") == 1
-    assert "val_reconstruction" in done.err
+def test_json_is_one_object_and_messages_go_to_standard_error(workdir: Path, vqtool: Command) -> None:
+    result = vqtool("train", "--config", "tiny.yaml", "--set", "training.steps=1", "--json")
+    assert result.code == 0
+    assert json.loads(result.out) == {
+        "run": "runs/tiny",
+        **json.loads((workdir / "runs/tiny/summary.json").read_text()),
+    }
+    assert result.out.count("\n") == 1
+    assert "val_reconstruction" in result.err
 
 
-def test_a_name_with_brackets_is_printed_as_it_is(here: Path, vqtool: Command) -> None:
+def test_brackets_in_names_are_printed_literally(workdir: Path, vqtool: Command) -> None:
     shutil.copy("tiny.yaml", "[bold]x[nothing].yaml")
     plan = vqtool("train", "--config", "[bold]x[nothing].yaml", "--dry-run")
     assert "runs/[bold]x[nothing] " in plan.out
-    done = vqtool("train", "--config", "[bold]x[nothing].yaml", "--set", "training.steps=1")
-    assert "  vqtool inspect 'runs/[bold]x[nothing]'\n" in done.out  # as a shell takes it
+    result = vqtool("train", "--config", "[bold]x[nothing].yaml", "--set", "training.steps=1")
+    assert "  vqtool inspect 'runs/[bold]x[nothing]'\n" in result.out  # quoted for the shell
     assert vqtool("inspect", "runs/[bold]x[nothing]").out.startswith("runs/[bold]x[nothing]\n")
 
 
-# A dry run.
+# Dry run
 
 
-def test_a_dry_run_writes_nothing(here: Path, vqtool: Command) -> None:
-    before = tree(here)
-    done = vqtool("train", "--config", "tiny.yaml", "--dry-run")
-    assert done.code == 0
-    assert tree(here) == before
-    assert sorted(path.name for path in here.iterdir()) == ["images.npy", "tiny.yaml"]
+def test_dry_run_writes_nothing(workdir: Path, vqtool: Command) -> None:
+    before = read_tree(workdir)
+    result = vqtool("train", "--config", "tiny.yaml", "--dry-run")
+    assert result.code == 0
+    assert read_tree(workdir) == before
+    assert sorted(path.name for path in workdir.iterdir()) == ["images.npy", "tiny.yaml"]
 
 
-def test_a_dry_run_says_what_it_would_do(here: Path, vqtool: Command) -> None:
-    done = vqtool("train", "--config", "tiny.yaml", "--dry-run")
-    assert "54 to train, 6 to validate" in done.out
-    assert "grid (4, 4)" in done.out
-    assert "runs/tiny" in done.out
-    assert "(contains a run)" not in done.out
+def test_dry_run_describes_the_run(workdir: Path, vqtool: Command) -> None:
+    result = vqtool("train", "--config", "tiny.yaml", "--dry-run")
+    assert "54 to train, 6 to validate" in result.out
+    assert "grid (4, 4)" in result.out
+    assert "runs/tiny" in result.out
+    assert "(contains a run)" not in result.out
 
 
-def test_a_dry_run_says_where_a_run_is_in_the_way(finished: Path, vqtool: Command) -> None:
-    before = tree(finished)
+def test_dry_run_says_that_the_directory_contains_a_run(finished: Path, vqtool: Command) -> None:
+    before = read_tree(finished)
     assert "(contains a run)" in vqtool("train", "--config", "tiny.yaml", "--dry-run").out
-    assert tree(finished) == before
+    assert read_tree(finished) == before
 
 
-def test_the_json_of_a_dry_run(here: Path, vqtool: Command) -> None:
-    done = vqtool("train", "--config", "tiny.yaml", "--dry-run", "--json")
-    assert (done.code, done.err, done.out.count("\n")) == (0, "", 1)
-    plan = json.loads(done.out)
+def test_json_of_a_dry_run(workdir: Path, vqtool: Command) -> None:
+    result = vqtool("train", "--config", "tiny.yaml", "--dry-run", "--json")
+    assert (result.code, result.err, result.out.count("\n")) == (0, "", 1)
+    plan = json.loads(result.out)
     assert (plan["run_dir"], plan["exists"], plan["device"]) == ("runs/tiny", False, "cpu")
     assert (plan["training_samples"], plan["validation_samples"], plan["steps"]) == (54, 6, 12)
     assert (plan["grid"], plan["codebook_sizes"], plan["bits_per_sample"]) == ([4, 4], [16], 64.0)
@@ -220,20 +223,20 @@ def test_the_json_of_a_dry_run(here: Path, vqtool: Command) -> None:
     assert plan["memory_bytes"] > 4 * 4 * plan["parameters"] > 0
 
 
-def test_a_model_that_does_not_fit_in_memory_is_refused(here: Path, vqtool: Command) -> None:
+def test_model_that_does_not_fit_memory_exits_with_2(workdir: Path, vqtool: Command) -> None:
     huge = ["model.quantizer.codebook_size=16777216", "model.quantizer.codebook_dim=65536"]
-    done = vqtool("train", "--config", "tiny.yaml", "--dry-run", *(word for one in huge for word in ("--set", one)))
-    assert (done.code, done.out) == (2, "")
-    assert "GB of memory" in done.err
+    result = vqtool("train", "--config", "tiny.yaml", "--dry-run", *(word for one in huge for word in ("--set", one)))
+    assert (result.code, result.out) == (2, "")
+    assert "GB of memory" in result.err
 
 
-def test_a_dry_run_finds_what_training_would(here: Path, vqtool: Command) -> None:
-    done = vqtool("train", "--config", "tiny.yaml", "--dry-run", "--set", "model.encoder.kind=conv1d")
-    assert done.code == 2
-    assert "model.encoder.kind: conv1d takes" in done.err
+def test_dry_run_reports_an_encoder_that_does_not_fit_the_data(workdir: Path, vqtool: Command) -> None:
+    result = vqtool("train", "--config", "tiny.yaml", "--dry-run", "--set", "model.encoder.kind=conv1d")
+    assert result.code == 2
+    assert "model.encoder.kind: conv1d takes" in result.err
 
 
-# What is refused.
+# Refused input
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["train", "dry run"])
@@ -258,121 +261,123 @@ def test_a_dry_run_finds_what_training_would(here: Path, vqtool: Command) -> Non
         (["--config", "tiny.yaml", "--device", "gpu"], "training.device: "),
     ],
 )
-def test_wrong_input_is_2_and_leaves_nothing(
-    arguments: list[str], message: str, dry: list[str], here: Path, vqtool: Command
+def test_wrong_input_exits_with_2_and_writes_nothing(
+    arguments: list[str], message: str, dry: list[str], workdir: Path, vqtool: Command
 ) -> None:
     images = np.load("images.npy")
     np.save("nan.npy", np.stack([images[0], images[1] * np.nan]))
     np.save("wide.npy", np.zeros((4, 1, 8, 9), np.float32))
     np.savez("two.npz", **{"0": images, "b": np.zeros((2, 3), np.float32)})
     Path("text.npy").write_text("not an array")
-    done = vqtool("train", *arguments, *dry)
-    assert (done.code, done.out) == (2, "")
-    assert message in done.err
-    assert done.err.startswith("vqtool: ")
+    result = vqtool("train", *arguments, *dry)
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
+    assert result.err.startswith("vqtool: ")
     assert not Path("runs").exists()
 
 
 @pytest.mark.parametrize("name", ["0", "no", "a: b"])
-def test_key_is_the_name_as_it_is_typed(name: str, here: Path, vqtool: Command) -> None:
+def test_key_option_is_not_parsed_as_yaml(name: str, workdir: Path, vqtool: Command) -> None:
     images = np.load("images.npy")
     np.savez("two.npz", **{name: images, "other": images[:2]})
-    done = vqtool("train", "--config", "tiny.yaml", "--set", "data.path=two.npz", "--key", name, "--dry-run", "--json")
-    assert (done.code, done.err) == (0, "")
-    assert json.loads(done.out)["training_samples"] == 54
+    result = vqtool(
+        "train", "--config", "tiny.yaml", "--set", "data.path=two.npz", "--key", name, "--dry-run", "--json"
+    )
+    assert (result.code, result.err) == (0, "")
+    assert json.loads(result.out)["training_samples"] == 54
 
 
 @pytest.mark.parametrize("run_dir", ["images.npy", "images.npy/run"])
-def test_a_run_directory_that_cannot_be_is_refused(run_dir: str, here: Path, vqtool: Command) -> None:
-    done = vqtool("train", "--config", "tiny.yaml", "--run-dir", run_dir)
-    assert (done.code, done.out) == (2, "")
-    assert run_dir in done.err
+def test_run_directory_that_is_a_file_exits_with_2(run_dir: str, workdir: Path, vqtool: Command) -> None:
+    result = vqtool("train", "--config", "tiny.yaml", "--run-dir", run_dir)
+    assert (result.code, result.out) == (2, "")
+    assert run_dir in result.err
     assert np.load("images.npy").shape == (60, 1, 8, 8)
 
 
-def test_a_loss_that_is_not_finite_is_3_and_says_what_to_try(here: Path, vqtool: Command) -> None:
+def test_non_finite_loss_exits_with_3_and_names_the_learning_rate(workdir: Path, vqtool: Command) -> None:
     wild = ["learning_rate=1e30", "gradient_clip=null", "warmup_steps=0"]
-    done = vqtool("train", "--config", "tiny.yaml", *(word for one in wild for word in ("--set", f"training.{one}")))
-    assert (done.code, done.out) == (3, "")
-    assert "\nvqtool: step 2: the reconstruction loss is NaN or infinite" in done.err
-    assert "training.learning_rate" in done.err
+    result = vqtool("train", "--config", "tiny.yaml", *(word for one in wild for word in ("--set", f"training.{one}")))
+    assert (result.code, result.out) == (3, "")
+    assert "\nvqtool: step 2: the reconstruction loss is NaN or infinite" in result.err
+    assert "training.learning_rate" in result.err
     assert not Path("runs/tiny/summary.json").exists()
 
 
-# A directory that holds a run, or something else.
+# Run directories with contents: --resume and --overwrite
 
 
-def test_a_finished_run_is_refused_naming_both_ways_on(finished: Path, vqtool: Command) -> None:
-    before = tree(finished)
-    done = vqtool("train", "--config", "tiny.yaml")
-    assert (done.code, done.out) == (2, "")
-    assert "runs/tiny" in done.err
-    assert "--resume" in done.err
-    assert "--overwrite" in done.err
-    assert tree(finished) == before
+def test_existing_run_is_refused_with_resume_and_overwrite_named(finished: Path, vqtool: Command) -> None:
+    before = read_tree(finished)
+    result = vqtool("train", "--config", "tiny.yaml")
+    assert (result.code, result.out) == (2, "")
+    assert "runs/tiny" in result.err
+    assert "--resume" in result.err
+    assert "--overwrite" in result.err
+    assert read_tree(finished) == before
 
 
 def test_resume_and_overwrite_exclude_each_other(finished: Path, vqtool: Command) -> None:
-    before = tree(finished)
-    done = vqtool("train", "--config", "tiny.yaml", "--resume", "--overwrite")
-    assert (done.code, done.out) == (2, "")
-    assert "--resume and --overwrite" in done.err
-    assert tree(finished) == before
+    before = read_tree(finished)
+    result = vqtool("train", "--config", "tiny.yaml", "--resume", "--overwrite")
+    assert (result.code, result.out) == (2, "")
+    assert "--resume and --overwrite" in result.err
+    assert read_tree(finished) == before
 
 
-def test_overwrite_replaces_the_run_and_nothing_else(finished: Path, vqtool: Command) -> None:
+def test_overwrite_replaces_the_run_and_keeps_other_files(finished: Path, vqtool: Command) -> None:
     (finished / "notes.txt").write_text("mine")
     (finished / "tokens.npy").write_bytes(b"mine too")
     (old,) = finished.glob("events.out.tfevents.*")
-    done = vqtool("train", "--config", "tiny.yaml", "--overwrite", "--set", "training.steps=2", "--set", "seed=1")
-    assert done.code == 0
+    result = vqtool("train", "--config", "tiny.yaml", "--overwrite", "--set", "training.steps=2", "--set", "seed=1")
+    assert result.code == 0
     assert (finished / "notes.txt").read_text() == "mine"
     assert (finished / "tokens.npy").read_bytes() == b"mine too"
     assert [path.stem for path in (finished / "checkpoints").glob("*.pt")] == ["step-000000002"]
-    assert {line["step"] for line in metrics(finished)} == {2}
+    assert {line["step"] for line in read_metrics(finished)} == {2}
     assert not old.exists()
     assert load_config(finished / "config.yaml").seed == 1
 
 
-def test_overwrite_keeps_the_old_run_until_the_new_one_is_known_to_start(finished: Path, vqtool: Command) -> None:
-    before = tree(finished)
+def test_overwrite_keeps_the_old_run_if_the_new_one_cannot_start(finished: Path, vqtool: Command) -> None:
+    before = read_tree(finished)
     assert vqtool("train", "--config", "tiny.yaml", "--overwrite", "--set", "data.path=gone.npy").code == 2
-    assert tree(finished) == before
+    assert read_tree(finished) == before
 
 
-def test_overwrite_does_not_take_the_config_that_it_reads_for_a_run(here: Path, vqtool: Command) -> None:
-    """`--config config.yaml --run-dir .`: the only file of a run in that folder is the user's own."""
+def test_overwrite_does_not_replace_the_users_config_file(workdir: Path, vqtool: Command) -> None:
+    """With `--config config.yaml --run-dir .` the directory looks like a run, because it has a config.yaml."""
     mine = Path("config.yaml")
     mine.write_text("# my notes\n" + TINY.format(path="images.npy"))
     before = mine.read_text()
-    done = vqtool("train", "--config", mine, "--run-dir", ".", "--overwrite", "--set", "training.steps=1")
-    assert done.code == 2
+    result = vqtool("train", "--config", mine, "--run-dir", ".", "--overwrite", "--set", "training.steps=1")
+    assert result.code == 2
     assert mine.read_text() == before
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "summary.json", "metrics.jsonl", "checkpoints/other.bin"])
-def test_a_folder_that_holds_no_run_loses_nothing_unasked(name: str, here: Path, vqtool: Command) -> None:
-    foreign = here / "mine" / name
+def test_files_in_a_directory_that_is_not_a_run_are_kept(name: str, workdir: Path, vqtool: Command) -> None:
+    foreign = workdir / "mine" / name
     foreign.parent.mkdir(parents=True)
     foreign.write_text("mine")
-    done = vqtool("train", "--config", "tiny.yaml", "--run-dir", "mine", "--set", "training.steps=1")
-    assert done.code == 2 or foreign.read_text() == "mine"
+    result = vqtool("train", "--config", "tiny.yaml", "--run-dir", "mine", "--set", "training.steps=1")
+    assert result.code == 2 or foreign.read_text() == "mine"
     assert foreign.exists()
 
 
-def test_resume_where_there_is_nothing_starts_afresh(here: Path, vqtool: Command) -> None:
-    done = vqtool("train", "--config", "tiny.yaml", "--resume", "--set", "training.steps=1", "--json")
-    assert done.code == 0
-    assert json.loads(done.out)["steps"] == 1
+def test_resume_without_a_run_starts_one(workdir: Path, vqtool: Command) -> None:
+    result = vqtool("train", "--config", "tiny.yaml", "--resume", "--set", "training.steps=1", "--json")
+    assert result.code == 0
+    assert json.loads(result.out)["steps"] == 1
 
 
-def test_resume_of_a_finished_run_says_so_and_is_0(finished: Path, vqtool: Command) -> None:
-    before = tree(finished)
-    done = vqtool("train", "--config", "tiny.yaml", "--resume", "--json")
-    assert done.code == 0
-    assert "finished at step 12" in done.err
-    assert json.loads(done.out) == {"run": "runs/tiny", **json.loads((finished / "summary.json").read_text())}
-    assert tree(finished) == before
+def test_resume_of_a_finished_run_exits_with_0(finished: Path, vqtool: Command) -> None:
+    before = read_tree(finished)
+    result = vqtool("train", "--config", "tiny.yaml", "--resume", "--json")
+    assert result.code == 0
+    assert "finished at step 12" in result.err
+    assert json.loads(result.out) == {"run": "runs/tiny", **json.loads((finished / "summary.json").read_text())}
+    assert read_tree(finished) == before
 
 
 @pytest.mark.parametrize(
@@ -385,100 +390,100 @@ def test_resume_of_a_finished_run_says_so_and_is_0(finished: Path, vqtool: Comma
         ("name=other", "name was changed from tiny to other"),
     ],
 )
-def test_resume_with_another_setting_names_its_key(override: str, key: str, finished: Path, vqtool: Command) -> None:
-    before = tree(finished)
-    done = vqtool("train", "--config", "tiny.yaml", "--run-dir", finished, "--resume", "--set", override)
-    assert (done.code, done.out) == (2, "")
-    assert key in done.err
-    assert tree(finished) == before
+def test_resume_with_a_changed_setting_names_its_key(override: str, key: str, finished: Path, vqtool: Command) -> None:
+    before = read_tree(finished)
+    result = vqtool("train", "--config", "tiny.yaml", "--run-dir", finished, "--resume", "--set", override)
+    assert (result.code, result.out) == (2, "")
+    assert key in result.err
+    assert read_tree(finished) == before
 
 
 def test_resume_extends_a_run_to_more_steps(finished: Path, vqtool: Command) -> None:
     more = ["training.steps=16", "training.log_every=2", "training.validate_every=8"]
     sets = [word for one in more for word in ("--set", one)]
-    done = vqtool("train", "--config", "tiny.yaml", "--resume", "--json", *sets)
-    assert done.code == 0
-    assert json.loads(done.out)["steps"] == 16
-    assert [line["step"] for line in metrics(finished)] == [4, 6, 8, 12, 14, 16]
-    events = board(finished)
+    result = vqtool("train", "--config", "tiny.yaml", "--resume", "--json", *sets)
+    assert result.code == 0
+    assert json.loads(result.out)["steps"] == 16
+    assert [line["step"] for line in read_metrics(finished)] == [4, 6, 8, 12, 14, 16]
+    events = tensorboard_events(finished)
     assert [event.step for event in events.Scalars("validation/loss/total")] == [6, 12, 16]
     assert load_config(finished / "config.yaml").training.steps == 16
 
 
-def test_a_run_that_never_reached_a_checkpoint_starts_afresh(finished: Path, vqtool: Command) -> None:
+def test_resume_without_a_checkpoint_starts_again(finished: Path, vqtool: Command) -> None:
     shutil.rmtree(finished / "checkpoints")
     (finished / "summary.json").unlink()
     assert vqtool("train", "--config", "tiny.yaml", "--resume").code == 0
-    assert [line["step"] for line in metrics(finished)] == [4, 6, 8, 12]
-    assert [event.step for event in board(finished).Scalars("validation/loss/total")] == [6, 12]
+    assert [line["step"] for line in read_metrics(finished)] == [4, 6, 8, 12]
+    assert [event.step for event in tensorboard_events(finished).Scalars("validation/loss/total")] == [6, 12]
 
 
-def test_resume_drops_what_was_logged_after_the_checkpoint(finished: Path, vqtool: Command) -> None:
-    """As after a crash between step 8 and the next checkpoint, in the middle of a line."""
+def test_resume_removes_log_lines_after_the_checkpoint(finished: Path, vqtool: Command) -> None:
+    """The files are as after a crash that interrupted the write of a line after step 8."""
     (finished / "checkpoints" / "step-000000012.pt").unlink()
     (finished / "summary.json").unlink()
     lines = (finished / "metrics.jsonl").read_text().splitlines()
     (finished / "metrics.jsonl").write_text("\n".join([*lines[:3], lines[3][:20]]))
     assert vqtool("train", "--config", "tiny.yaml", "--resume").code == 0
-    assert [line["step"] for line in metrics(finished)] == [4, 6, 8, 12]
-    events = board(finished)
+    assert [line["step"] for line in read_metrics(finished)] == [4, 6, 8, 12]
+    events = tensorboard_events(finished)
     assert [event.step for event in events.Scalars("loss/total")] == [4, 8, 12]
     assert [event.step for event in events.Scalars("validation/loss/total")] == [6, 12]
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"a longer piece of junk"])
-def test_a_damaged_checkpoint_is_named(content: bytes, finished: Path, vqtool: Command) -> None:
+def test_damaged_checkpoint_is_skipped_with_a_message(content: bytes, finished: Path, vqtool: Command) -> None:
     (finished / "summary.json").unlink()
     newest = finished / "checkpoints" / "step-000000012.pt"
     newest.write_bytes(content)
-    done = vqtool("train", "--config", "tiny.yaml", "--resume")
-    assert done.code == 0
-    assert "runs/tiny/checkpoints/step-000000012.pt: damaged" in done.err
+    result = vqtool("train", "--config", "tiny.yaml", "--resume")
+    assert result.code == 0
+    assert "runs/tiny/checkpoints/step-000000012.pt: damaged" in result.err
     (finished / "summary.json").unlink()
     for path in (finished / "checkpoints").glob("*.pt"):
         path.write_bytes(content)
-    done = vqtool("train", "--config", "tiny.yaml", "--resume")
-    assert (done.code, done.out) == (2, "")
-    assert "no usable checkpoint" in done.err
+    result = vqtool("train", "--config", "tiny.yaml", "--resume")
+    assert (result.code, result.out) == (2, "")
+    assert "no usable checkpoint" in result.err
 
 
-# Stopping.
+# Signals
 
 
 @pytest.fixture
-def interrupted(here: Path, vqtool: Command, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run that was stopped after its first step, before any validation."""
+def interrupted(workdir: Path, vqtool: Command, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that SIGTERM stopped after its first step, before any validation."""
     with monkeypatch.context() as patch:
         stop_in_step(patch, 1)
-        done = vqtool("train", "--config", "tiny.yaml")
-    assert done.code == 143
-    assert "\nvqtool: stopped by SIGTERM after step 1; checkpoint saved" in done.err
-    run = here / "runs" / "tiny"
+        result = vqtool("train", "--config", "tiny.yaml")
+    assert result.code == 143
+    assert "\nvqtool: stopped by SIGTERM after step 1; checkpoint saved" in result.err
+    run = workdir / "runs" / "tiny"
     assert [path.name for path in (run / "checkpoints").glob("*.pt")] == ["step-000000001.pt"]
     return run
 
 
-def test_a_run_stopped_before_its_first_validation_has_no_model_yet(interrupted: Path, vqtool: Command) -> None:
+def test_run_stopped_before_its_first_validation_has_no_model(interrupted: Path, vqtool: Command) -> None:
     for arguments in (["encode", interrupted, "--out", "t.npy"], ["eval", interrupted], ["inspect", interrupted]):
-        done = vqtool(*arguments)
-        assert (done.code, done.out) == (2, "")
-        assert f"{interrupted}: has no model.safetensors yet" in done.err
+        result = vqtool(*arguments)
+        assert (result.code, result.out) == (2, "")
+        assert f"{interrupted}: has no model.safetensors yet" in result.err
     assert not Path("t.npy").exists()
 
 
-def test_a_stopped_run_resumes_to_the_same_model(interrupted: Path, trained: TrainedRun, vqtool: Command) -> None:
+def test_resume_of_a_stopped_run_gives_the_same_model(interrupted: Path, trained: TrainedRun, vqtool: Command) -> None:
     assert vqtool("train", "--config", "tiny.yaml", "--resume").code == 0
     assert (interrupted / "model.safetensors").read_bytes() == (trained.folder / "model.safetensors").read_bytes()
 
 
-def test_a_stopped_run_ends_where_it_stands_with_a_model_or_is_refused(interrupted: Path, vqtool: Command) -> None:
-    done = vqtool("train", "--config", "tiny.yaml", "--resume", "--set", "training.steps=1")
-    assert done.code in (0, 2)
-    assert (done.code == 0) == (interrupted / "model.safetensors").exists()
+def test_stopped_run_can_end_at_its_step_only_with_a_model(interrupted: Path, vqtool: Command) -> None:
+    result = vqtool("train", "--config", "tiny.yaml", "--resume", "--set", "training.steps=1")
+    assert result.code in (0, 2)
+    assert (result.code == 0) == (interrupted / "model.safetensors").exists()
 
 
-def test_signals_save_and_resume_finishes(here: Path, vqtool: Command) -> None:
-    """Both signals at once, to share the time that two processes take to start."""
+def test_signals_save_a_checkpoint_that_resume_continues(workdir: Path, vqtool: Command) -> None:
+    """Two processes run at the same time, one per signal, to save time."""
     numbers = {"a": signal.SIGINT, "b": signal.SIGTERM}
     command = ["train", "--config", "tiny.yaml", "--set", "training.steps=300", "--json"]
     processes = {
@@ -497,13 +502,15 @@ def test_signals_save_and_resume_finishes(here: Path, vqtool: Command) -> None:
     finally:
         for process in processes.values():
             process.kill()
-    seldom = [word for every in ("log", "validate", "checkpoint") for word in ("--set", f"training.{every}_every=300")]
+    rare_logging = [
+        word for every in ("log", "validate", "checkpoint") for word in ("--set", f"training.{every}_every=300")
+    ]
     for name, (out, err, code) in ends.items():
         assert (out, code) == ("", 128 + numbers[name])
         assert "Traceback" not in err
         step = int(max(Path(name, "checkpoints").iterdir()).stem.removeprefix("step-"))
         assert f"stopped by {numbers[name].name} after step {step}; checkpoint saved" in err
-        resumed = vqtool(*command, *seldom, "--run-dir", name, "--resume")
+        resumed = vqtool(*command, *rare_logging, "--run-dir", name, "--resume")
         assert resumed.code == 0
         assert json.loads(resumed.out)["steps"] == 300
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training import assert_same, resign, tiny
+from tests.training import assert_equal_states, update_checkpoint_marker, tiny_settings
 from vqtool.errors import CheckpointError, DataError
 from vqtool.runs.run_directory import RunDirectory
 from vqtool.runs import checkpoint as checkpoint_module
@@ -27,12 +27,12 @@ def state_at(step: int) -> TrainingState:
         step=step,
         model={"weight": torch.rand(3, 4), "counts": torch.arange(5)},
         optimizer={"state": {0: {"step": torch.tensor(2.0)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
-        last=Validation(None, {}),
-        pending={"loss/total": 0.5},
-        early=False,
+        last_validation=Validation(None, {}),
+        pending_metrics={"loss/total": 0.5},
+        init_was_early=False,
         seconds=1.5,
         data_sha256="0" * 64,
-        codes=[torch.rand(5, 2), None],
+        last_codes=[torch.rand(5, 2), None],
     )
 
 
@@ -53,7 +53,7 @@ def loaded(run: RunDirectory) -> TrainingState:
 def test_a_state_comes_back_whole(run: RunDirectory) -> None:
     state = state_at(7)
     save_checkpoint(run, state, keep=1)
-    assert_same(vars(loaded(run)), vars(state))
+    assert_equal_states(vars(loaded(run)), vars(state))
 
 
 def test_the_newest_is_loaded(run: RunDirectory) -> None:
@@ -93,11 +93,11 @@ def test_one_of_the_same_step_takes_its_place_at_once(run: RunDirectory, monkeyp
         patch.setattr(checkpoint_module, "write_json", killed)
         with pytest.raises(KeyboardInterrupt):
             save_checkpoint(run, state_at(5), keep=1)
-    assert_same(vars(loaded(run)), vars(first))
+    assert_equal_states(vars(loaded(run)), vars(first))
     for _ in range(3):
         again = state_at(5)
         save_checkpoint(run, again, keep=1)
-        assert_same(vars(loaded(run)), vars(again))
+        assert_equal_states(vars(loaded(run)), vars(again))
         assert len(list(run.checkpoints.iterdir())) == 2
 
 
@@ -121,7 +121,7 @@ def test_what_is_none_of_ours_stays(run: RunDirectory) -> None:
 
 
 def test_training_keeps_as_many_as_asked_for(tmp_path: Path) -> None:
-    train(tiny(tmp_path, checkpoint_every=2, keep_checkpoints=3), tmp_path / "run")
+    train(tiny_settings(tmp_path, checkpoint_every=2, keep_checkpoints=3), tmp_path / "run")
     assert steps(RunDirectory(tmp_path / "run")) == [4, 6, 8]
 
 
@@ -194,7 +194,7 @@ def test_a_missing_part_is_told_too(run: RunDirectory, kind: str) -> None:
 
 
 def test_where_none_is_whole_nothing_is_begun_anew(tmp_path: Path) -> None:
-    settings = tiny(tmp_path)
+    settings = tiny_settings(tmp_path)
     train(settings, tmp_path / "run")
     run = RunDirectory(tmp_path / "run")
     run.summary.unlink()
@@ -218,7 +218,7 @@ def test_what_is_no_checkpoint_is_no_traceback_and_no_code_runs(run: RunDirector
     save_checkpoint(run, state_at(3), keep=1)
     path = run.checkpoints / "step-000000003.pt"
     torch.save(content, path)
-    resign(path)
+    update_checkpoint_marker(path)
     lines: list[str] = []
     with pytest.raises(CheckpointError, match="no usable checkpoint"):
         load_checkpoint(run, lines.append)
@@ -235,7 +235,7 @@ def write_pair(run: RunDirectory, pair: dict[str, dict[str, Any]]) -> None:
     path = run.checkpoints / "step-000000003.pt"
     torch.save(pair["pt"], path)
     path.with_suffix(".json").write_text(json.dumps(pair["json"]))
-    resign(path)
+    update_checkpoint_marker(path)
 
 
 def test_checkpoint_and_marker_have_the_format_version(run: RunDirectory) -> None:
@@ -277,7 +277,7 @@ def test_a_missing_format_version_is_refused(run: RunDirectory, kind: str) -> No
 
 @pytest.mark.parametrize("kind", ["pt", "json"])
 def test_a_run_goes_on_from_the_one_before_a_damaged_one(tmp_path: Path, kind: str) -> None:
-    settings = tiny(tmp_path)
+    settings = tiny_settings(tmp_path)
     train(settings, tmp_path / "run")
     run = RunDirectory(tmp_path / "run")
     model, last = run.model.read_bytes(), run.checkpoints / f"step-000000008.{kind}"
@@ -285,10 +285,10 @@ def test_a_run_goes_on_from_the_one_before_a_damaged_one(tmp_path: Path, kind: s
     last.write_bytes(flip(last.read_bytes()))
     run.summary.unlink()
     lines: list[str] = []
-    train(settings, tmp_path / "run", resume=True, say=lines.append)
+    train(settings, tmp_path / "run", resume=True, log=lines.append)
     assert any("step-000000008" in line and "skipped" in line for line in lines)
     assert run.model.read_bytes() == model
     after = load_checkpoint(run)
     assert before is not None
     assert after is not None
-    assert_same((after.model, after.optimizer), (before.model, before.optimizer))
+    assert_equal_states((after.model, after.optimizer), (before.model, before.optimizer))

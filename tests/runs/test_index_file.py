@@ -17,8 +17,8 @@ from vqtool.runs.index_file import (
     index_dtype,
     manifest_path,
     read_indices,
-    writing_array,
-    writing_indices,
+    atomic_write_array,
+    atomic_write_indices,
 )
 
 MANIFEST = Manifest(
@@ -43,7 +43,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def write(path: Path, indices: np.ndarray, manifest: Manifest) -> None:
-    with writing_indices(path, manifest.shape, manifest.dtype, lambda: manifest) as array:
+    with atomic_write_indices(path, manifest.shape, manifest.dtype, lambda: manifest) as array:
         array[:] = indices
 
 
@@ -108,7 +108,7 @@ def test_equal_indices_are_equal_bytes(path: Path, tmp_path: Path) -> None:
 
 
 def write_half(path: Path) -> None:
-    with writing_indices(path, MANIFEST.shape, MANIFEST.dtype, lambda: MANIFEST) as array:
+    with atomic_write_indices(path, MANIFEST.shape, MANIFEST.dtype, lambda: MANIFEST) as array:
         array[:3] = 0
         raise KeyboardInterrupt
 
@@ -290,7 +290,7 @@ def test_there_are_no_indices_without_their_manifest(path: Path, monkeypatch: py
     monkeypatch.setattr("vqtool.runs.index_file.to_json", full)
     with (
         pytest.raises(DataError, match=r"tokens\.json: cannot be written: No space left"),
-        writing_indices(path, manifest.shape, manifest.dtype, lambda: manifest) as array,
+        atomic_write_indices(path, manifest.shape, manifest.dtype, lambda: manifest) as array,
     ):
         array[:] = 0
     assert (path.read_bytes(), manifest_path(path).read_bytes()) == before
@@ -307,7 +307,7 @@ def test_where_there_is_no_room_the_array_is_refused_before_it_is_filled(
     before = path.read_bytes()
     with (
         pytest.raises(DataError, match=r"tokens\.npy: cannot be written: No space left"),
-        writing_array(path, (1000, 1000), np.dtype(np.uint8)),
+        atomic_write_array(path, (1000, 1000), np.dtype(np.uint8)),
     ):
         pytest.fail("there was no room")
     assert path.read_bytes() == before

@@ -75,8 +75,8 @@ def test_clear_removes_a_run_and_nothing_else(trained: TrainedRun, tmp_path: Pat
 
 
 def test_two_processes_cannot_claim_one_folder(run: RunDirectory) -> None:
-    again = f"from vqtool.runs.run_directory import RunDirectory\nwith RunDirectory({str(run.folder)!r}).claimed(): print('claimed')"
-    with run.claimed():
+    again = f"from vqtool.runs.run_directory import RunDirectory\nwith RunDirectory({str(run.folder)!r}).locked(): print('claimed')"
+    with run.locked():
         second = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True)
         assert "another process is training in this directory" in second.stderr
     third = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True)
@@ -87,7 +87,7 @@ def test_claiming_removes_what_a_killed_process_left_and_nothing_else(run: RunDi
     left = [".config.yaml.part", ".model.safetensors.part", ".metrics.jsonl.part", ".events.out.tfevents.1.host.part"]
     for name in [*left, "checkpoints/.step-000000003.pt.part", ".notes.part", "checkpoints/mine.part"]:
         (run.folder / name).write_text("half")
-    with run.claimed():
+    with run.locked():
         pass
     names = sorted(str(path.relative_to(run.folder)) for path in run.folder.rglob("*.part"))
     assert names == [".notes.part", "checkpoints/mine.part"]
@@ -100,11 +100,11 @@ def test_links_and_devices_are_no_files_of_a_run(run: RunDirectory, tmp_path: Pa
         path.rmdir()
     path.unlink(missing_ok=True)
     path.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(CheckpointError, match=f"{name}: is a link or a device"), run.claimed():
+    with pytest.raises(CheckpointError, match=f"{name}: is a link or a device"), run.locked():
         pytest.fail("claimed")
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(CheckpointError, match=f"{name}: is a link or a device"), run.claimed():
+    with pytest.raises(CheckpointError, match=f"{name}: is a link or a device"), run.locked():
         pytest.fail("claimed")
 
 
@@ -112,7 +112,7 @@ def test_links_and_devices_are_no_files_of_a_run(run: RunDirectory, tmp_path: Pa
 def test_a_line_of_the_log_that_is_none_is_passed_over(run: RunDirectory, line: str) -> None:
     good = '{"step": 3, "validation/loss/total": 1.5, "x": "y", "findings": []}'
     run.metrics.write_text(f"{line} validation/loss/total\n{good}\n")
-    assert run.validations() == [{"step": 3, "validation/loss/total": 1.5, "findings": []}]
+    assert run.read_validations() == [{"step": 3, "validation/loss/total": 1.5, "findings": []}]
 
 
 def test_lines_far_too_long_are_passed_over_and_never_held(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,12 +120,12 @@ def test_lines_far_too_long_are_passed_over_and_never_held(run: RunDirectory, mo
     first, last = '{"step": 1, "loss/total": 1.5}', '{"step": 2, "loss/total": 0.5}'
     for long in ("x" * 39, "x" * 40, "x" * 79, "x" * 80, '{"step": 9}' + " " * 200, " " * 40 + '{"step": 9}'):
         run.metrics.write_text(f"{first}\n{long}\n{last}\n")
-        assert [line["step"] for line in run.logged()] == [1, 2]
-        assert max(len(line) for line in run.lines()) <= 40
+        assert [line["step"] for line in run.read_metrics()] == [1, 2]
+        assert max(len(line) for line in run.metrics_lines()) <= 40
         run.metrics.write_text(f"{first}\n{long}")
-        assert [line["step"] for line in run.logged()] == [1]
+        assert [line["step"] for line in run.read_metrics()] == [1]
     run.metrics.write_text(f"{first}\n{last}")
-    assert [line["step"] for line in run.logged()] == [1, 2]
+    assert [line["step"] for line in run.read_metrics()] == [1, 2]
 
 
 @pytest.mark.parametrize("lacking", ["name", "severity", "message"])
@@ -135,11 +135,11 @@ def test_findings_without_a_name_a_severity_and_a_message_are_none(lacking: str,
     odd = {key: instead if key == lacking else value for key, value in whole.items() if key != lacking or instead}
     line = {"step": 3, "validation/loss/total": 1.5}
     run.metrics.write_text("".join(f"{json.dumps(line | {'findings': [each]})}\n" for each in (odd, whole)))
-    assert run.validations() == [line, line | {"findings": [whole]}]
+    assert run.read_validations() == [line, line | {"findings": [whole]}]
 
 
 def test_a_claim_that_comes_to_nothing_leaves_nothing(tmp_path: Path) -> None:
-    with RunDirectory(tmp_path / "new").claimed():
+    with RunDirectory(tmp_path / "new").locked():
         assert (tmp_path / "new").is_dir()
     assert not (tmp_path / "new").exists()
 

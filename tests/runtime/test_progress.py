@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from vqtool.runtime.progress import Bar, LineWriter, duration, pass_bar, step_bar, with_progress
+from vqtool.runtime.progress import Bar, LineWriter, format_duration, pass_bar, step_bar, with_progress
 
 PATIENCE = 20
 
@@ -182,7 +182,7 @@ def test_names_are_made_printable(clock: Clock, capsys: pytest.CaptureFixture[st
     ],
 )
 def test_durations(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
+    assert format_duration(seconds) == words
 
 
 # Processes that are forked

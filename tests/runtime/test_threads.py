@@ -242,14 +242,14 @@ def test_threads_start_in_a_child_process_that_was_forked_while_others_started()
     def start() -> None:
         single_threaded_pool(1).shutdown()
 
-    with vqtool.runtime.threads._lock:
+    with vqtool.runtime.threads._num_threads_lock:
         child = forked(start)
     assert ended_well(child)
 
 
 @forks
 def test_a_search_works_in_a_child_process_that_was_forked_after_one(two_threads, monkeypatch):
-    monkeypatch.setattr("vqtool.runtime.threads._THREAD", 1)
+    monkeypatch.setattr("vqtool.runtime.threads._SCORES_PER_THREAD", 1)
     vectors, codes = random_normal(0, 40, 6), random_normal(1, 200, 6)
     expected = brute_force(vectors, codes)
     assert torch.equal(nearest_codes(vectors, codes), expected)

@@ -1,4 +1,4 @@
-"""The command line, a thin skin: one file a command."""
+"""The command line: one file per command. A command parses options, calls one function and prints the result."""
 
 import atexit
 import os
@@ -7,62 +7,56 @@ import sys
 from contextlib import suppress
 from typing import Any, NoReturn
 
-_STOPS = (signal.SIGINT, signal.SIGTERM)
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Environment variables that set how idle OpenMP threads wait.
+_OPENMP_WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 
 
 def main() -> None:
-    """The entry point of `vqtool`."""
-    for number in _STOPS:  # before anything else is imported, which can take seconds
-        signal.signal(number, _leave)
+    """Run the command line of `vqtool`, and exit the process."""
+    for number in _STOP_SIGNALS:  # first, because the imports below can take seconds
+        signal.signal(number, _exit_on_signal)
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed from the start, as of a daemon
+        if getattr(sys, name) is None:  # closed by the parent process
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-    _shorten_spinning()
+    # Let idle OpenMP threads sleep early, unless the user chose otherwise. By default GNU OpenMP spins 300,000 times
+    # (some milliseconds) after each parallel region and takes the core from other processes; 10,000 is as fast on an
+    # idle machine (see scripts/README.md). OpenMP reads the environment once, when torch is imported.
+    if not any(name in os.environ for name in _OPENMP_WAIT_VARIABLES):
+        os.environ["GOMP_SPINCOUNT"] = "10000"
     try:
         from vqtool.cli.app import app
 
         app(prog_name="vqtool")
-    except SystemExit as end:
-        _end(end)
+    except SystemExit as exit:
+        _exit_without_teardown(exit)
         raise
     finally:
-        _heed_no_stop()
+        _ignore_stop_signals()
 
 
-# Each of these sets how OpenMP threads wait for work; a user who sets one of them has chosen.
-_WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
+def _exit_without_teardown(exit: SystemExit) -> None:
+    """Exit with the code of `exit`, without the teardown of the interpreter, which takes half a second with PyTorch.
 
-
-def _shorten_spinning() -> None:
-    """Make idle OpenMP threads sleep after a short spin, unless the user set how they wait.
-
-    By default GNU OpenMP spins 300,000 times, some milliseconds, after each parallel region, and takes the core from
-    other processes. 10,000 is as fast on a quiet machine (see scripts/README.md). OpenMP reads the environment once,
-    when torch is imported.
+    Returns if the code is not an integer, or if the output cannot be flushed: then Python reports it.
     """
-    if not any(name in os.environ for name in _WAIT_SETTINGS):
-        os.environ["GOMP_SPINCOUNT"] = "10000"
-
-
-def _end(end: SystemExit) -> None:
-    """Leave at once, if all that was said is out: Python would take half a second to take PyTorch apart."""
-    _heed_no_stop()
-    code = 0 if end.code is None else end.code
+    _ignore_stop_signals()
+    code = 0 if exit.code is None else exit.code
     if isinstance(code, int):
-        atexit._run_exitfuncs()  # what libraries remove, or write, at the end
-        with suppress(OSError, ValueError):  # Python itself says what there is to say of a pipe that is closed
+        atexit._run_exitfuncs()
+        with suppress(OSError, ValueError):  # a closed pipe
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
 
 
-def _heed_no_stop() -> None:
-    """All is done but for Python's own end; what came of it must stay the exit code."""
-    for number in _STOPS:
+def _ignore_stop_signals() -> None:
+    """Ignore SIGINT and SIGTERM: the command is finished, and a signal must not change its exit code."""
+    for number in _STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _leave(number: int, frame: Any) -> NoReturn:
-    # At once: there is nothing to lose where signals are not noted, and an exception might get lost in an import.
+def _exit_on_signal(number: int, frame: Any) -> NoReturn:
+    # Not by an exception, which an import could swallow. Commands with something to save use `deferred_signals`.
     os.write(2, f"vqtool: stopped by {signal.Signals(number).name}\n".encode())
     os._exit(128 + number)

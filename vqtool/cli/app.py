@@ -1,4 +1,4 @@
-"""The command line: its commands, and the one place that prints errors and knows exit codes."""
+"""The Typer app: the list of commands, and the only place that prints errors and maps them to exit codes."""
 
 import signal
 import sys
@@ -18,27 +18,31 @@ from vqtool.errors import Stopped, TrainingError, VqtoolError
 from vqtool.runtime.terminal import escape_control
 from vqtool.runtime.torchrun import rank_info
 
-# For commands without a setting to lower: they work in chunks of a fixed size.
-_ADVICE = "free memory, pass fewer rows, or choose another --device"
+# For commands that have no setting to lower, because they compute in chunks of a fixed size.
+_OUT_OF_MEMORY_ADVICE = "free memory, pass fewer rows, or choose another --device"
 
 
 class Commands(TyperGroup):
-    """Runs a command and turns what can be told to a user into a message and an exit code."""
+    """Runs a command; prints errors that the user can fix and exits with their code. Any other exception is a bug."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except VqtoolError as error:
             rank = rank_info().rank
-            whose = f", process {rank}" if rank else ""
-            sys.stderr.write(f"vqtool{whose}: {error}\n")  # in one piece, for other processes may speak, too
+            process = f", process {rank}" if rank else ""
+            sys.stderr.write(f"vqtool{process}: {error}\n")  # one write: several processes may write at the same time
             raise typer.Exit(_exit_code(error)) from error
-        except (typer.Exit, typer.Abort):  # RuntimeErrors, too
+        except (typer.Exit, typer.Abort):  # both are RuntimeErrors
             raise
         except (MemoryError, RuntimeError) as error:
-            _tell_out_of_memory(error)
+            from vqtool.runtime.memory import is_out_of_memory  # imports torch, which --help must not
+
+            if not is_out_of_memory(error):
+                raise
+            print(f"vqtool: out of memory; {_OUT_OF_MEMORY_ADVICE}", file=sys.stderr)
             raise typer.Exit(2) from error
-        except OSError as error:  # What the system refuses, and nobody expected: a name too long, say.
+        except OSError as error:  # not converted where it was raised, such as a file name that is too long
             name = escape_control(str(error.filename or "")).rstrip()
             print(f"vqtool: {name}{': ' * bool(name)}{error.strerror or error}", file=sys.stderr)
             raise typer.Exit(2) from error
@@ -47,25 +51,10 @@ class Commands(TyperGroup):
             raise typer.Exit(128 + signal.SIGINT) from error
 
 
-def _tell_out_of_memory(error: Exception) -> None:
-    """Say so; raise any other error again."""
-    from vqtool.runtime.memory import is_out_of_memory  # heavy: it imports torch
-
-    if not is_out_of_memory(error):
-        raise error
-    print(f"vqtool: out of memory; {_ADVICE}", file=sys.stderr)
-
-
 def _exit_code(error: VqtoolError) -> int:
     if isinstance(error, Stopped):
         return 128 + error.signal
     return 3 if isinstance(error, TrainingError) else 2
-
-
-def _tell_version(wanted: bool) -> None:
-    if wanted:
-        print(f"vqtool {version('vqtool')}")
-        raise typer.Exit
 
 
 app = typer.Typer(
@@ -77,10 +66,16 @@ app = typer.Typer(
 )
 
 
+def _print_version(requested: bool) -> None:
+    if requested:
+        print(f"vqtool {version('vqtool')}")
+        raise typer.Exit
+
+
 @app.callback()
 def _vqtool(
     _: Annotated[
-        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version and exit.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Train, use and inspect vector-quantized autoencoders."""

@@ -1,11 +1,11 @@
-"""`vqtool decode`."""
+"""The command `vqtool decode`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vqtool.cli.output import DeviceOption, JsonOption, OverwriteOption, RunArgument, print_json, tell
+from vqtool.cli.output import DeviceOption, JsonOption, OverwriteOption, RunArgument, print_json, print_line
 
 
 def decode(
@@ -26,10 +26,10 @@ def decode(
     The array has the units, layout and dtype of the training data.
     """
     from vqtool.inference.tokenizer import load
-    from vqtool.inference.transcode import decode_file
+    from vqtool.inference.decode import decode_file
 
     shape, dtype = decode_file(load(run, device), indices, out, overwrite, levels)
     if as_json:
         print_json({"out": str(out), "shape": shape, "dtype": dtype})
         return
-    tell(f"{out}: {dtype} {shape}")
+    print_line(f"{out}: {dtype} {shape}")

@@ -1,4 +1,4 @@
-"""`vqtool encode`."""
+"""The command `vqtool encode`."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +14,7 @@ from vqtool.cli.output import (
     OverwriteOption,
     RunArgument,
     print_json,
-    tell,
+    print_line,
 )
 from vqtool.runtime.torchrun import rank_info
 
@@ -56,18 +56,19 @@ def encode(
     """
     if extend and not unique:
         raise typer.BadParameter("--extend needs --unique")
-    if unique and (part or rank_info().size > 1):
+    if unique and (part or rank_info().world_size > 1):
         raise typer.BadParameter("--unique needs all rows in one process; run one process without --part")
     from vqtool.inference.parts import Part, encode_part
     from vqtool.inference.tokenizer import load
-    from vqtool.inference.transcode import encode_file, encode_unique_file
+    from vqtool.inference.encode import encode_file
+    from vqtool.inference.semantic_ids import encode_unique_file
 
-    own = Part.parse(part) if part else Part.of_process()
+    this_part = Part.parse(part) if part else Part.from_environment()
     tokenizer = load(run, device)
-    if own:
-        joined = encode_part(tokenizer, out, own, data, key, batch_size, overwrite)
+    if this_part:
+        joined = encode_part(tokenizer, out, this_part, data, key, batch_size, overwrite)
         if joined is None:
-            _tell_part(out, own, as_json)
+            _print_part(out, this_part, as_json)
             return
         manifest = joined
     elif unique:
@@ -77,14 +78,14 @@ def encode(
     if as_json:
         print_json({"out": str(out), **asdict(manifest)})
         return
-    tell(
+    print_line(
         f"{out}: {manifest.dtype} {tuple(manifest.shape)}, grid {tuple(manifest.grid)}; "
         f"manifest: {out.with_suffix('.json')}"
     )
 
 
-def _tell_part(out: Path, part: "Part", as_json: bool) -> None:
+def _print_part(out: Path, part: "Part", as_json: bool) -> None:
     if as_json:
-        print_json({"out": str(out), "part": part.number, "of": part.of, "joined": False})
+        print_json({"out": str(out), "part": part.number, "of": part.total, "joined": False})
     else:
-        tell(f"{out}: part {part.number} of {part.of} written; other parts are missing")
+        print_line(f"{out}: part {part.number} of {part.total} written; other parts are missing")

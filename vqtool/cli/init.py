@@ -1,4 +1,4 @@
-"""`vqtool init`: the shipped recipes."""
+"""The command `vqtool init`."""
 
 import shlex
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vqtool.cli.output import print_rich, table, tell
+from vqtool.cli.output import print_line, print_rich, table
 
 
 def init(
@@ -24,11 +24,11 @@ def init(
     if recipe is None:
         if out is not None or schema:
             raise typer.BadParameter("--out and --schema need a RECIPE to write")
-        print_rich(table([(name, summary) for name, summary in recipes().items()]))
+        print_rich(table(list(recipes().items())))
         return
     written = write_recipe(recipe, out, schema)
     command = f"vqtool train --config {shlex.quote(str(written))}"
     names = f"{written} and {written.with_name('schema.json')}" if schema else f"{written}"
-    tell(f"{names} written; next:")
-    tell(f"  {command}  # on synthetic data")
-    tell(f"  {command} --set data.path=YOUR.npy  # on your own array")
+    print_line(f"{names} written; next:")
+    print_line(f"  {command}  # on synthetic data")
+    print_line(f"  {command} --set data.path=YOUR.npy  # on your own array")

@@ -1,14 +1,13 @@
-"""`vqtool inspect`."""
+"""The command `vqtool inspect`."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vqtool.cli.output import DeviceOption, JsonOption, KeyOption, OverwriteOption, print_json, print_rich, say
+from vqtool.cli.output import DeviceOption, JsonOption, KeyOption, OverwriteOption, log, print_json, print_rich
 from vqtool.errors import VqtoolError
 
 if TYPE_CHECKING:
@@ -38,46 +37,49 @@ def inspect(
         raise typer.BadParameter("needs --report", param_hint="--overwrite")
     from vqtool.inspection import compare, inspect, render, write_report
 
-    faults: list[tuple[Path, VqtoolError]] = []
-    skipped = partial(_leave_out, faults)
+    skipped: list[tuple[Path, VqtoolError]] = []
+
+    def on_skipped(target: Path, error: VqtoolError) -> None:
+        skipped.append((target, error))
+        log(f"vqtool: skipped {target}: {_one_line(error)}")
+
     if report:
-        found = write_report(report, targets, data, key, device, overwrite=overwrite, skipped=skipped)
+        inspections = write_report(report, targets, data, key, device, overwrite=overwrite, on_skipped=on_skipped)
     else:
-        found = inspect(targets, data, key, device, skipped)
+        inspections = inspect(targets, data, key, device, on_skipped)
     if as_json:
-        alone = [inspection.target for inspection in found] == [str(target) for target in targets] and len(found) == 1
-        written = {"report": str(report)} if report else {}
-        print_json((_fields(found[0]) if alone else _of_several(found, faults)) | written)
+        fields = _json_fields(targets, inspections, skipped)
+        print_json(fields | {"report": str(report)} if report else fields)
         return
-    for inspection in found:
+    for inspection in inspections:
         print_rich(render(inspection))
-    if len(found) > 1:
-        print_rich(compare(found))
+    if len(inspections) > 1:
+        print_rich(compare(inspections))
     if report:
         print(f"\nreport: {report}")
 
 
-def _leave_out(faults: list[tuple[Path, VqtoolError]], target: Path, error: VqtoolError) -> None:
-    faults.append((target, error))
-    say(f"vqtool: skipped {target}: {_line(error)}")
-
-
-def _of_several(found: Sequence["Inspection"], faults: Sequence[tuple[Path, VqtoolError]]) -> dict[str, Any]:
+def _json_fields(
+    targets: Sequence[Path], inspections: Sequence["Inspection"], skipped: Sequence[tuple[Path, VqtoolError]]
+) -> dict[str, Any]:
+    """Return the fields of an inspection; for a folder of runs or several targets, a list of all of them."""
+    inspected = [
+        {
+            "target": inspection.target,
+            "tokens": inspection.tokens,
+            "collision_rate": inspection.distinct and inspection.distinct.collision_rate,
+            "levels": [asdict(level) for level in inspection.levels],
+            "findings": [asdict(finding) for finding in inspection.findings],
+        }
+        for inspection in inspections
+    ]
+    if len(targets) == 1 and [fields["target"] for fields in inspected] == [str(targets[0])]:
+        return inspected[0]
     return {
-        "targets": [_fields(inspection) for inspection in found],
-        "skipped": [{"target": str(target), "error": _line(error)} for target, error in faults],
+        "targets": inspected,
+        "skipped": [{"target": str(target), "error": _one_line(error)} for target, error in skipped],
     }
 
 
-def _line(error: VqtoolError) -> str:
+def _one_line(error: VqtoolError) -> str:
     return "; ".join(str(error).splitlines())
-
-
-def _fields(inspection: "Inspection") -> dict[str, Any]:
-    return {
-        "target": inspection.target,
-        "tokens": inspection.tokens,
-        "collision_rate": inspection.distinct and inspection.distinct.collision_rate,
-        "levels": [asdict(level) for level in inspection.levels],
-        "findings": [asdict(finding) for finding in inspection.findings],
-    }

@@ -1,4 +1,4 @@
-"""What commands print, and the options that several of them share."""
+"""Arguments and options that several commands share, and functions that print."""
 
 import json
 import math
@@ -28,50 +28,50 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on standard output; what is no number becomes null, what is no text an escape."""
-    print(json.dumps(_plain(value), allow_nan=False))
+    """Print a value as JSON on standard output. NaN and infinity become null, lone surrogates become escapes."""
+    print(json.dumps(_to_json_value(value), allow_nan=False))
 
 
-def print_rich(value: "RenderableType") -> None:
-    """Tables and text on standard output."""
+def print_rich(renderable: "RenderableType") -> None:
+    """Print a Rich table or text on standard output; 120 columns wide if that is not a terminal."""
     from rich.console import Console
 
     console = Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(highlight=False, width=120)  # a file or a pipe has no width to keep to
-    console.print(value)
+        console = Console(highlight=False, width=120)
+    console.print(renderable)
 
 
-def tell(line: str) -> None:
-    """A line on standard output."""
+def print_line(line: str) -> None:
+    """Print a line on standard output, with control characters escaped."""
     print(escape_control(line))
 
 
-def say(line: str) -> None:
-    """A line on standard error, above any progress bar."""
+def log(line: str) -> None:
+    """Print a line on standard error, above any progress bar, with control characters escaped."""
     from vqtool.runtime.progress import Bar
 
     Bar.write(escape_control(line), file=sys.stderr)
 
 
 def table(rows: list[tuple[str, ...]], header: tuple[str, ...] = ()) -> "RenderableType":
-    """Plain columns, under a header if there is one."""
+    """Return a Rich table without borders; `rows` must not be empty if there is no header."""
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=None, show_header=bool(header), padding=(0, 2, 0, 0))
+    columns = Table(box=None, show_header=bool(header), padding=(0, 2, 0, 0))
     for name in header or rows[0]:
-        made.add_column(name, overflow="fold")
+        columns.add_column(name, overflow="fold")
     for row in rows:
-        made.add_row(*(Text(escape_control(cell)) for cell in row))
-    return made
+        columns.add_row(*(Text(escape_control(cell)) for cell in row))
+    return columns
 
 
-def _plain(value: Any) -> Any:
+def _to_json_value(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _to_json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_to_json_value(item) for item in value]
     if isinstance(value, str):
         return escape_surrogates(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""The shipped configs: complete, commented, and to be changed."""
+"""The shipped recipes: complete, commented configs to start from."""
 
 from difflib import get_close_matches
 from pathlib import Path
@@ -6,23 +6,28 @@ from pathlib import Path
 from vqtool.errors import ConfigError
 from vqtool.runtime.files import atomic_write
 
-# Begins the line that names the schema for editors.
-_MODELINE = "# yaml-language-server"
+# Start of the comment line that names the JSON schema for editors.
+_SCHEMA_LINE = "# yaml-language-server"
 
 
 def recipes() -> dict[str, str]:
-    """The name of each recipe, and the summary in its first comment."""
-    return {path.stem: _summary(path) for path in sorted(_folder().glob("*.yaml"))}
+    """Return the summary of each recipe, which is its first comment line, by name."""
+    summaries = {}
+    for path in sorted(_folder().glob("*.yaml")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        summaries[path.stem] = next(line for line in lines if not line.startswith(_SCHEMA_LINE)).lstrip("# ")
+    return summaries
 
 
 def write_recipe(name: str, out: Path | None = None, schema: bool = False) -> Path:
-    """Write a recipe to `out`, by default <name>.yaml, and return that path.
+    """Write a recipe to `out`, by default NAME.yaml, and return that path.
 
     Args:
         schema: also write schema.json beside it.
 
     Raises:
-        ConfigError: no such recipe, or the file exists, or another schema.json does.
+        ConfigError: there is no such recipe, the file exists, its directory does not, or schema.json exists with other
+            contents.
     """
     names = list(recipes())
     if name not in names:
@@ -37,29 +42,26 @@ def write_recipe(name: str, out: Path | None = None, schema: bool = False) -> Pa
     if schema:
         _write_schema(out.with_name("schema.json"))
     lines = (_folder() / f"{name}.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
-    with atomic_write(out) as part:  # without schema.json beside it, an editor would complain of the line that names it
-        part.write_text("".join(line for line in lines if schema or not line.startswith(_MODELINE)), encoding="utf-8")
+    if not schema:  # an editor would complain about a line that names a missing file
+        lines = [line for line in lines if not line.startswith(_SCHEMA_LINE)]
+    with atomic_write(out) as temp:
+        temp.write_text("".join(lines), encoding="utf-8")
     return out
 
 
-def _write_schema(out: Path) -> None:
+def _write_schema(path: Path) -> None:
     content = (_folder() / "schema.json").read_bytes()
-    if not out.exists():
-        with atomic_write(out) as part:
-            part.write_bytes(content)
-    elif out.read_bytes() != content:
+    if not path.exists():
+        with atomic_write(path) as temp:
+            temp.write_bytes(content)
+    elif path.read_bytes() != content:
         raise ConfigError(
-            f"{out}: already exists with other contents; remove it, or choose another directory with --out"
+            f"{path}: already exists with other contents; remove it, or choose another directory with --out"
         )
 
 
-def _summary(path: Path) -> str:
-    """The first comment that is not for an editor."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return next(line for line in lines if not line.startswith(_MODELINE)).lstrip("# ")
-
-
 def _folder() -> Path:
+    """Return the folder of the recipes: inside an installed package, beside the package in a checkout."""
     package = Path(__file__).parents[1]
-    inside = package / "configs"  # in an installed package; a checkout has the folder beside the package
-    return inside if inside.is_dir() else package.parent / "configs"
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"

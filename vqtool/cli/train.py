@@ -1,4 +1,4 @@
-"""`vqtool train`."""
+"""The command `vqtool train`."""
 
 import json
 import shlex
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vqtool.cli.output import JsonOption, print_json, print_rich, say, table, tell
+from vqtool.cli.output import JsonOption, log, print_json, print_line, print_rich, table
 from vqtool.runtime.torchrun import rank_info
 
 if TYPE_CHECKING:
@@ -44,21 +44,21 @@ def train(
     from vqtool import training
     from vqtool.config import load_config
 
-    pairs = [("training.device", device), ("data.key", key)]
-    short = [f"{name}={json.dumps(value)}" for name, value in pairs if value is not None]
-    settings = load_config(config, [*(overrides or []), *short])
-    speaks = rank_info().rank == 0
+    options = [("training.device", device), ("data.key", key)]
+    option_overrides = [f"{name}={json.dumps(value)}" for name, value in options if value is not None]
+    settings = load_config(config, [*(overrides or []), *option_overrides])
+    is_rank0 = rank_info().rank == 0
     if dry_run:
-        if not speaks:
+        if not is_rank0:
             return
-        plan = training.dry_run(settings, run_dir)
-        print_json(asdict(plan)) if as_json else print_rich(table(_plan_rows(plan)))
+        result = training.dry_run(settings, run_dir)
+        print_json(asdict(result)) if as_json else print_rich(table(_dry_run_rows(result)))
         return
-    folder = run_dir or training.run_folder(settings)
+    folder = run_dir or training.default_run_dir(settings)
     summary = training.train(
-        settings, folder, resume=resume, overwrite=overwrite, allow_data_change=allow_data_change, say=say
+        settings, folder, resume=resume, overwrite=overwrite, allow_data_change=allow_data_change, log=log
     )
-    if not speaks:
+    if not is_rank0:
         return
     if as_json:
         print_json({"run": str(folder), **summary})
@@ -66,10 +66,10 @@ def train(
     print_rich(
         table(_summary_rows(summary), ("", f"best (step {summary['best_step']})", f"last (step {summary['steps']})"))
     )
-    tell("")
-    tell(f"run: {folder} ({summary['seconds']:,.0f} s of training); next:")
-    for following in ("vqtool encode {} --out tokens.npy", "vqtool inspect {}", "tensorboard --logdir {}"):
-        tell("  " + following.format(shlex.quote(str(folder))))
+    print_line("")
+    print_line(f"run: {folder} ({summary['seconds']:,.0f} s of training); next:")
+    for command in ("vqtool encode {} --out tokens.npy", "vqtool inspect {}", "tensorboard --logdir {}"):
+        print_line("  " + command.format(shlex.quote(str(folder))))
 
 
 def _summary_rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -80,39 +80,39 @@ def _summary_rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
         "validation/loss/entropy": "{:.4g}",
         "codebook/usage": "{:.1%}",
         "codebook/perplexity": "{:,.1f}",
-        "codebook/dead": "{:,.1f}",  # of several levels, the mean
+        "codebook/dead": "{:,.1f}",  # the mean over levels
         "codebook/collision_rate": "{:.2%}",
     }
     return [
-        (tag, *(form.format(summary[when][tag]).removesuffix(".0") for when in ("best", "final")))
-        for tag, form in formats.items()
+        (tag, *(number_format.format(summary[when][tag]).removesuffix(".0") for when in ("best", "final")))
+        for tag, number_format in formats.items()
         if tag in summary["final"]
     ]
 
 
-def _plan_rows(plan: "DryRun") -> list[tuple[str, ...]]:
-    spec = plan.spec
-    kind = f"{spec.classes} classes" if spec.classes else f"values, normalize {plan.normalize}"
-    waiting = ", not quantized before the initialisation" if plan.seconds_of_initialisation else ""
+def _dry_run_rows(result: "DryRun") -> list[tuple[str, ...]]:
+    from vqtool.runtime.progress import format_duration  # imports torch, which --help must not
+
+    spec = result.spec
+    kind = f"{spec.classes} classes" if spec.classes else f"values, normalize {result.normalize}"
+    times = [f"{result.seconds_per_step:.2g} s a step", f"{result.seconds_per_validation:.2g} s per validation"]
+    first_loss = "reconstruction"
+    if result.seconds_of_initialisation:
+        times.append(f"initialisation about {format_duration(result.seconds_of_initialisation)}")
+        first_loss = "reconstruction, not quantized before the initialisation"
     return [
-        ("run directory", plan.run_dir + (" (contains a run)" if plan.exists else "")),
-        ("device", plan.device),
+        ("run directory", result.run_dir + (" (contains a run)" if result.exists else "")),
+        ("device", result.device),
         ("data", f"rows {spec.row_shape} {spec.dtype}, layout {spec.layout}, {kind}"),
-        ("samples", f"{plan.training_samples:,} to train, {plan.validation_samples:,} to validate"),
-        ("tokens", f"grid {tuple(plan.grid)}, codebook sizes {plan.codebook_sizes}, codebook dim {plan.codebook_dim}"),
-        ("bits per sample", f"{plan.bits_per_sample:,.1f}"),
-        ("parameters", f"{plan.parameters:,}"),
-        ("length", f"{plan.steps:,} steps, {plan.epochs:,.1f} epochs"),
-        ("time", _time(plan)),
-        ("memory", f"about {plan.memory_bytes / 1e6:,.0f} MB at most, without memory-mapped data"),
-        ("first loss", f"{plan.first_loss:.4g} (reconstruction{waiting})"),
+        ("samples", f"{result.training_samples:,} to train, {result.validation_samples:,} to validate"),
+        (
+            "tokens",
+            f"grid {tuple(result.grid)}, codebook sizes {result.codebook_sizes}, codebook dim {result.codebook_dim}",
+        ),
+        ("bits per sample", f"{result.bits_per_sample:,.1f}"),
+        ("parameters", f"{result.parameters:,}"),
+        ("length", f"{result.steps:,} steps, {result.epochs:,.1f} epochs"),
+        ("time", f"about {format_duration(result.seconds)} ({', '.join(times)})"),
+        ("memory", f"about {result.memory_bytes / 1e6:,.0f} MB at most, without memory-mapped data"),
+        ("first loss", f"{result.first_loss:.4g} ({first_loss})"),
     ]
-
-
-def _time(plan: "DryRun") -> str:
-    from vqtool.runtime.progress import duration
-
-    parts = [f"{plan.seconds_per_step:.2g} s a step", f"{plan.seconds_per_validation:.2g} s per validation"]
-    if plan.seconds_of_initialisation:
-        parts.append(f"initialisation about {duration(plan.seconds_of_initialisation)}")
-    return f"about {duration(plan.seconds)} ({', '.join(parts)})"

@@ -1,7 +1,7 @@
-"""Checkpoints: the state of a training run, for resuming. They contain tensors, numbers and names only.
+"""Checkpoints: the complete state of a training run between two steps, for --resume.
 
-A checkpoint is a .pt file and, written after it, a marker: a JSON file with the name and the SHA-256 of the .pt file. A
-checkpoint without its marker is incomplete.
+A checkpoint is two files: a .pt file that torch.load reads with weights_only=True, and a marker, a JSON file with the
+name and the SHA-256 of the .pt file. The marker is written last: a checkpoint without its marker is incomplete.
 """
 
 import hashlib
@@ -17,17 +17,18 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from vqtool.errors import CheckpointError
-from vqtool.runtime.files import check_format_version, read_json, error_reason, atomic_write, write_json
 from vqtool.runs.run_directory import RunDirectory
+from vqtool.runtime.files import atomic_write, check_format_version, error_reason, read_json, write_json
 
-# Version of the format of a checkpoint and its marker; a reader refuses any other.
+# Version of the format of a checkpoint and its marker; no other version is read.
 FORMAT_VERSION = 1
-# Suffix of the second file of a step that is saved again.
-_AGAIN = "-again"
-# Maximum bytes of a marker.
-_LARGEST_MARKER = 1 << 12
-_RESTART = "use --overwrite to start the run again"
-
+# Suffix of the second of the two possible .pt files of a step (see `save_checkpoint`).
+_SECOND_SUFFIX = "-again"
+_MAX_MARKER_BYTES = 1 << 12
+_REMEDY = "use --overwrite to start the run again"
+# Keys of the .pt file that differ from the names of the fields.
+_FILE_KEYS = {"last_validation": "last", "pending_metrics": "pending", "init_was_early": "early", "last_codes": "codes"}
+_FIELD_NAMES = {key: name for name, key in _FILE_KEYS.items()}
 
 _STRICT = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -38,7 +39,7 @@ class Validation:
     """Result of a validation.
 
     Attributes:
-        step: step after which it ran; None before the first one.
+        step: number of steps taken before it; None: there was no validation yet.
         metrics: logged metrics, by tag.
     """
 
@@ -48,125 +49,127 @@ class Validation:
 
 @dataclass(frozen=True, config=_STRICT)
 class TrainingState:
-    """State of a training run between two steps.
+    """State of a training run between two steps. With the config and the data it determines the rest of the run.
 
     Attributes:
-        step: number of completed steps. Together with the seed it determines the position in the data.
+        step: number of completed steps. With the seed it determines the next batch.
         model, optimizer: state dicts.
-        last: the last validation.
-        pending: metrics of the last step that are not logged yet, whose validation may not have run yet; None: the
-            step is complete.
-        early: whether the codebook was initialised before the sample for it was complete, which depends on
+        last_validation: result of the last validation.
+        pending_metrics: metrics of the last step that are not logged yet, because its validation is not finished; None:
+            nothing is pending.
+        init_was_early: whether the codebook was initialised from fewer latents than configured, because of
             `training.steps`.
         seconds: training time.
         data_sha256: SHA-256 of the data.
-        codes: codes (K, D) of each level at the last validation.
+        last_codes: codes (K, D) of each level at the last validation; None for a level without a codebook.
     """
 
     step: Annotated[int, Field(ge=0, lt=1 << 53)]
     model: dict[str, Any]
     optimizer: dict[str, Any]
-    last: Validation
-    pending: dict[str, _Finite] | None
-    early: bool
+    last_validation: Validation
+    pending_metrics: dict[str, _Finite] | None
+    init_was_early: bool
     seconds: float
     data_sha256: str
-    codes: list[Tensor | None]
+    last_codes: list[Tensor | None]
 
-    def fields(self) -> dict[str, Any]:
-        """The fields as tensors, numbers and names."""
-        return {**vars(self), "last": asdict(self.last)}
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to the content of a .pt file: tensors, numbers, strings, None, lists and dicts."""
+        fields = {**vars(self), "last_validation": asdict(self.last_validation)}
+        return {_FILE_KEYS.get(name, name): value for name, value in fields.items()}
 
     @classmethod
-    def of(cls, fields: dict[str, Any]) -> "TrainingState":
-        """Create a state from its fields."""
-        return cls(**{**fields, "last": Validation(**fields["last"])})
+    def from_dict(cls, content: dict[str, Any]) -> "TrainingState":
+        """Create a state from `to_dict` of another.
+
+        Raises:
+            Exception: of any type, if the content is not that of a state.
+        """
+        fields = {_FIELD_NAMES.get(key, key): value for key, value in content.items()}
+        return cls(**{**fields, "last_validation": Validation(**fields["last_validation"])})
 
 
 def save_checkpoint(run: RunDirectory, state: TrainingState, keep: int) -> None:
-    """Write a checkpoint, then remove all but the last `keep`, and those of later steps, which are now invalid.
+    """Write a checkpoint; then delete those of later steps, and all but the last `keep`.
+
+    A step has two possible .pt files. If the step is saved again, the file that the marker does not name is written, so
+    the old checkpoint stays valid until the marker is replaced.
 
     Raises:
-        DataError: the checkpoint cannot be written; earlier ones are not touched.
+        DataError: the checkpoint cannot be written; existing ones are not touched.
     """
     marker = run.checkpoints / f"step-{state.step:09d}.json"
-    # An earlier checkpoint of the same step stays valid until the marker names the new file.
-    path = next(path for path in _files_of(marker) if _named_in(marker) != path.name)
-    with atomic_write(path) as part:
-        digest = _save({"format_version": FORMAT_VERSION, **state.fields()}, part)
-    write_json(marker, {"format_version": FORMAT_VERSION, "file": path.name, "sha256": digest})
-    markers = _all(run)
-    last = markers.index(marker) + 1
-    for old in markers[: max(0, last - keep)] + markers[last:]:
-        for file in (old, *_files_of(old)):
+    path = next(path for path in _data_paths(marker) if _named_file(marker) != path.name)
+    with atomic_write(path) as temp:
+        sha256 = _save({"format_version": FORMAT_VERSION, **state.to_dict()}, temp)
+    write_json(marker, {"format_version": FORMAT_VERSION, "file": path.name, "sha256": sha256})
+    markers = _marker_paths(run)
+    stop = markers.index(marker) + 1
+    for old_marker in markers[: max(0, stop - keep)] + markers[stop:]:
+        for file in (old_marker, *_data_paths(old_marker)):
             file.unlink(missing_ok=True)
-    for file in _files_of(marker):
+    for file in _data_paths(marker):
         if file != path:
             file.unlink(missing_ok=True)
 
 
-def load_checkpoint(run: RunDirectory, say: Callable[[str], None] = lambda line: None) -> TrainingState | None:
-    """Load the newest usable checkpoint; None if there are no checkpoints.
+def load_checkpoint(run: RunDirectory, log: Callable[[str], None] = lambda line: None) -> TrainingState | None:
+    """Load the newest usable checkpoint; None if the run has no complete checkpoint.
 
     Args:
-        say: called with one line for the user per skipped checkpoint.
+        log: called with one line per skipped checkpoint, which is damaged or incomplete.
 
     Raises:
-        CheckpointError: there are checkpoints, but none is usable.
+        CheckpointError: there are markers, but no usable checkpoint.
     """
-    markers = _all(run)
+    markers = _marker_paths(run)
     for marker in reversed(markers):
         try:
             return _load(marker)
         except CheckpointError as error:
-            say(f"{error}; the checkpoint is skipped")
+            log(f"{error}; the checkpoint is skipped")
     if any(marker.exists() for marker in markers):
-        raise CheckpointError(f"{run.checkpoints}: no usable checkpoint; {_RESTART}")
+        raise CheckpointError(f"{run.checkpoints}: no usable checkpoint; {_REMEDY}")
     return None
 
 
-def _all(run: RunDirectory) -> list[Path]:
-    """Paths of the markers of all checkpoints, existing or not, oldest first."""
-    return sorted({_marker(path) for path in run.checkpoint_files()}, key=_step)
-
-
-def _marker(path: Path) -> Path:
-    """Path of the marker of a file of a checkpoint."""
-    return path.with_name(f"{path.stem.removesuffix(_AGAIN)}.json")
+def _marker_paths(run: RunDirectory) -> list[Path]:
+    """Return the paths of the markers of all checkpoints by step; an incomplete checkpoint has no file there."""
+    markers = {path.with_name(f"{path.stem.removesuffix(_SECOND_SUFFIX)}.json") for path in run.checkpoint_files()}
+    return sorted(markers, key=_step)
 
 
 def _step(marker: Path) -> int:
     return int(marker.stem.removeprefix("step-"))
 
 
-def _files_of(marker: Path) -> list[Path]:
-    """The two possible paths of the .pt file of a marker; the marker names one of them."""
-    return [marker.with_suffix(".pt"), marker.with_name(f"{marker.stem}{_AGAIN}.pt")]
+def _data_paths(marker: Path) -> list[Path]:
+    """Return the two possible paths of the .pt file of a marker."""
+    return [marker.with_suffix(".pt"), marker.with_name(f"{marker.stem}{_SECOND_SUFFIX}.pt")]
 
 
 def _load(marker: Path) -> TrainingState:
-    path = _files_of(marker)[0]
+    paths = _data_paths(marker)
     if not marker.is_file():
-        raise CheckpointError(f"{path}: incomplete checkpoint: marker {marker.name} is missing")
+        raise CheckpointError(f"{paths[0]}: incomplete checkpoint: marker {marker.name} is missing")
     try:
-        said = _said(marker)
+        content = _read_marker(marker)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{marker}: damaged: {error_reason(error)}") from error
-    names = {path.name: path for path in _files_of(marker)}
-    path = names.get(str(said.get("file")), path)
-    if path.name != said.get("file"):
-        raise CheckpointError(f"{marker}: damaged: file: expected {' or '.join(names)}")
+    path = next((path for path in paths if path.name == content.get("file")), None)
+    if path is None:
+        raise CheckpointError(f"{marker}: damaged: file: expected {' or '.join(path.name for path in paths)}")
     try:
         if not path.is_file():
             raise CheckpointError(f"{path}: missing, although {marker.name} names it")
         with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if digest != said.get("sha256"):
+            if hashlib.file_digest(file, "sha256").hexdigest() != content.get("sha256"):
                 raise CheckpointError(f"{path}: damaged: SHA-256 does not match {marker.name}")
             file.seek(0)
             fields = torch.load(file, map_location="cpu", weights_only=True)
         _check_version(path, fields.pop("format_version", None))
-        state = TrainingState.of(fields)
+        state = TrainingState.from_dict(fields)
         if state.step != _step(marker):
             raise ValueError("the step differs from the one in the file name")
         return state
@@ -176,48 +179,48 @@ def _load(marker: Path) -> TrainingState:
         raise CheckpointError(f"{path}: damaged: does not contain a training state") from error
 
 
-def _check_version(path: Path, found: Any) -> None:
-    check_format_version(path, found, FORMAT_VERSION, "checkpoint", _RESTART, CheckpointError)
-
-
-def _said(marker: Path) -> dict[str, Any]:
-    content = read_json(marker, _LARGEST_MARKER)
+def _read_marker(marker: Path) -> dict[str, Any]:
+    content = read_json(marker, _MAX_MARKER_BYTES)
     _check_version(marker, content.get("format_version"))
     return content
 
 
-def _named_in(marker: Path) -> str | None:
-    """Name of the file that a marker names; None if there is no valid marker."""
+def _named_file(marker: Path) -> str | None:
+    """Return the name of the .pt file in a marker; None if there is no valid marker."""
     try:
-        return str(_said(marker).get("file"))
+        return str(_read_marker(marker).get("file"))
     except (OSError, ValueError, CheckpointError):
         return None
 
 
+def _check_version(path: Path, version: Any) -> None:
+    check_format_version(path, version, FORMAT_VERSION, "checkpoint", _REMEDY, CheckpointError)
+
+
 def _save(content: dict[str, Any], path: Path) -> str:
-    """Write a .pt file, and return its SHA-256."""
-    with _Hashing(path) as file:
+    """Write a .pt file; return its SHA-256."""
+    with _HashingWriter(path) as file:
         try:
             torch.save(content, file)
         except RuntimeError:
-            if file.failure:  # torch does not raise it
-                raise file.failure from None
+            if file.write_error:  # torch raises a RuntimeError of its own instead
+                raise file.write_error from None
             raise
-    return file.digest.hexdigest()
+    return file.sha256.hexdigest()
 
 
-class _Hashing(io.BufferedWriter):
-    """File that computes the SHA-256 of everything written to it."""
+class _HashingWriter(io.BufferedWriter):
+    """Binary file that computes the SHA-256 of everything written to it, and remembers the error of a failed write."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path, "wb"))
-        self.digest = hashlib.sha256()
-        self.failure: OSError | None = None
+        self.sha256 = hashlib.sha256()
+        self.write_error: OSError | None = None
 
     def write(self, content: Any) -> int:
-        self.digest.update(content)
+        self.sha256.update(content)
         try:
             return super().write(content)
         except OSError as error:
-            self.failure = error
+            self.write_error = error
             raise

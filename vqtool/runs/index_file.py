@@ -1,4 +1,4 @@
-"""Write, read and verify the index file and its manifest.
+"""The index file (tokens.npy) and its manifest (tokens.json): write, read and check.
 
 Shapes: N samples, L tokens per sample, Q levels.
 """
@@ -15,17 +15,23 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from vqtool.config.problems import first_problem
+from vqtool.config.validation_errors import first_error
 from vqtool.data import map_npy
 from vqtool.errors import DataError
-from vqtool.runtime.files import check_format_version, read_json, error_reason, atomic_write, preallocate, fsync_path, to_json
+from vqtool.runtime.files import (
+    atomic_write,
+    check_format_version,
+    error_reason,
+    fsync_path,
+    preallocate,
+    read_json,
+    to_json,
+)
 
-# Version of the manifest's format; a reader refuses any other.
+# Version of the format of the index file and its manifest; no other version is read.
 FORMAT_VERSION = 1
-# Room for hundreds of thousands of shards.
-_LARGEST_MANIFEST = 1 << 26
-_AGAIN = "encode the data again"
-
+_MAX_MANIFEST_BYTES = 1 << 26  # enough for hundreds of thousands of shards
+_REMEDY = "encode the data again"
 
 Size = Annotated[int, Field(ge=1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -38,15 +44,15 @@ class Manifest:
     Attributes:
         format_version: version of the format of the index file and the manifest.
         shape: shape of the index file, (N, L) or (N, L, Q).
-        dtype: the smallest unsigned dtype that holds the largest index.
-        grid: shape whose row-major order gives the L tokens.
+        dtype: dtype of the index file, as `index_dtype` gives it.
+        grid: spatial shape of the L tokens, in row-major order.
         codebook_sizes: K of each level.
         row_shape: shape of one row of the data.
-        layout: meaning of the axes of a row, such as C for a vector and CHW for an image.
-        model_sha256: SHA-256 of the model.safetensors that wrote the indices.
+        model_sha256: SHA-256 of the model.safetensors that encoded the data.
         data_sha256: SHA-256 of the data; for several shards, of their digests in order.
-        unique: whether the last level is a number that makes ids unique, without a codebook.
         shards: name, rows and sha256 of each file of the data.
+        layout: meaning of the axes of a row, such as C for a vector and CHW for an image.
+        unique: whether the last level is not a code, but a number that makes the ids of all rows distinct.
     """
 
     format_version: int = FORMAT_VERSION
@@ -63,20 +69,20 @@ class Manifest:
 
 
 def index_dtype(codebook_sizes: tuple[int, ...]) -> np.dtype[Any]:
-    """The smallest unsigned dtype that holds every index of codebooks of these sizes."""
+    """Return the smallest unsigned dtype that holds every index of codebooks of these sizes."""
     return np.min_scalar_type(max(codebook_sizes) - 1)
 
 
 def manifest_path(path: Path) -> Path:
-    """Path of the manifest: tokens.json for tokens.npy."""
+    """Return the path of the manifest: tokens.json for tokens.npy."""
     return path.with_suffix(".json")
 
 
 def check_output(path: Path, overwrite: bool) -> None:
-    """Refuse an output that exists, is not named *.npy, or whose directory does not exist.
+    """Check that an array can be written to `path`.
 
     Raises:
-        DataError: in these cases.
+        DataError: the name does not end in .npy, the directory does not exist, or the file exists without `overwrite`.
     """
     if path.suffix != ".npy":
         raise DataError(f"{path}: the name of the output must end in .npy")
@@ -91,12 +97,14 @@ def check_output(path: Path, overwrite: bool) -> None:
 
 
 def check_indices_output(path: Path, overwrite: bool) -> None:
-    """Check an index file and its manifest as `check_output` does.
+    """Check that an index file and its manifest can be written, as `check_output` does.
 
-    A manifest without an index file may be replaced: a process that is killed between the two renames leaves one.
+    An existing manifest without an index file may be replaced without `overwrite`: a process that is killed between the
+    two renames leaves one.
 
     Raises:
-        DataError: also if a file that is not a manifest has the manifest's name.
+        DataError: as in `check_output`, or the path of the manifest is a directory or, without `overwrite`, a file that
+            is not a manifest.
     """
     check_output(path, overwrite)
     manifest = manifest_path(path)
@@ -104,19 +112,19 @@ def check_indices_output(path: Path, overwrite: bool) -> None:
         raise DataError(f"{manifest}: is a directory, but the manifest is written there; name another output")
     if manifest.exists() and not overwrite:
         try:
-            _parse(manifest)
+            _parse_manifest(manifest)
         except DataError as error:
             raise DataError(f"{manifest}: already exists; use --overwrite to replace it") from error
 
 
 def check_not_input(path: Path, inputs: Sequence[Path], name: str = "") -> None:
-    """Refuse an output that is one of the inputs, or that lies in a directory of inputs.
+    """Check that an output does not replace or extend the input.
 
     Args:
-        name: the input as given; if it is a directory, all files in it are inputs.
+        name: the input as the user named it. If it is a directory, all files in it are inputs.
 
     Raises:
-        DataError: in these cases.
+        DataError: the output is one of `inputs`, or is in the directory `name`.
     """
     if os.path.realpath(path) in map(os.path.realpath, inputs):
         raise DataError(f"{path}: is also the input; name another output")
@@ -128,58 +136,65 @@ def check_not_input(path: Path, inputs: Sequence[Path], name: str = "") -> None:
 
 
 @contextmanager
-def writing_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
-    """Yield a memory-mapped array to fill; on success it becomes the .npy file `path`."""
-    with atomic_write(path) as part:
-        array = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=shape)
-        preallocate(part)
+def atomic_write_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
+    """Yield a memory-mapped array to fill; on success it becomes the .npy file `path`, on failure it is removed.
+
+    Raises:
+        DataError: the file cannot be written; a full disk is found before the array is filled.
+    """
+    with atomic_write(path) as temp:
+        array = np.lib.format.open_memmap(temp, mode="w+", dtype=dtype, shape=shape)
+        preallocate(temp)
         yield array
         array.flush()
 
 
 @contextmanager
-def writing_indices(
+def atomic_write_indices(
     path: Path, shape: Sequence[int], dtype: str, manifest: Callable[[], Manifest]
 ) -> Iterator[NDArray[Any]]:
-    """Yield a memory-mapped array to fill; on success rename the manifest, then the index file.
+    """Yield a memory-mapped array to fill; on success write the manifest, then rename the array to `path`.
 
-    An index file therefore always has its manifest, even if the process is killed.
+    An index file therefore always has its own manifest, even if the process is killed.
 
     Args:
-        manifest: called once the array is filled.
+        manifest: returns the manifest; called after the array is filled.
+
+    Raises:
+        DataError: one of the files cannot be written.
     """
-    with writing_array(path, tuple(shape), np.dtype(dtype)) as array:
+    with atomic_write_array(path, tuple(shape), np.dtype(dtype)) as array:
         yield array
         array.flush()  # type: ignore[attr-defined]
-        with atomic_write(manifest_path(path)) as part:
-            part.write_text(to_json(asdict(manifest())), encoding="utf-8")
-            fsync_path(part)
+        with atomic_write(manifest_path(path)) as temp:
+            temp.write_text(to_json(asdict(manifest())), encoding="utf-8")
+            fsync_path(temp)
             path.unlink(missing_ok=True)  # old indices must not be read with a new manifest
 
 
 def read_indices(path: Path) -> tuple[NDArray[Any], Manifest]:
-    """Map an index file into memory, and read its manifest.
+    """Memory-map an index file, and read its manifest.
 
     Raises:
-        DataError: one of them is missing or damaged, or they do not match.
+        DataError: a file is missing or damaged, or the manifest does not describe the array.
     """
     manifest = read_manifest(path)
     array = map_npy(path)
     if list(array.shape) != manifest.shape or array.dtype.name != manifest.dtype:
         raise DataError(
             f"{path}: contains {array.dtype.name} {list(array.shape)}, but {manifest_path(path).name} describes "
-            f"{manifest.dtype} {manifest.shape}; {_AGAIN}"
+            f"{manifest.dtype} {manifest.shape}; {_REMEDY}"
         )
     levels = array.shape[2] if array.ndim == 3 else 1
     if levels != len(manifest.codebook_sizes):
         raise DataError(
             f"{manifest_path(path)}: damaged: codebook_sizes: {_counted(len(manifest.codebook_sizes), 'size')}, but "
-            f"{path.name} has {_counted(levels, 'level')}; {_AGAIN}"
+            f"{path.name} has {_counted(levels, 'level')}; {_REMEDY}"
         )
     if manifest.unique and (levels < 2 or array.shape[1] != 1):
         raise DataError(
             f"{manifest_path(path)}: damaged: unique: true, but shape is {manifest.shape}; unique ids have one token "
-            f"and at least two levels; {_AGAIN}"
+            f"and at least two levels; {_REMEDY}"
         )
     return array, manifest
 
@@ -195,24 +210,24 @@ def read_manifest(path: Path) -> Manifest:
         raise DataError(f"{path}: does not exist")
     if not manifest.exists():
         raise DataError(
-            f"{path}: its manifest {manifest.name}, which describes the indices, is missing; restore it, or {_AGAIN}"
+            f"{path}: its manifest {manifest.name}, which describes the indices, is missing; restore it, or {_REMEDY}"
         )
-    return _parse(manifest)
+    return _parse_manifest(manifest)
 
 
-def _parse(path: Path) -> Manifest:
+def _parse_manifest(path: Path) -> Manifest:
     try:
-        content = read_json(path, _LARGEST_MANIFEST)
-        check_format_version(path, content.get("format_version"), FORMAT_VERSION, "manifest", _AGAIN, DataError)
+        content = read_json(path, _MAX_MANIFEST_BYTES)
+        check_format_version(path, content.get("format_version"), FORMAT_VERSION, "manifest", _REMEDY, DataError)
         manifest = Manifest(**content)
     except (OSError, ValueError, TypeError) as error:
-        what = first_problem(error) if isinstance(error, ValidationError) else error_reason(error)
-        raise DataError(f"{path}: damaged: {what}; {_AGAIN}") from error
+        what = first_error(error) if isinstance(error, ValidationError) else error_reason(error)
+        raise DataError(f"{path}: damaged: {what}; {_REMEDY}") from error
     dtype = index_dtype(tuple(manifest.codebook_sizes)).name
     if manifest.dtype != dtype:
         raise DataError(
             f"{path}: damaged: dtype: {manifest.dtype}, but codebook_sizes {manifest.codebook_sizes} require {dtype}; "
-            f"{_AGAIN}"
+            f"{_REMEDY}"
         )
     return manifest
 

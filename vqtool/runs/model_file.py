@@ -1,4 +1,4 @@
-"""model.safetensors: the best model, and the metrics of the validation that selected it.
+"""model.safetensors: the best model, with the metrics and code counts of the validation that selected it.
 
 Shapes: K codes.
 """
@@ -15,29 +15,31 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from vqtool.errors import CheckpointError
-from vqtool.runtime.files import check_format_version, parse_json, error_reason, atomic_write, read_error_reason
 from vqtool.metrics.collisions import IdCounts
+from vqtool.runtime.files import atomic_write, check_format_version, error_reason, parse_json, read_error_reason
 
-# Version of the file's format; a reader refuses any other.
+# Version of the format of the file; no other version is read.
 FORMAT_VERSION = 1
-# Hits of each code in the best validation pass: one tensor per level, next to the weights.
-_COUNTS = "validation.counts."
-# Number of samples of that pass, and of distinct ids among them.
-_DISTINCT = "validation.distinct"
-# The only key of the safetensors metadata: the library writes several keys in random order. Its value is JSON.
-_ABOUT = "vqtool"
-_RESTORE = "restore the file from a copy, or train the run again"
+# Name of the tensor (K,) of code counts of a level, beside the weights; the level's number follows.
+_COUNTS_PREFIX = "validation.counts."
+# Name of the tensor (2,) of the number of samples in the best validation, and of distinct ids among them.
+_DISTINCT_NAME = "validation.distinct"
+# The only key of the safetensors metadata, because the library writes several keys in random order. Its value is JSON.
+_METADATA_KEY = "vqtool"
+_REMEDY = "restore the file from a copy, or train the run again"
 
 
 class SavedModel(NamedTuple):
-    """Content of model.safetensors. `step`, `tokens` and `data_sha256` are None if another program wrote the file.
+    """Content of model.safetensors.
+
+    A file that another program wrote has weights only: `step`, `tokens` and `data_sha256` are None, `metrics` is empty.
 
     Attributes:
-        state: weights and buffers.
-        counts: hits (K,) of each level in the best validation pass.
-        distinct: distinct ids in that pass, if samples are vectors.
-        step: training step of that pass.
-        metrics: metrics of that pass, by tag.
+        state: state dict of the model.
+        counts: counts (K,) of the codes of each level in the best validation.
+        distinct: number of samples and of distinct ids in that validation; None if it counted no ids.
+        step: training step of that validation.
+        metrics: metrics of that validation, by tag.
         tokens: number of tokens of all training samples.
         data_sha256: SHA-256 of the data.
     """
@@ -52,38 +54,38 @@ class SavedModel(NamedTuple):
 
 
 def write_model(path: Path, model: SavedModel) -> None:
-    """Write a model. Equal models give equal bytes.
+    """Write a model atomically. Equal models give equal bytes.
 
     Raises:
         DataError: the file cannot be written; an existing file is not touched.
     """
-    content = serialised(model)
-    with atomic_write(path) as part:
-        part.write_bytes(content)
+    content = serialize_model(model)
+    with atomic_write(path) as temp:
+        temp.write_bytes(content)
 
 
-def serialised(model: SavedModel) -> bytes:
-    """Serialise a model to the bytes of its file."""
+def serialize_model(model: SavedModel) -> bytes:
+    """Return the bytes of the file of a model."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state.items()}
-    tensors |= {f"{_COUNTS}{level}": hits.contiguous() for level, hits in enumerate(model.counts)}
+    tensors |= {f"{_COUNTS_PREFIX}{level}": counts.contiguous() for level, counts in enumerate(model.counts)}
     if model.distinct:
-        tensors[_DISTINCT] = torch.tensor([model.distinct.rows, model.distinct.ids])
-    about: dict[str, Any] = {
+        tensors[_DISTINCT_NAME] = torch.tensor([model.distinct.rows, model.distinct.ids])
+    metadata: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "step": model.step,
         "metrics": model.metrics,
         "tokens": model.tokens,
         "data_sha256": model.data_sha256,
     }
-    about["sha256"] = _digest(tensors, about)
-    return save(tensors, metadata={_ABOUT: json.dumps(about, allow_nan=False)})
+    metadata["sha256"] = _digest(tensors, metadata)
+    return save(tensors, metadata={_METADATA_KEY: json.dumps(metadata, allow_nan=False)})
 
 
 def read_model(path: Path) -> tuple[SavedModel, str]:
-    """Read a model, and compute the SHA-256 of the file.
+    """Read a model; return it and the SHA-256 of the file.
 
     Raises:
-        CheckpointError: the file is missing, damaged or in an unknown format.
+        CheckpointError: the file is missing or damaged, or has another format version.
     """
     if not path.is_file():
         raise CheckpointError(
@@ -98,55 +100,68 @@ def read_model(path: Path) -> tuple[SavedModel, str]:
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         detail = re.sub("^Error while deserializing( header)?: ", "", error_reason(error))
         raise CheckpointError(
-            f"{path}: damaged: its header is invalid or the file is truncated ({detail}); {_RESTORE}"
+            f"{path}: damaged: its header is invalid or the file is truncated ({detail}); {_REMEDY}"
         ) from error
     try:
-        about = _about(content)
-        if about is not None:
-            found = about.get("format_version")
-            check_format_version(path, found, FORMAT_VERSION, "model", "train the run again", CheckpointError)
-            if about.pop("sha256") != _digest(tensors, about):
-                raise CheckpointError(f"{path}: damaged: SHA-256 does not match the content; {_RESTORE}")
-        return _model(tensors, about or {}), hashlib.sha256(content).hexdigest()
+        metadata = _parse_metadata(content)
+        if metadata is not None:
+            version = metadata.get("format_version")
+            check_format_version(path, version, FORMAT_VERSION, "model", "train the run again", CheckpointError)
+            if metadata.pop("sha256") != _digest(tensors, metadata):
+                raise CheckpointError(f"{path}: damaged: SHA-256 does not match the content; {_REMEDY}")
+        return _parse_model(tensors, metadata or {}), hashlib.sha256(content).hexdigest()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: damaged: its metadata are invalid ({error_reason(error)}); {_RESTORE}") from error
+        raise CheckpointError(
+            f"{path}: damaged: its metadata are invalid ({error_reason(error)}); {_REMEDY}"
+        ) from error
 
 
-def _model(tensors: dict[str, Tensor], about: dict[str, Any]) -> SavedModel:
-    levels = [name.removeprefix(_COUNTS) for name in tensors if name.startswith(_COUNTS)]
+def _parse_model(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> SavedModel:
+    """Separate the statistics of the validation from the state dict.
+
+    Raises:
+        ValueError: a statistic has the wrong name, shape or type.
+    """
+    levels = [name.removeprefix(_COUNTS_PREFIX) for name in tensors if name.startswith(_COUNTS_PREFIX)]
     if not all(level.isdecimal() for level in levels):
-        raise ValueError(f"{_COUNTS}*: expected a level number at the end of the name")
-    counts = [tensors.pop(f"{_COUNTS}{level}") for level in sorted(levels, key=int)]
-    if any(hits.ndim != 1 for hits in counts):
-        raise ValueError(f"{_COUNTS}*: expected tensors with one axis")
-    if _DISTINCT in tensors and tensors[_DISTINCT].shape != (2,):
-        raise ValueError(f"{_DISTINCT}: expected shape (2,), got {tuple(tensors[_DISTINCT].shape)}")
-    distinct = IdCounts(*tensors.pop(_DISTINCT).tolist()) if _DISTINCT in tensors else None
+        raise ValueError(f"{_COUNTS_PREFIX}*: expected a level number at the end of the name")
+    counts = [tensors.pop(f"{_COUNTS_PREFIX}{level}") for level in sorted(levels, key=int)]
+    if any(level_counts.ndim != 1 for level_counts in counts):
+        raise ValueError(f"{_COUNTS_PREFIX}*: expected tensors with one axis")
+    if _DISTINCT_NAME in tensors and tensors[_DISTINCT_NAME].shape != (2,):
+        raise ValueError(f"{_DISTINCT_NAME}: expected shape (2,), got {tuple(tensors[_DISTINCT_NAME].shape)}")
+    distinct = IdCounts(*tensors.pop(_DISTINCT_NAME).tolist()) if _DISTINCT_NAME in tensors else None
+    metrics = metadata.get("metrics", {})
+    if not isinstance(metrics, dict) or not all(isinstance(value, int | float) for value in metrics.values()):
+        raise ValueError("metrics: expected a number for each name")
     return SavedModel(
-        tensors, counts, distinct, about.get("step"), _metrics(about), about.get("tokens"), about.get("data_sha256")
+        state=tensors,
+        counts=counts,
+        distinct=distinct,
+        step=metadata.get("step"),
+        metrics=metrics,
+        tokens=metadata.get("tokens"),
+        data_sha256=metadata.get("data_sha256"),
     )
 
 
-def _metrics(about: dict[str, Any]) -> dict[str, float]:
-    metrics: dict[str, float] = about.get("metrics", {})
-    if not isinstance(metrics, dict) or not all(isinstance(value, int | float) for value in metrics.values()):
-        raise ValueError("metrics: expected a number for each name")
-    return metrics
+def _parse_metadata(content: bytes) -> dict[str, Any] | None:
+    """Parse vqtool's metadata in the header of a safetensors file; None if another program wrote it, without metadata.
 
-
-def _about(content: bytes) -> dict[str, Any] | None:
-    """vqtool's metadata of a safetensors file; None if the file has no metadata: another program wrote it."""
-    metadata = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__")
-    if metadata is None:
+    The header is JSON; its length is in the first 8 bytes of the file, little-endian.
+    """
+    header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    entries = header.get("__metadata__")
+    if entries is None:
         return None
-    if _ABOUT not in metadata:
-        raise ValueError(f"entry {_ABOUT} is missing")
-    return parse_json(metadata[_ABOUT])
+    if _METADATA_KEY not in entries:
+        raise ValueError(f"entry {_METADATA_KEY} is missing")
+    return parse_json(entries[_METADATA_KEY])
 
 
-def _digest(tensors: dict[str, Tensor], about: dict[str, Any]) -> str:
-    """SHA-256 of tensors, by name, and of their metadata."""
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+def _digest(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> str:
+    """Return the SHA-256 of the metadata and of all tensors (name, dtype, shape, bytes), sorted by name."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)

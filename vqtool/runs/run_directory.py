@@ -1,4 +1,4 @@
-"""Run directory: paths of its files, and how they are written and read."""
+"""The run directory: paths of its files, locking, and its metrics and summary."""
 
 import json
 import os
@@ -10,16 +10,13 @@ from typing import Any
 
 from vqtool.config import RunSettings, load_config, write_config
 from vqtool.errors import CheckpointError
-from vqtool.runtime.files import try_lock, temp_path, read_json, error_reason, write_json
+from vqtool.runtime.files import error_reason, read_json, temp_path, try_lock, write_json
 
-# Maximum bytes of summary.json.
-_LARGEST_SUMMARY = 1 << 20
-# Maximum bytes of a line of metrics.jsonl, which has a few hundred per level.
-_LONGEST_LINE = 1 << 24
-# Fields of a logged finding.
-_OF_A_FINDING = ("name", "severity", "message")
-# Why a directory cannot be created, where the words of the system do not say it.
-_NOT_CREATED = {
+_MAX_SUMMARY_BYTES = 1 << 20
+_MAX_LINE_BYTES = 1 << 24  # of metrics.jsonl, which has a few hundred bytes per level in a line
+_FINDING_KEYS = ("name", "severity", "message")
+# Why a directory cannot be created, for errors whose text from the system is misleading.
+_CREATION_ERRORS = {
     FileExistsError: "a file or a link with this name exists",
     NotADirectoryError: "the path leads through a file",
     PermissionError: "permission denied",
@@ -27,19 +24,26 @@ _NOT_CREATED = {
 
 
 class RunDirectory:
-    """A run directory. It need not exist yet.
+    """The files of a run. The directory need not exist yet.
+
+    Args:
+        folder: the run directory.
+        max_line_bytes: longer lines of metrics.jsonl are skipped as damaged.
 
     Attributes:
+        folder: the run directory.
         config: config.yaml, the resolved settings.
-        model: model.safetensors, the best model and its validation counts.
+        model: model.safetensors, the best model.
         checkpoints: directory of checkpoints, for resuming.
         metrics: metrics.jsonl, one JSON object per logged step.
         summary: summary.json, the result of a finished run.
-        projector, projector_config: codes for TensorBoard's projector: a directory, and its configuration file.
+        projector: directory of the codes for TensorBoard's projector.
+        projector_config: configuration file of the projector.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, max_line_bytes: int = _MAX_LINE_BYTES) -> None:
         self.folder = Path(folder)
+        self.max_line_bytes = max_line_bytes
         self.config = self.folder / "config.yaml"
         self.model = self.folder / "model.safetensors"
         self.checkpoints = self.folder / "checkpoints"
@@ -49,19 +53,21 @@ class RunDirectory:
         self.projector_config = self.folder / "projector_config.pbtxt"
 
     @contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Create and lock the directory, and remove temporary files that a killed process left.
+    def locked(self) -> Iterator[None]:
+        """Create the directory and lock it; remove temporary files of killed processes. At the end unlock it.
+
+        A directory that was created and is still empty at the end is removed.
 
         Raises:
-            CheckpointError: another process trains in the directory, it cannot be created, or it contains links or
-                devices in place of files.
+            CheckpointError: another process trains in the directory, the directory cannot be created, or a file of the
+                run is a link or a device.
         """
-        made = not self.folder.exists()
+        is_new = not self.folder.exists()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.folder, os.O_RDONLY)
         except OSError as error:
-            raise self._not_created(error) from error
+            raise self._creation_error(error) from error
         try:
             if not try_lock(handle):
                 raise CheckpointError(
@@ -70,21 +76,21 @@ class RunDirectory:
                 )
             if not (self.folder.exists() and os.path.samestat(os.fstat(handle), self.folder.stat())):
                 raise CheckpointError(f"{self.folder}: another process removed this directory; try again")
-            self._check_kinds()
-            self._clean()
+            self._check_file_types()
+            self._remove_temp_files()
             yield
         finally:
-            if made and self.folder.exists() and not any(self.folder.iterdir()):
+            if is_new and self.folder.exists() and not any(self.folder.iterdir()):
                 self.folder.rmdir()
             os.close(handle)
 
     @property
     def exists(self) -> bool:
-        """Whether the directory contains a run."""
-        return self.config.exists() and any(file.exists() for file in self._files())
+        """Whether the directory contains a run: its config and any other file of it."""
+        return self.config.exists() and any(file.exists() for file in self._outputs())
 
     def create(self, settings: RunSettings) -> None:
-        """Create the directory and write the settings.
+        """Create the directory and its checkpoints directory, and write config.yaml.
 
         Raises:
             CheckpointError: the directory cannot be created.
@@ -93,19 +99,19 @@ class RunDirectory:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             write_config(self.config, settings)
         except OSError as error:
-            raise self._not_created(error) from error
+            raise self._creation_error(error) from error
 
-    def _not_created(self, error: OSError) -> CheckpointError:
-        why = _NOT_CREATED.get(type(error), error.strerror)
-        return CheckpointError(f"{self.folder}: cannot be created: {why}; use another --run-dir")
+    def _creation_error(self, error: OSError) -> CheckpointError:
+        reason = _CREATION_ERRORS.get(type(error), error.strerror)
+        return CheckpointError(f"{self.folder}: cannot be created: {reason}; use another --run-dir")
 
-    def check_free(self) -> None:
-        """Refuse a directory in which a new run would overwrite files that are not a run.
+    def check_no_other_files(self) -> None:
+        """Check, for a directory that does not contain a run, that a new run would not overwrite files in it.
 
         Raises:
-            CheckpointError: names one of the files.
+            CheckpointError: names a file that would be overwritten.
         """
-        for file in [self.config, *self._files()]:
+        for file in [self.config, *self._outputs()]:
             if file.exists() and not (file.is_dir() and not any(file.iterdir())):
                 raise CheckpointError(
                     f"{self.folder}: is not a run, but contains {file.name}, which would be overwritten; use another "
@@ -113,20 +119,20 @@ class RunDirectory:
                 )
 
     def clear(self) -> None:
-        """Remove the files of the run except its config; other files in the directory are not touched.
+        """Remove the files of the run, except config.yaml and the checkpoints directory; keep all other files.
 
-        If the process is killed meanwhile, the run can still be started again.
+        If the process is killed meanwhile, the directory still counts as a run that can be started again.
         """
         self.summary.unlink(missing_ok=True)  # first: it is invalid from now on
         folders = [self.checkpoints, self.projector]
-        for file in [*self.checkpoint_files(), *self.projector.glob("level_*.tsv"), *self._files()]:
+        for file in [*self.checkpoint_files(), *self.projector.glob("level_*.tsv"), *self._outputs()]:
             if file not in folders:
                 file.unlink(missing_ok=True)
         if self.projector.is_dir() and not any(self.projector.iterdir()):
             self.projector.rmdir()
 
     def checkpoint_files(self) -> list[Path]:
-        """Files of all checkpoints, and their markers."""
+        """Return the files of all checkpoints, and their markers."""
         return [
             path
             for path in self.checkpoints.glob("step-*")
@@ -134,33 +140,35 @@ class RunDirectory:
         ]
 
     def event_files(self) -> list[Path]:
-        """TensorBoard's event files, in the order in which it reads them."""
+        """Return TensorBoard's event files, in the order in which TensorBoard reads them."""
         return sorted(self.folder.glob("events.out.tfevents.*"))
 
-    def _check_kinds(self) -> None:
-        """Refuse links and devices with the names of the run's files: links lead elsewhere, devices can be endless."""
-        for path in [self.config, *self._files()]:
+    def _check_file_types(self) -> None:
+        """Refuse links and devices in place of the run's files: a link leads elsewhere, a device can be endless."""
+        for path in [self.config, *self._outputs()]:
             if path.is_symlink() or (path.exists() and not (path.is_file() or path.is_dir())):
                 kind = "directory" if path in (self.checkpoints, self.projector) else "regular file"
                 raise CheckpointError(
                     f"{path}: is a link or a device, not a {kind}; replace it by a copy of its content"
                 )
 
-    def _clean(self) -> None:
-        """Remove temporary files that a killed process left."""
-        written = [self.config, self.model, self.metrics, self.summary]
-        parts = [temp_path(path) for path in written]
-        parts += [*self.folder.glob(".events.out.tfevents.*.part"), *self.checkpoints.glob(".step-*.part")]
-        parts += [temp_path(self.projector_config), *self.projector.glob(".level_*.part")]
-        for part in parts:
-            part.unlink(missing_ok=True)
+    def _remove_temp_files(self) -> None:
+        """Remove temporary files that killed processes left."""
+        files = [self.config, self.model, self.metrics, self.summary, self.projector_config]
+        temp_files = [temp_path(path) for path in files]
+        temp_files += self.folder.glob(".events.out.tfevents.*.part")
+        temp_files += self.checkpoints.glob(".step-*.part")
+        temp_files += self.projector.glob(".level_*.part")
+        for temp_file in temp_files:
+            temp_file.unlink(missing_ok=True)
 
-    def _files(self) -> list[Path]:
-        written = [self.model, self.checkpoints, self.metrics, self.summary, self.projector, self.projector_config]
-        return [*written, *self.event_files()]
+    def _outputs(self) -> list[Path]:
+        """Return the paths of all files and directories that a run writes, except the config; they need not exist."""
+        paths = [self.model, self.checkpoints, self.metrics, self.summary, self.projector, self.projector_config]
+        return [*paths, *self.event_files()]
 
     def settings(self) -> RunSettings:
-        """The resolved settings.
+        """Read the resolved settings.
 
         Raises:
             CheckpointError: the directory is not a run.
@@ -169,29 +177,30 @@ class RunDirectory:
         if not self.config.exists():
             if self.folder.is_file():
                 raise CheckpointError(f"{self.folder}: is a file; name a run directory")
-            why = f"{self.config.name} is missing" if self.folder.exists() else "the directory does not exist"
-            raise CheckpointError(f"{self.folder}: not a run: {why}")
+            reason = f"{self.config.name} is missing" if self.folder.exists() else "the directory does not exist"
+            raise CheckpointError(f"{self.folder}: not a run: {reason}")
         return load_config(self.config)
 
-    def validations(self) -> list[dict[str, Any]]:
-        """Logged values of each validation, oldest first, each with its `step`."""
-        return self.logged('"validation/loss/total"')
+    def read_validations(self) -> list[dict[str, Any]]:
+        """Return the logged metrics of each validation, oldest first, as `read_metrics` does."""
+        return self.read_metrics('"validation/loss/total"')
 
-    def logged(self, words: str = "") -> list[dict[str, Any]]:
-        """Logged values of the lines that contain `words`, oldest first, each with its `step`."""
-        return [fields for line in self.lines() if words in line and (fields := parsed(line))]
+    def read_metrics(self, containing: str = "") -> list[dict[str, Any]]:
+        """Return the metrics of the lines of metrics.jsonl that contain a text, oldest first, each with its `step`."""
+        lines = (line for line in self.metrics_lines() if containing in line)
+        return [metrics for line in lines if (metrics := parse_metrics_line(line))]
 
-    def lines(self) -> Iterator[str]:
-        """Lines of metrics.jsonl, each with its line ending; lines that are far too long are skipped."""
+    def metrics_lines(self) -> Iterator[str]:
+        """Yield the lines of metrics.jsonl with their line endings, except those longer than `max_line_bytes`."""
         if not self.metrics.is_file():
             return
         with self.metrics.open("rb") as file:
-            begins = True
-            while piece := file.readline(_LONGEST_LINE):
-                ends = piece.endswith(b"\n")
-                if begins and (ends or len(piece) < _LONGEST_LINE):
+            at_line_start = True
+            while piece := file.readline(self.max_line_bytes):
+                at_line_end = piece.endswith(b"\n")
+                if at_line_start and (at_line_end or len(piece) < self.max_line_bytes):
                     yield piece.decode("utf-8", "replace")
-                begins = ends
+                at_line_start = at_line_end
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json."""
@@ -201,14 +210,16 @@ class RunDirectory:
         """Read summary.json; None if the run is not finished.
 
         Raises:
-            CheckpointError: the file is damaged.
+            CheckpointError: the file is damaged, or a key is missing.
         """
         if not os.path.lexists(self.summary):
             return None
         try:
-            summary = read_json(self.summary, _LARGEST_SUMMARY)
+            summary = read_json(self.summary, _MAX_SUMMARY_BYTES)
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self.summary}: damaged: {error_reason(error)}; remove it to continue the run") from error
+            raise CheckpointError(
+                f"{self.summary}: damaged: {error_reason(error)}; remove it to continue the run"
+            ) from error
         missing = {"steps", "best_step", "best", "final", "seconds"} - summary.keys()
         if missing:
             raise CheckpointError(
@@ -217,21 +228,24 @@ class RunDirectory:
         return summary
 
 
-def parsed(line: str) -> dict[str, Any]:
-    """The fields of a line of metrics.jsonl; empty if the line is incomplete because the process was killed."""
+def parse_metrics_line(line: str) -> dict[str, Any]:
+    """Parse a line of metrics.jsonl; empty if it is damaged, for example incomplete because the process was killed.
+
+    Values that a run does not log are dropped: all but numbers that fit a float, and lists of findings.
+    """
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError):
         return {}
     if not isinstance(fields, dict) or not isinstance(fields.get("step"), int):
         return {}
-    return {tag: value for tag, value in fields.items() if _is_logged(tag, value)}
+    return {tag: value for tag, value in fields.items() if _is_loggable(tag, value)}
 
 
-def _is_logged(tag: str, value: Any) -> bool:
-    """Whether a value is one that a run logs: a number that fits a float, or findings."""
+def _is_loggable(tag: str, value: Any) -> bool:
     if tag == "findings":
         return isinstance(value, list) and all(
-            isinstance(each, dict) and all(isinstance(each.get(name), str) for name in _OF_A_FINDING) for each in value
+            isinstance(finding, dict) and all(isinstance(finding.get(key), str) for key in _FINDING_KEYS)
+            for finding in value
         )
     return isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 63)

@@ -1,1 +1,1 @@
-"""Services shared by all packages: processes, threads, devices, signals, files, progress and settings."""
+"""Services for all packages: distributed processes, threads, devices, precision, signals, files, memory, progress."""

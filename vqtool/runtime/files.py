@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside, synced, renamed."""
+"""Atomic file writes (temporary file, fsync, rename), JSON files, format versions and file locks."""
 
 import errno
 import fcntl
@@ -13,32 +13,32 @@ from typing import Any
 
 from vqtool.errors import DataError, VqtoolError
 
-# A name may have 255 bytes; from here on, a part's name is made of a digest.
-_LONGEST_NAME = 200
-# Characters of the text of an exception that a message shows.
-_LONGEST_REASON = 120
+# File systems allow 255 bytes. A temporary file of a longer name than this is named by its SHA-256.
+_MAX_NAME_BYTES = 200
+# Characters of an exception's text that a message shows.
+_MAX_REASON_CHARS = 120
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield an empty file beside `path` to be written; on success it takes that name, on any failure it is removed.
+    """Yield the path of an empty temporary file to write; on success rename it to `path`, on failure remove it.
 
-    What a killed process left of it is written over, and never has the final name.
+    `path` is therefore always the old or the new file, complete. The temporary file of a killed process is overwritten.
 
     Raises:
-        DataError: the folder cannot be written to, the disk is full, or another process is writing this file.
+        DataError: the directory is not writable, the disk is full, or another process is writing this file.
     """
     with convert_write_errors(path):
-        part = temp_path(path)
-        handle = _claim(part, path)
+        temp = temp_path(path)
+        handle = _open_temp(temp, path)
         try:
-            yield part
+            yield temp
             os.fsync(handle)
-            os.fchmod(handle, 0o666 & ~_umask())
-            os.replace(part, path)
+            os.fchmod(handle, 0o666 & ~_umask())  # the temporary file is private, the result has the usual mode
+            os.replace(temp, path)
             fsync_path(path.parent)
         except BaseException:
-            part.unlink(missing_ok=True)
+            temp.unlink(missing_ok=True)
             raise
         finally:
             os.close(handle)
@@ -49,27 +49,27 @@ def convert_write_errors(path: Path) -> Iterator[None]:
     """Convert an OSError of the body to a DataError that names the file `path`.
 
     Raises:
-        DataError: there is no room, no permission, or no such folder.
+        DataError: for example the disk is full, or the directory is missing or not writable.
     """
     try:
         yield
     except OSError as error:
-        raise DataError(f"{path}: {_unwritable(path, error)}") from error
+        raise DataError(f"{path}: {_write_error_reason(path, error)}") from error
 
 
-def _unwritable(path: Path, error: OSError) -> str:
+def _write_error_reason(path: Path, error: OSError) -> str:
     if isinstance(error, FileNotFoundError) and not path.parent.is_dir():
         return f"directory {path.parent} does not exist; create it"
     if isinstance(error, IsADirectoryError):
         return "is a directory; name a file"
-    counts = re.fullmatch(r"(\d+) requested and (\d+) written", str(error))  # NumPy, on a full disk
+    counts = re.fullmatch(r"(\d+) requested and (\d+) written", str(error))  # NumPy's message when the disk is full
     if counts:
         return f"cannot be written: only {counts[2]} of {counts[1]} values written; check the free disk space"
     return f"cannot be written: {error.strerror or error}"
 
 
 def read_error_reason(error: OSError) -> str:
-    """Why a file cannot be read."""
+    """Return why a file cannot be read, for a message that begins with its path."""
     known = {
         errno.ENOENT: "does not exist",
         errno.ENOTDIR: "does not exist",
@@ -80,33 +80,38 @@ def read_error_reason(error: OSError) -> str:
 
 
 def temp_path(path: Path) -> Path:
-    """What a file is called while it is written."""
+    """Return the path of the temporary file of `atomic_write`: .NAME.part beside the file."""
     name = path.name
-    if len(os.fsencode(name)) > _LONGEST_NAME:  # any bytes may be a name
+    if len(os.fsencode(name)) > _MAX_NAME_BYTES:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()
     return path.with_name(f".{name}.part")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whose bytes depend on the value alone; NaN is refused."""
-    with atomic_write(path) as part:
-        part.write_text(to_json(value), encoding="utf-8")
-
-
-def read_json(path: Path, most: int) -> dict[str, Any]:
-    """Return the JSON object in a file of at most `most` bytes.
+    """Write a value as `to_json` formats it, atomically.
 
     Raises:
-        OSError: the file is larger, missing, or not a regular file: a device can be endless. The text does not name
-            the path.
-        ValueError: the content is not a JSON object; says what is wrong, in a few words.
+        ValueError: the value contains NaN or infinity.
+        DataError: the file cannot be written.
+    """
+    with atomic_write(path) as temp:
+        temp.write_text(to_json(value), encoding="utf-8")
+
+
+def read_json(path: Path, max_bytes: int) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        OSError: the file is missing, is not a regular file (a device can be endless), or has more than `max_bytes`
+            bytes. The text does not contain the path.
+        ValueError: the content is not a JSON object; says in a few words what is wrong.
     """
     if not path.is_file():
         raise OSError("not a regular file")
     with path.open("rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise OSError(f"larger than {most:,} bytes")
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise OSError(f"larger than {max_bytes:,} bytes")
     return parse_json(content)
 
 
@@ -114,7 +119,7 @@ def parse_json(content: str | bytes) -> dict[str, Any]:
     """Parse a JSON object.
 
     Raises:
-        ValueError: says what is wrong, in a few words.
+        ValueError: the content is not a JSON object; says in a few words what is wrong.
     """
     try:
         value = json.loads(content)
@@ -132,55 +137,63 @@ def parse_json(content: str | bytes) -> dict[str, Any]:
 
 
 def error_reason(error: Exception) -> str:
-    """What an exception says of a damaged file: one line, without a path, and a key in words."""
+    """Return the reason that an exception gives for a damaged file, as one short line without a path."""
     if isinstance(error, KeyError):
         return f"{error.args[0]}: missing"
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return text.split("\n")[0][:_LONGEST_REASON] or type(error).__name__
+    return text.split("\n")[0][:_MAX_REASON_CHARS] or type(error).__name__
 
 
 def check_format_version(
-    path: Path, found: Any, supported: int, kind: str, again: str, error: type[VqtoolError]
+    path: Path, version: Any, supported: int, kind: str, remedy: str, error_type: type[VqtoolError]
 ) -> None:
-    """Refuse a file in a format that this version of vqtool cannot read.
-
-    Called before any other check of the content, whose meaning depends on the version.
+    """Check the format version of a file, before any other content, whose meaning depends on it.
 
     Args:
-        found: `format_version` as stored in the file; None if it has none.
+        version: `format_version` as stored in the file; None if it has none.
+        supported: the version that this version of vqtool reads.
         kind: what the file should be, such as "manifest".
-        again: how to write the file again.
-        error: the exception to raise.
+        remedy: how to get a readable file, such as "encode the data again".
+
+    Raises:
+        error_type: the versions differ.
     """
-    if found is None:
-        raise error(
-            f"{path}: format_version: missing (not a {kind}, or written by an earlier version of vqtool); {again}"
+    if version is None:
+        raise error_type(
+            f"{path}: format_version: missing (not a {kind}, or written by an earlier version of vqtool); {remedy}"
         )
-    if found != supported:
-        raise error(f"{path}: format_version: {unsupported_version(found, supported, again)}")
+    if version != supported:
+        raise error_type(f"{path}: format_version: {unsupported_version_message(version, supported, remedy)}")
 
 
-def unsupported_version(found: Any, supported: int, again: str) -> str:
-    """What is wrong with a version of a format that this version of vqtool cannot read."""
+def unsupported_version_message(version: Any, supported: int, remedy: str) -> str:
+    """Return the message for a format version other than the supported one; the arguments are those of the check."""
     return (
-        f"{json.dumps(found, default=str):.40} is not supported; this version of vqtool reads {supported}; "
-        f"update vqtool, or {again}"
+        f"{json.dumps(version, default=str):.40} is not supported; this version of vqtool reads {supported}; "
+        f"update vqtool, or {remedy}"
     )
 
 
 def to_json(value: Any) -> str:
-    """Text that depends on the value alone; NaN is refused."""
+    """Format a value as indented JSON, equal for equal values.
+
+    Raises:
+        ValueError: the value contains NaN or infinity.
+    """
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def preallocate(path: Path) -> None:
-    """Claim the room on the disk for all of a file as long as it is: a mapped one that finds none kills the process."""
-    with path.open("r+b") as file, suppress(AttributeError):  # Not every system has this.
+    """Reserve disk space for a sparse file, at its present size.
+
+    Otherwise a full disk raises SIGBUS when a memory map of the file is written, which kills the process.
+    """
+    with path.open("r+b") as file, suppress(AttributeError):  # macOS has no posix_fallocate
         os.posix_fallocate(file.fileno(), 0, max(1, path.stat().st_size))
 
 
 def fsync_path(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Flush a file, or the entries of a directory, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -189,32 +202,39 @@ def fsync_path(path: Path) -> None:
 
 
 def try_lock(handle: int) -> bool:
-    """Lock an open file or folder until it is closed; whether no other process has it locked."""
+    """Lock an open file or directory exclusively until `handle` is closed; False if another process holds the lock.
+
+    On a file system without locks return True.
+    """
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
-        pass  # A file system without locks.
+        pass
     return True
 
 
-def _claim(part: Path, path: Path) -> int:
-    """Open and lock a part, emptied: what a killed process left is written over, what a living one writes is not."""
+def _open_temp(temp: Path, path: Path) -> int:
+    """Create, lock and empty the temporary file of `path`; return its handle.
+
+    Raises:
+        DataError: another process holds the lock. The lock of a killed process is free, so its file is reused.
+    """
     while True:
-        handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        handle = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         if not try_lock(handle):
             os.close(handle)
             raise DataError(f"{path}: another process is writing this file")
-        # Between opening and locking, its writer may have been done with it, and have renamed it.
-        if part.exists() and os.path.samestat(os.fstat(handle), part.stat()):
+        # Between opening and locking, the previous holder may have renamed the file: then try again.
+        if temp.exists() and os.path.samestat(os.fstat(handle), temp.stat()):
             os.ftruncate(handle, 0)
             return handle
         os.close(handle)
 
 
 def _umask() -> int:
-    # The mask can only be read by setting it; a part is private, and a result should be as readable as any.
+    # The mask can only be read by setting it.
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -1,4 +1,4 @@
-"""Memory: how much is free, how much some work takes, and the errors for too little of it."""
+"""Free and used memory, and errors that say what to lower when memory runs out."""
 
 import os
 import resource
@@ -13,9 +13,10 @@ import torch
 from vqtool.errors import DataError
 
 T = TypeVar("T")
-# Linux: limit and use of a group of processes, such as a container.
-_GROUP = Path("/sys/fs/cgroup")
-_REFUSED = (
+# Linux: memory limit and use of the control group, such as a container.
+_CGROUP = Path("/sys/fs/cgroup")
+# Parts of messages of RuntimeErrors that PyTorch and Python raise when memory runs out.
+_OUT_OF_MEMORY_MESSAGES = (
     "can't allocate memory",
     "not enough memory",
     "cannot allocate memory",
@@ -24,93 +25,90 @@ _REFUSED = (
 )
 
 
-def check_fits_memory(size: int, what: str, advice: str) -> None:
-    """Check that `size` bytes are free.
+def check_fits_memory(num_bytes: int, subject: str, advice: str) -> None:
+    """Check that `num_bytes` of memory are free.
 
     Args:
-        what: needs them; begins the message.
-        advice: ends the message: what to do.
+        subject: what needs the memory; begins the message.
+        advice: what to do; ends the message.
 
     Raises:
-        DataError: fewer bytes are free.
+        DataError: less memory is free.
     """
     free = free_memory()
-    if size > free:
-        raise DataError(f"{what} needs {_shown(size)} of memory, but only {_shown(free)} is free; {advice}")
+    if num_bytes > free:
+        raise DataError(
+            f"{subject} needs {_format_bytes(num_bytes)} of memory, but only {_format_bytes(free)} is free; {advice}"
+        )
 
 
 def free_memory() -> int:
-    """The number of bytes that this process can still allocate."""
+    """Return the bytes that this process can still allocate.
+
+    The minimum of the machine's available memory, the rest of RLIMIT_AS and the rest of the control group's limit.
+    """
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    machine = _fields(Path("/proc/meminfo"))
+    machine = _read_fields(Path("/proc/meminfo"))
     if "MemAvailable" in machine:
         free = machine["MemAvailable"] * 1024
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY:
-        free = min(free, limit - _own("VmSize"))
-    group = _group_limit()
-    return max(0, free if group is None else min(free, group))
+        free = min(free, limit - _process_bytes("VmSize"))
+    with suppress(OSError, ValueError):  # no control group, or no limit ("max")
+        limit = int((_CGROUP / "memory.max").read_text())
+        cached = _read_fields(_CGROUP / "memory.stat").get("inactive_file", 0)  # the kernel frees it on demand
+        free = min(free, limit - (int((_CGROUP / "memory.current").read_text()) - cached))
+    return max(0, free)
 
 
-def peak_memory(work: Callable[[], T]) -> tuple[T, int]:
-    """The result of `work`, and the largest number of bytes that the process held during it."""
-    _forget_peak()
-    result = work()
-    return result, _own("VmHWM") or _largest()
+def peak_memory(function: Callable[[], T]) -> tuple[T, int]:
+    """Call `function`; return its result and the peak resident memory of the process meanwhile, in bytes.
+
+    If the system cannot reset the peak, it is the peak since the process started.
+    """
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    result = function()
+    peak = _process_bytes("VmHWM")
+    if not peak:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return result, peak
 
 
 def mapped_memory() -> int:
-    """The number of bytes of mapped files, including libraries, in memory; the system can take them back."""
-    return _own("RssFile")
+    """Return the resident bytes of mapped files, including libraries; the system can free them."""
+    return _process_bytes("RssFile")
 
 
 @contextmanager
-def convert_out_of_memory(error: type[Exception], advice: str) -> Iterator[None]:
-    """Within, running out of memory raises `error` with `advice` on what to lower."""
+def convert_out_of_memory(error_type: type[Exception], advice: str) -> Iterator[None]:
+    """Convert any out-of-memory exception of the body to `error_type` with `advice` on what to lower."""
     try:
         yield
-    except (MemoryError, RuntimeError) as fault:
-        if not is_out_of_memory(fault):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
-        raise error(f"out of memory; {advice}") from fault
+        raise error_type(f"out of memory; {advice}") from error
 
 
-def is_out_of_memory(fault: Exception) -> bool:
-    """Whether an exception means that memory ran out."""
-    if isinstance(fault, MemoryError | torch.OutOfMemoryError):
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an exception means that memory ran out, on the CPU or the GPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(fault, RuntimeError) and any(words in str(fault).lower() for words in _REFUSED)
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _OUT_OF_MEMORY_MESSAGES)
 
 
-def _shown(size: int) -> str:
-    return f"{size / 1e9:,.1f} GB" if size >= 10**8 else f"{size / 1e6:,.1f} MB"
+def _format_bytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 10**8 else f"{num_bytes / 1e6:,.1f} MB"
 
 
-def _forget_peak() -> None:
-    with suppress(OSError):  # if it cannot be reset, the peak is the one since the process began
-        Path("/proc/self/clear_refs").write_text("5")
+def _process_bytes(field: str) -> int:
+    """Return a field of /proc/self/status, which is in KiB, in bytes; 0 if the system has no such file."""
+    return _read_fields(Path("/proc/self/status")).get(field, 0) * 1024
 
 
-def _largest() -> int:
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest if sys.platform == "darwin" else largest * 1024
-
-
-def _own(name: str) -> int:
-    return _fields(Path("/proc/self/status")).get(name, 0) * 1024
-
-
-def _group_limit() -> int | None:
-    try:
-        limit = int((_GROUP / "memory.max").read_text())
-        used = int((_GROUP / "memory.current").read_text()) - _fields(_GROUP / "memory.stat").get("inactive_file", 0)
-        return limit - used
-    except (OSError, ValueError):
-        return None
-
-
-def _fields(path: Path) -> dict[str, int]:
-    """The numbers of a file with a name and a number per line, by name; empty if there is no such file."""
+def _read_fields(path: Path) -> dict[str, int]:
+    """Parse a file with a name and an integer per line; empty if the file cannot be read."""
     try:
         lines = [line.replace(":", " ").split() for line in path.read_text().splitlines()]
     except OSError:

@@ -1,4 +1,4 @@
-"""Numba decorators for loops that would take PyTorch several passes over memory."""
+"""Numba decorators for loops that would take several passes over memory in PyTorch."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -8,45 +8,46 @@ import numba
 
 P = ParamSpec("P")
 T = TypeVar("T")
-# Reassociation is allowed, and no operand is NaN.
-_FAST = {"contract", "nnan", "nsz", "reassoc"}
+# LLVM fast-math flags: allow fused multiply-add and reassociation, assume no NaN, ignore the sign of zero.
+_FAST_MATH = {"contract", "nnan", "nsz", "reassoc"}
 
 
 def inline_kernel(function: Callable[P, T]) -> Callable[P, T]:
-    """Compile a function of NumPy arrays, numbers and other loops, to be inlined into its callers.
+    """Compile a function of NumPy arrays and numbers that other kernels call, and that LLVM may inline.
 
     Compiled with reassociation: the order of summation is unspecified. Operands must not be NaN, and indices must be in
     range.
     """
-    return numba.njit(nogil=True, fastmath=_FAST)(function)
+    return numba.njit(nogil=True, fastmath=_FAST_MATH)(function)
 
 
 def strict_kernel(function: Callable[P, T]) -> Callable[P, T]:
-    """Compile a loop with strict rounding, so that its results are equal on all machines."""
-    # Explicit, because an inlined function would otherwise inherit the flags of its caller.
+    """Compile a function with strict IEEE rounding and order of operations: equal results on all machines."""
+    # fastmath=False is explicit: an inlined function would otherwise inherit the flags of its caller.
     return numba.njit(nogil=True, fastmath=False)(function)
 
 
 def cached_kernel(function: Callable[P, T]) -> Callable[P, T]:
-    """Compile a loop that Python calls; compiled on first use, releases the GIL.
+    """Compile a kernel that Python calls, on its first call; it has the flags of `inline_kernel` and releases the GIL.
 
-    The machine code is cached on disk, beside the module or in the user's cache, and trusted like Python bytecode.
-    Numba invalidates the cache only if the module of the function changes, so the loops and constants that it uses must
-    be in the same module. After a change of the flags above, edit the modules that use them.
+    The machine code is cached on disk, beside the module or in the user's cache directory, and is trusted like Python
+    bytecode. Without a usable cache the kernel is compiled again in every process. Numba invalidates the cache only if
+    the module of the function changes, so the kernels and constants that it uses must be in the same module. After a
+    change of the flags above, edit the modules that use them.
     """
-    unkept = numba.njit(nogil=True, fastmath=_FAST)(function)
+    uncached = numba.njit(nogil=True, fastmath=_FAST_MATH)(function)
     try:
-        chosen = numba.njit(cache=True, nogil=True, fastmath=_FAST)(function)
+        kernel = numba.njit(cache=True, nogil=True, fastmath=_FAST_MATH)(function)
     except RuntimeError:  # no writable cache directory
-        chosen = unkept
+        kernel = uncached
 
     @wraps(function)
-    def call(*arguments: P.args, **keywords: P.kwargs) -> T:
-        nonlocal chosen
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        nonlocal kernel
         try:
-            return chosen(*arguments, **keywords)
+            return kernel(*args, **kwargs)
         except Exception:  # the cache is damaged or not writable; any other error is raised again below
-            chosen = unkept
-            return unkept(*arguments, **keywords)
+            kernel = uncached
+            return uncached(*args, **kwargs)
 
     return call

@@ -1,4 +1,4 @@
-"""Full float32, whatever the user has allowed elsewhere: the quantizer's promises are about that arithmetic."""
+"""Full float32 precision inside the quantizer, whatever autocast and matmul settings the user has chosen."""
 
 import os
 from collections.abc import Iterator
@@ -8,35 +8,35 @@ from typing import Any
 
 import torch
 
-# Each with what its setting comes from where it has none.
-_BACKENDS: tuple[tuple[Any, Any], ...] = (
+# Settings of float32 matrix products, each with the parent setting that it inherits while it is not set itself.
+_MATMUL_SETTINGS: tuple[tuple[Any, Any], ...] = (
     (torch.backends.cuda.matmul, torch.backends.cudnn),
     (torch.backends.mkldnn.matmul, torch.backends.mkldnn),  # type: ignore[attr-defined]
 )
-# The settings are the process's: of several threads within, the first notes them and the last puts them back.
+# The settings are global to the process: the first of several threads saves them, and the last restores them.
 _lock = Lock()
-_within = 0
-_before: list[str] = []
+_num_inside = 0
+_saved_precisions: list[str] = []
 
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Within: no autocast on `device`, and no matrix product in less than float32. The user's settings come back."""
+    """Disable autocast on `device` and reduced-precision (TF32, bfloat16) float32 matmul; restore both at the end."""
     with torch.autocast(device.type, enabled=False):
         _enter()
         try:
             yield
         finally:
-            _leave()
+            _exit()
 
 
 @contextmanager
 def flush_denormals(flush: bool) -> Iterator[None]:
-    """Within, whether this thread takes for 0 what is nearer to 0 than the least normal number.
+    """Set whether this thread rounds denormal numbers (nearer to 0 than the smallest normal number) to 0; then restore.
 
-    Some processors take many times as long for such numbers, and a softmax makes many.
+    A softmax produces many denormal numbers, and some processors are many times slower on them.
     """
-    before = _flushes()
+    before = _flushes_denormals()
     torch.set_flush_denormal(flush)
     try:
         yield
@@ -44,49 +44,48 @@ def flush_denormals(flush: bool) -> Iterator[None]:
         torch.set_flush_denormal(before)
 
 
-def _flushes() -> bool:
-    """Whether this thread does so already; PyTorch has no call that tells."""
-    least = torch.finfo(torch.float32).smallest_normal
-    return not torch.full((), least, dtype=torch.float32, device="cpu").div_(2)
+def _flushes_denormals() -> bool:
+    # PyTorch has no getter, so compute a denormal number and look whether it is 0.
+    smallest = torch.finfo(torch.float32).smallest_normal
+    return not torch.full((), smallest, dtype=torch.float32, device="cpu").div_(2)
 
 
 def _enter() -> None:
-    global _within
+    global _num_inside
     with _lock:
-        if not _within:
-            # torch.get_float32_matmul_precision raises where one backend was set on its own, so each is asked itself.
-            _before[:] = [_own(backend.fp32_precision, parent.fp32_precision) for backend, parent in _BACKENDS]
-            for backend, _ in _BACKENDS:
-                backend.fp32_precision = "ieee"
-        _within += 1
+        if not _num_inside:
+            # Not torch.get_float32_matmul_precision: it raises if the backends differ. A setting equal to its parent is
+            # taken as inherited ("none"), so that it follows the parent again once restored.
+            _saved_precisions[:] = [
+                "none" if setting.fp32_precision == parent.fp32_precision else setting.fp32_precision
+                for setting, parent in _MATMUL_SETTINGS
+            ]
+            for setting, _ in _MATMUL_SETTINGS:
+                setting.fp32_precision = "ieee"
+        _num_inside += 1
 
 
-def _own(precision: str, inherited: str) -> str:
-    """A backend's own setting: what it says may be another's, and would no longer follow that once set."""
-    return "none" if precision == inherited else precision
-
-
-def _leave() -> None:
-    global _within
+def _exit() -> None:
+    global _num_inside
     with _lock:
-        _within -= 1
-        if not _within:
-            _put_back()
+        _num_inside -= 1
+        if not _num_inside:
+            _restore()
 
 
-def _put_back() -> None:
-    for (backend, _), precision in zip(_BACKENDS, _before, strict=True):
-        if backend.fp32_precision == "ieee":  # else the user has set another meanwhile
-            backend.fp32_precision = precision
+def _restore() -> None:
+    for (setting, _), precision in zip(_MATMUL_SETTINGS, _saved_precisions, strict=True):
+        if setting.fp32_precision == "ieee":  # otherwise the user changed it meanwhile
+            setting.fp32_precision = precision
 
 
-def _forked() -> None:
-    """A child process has none of the threads that were within."""
-    global _lock, _within
+def _after_fork() -> None:
+    """Restore the settings in a forked child: the threads inside `full_precision` exist only in the parent."""
+    global _lock, _num_inside
     _lock = Lock()
-    if _within:
-        _put_back()
-    _within = 0
+    if _num_inside:
+        _restore()
+    _num_inside = 0
 
 
-os.register_at_fork(after_in_child=_forked)
+os.register_at_fork(after_in_child=_after_fork)

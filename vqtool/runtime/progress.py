@@ -1,7 +1,6 @@
-"""Progress on standard error: a bar on a terminal; elsewhere, such as in a pipe, a plain line about every 10 seconds.
+"""Progress on standard error: a bar on a terminal, otherwise a plain line about every 10 seconds.
 
-Of several processes only rank 0 shows progress. A pass over data can take long, so its `update` also checks for a stop
-signal.
+Only rank 0 shows progress. Passes over data can take long, so their `update` also checks for a stop signal.
 """
 
 import os
@@ -23,24 +22,23 @@ _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 
 
 class Bar(tqdm):  # type: ignore[type-arg]
-    """A tqdm bar with a lock that belongs to this process alone.
+    """A tqdm bar whose lock is not shared between processes.
 
-    tqdm's own lock is shared with processes forked later: if one of them is killed while it holds the lock, all others
-    block.
+    Forked processes share tqdm's default lock: if one of them is killed while it holds the lock, all others block.
     """
 
 
 Bar.set_lock(RLock())
-# A thread that the child process does not have may have held the lock at the fork.
+# In a forked child the lock may be held by a thread that exists only in the parent.
 os.register_at_fork(after_in_child=lambda: Bar.set_lock(RLock()))
 
 
 class LineWriter:
-    """Writes plain lines, not too often.
+    """Writes lines to standard error, at most one per interval.
 
     Args:
-        interval: seconds from one line to the next, whichever work they are about.
-        clock: returns seconds, counted from any moment.
+        interval: minimum seconds between two lines.
+        clock: returns a monotonic time in seconds.
     """
 
     def __init__(self, interval: float = 10, clock: Callable[[], float] = time.monotonic) -> None:
@@ -49,31 +47,31 @@ class LineWriter:
         self._last = clock()
 
     def write(self, line: Callable[[], str]) -> None:
-        """Write a line if one is due."""
+        """Write the line that `line` returns if the interval has passed; otherwise do not call it."""
         now = self.clock()
         if now - self._last >= self.interval:
             self._last = now
             Bar.write(escape_control(line()), file=sys.stderr)
 
 
-# Shared by all work of the process, so that nested work does not write more lines.
-LINES = LineWriter()
+# One for the process, so that nested work does not write more lines.
+LINE_WRITER = LineWriter()
 
 
 class Progress:
-    """How much of a piece of work is done, as a bar, as lines, or not shown.
+    """Progress of work that consists of units, shown as a bar, as lines or not at all.
 
     Args:
-        total: units of work in all.
-        done: units that were done before.
-        bar: None: write lines instead.
-        lines: None: show nothing.
+        total: number of units.
+        done: units that are already done.
+        bar: bar to draw; None: write lines.
+        lines: writer of lines, used without a bar; None: show nothing.
     """
 
     def __init__(self, total: int, done: int, bar: Bar | None, lines: LineWriter | None) -> None:
         self.total, self.done = total, done
         self._bar, self._lines = bar, lines
-        self._began = lines.clock() if lines else 0.0
+        self._start_time = lines.clock() if lines else 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -85,7 +83,7 @@ class Progress:
             self._bar.close()
 
     def update(self, n: int = 1) -> None:
-        """Count `n` more units as done."""
+        """Add `n` units to those done."""
         self.done += n
         if self._bar is not None:
             self._bar.update(n)
@@ -97,14 +95,20 @@ class Progress:
 
 
 class PassProgress(Progress):
-    """Progress of a pass over data, called `name`, in `unit`; `eta`: whether the time left is estimated."""
+    """Progress of a pass over data; `update` also checks for a stop signal.
+
+    Args:
+        name: what the pass does, such as "encode".
+        unit: name of its units, such as "rows".
+        eta: whether lines contain the estimated remaining time.
+    """
 
     def __init__(self, name: str, unit: str, total: int, bar: Bar | None, lines: LineWriter | None, eta: bool) -> None:
         super().__init__(total, 0, bar, lines)
         self._name, self._unit, self._eta = name, unit, eta
 
     def update(self, n: int = 1) -> None:
-        """Count `n` more units as done.
+        """Add `n` units to those done.
 
         Raises:
             Stopped: a signal asked to stop.
@@ -117,12 +121,16 @@ class PassProgress(Progress):
         line = f"{self._name}: {self.done:,} of {self.total:,} {self._unit} ({self.done / max(1, self.total):.0%})"
         if not self._eta or not 0 < self.done < self.total:
             return line
-        left = (self._lines.clock() - self._began) / self.done * (self.total - self.done)
-        return f"{line}, ETA {duration(left)}"
+        remaining_seconds = (self._lines.clock() - self._start_time) / self.done * (self.total - self.done)
+        return f"{line}, ETA {format_duration(remaining_seconds)}"
 
 
 class StepProgress(Progress):
-    """Progress of training, with the time left by `eta`, which returns seconds, or None where that is unknown."""
+    """Progress of training steps.
+
+    Args:
+        eta: returns the remaining seconds; None: unknown.
+    """
 
     def __init__(
         self, total: int, done: int, eta: Callable[[], float | None], bar: Bar | None, lines: LineWriter | None
@@ -131,33 +139,38 @@ class StepProgress(Progress):
         self._eta, self._status = eta, ""
 
     def update(self, n: int = 1) -> None:
-        """Count `n` more steps as done."""
+        """Add `n` steps to those done."""
         if self._bar is not None:
-            self._bar.set_postfix_str(self._described(), refresh=False)
+            self._bar.set_postfix_str(self._description(), refresh=False)
         super().update(n)
 
     def show(self, status: str) -> None:
-        """Set the status that is shown beside the steps, such as the loss."""
+        """Set the text shown beside the number of steps, such as the loss."""
         self._status = status
 
-    def _described(self) -> str:
+    def _description(self) -> str:
         seconds = self._eta()
-        return "  ".join(filter(None, [self._status, "" if seconds is None else f"ETA {duration(seconds)}"]))
+        return "  ".join(filter(None, [self._status, "" if seconds is None else f"ETA {format_duration(seconds)}"]))
 
     def _line(self) -> str:
-        return "  ".join(filter(None, [f"step {self.done}/{self.total}", self._described()]))
+        return "  ".join(filter(None, [f"step {self.done}/{self.total}", self._description()]))
 
 
 def pass_bar(
-    name: str, total: int, unit: str = "rows", delay: float = 1, lines: LineWriter = LINES, eta: bool = True
+    name: str,
+    total: int,
+    unit: str = "rows",
+    delay: float = 1,
+    lines: LineWriter = LINE_WRITER,
+    eta: bool = True,
 ) -> PassProgress:
-    """Show the progress of a pass over `total` units; a bar appears after `delay` seconds and is removed at the end.
+    """Create the progress of a pass over `total` units; a bar appears after `delay` seconds and is removed at the end.
 
     Args:
-        eta: whether to estimate the time left in lines; not for units that take unequal times.
+        eta: whether lines contain the estimated remaining time; False for units that take different times.
 
     Raises:
-        Stopped: from its `update`, if a signal asked to stop.
+        Stopped: by `update`, if a signal asked to stop.
     """
     bar = None
     if _shows_bar():
@@ -166,10 +179,10 @@ def pass_bar(
 
 
 def with_progress(items: Sequence[T], name: str, unit: str = "rows") -> Iterator[T]:
-    """Yield items, and show the progress of the work on them.
+    """Yield the items, and show progress.
 
     Raises:
-        Stopped: between two items, if a signal asked to stop.
+        Stopped: after an item, if a signal asked to stop.
     """
     with pass_bar(name, len(items), unit) as bar:
         for item in items:
@@ -178,18 +191,18 @@ def with_progress(items: Sequence[T], name: str, unit: str = "rows") -> Iterator
 
 
 def step_bar(
-    total: int, done: int, eta: Callable[[], float | None] = lambda: None, lines: LineWriter = LINES
+    total: int, done: int, eta: Callable[[], float | None] = lambda: None, lines: LineWriter = LINE_WRITER
 ) -> StepProgress:
-    """Show the progress of training over `total` steps, `done` of which were taken before."""
+    """Create the progress of a training run of `total` steps, `done` of which were taken before it was resumed."""
     bar = None
     if _shows_bar():
-        form = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
-        bar = Bar(total=total, initial=done, desc="train", bar_format=form, miniters=1)
+        bar_format = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+        bar = Bar(total=total, initial=done, desc="train", bar_format=bar_format, miniters=1)
     return StepProgress(total, done, eta, bar, lines if is_rank0() else None)
 
 
-def duration(seconds: float) -> str:
-    """A time in words: 40 s, 3 min, 2 h 10 min, 3 d 4 h."""
+def format_duration(seconds: float) -> str:
+    """Format seconds in the largest fitting units: 40 s, 3 min, 2 h 10 min, 3 d 4 h."""
     if seconds < 99.5:
         return f"{max(1, round(seconds))} s"
     if seconds < 99.5 * _MINUTE:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: recorded when they arrive, acted on between two pieces of work."""
+"""SIGINT and SIGTERM: recorded when they arrive, acted on between two units of work."""
 
 import signal
 import threading
@@ -12,62 +12,65 @@ from vqtool.errors import Stopped
 from vqtool.runtime.distributed import any_rank
 from vqtool.runtime.torchrun import rank_info
 
-_NUMBERS = (signal.SIGINT, signal.SIGTERM)
-# State of the whole process, as signals are: whether they are recorded, which arrived, and the original handlers.
-_noting: list[bool] = []
-_came: list[int] = []
-_usual: dict[int, Any] = {}
-_deaf_until: list[float] = []
-# Seconds within which processes of a job take a second signal for a copy of the first.
-_SAME = 5.0
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# In a job of several processes, a second signal within this time is taken for a forwarded copy of the first.
+_DUPLICATE_SECONDS = 5.0
+
+# State of the process, as signal handlers are.
+_is_open = False  # whether `deferred_signals` is open
+_original_handlers: dict[int, Any] = {}
+_received: list[int] = []  # the first signal since it was opened
+_accept_second_at = 0.0  # monotonic time from which a second signal has its original effect
 
 
 @contextmanager
 def deferred_signals() -> Iterator[None]:
-    """Within, the first SIGINT or SIGTERM is only recorded, for `raise_if_stopped`; a second one has its usual effect.
+    """Record the first SIGINT or SIGTERM for `raise_if_stopped`; a second one has its original effect.
 
-    In a job of several processes, a second signal shortly after the first is ignored: a launcher may forward a signal
-    that all processes have received already.
+    In a job of several processes, a second signal within 5 seconds is ignored: launchers such as torchrun may forward a
+    signal that all processes have received already.
 
-    Nothing changes if another such context is open, or outside the main thread, which alone handles signals.
+    Has no effect inside another `deferred_signals`, or outside the main thread, which alone may set signal handlers.
     """
-    if threading.current_thread() is not threading.main_thread() or _noting:
+    global _is_open
+    if threading.current_thread() is not threading.main_thread() or _is_open:
         yield
         return
-    _noting.append(True)
-    _usual.update({number: signal.signal(number, _note) for number in _NUMBERS})
+    _is_open = True
+    _original_handlers.update({number: signal.signal(number, _record) for number in _STOP_SIGNALS})
     try:
         yield
     finally:
-        _put_back()
-        _came.clear()
-        _noting.clear()
+        _restore_handlers()
+        _received.clear()
+        _is_open = False
 
 
 def raise_if_stopped() -> None:
-    """Stop here if a signal arrived; called only where stopping is safe.
+    """Raise Stopped if a signal was recorded. To be called where stopping is safe.
 
-    If several processes train together, a signal to one of them stops all at the same call: all processes call this
-    function equally often.
+    In a job, a signal to one rank stops all ranks at the same call, so all ranks must call this function equally often
+    (see `any_rank`).
 
     Raises:
         Stopped: names the signal.
     """
-    number = any_rank(_came[0] if _came else 0)
+    number = any_rank(_received[0] if _received else 0)
     if number:
         raise Stopped(number, f"stopped by {signal.Signals(number).name}")
 
 
-def _note(number: int, frame: FrameType | None) -> None:
+def _record(number: int, frame: FrameType | None) -> None:
+    global _accept_second_at
     now = time.monotonic()
-    if not _came:
-        _came.append(number)
-        _deaf_until[:] = [now + (_SAME if rank_info().size > 1 else 0.0)]
-    elif now >= _deaf_until[0]:
-        _put_back()
+    if not _received:
+        _received.append(number)
+        _accept_second_at = now + (_DUPLICATE_SECONDS if rank_info().world_size > 1 else 0.0)
+    elif now >= _accept_second_at:
+        _restore_handlers()
         signal.raise_signal(number)
 
 
-def _put_back() -> None:
-    while _usual:
-        signal.signal(*_usual.popitem())
+def _restore_handlers() -> None:
+    while _original_handlers:
+        signal.signal(*_original_handlers.popitem())

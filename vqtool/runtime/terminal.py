@@ -1,19 +1,20 @@
-"""Text that is safe to show: what a file calls itself must not steer the terminal that it is named in."""
+"""Text that is safe to print: names from files must not send control sequences to the terminal."""
 
 from collections.abc import Iterable
 
+# Defined in errors.py, the lowest layer, whose messages need it; imported from here by all other code.
 from vqtool.errors import escape_control
 
 
 def escape_surrogates(text: str) -> str:
-    """Text that every reader of UTF-8 takes, JSON's among them: bytes of a file name that were none become \\udcff."""
+    """Return text that UTF-8 can encode: surrogates, from file names that are not UTF-8, become escapes as \\udcff."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def listed(names: Iterable[str]) -> str:
-    """`A, B or C`."""
+def join_or(names: Iterable[str]) -> str:
+    """Join names to `A, B or C`."""
     *first, last = names
     return f"{', '.join(first)} or {last}" if first else last
 
 
-__all__ = ["escape_control", "escape_surrogates", "listed"]
+__all__ = ["escape_control", "escape_surrogates", "join_or"]

@@ -1,7 +1,7 @@
-"""Rows shared out among threads, each of which walks its own.
+"""Data parallelism over CPU threads: each thread runs PyTorch single-threaded on its own slice of the rows.
 
-PyTorch splits every operation over its threads. Over blocks that fit a cache an operation is so short that waiting for
-the last thread costs more than the work, and far more where another process has the core.
+PyTorch splits every single operation over its threads. On blocks that fit a cache an operation is so short that waiting
+for the slowest thread takes longer than the operation, and far longer when another process uses a core.
 """
 
 import os
@@ -16,102 +16,105 @@ import torch
 P = ParamSpec("P")
 S = TypeVar("S")
 T = TypeVar("T")
-_lock = Lock()
-# Scores of vectors and codes of 64 dimensions that are worth a thread of their own instead of the caller's, and those
-# that are worth another: some milliseconds' work. With less to do, threads that hand Python's lock to each other take
-# longer than one.
-_WAKE = 1 << 20
-_THREAD = 1 << 22
+# Numbers of scores of 64-dimensional vectors and codes. With fewer than _MIN_POOL_SCORES the calling thread is faster
+# than a pool thread. Each pool thread after the first needs _SCORES_PER_THREAD (some milliseconds), or handing over the
+# GIL costs more than it saves.
+_MIN_POOL_SCORES = 1 << 20
+_SCORES_PER_THREAD = 1 << 22
+
+# Guards torch.set_num_threads, which is a setting of the process.
+_num_threads_lock = Lock()
 
 
-def useful_threads(scores: int, dim: int) -> int:
-    """How many threads so many scores of vectors and codes of `dim` dimensions are worth; 0: none is worth waking."""
-    scores = scores * (64 + dim) // 128
-    return max(scores // _THREAD, int(scores >= _WAKE))
+def useful_threads(num_scores: int, dim: int) -> int:
+    """Return how many threads to use for `num_scores` scores of `dim`-dimensional vectors and codes.
 
-
-def map_rows(work: Callable[[slice], T], rows: int, most: int, device: torch.device) -> list[T]:
-    """The results of `work` on consecutive slices of so many `rows`, in their order.
-
-    On a CPU there are as many slices as PyTorch has threads, `most` at the most, and none empty; anywhere else one.
+    0: compute in the calling thread, because the work is shorter than waking a pool thread.
     """
-    threads = _threads(device)
-    parts = max(1, min(threads, most, rows))
+    num_scores = num_scores * (64 + dim) // 128
+    return max(num_scores // _SCORES_PER_THREAD, int(num_scores >= _MIN_POOL_SCORES))
+
+
+def map_rows(function: Callable[[slice], T], rows: int, max_threads: int, device: torch.device) -> list[T]:
+    """Call `function` on consecutive slices that partition `rows` rows, without gradients; return the results in order.
+
+    On a CPU the number of slices is the minimum of `rows`, `max_threads` and PyTorch's number of threads, at least 1;
+    on other devices it is 1. The result may therefore depend on the number of threads.
+    """
+    parts = max(1, min(_num_threads(device), max_threads, rows))
     slices = [slice(rows * part // parts, rows * (part + 1) // parts) for part in range(parts)]
-    return map_items(_without_gradients(work), slices, device)
+    return map_items(_without_gradients(function), slices, device)
 
 
-def map_items(work: Callable[[S], T], items: Iterable[S], device: torch.device) -> list[T]:
-    """The results of `work` on each item, in their order.
+def map_items(function: Callable[[S], T], items: Iterable[S], device: torch.device) -> list[T]:
+    """Call `function` on every item; return the results in order.
 
-    On a CPU each is done by one thread, so that what comes of it does not depend on how many there are.
+    On a CPU each call runs on a single thread, so that the results do not depend on the number of threads.
     """
-    threads = _threads(device)
-    return list(map(work, items) if threads == 1 else _pool(threads).map(work, items))
+    threads = _num_threads(device)
+    return list(map(function, items) if threads == 1 else _pool(threads).map(function, items))
 
 
-def on_one_thread(work: Callable[[], T], device: torch.device) -> T:
-    """The result of `work`, done by one thread on a CPU, too.
+def on_one_thread(function: Callable[[], T], device: torch.device) -> T:
+    """Return the result of `function`, called without gradients and, on a CPU, on a single thread.
 
-    What PyTorch's own threads do together takes tens of times as long where another process has a core, and leaves them
-    spinning for some milliseconds on cores that are wanted.
+    For short operations: on all threads they take tens of times as long when another process uses a core, and leave
+    PyTorch's threads spinning for some milliseconds on cores that others need.
     """
-    threads = _threads(device)
-    work = _without_gradients(work)
-    return work() if threads == 1 else _pool(threads).submit(work).result()
+    threads = _num_threads(device)
+    function = _without_gradients(function)
+    return function() if threads == 1 else _pool(threads).submit(function).result()
 
 
-def _threads(device: torch.device) -> int:
-    return torch.get_num_threads() if device.type == "cpu" else 1
+def single_threaded_pool(size: int) -> ThreadPoolExecutor:
+    """Create a pool of `size` threads, in each of which PyTorch runs single-threaded."""
+    # torch.set_num_threads also sets the number for threads that start later, so the caller's number is restored once
+    # all threads of the pool have set theirs.
+    with _num_threads_lock:
+        caller_threads = torch.get_num_threads()
+        pool = ThreadPoolExecutor(size, "vqtool")
+        all_started = Barrier(size + 1)
 
+        def set_single_thread() -> None:
+            torch.get_num_threads()  # the first call in a thread sets its number, and would undo an earlier set
+            torch.set_num_threads(1)
+            all_started.wait()
 
-def _without_gradients(work: Callable[P, T]) -> Callable[P, T]:
-    # Whether gradients are recorded is each thread's own setting.
-    def run(*arguments: P.args, **options: P.kwargs) -> T:
-        with torch.no_grad():
-            return work(*arguments, **options)
-
-    return run
-
-
-def single_threaded_pool(count: int) -> ThreadPoolExecutor:
-    """So many threads, in each of which PyTorch works alone."""
-    with _lock:  # for a moment, the number of threads of the whole process is another
-        return _lone_threads(count)
-
-
-def _lone_threads(count: int) -> ThreadPoolExecutor:
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(count, "vqtool")
-    barrier = Barrier(count + 1)
-
-    def on_one_thread() -> None:
-        torch.get_num_threads()  # when first asked for in a thread, it becomes the number set for threads to come
-        torch.set_num_threads(1)
-        barrier.wait()
-
-    try:
-        started = [pool.submit(on_one_thread) for _ in range(count)]
-        barrier.wait()
-        for each in started:
-            each.result()
-    except BaseException:  # such as that there can be no more threads: those there are would wait for the others
-        barrier.abort()
-        pool.shutdown(cancel_futures=True)
-        raise
-    finally:
-        torch.set_num_threads(threads)  # a thread's own number is that of threads yet to come, too
-    return pool
+        try:
+            started = [pool.submit(set_single_thread) for _ in range(size)]
+            all_started.wait()
+            for future in started:
+                future.result()
+        except BaseException:  # for example no memory for a thread: those that started would wait forever
+            all_started.abort()
+            pool.shutdown(cancel_futures=True)
+            raise
+        finally:
+            torch.set_num_threads(caller_threads)
+        return pool
 
 
 _pool = lru_cache(maxsize=1)(single_threaded_pool)
 
 
-def _forked() -> None:
-    """A child process has the pool's memory and the lock as it was, but none of the threads."""
-    global _lock
-    _lock = Lock()
+def _num_threads(device: torch.device) -> int:
+    return torch.get_num_threads() if device.type == "cpu" else 1
+
+
+def _without_gradients(function: Callable[P, T]) -> Callable[P, T]:
+    # Grad mode is a setting of each thread, so it must be set inside the pool thread.
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        with torch.no_grad():
+            return function(*args, **kwargs)
+
+    return run
+
+
+def _after_fork() -> None:
+    """Discard the pool and the lock in a forked child, which has neither the pool's threads nor the lock's owner."""
+    global _num_threads_lock
+    _num_threads_lock = Lock()
     _pool.cache_clear()
 
 
-os.register_at_fork(after_in_child=_forked)
+os.register_at_fork(after_in_child=_after_fork)

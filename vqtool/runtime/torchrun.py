@@ -1,4 +1,4 @@
-"""What torchrun, or who else starts several processes of one job, tells each of them."""
+"""Rank and world size from the environment of torchrun, read without importing torch."""
 
 import os
 from collections.abc import Mapping
@@ -6,23 +6,22 @@ from typing import NamedTuple
 
 
 class RankInfo(NamedTuple):
-    """A process among those of its job."""
+    """Position of a process in a job of several processes."""
 
     rank: int
-    """Its number, counted from 0."""
-    size: int
-    """How many there are."""
+    """Number of the process, from 0."""
+    world_size: int
+    """Number of processes of the job."""
     local_rank: int | None
-    """Its number on its machine; None where that is not said."""
+    """Number of the process on its machine, from 0; None if the environment does not contain it."""
 
 
 def rank_info(environment: Mapping[str, str] = os.environ) -> RankInfo:
-    """Where this process is; the only one, where nothing is said."""
-    rank, size, local = (_number(environment.get(name, "")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    if rank is None or size is None:
+    """Read RANK, WORLD_SIZE and LOCAL_RANK; without the first two, return rank 0 of 1."""
+    rank, world_size, local_rank = (
+        int(text) if (text := environment.get(name, "")).isdecimal() else None
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    )
+    if rank is None or world_size is None:
         return RankInfo(0, 1, None)
-    return RankInfo(rank, size, local)
-
-
-def _number(text: str) -> int | None:
-    return int(text) if text.isdecimal() else None
+    return RankInfo(rank, world_size, local_rank)

@@ -1,13 +1,21 @@
-"""Several processes that train one model: what they add up, and what they agree on. Alone, nothing of it happens.
+"""Training on several ranks with torch.distributed: collectives, shards of a batch, and the process group.
 
-torch.distributed is the engine. Whoever calls a function here that communicates calls it in all processes alike.
+Functions that communicate must be called by all ranks in the same order.
 """
 
 from vqtool.runtime.distributed.batch_shard import BatchShard, fixed_global_batch, local_shard
-from vqtool.runtime.distributed.collectives import all_gather_rows, all_reduce_max, all_reduce_min, all_reduce_sum
+from vqtool.runtime.distributed.collectives import (
+    all_gather_rows,
+    all_reduce_max,
+    all_reduce_min,
+    all_reduce_sum,
+    any_rank,
+    async_any_rank,
+    is_rank0,
+    rank,
+    world_size,
+)
 from vqtool.runtime.distributed.process_group import barrier, on_rank0, process_group
-from vqtool.runtime.distributed.ranks import is_rank0, rank, world_size
-from vqtool.runtime.distributed.votes import any_rank, async_any_rank
 
 __all__ = [
     "BatchShard",

@@ -1,4 +1,4 @@
-"""The job that processes make up together: joining it, and doing something once for all of them."""
+"""Join and leave the process group of a job, and run code on rank 0 for all ranks."""
 
 import io
 import signal
@@ -12,108 +12,116 @@ import torch
 import torch.distributed as dist
 
 from vqtool.errors import ConfigError, Stopped, TrainingError, VqtoolError
-from vqtool.runtime.distributed.collectives import all_reduce_max
-from vqtool.runtime.distributed.ranks import group_for, is_rank0, set_host_group, world_size
-from vqtool.runtime.distributed.votes import local_any_rank
+from vqtool.runtime.distributed.collectives import (
+    all_reduce_max,
+    group_for,
+    is_rank0,
+    local_any_rank,
+    set_cpu_group,
+    world_size,
+)
 from vqtool.runtime.torchrun import rank_info
 
 T = TypeVar("T")
 
-# How long processes wait for one of them, which may look over all data or seed a large codebook meanwhile. One that
-# ends is noticed at once.
-_PATIENCE = timedelta(hours=2)
+# Long, because ranks wait while rank 0 scans all data or initialises a large codebook. Gloo notices at once when a
+# process ends.
+_CPU_GROUP_TIMEOUT = timedelta(hours=2)
 
 
-class ElsewhereError(VqtoolError):
-    """Another process of the job failed and reports the error itself."""
+class Rank0FailedError(VqtoolError):
+    """Rank 0 raised an exception in `on_rank0`; raised on the other ranks. Rank 0 reports the cause."""
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Within, the processes that torchrun started work as one job; a process alone, or a job begun before, as it is.
+    """Initialize torch.distributed as torchrun's environment describes it, and destroy it at the end.
+
+    A single process runs without a process group. A process group that the caller initialized is used and kept.
 
     Raises:
-        ConfigError: the job cannot be joined.
-        TrainingError: another process of the job has ended.
+        ConfigError: the processes of the job cannot connect.
+        TrainingError: another process of the job ended.
     """
-    if world_size() == rank_info().size == 1:
+    if world_size() == rank_info().world_size == 1:
         yield
         return
-    begun = dist.is_initialized()
+    was_initialized = dist.is_initialized()
     try:
-        with _losses_told():
-            _join(begun)
+        with _convert_connection_errors():
+            _join(was_initialized)
             yield
             barrier()
     finally:
-        set_host_group(None)
-        if not begun and dist.is_initialized():
+        set_cpu_group(None)
+        if not was_initialized and dist.is_initialized():
             dist.destroy_process_group()
 
 
 def barrier() -> None:
-    """Wait until all processes are here."""
+    """Wait until all ranks have called it."""
     all_reduce_max(torch.zeros(()))
 
 
-def on_rank0(make: Callable[[], T]) -> T:
-    """What `make` returns in the first process, which alone calls it; tensors, numbers, texts, and lists and dicts of
-    them.
+def on_rank0(function: Callable[[], T]) -> T:
+    """Call `function` on rank 0 and return its result on all ranks.
+
+    The result is sent by torch.save: it may consist of tensors, numbers, strings, None, lists, tuples and dicts.
 
     Raises:
-        Stopped: a signal stopped the first process in it; in all of them.
-        ElsewhereError: `make` raises something else; in the others.
+        Stopped: on all ranks, if a signal stopped rank 0 in `function`.
+        Rank0FailedError: on the other ranks, if `function` raised anything else; rank 0 raises that exception.
     """
     if world_size() == 1:
-        return make()
+        return function()
     if not is_rank0():
-        return _received()
+        return _receive_result()
     try:
         with local_any_rank():
-            made = make()
+            result = function()
     except Stopped as stopped:
-        _send({"signal": stopped.signal, "message": str(stopped)})
+        _broadcast({"signal": stopped.signal, "message": str(stopped)})
         raise
     except BaseException:
-        _send({})
+        _broadcast({})
         raise
-    _send({"made": made})
-    return made
+    _broadcast({"result": result})
+    return result
 
 
-def _join(begun: bool) -> None:
+def _join(was_initialized: bool) -> None:
     try:
-        with _killable():
-            if not begun:
+        with _default_signal_handlers():
+            if not was_initialized:
                 dist.init_process_group()
-            set_host_group(dist.new_group(backend="gloo", timeout=_PATIENCE))
+            set_cpu_group(dist.new_group(backend="gloo", timeout=_CPU_GROUP_TIMEOUT))
     except ValueError as error:
         raise ConfigError(
-            f"the {rank_info().size} processes of the job cannot connect to each other: {error}"
+            f"the {rank_info().world_size} processes of the job cannot connect to each other: {error}"
         ) from error
 
 
 @contextmanager
-def _killable() -> Iterator[None]:
-    """Within, SIGINT and SIGTERM end the process: a handler in Python would not run while others are waited for."""
+def _default_signal_handlers() -> Iterator[None]:
+    """Let SIGINT and SIGTERM end the process: a Python handler would not run while torch waits for other ranks."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
 @contextmanager
-def _losses_told() -> Iterator[None]:
-    """Turn what torch.distributed says where another process cannot be reached into something for the user."""
+def _convert_connection_errors() -> Iterator[None]:
+    """Convert the error of torch.distributed for an unreachable rank to a TrainingError."""
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error):  # gloo has no error of its own
+        if isinstance(error, dist.DistError) or "gloo" in str(error):  # gloo raises a plain RuntimeError
             raise TrainingError(
                 "another process of the job has ended or cannot be reached; if the run has a checkpoint, --resume "
                 "continues from it"
@@ -121,23 +129,25 @@ def _losses_told() -> Iterator[None]:
         raise
 
 
-def _send(said: dict[str, Any]) -> None:
-    content = io.BytesIO()
-    torch.save(said, content)
-    length = torch.tensor(content.tell())
+def _broadcast(message: dict[str, Any]) -> None:
+    """Send a message from rank 0: its length in bytes, then its bytes."""
+    buffer = io.BytesIO()
+    torch.save(message, buffer)
+    length = torch.tensor(buffer.tell())
     dist.broadcast(length, 0, group=group_for(length))
-    whole = torch.frombuffer(bytearray(content.getbuffer()), dtype=torch.uint8)
-    dist.broadcast(whole, 0, group=group_for(whole))
+    content = torch.frombuffer(bytearray(buffer.getbuffer()), dtype=torch.uint8)
+    dist.broadcast(content, 0, group=group_for(content))
 
 
-def _received() -> Any:
+def _receive_result() -> Any:
+    """Receive the message of rank 0, and return the result in it or raise the exception that it describes."""
     length = torch.tensor(0)
     dist.broadcast(length, 0, group=group_for(length))
     content = torch.empty(int(length), dtype=torch.uint8)
     dist.broadcast(content, 0, group=group_for(content))
-    said = torch.load(io.BytesIO(content.numpy().tobytes()), map_location="cpu", weights_only=True)
-    if "signal" in said:
-        raise Stopped(said["signal"], said["message"])
-    if "made" not in said:
-        raise ElsewhereError("stopped: rank 0 failed; see its error message")
-    return said["made"]
+    message = torch.load(io.BytesIO(content.numpy().tobytes()), map_location="cpu", weights_only=True)
+    if "signal" in message:
+        raise Stopped(message["signal"], message["message"])
+    if "result" not in message:
+        raise Rank0FailedError("stopped: rank 0 failed; see its error message")
+    return message["result"]

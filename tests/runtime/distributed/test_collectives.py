@@ -8,11 +8,11 @@ import torch
 from tests.runtime.distributed import in_processes
 from vqtool.errors import Stopped
 from vqtool.metrics.collisions import IdCounter
-from vqtool.quantizers.hit_times import HitTimes
+from vqtool.quantizers.dead_codes import HitSteps
 from vqtool.quantizers.vector import VectorQuantizerSettings
 from vqtool.runtime import distributed
 from vqtool.runtime.distributed import BatchShard
-from vqtool.runtime.distributed.process_group import ElsewhereError
+from vqtool.runtime.distributed.process_group import Rank0FailedError
 
 SIZE = 3
 ROWS = (2, 0, 3)  # of each process
@@ -57,7 +57,7 @@ def of_first() -> dict[str, Any]:
     try:
         distributed.on_rank0(refuse)
         refused = ""
-    except (ValueError, ElsewhereError) as error:
+    except (ValueError, Rank0FailedError) as error:
         refused = f"{type(error).__name__}: {error}"
     return {"made": made, "calls": calls, "refused": refused}
 
@@ -103,19 +103,19 @@ def votes() -> list[int]:
 
 def counted() -> dict[str, Any]:
     rank = distributed.rank()
-    times, ids = HitTimes([4]), IdCounter()
-    times.note(torch.tensor([rank]), 3 + rank, torch.tensor(True))
-    times.note(torch.tensor([3]), 6 - rank, torch.tensor(True))
-    times.agree()
-    times.agree()
+    hit_steps, ids = HitSteps([4]), IdCounter()
+    hit_steps.record(torch.tensor([rank]), 3 + rank, torch.tensor(True))
+    hit_steps.record(torch.tensor([3]), 6 - rank, torch.tensor(True))
+    hit_steps.synchronize()
+    hit_steps.synchronize()
     if rank:  # the first has none
         ids.add(torch.tensor([[1, 2], [rank, 0], [1, 2]]).numpy())
     else:
         ids.add(torch.zeros(0, 2, dtype=torch.int64).numpy())
-    ids.add_others()
+    ids.all_reduce()
     found = ids.result()
     assert found
-    return {"first": times.first, "last": times.last, "rows": found.rows, "ids": found.ids}
+    return {"first": hit_steps.first, "last": hit_steps.last, "rows": found.rows, "ids": found.ids}
 
 
 def everything() -> dict[str, Any]:
@@ -171,7 +171,7 @@ def test_the_first_makes_for_all(found: list[dict[str, Any]]) -> None:
 def test_where_the_first_fails_the_others_are_told(found: list[dict[str, Any]]) -> None:
     first, *others = (each["of_first"]["refused"] for each in found)
     assert first == "ValueError: no"
-    assert all(other.startswith("ElsewhereError: stopped: rank 0 failed") for other in others)
+    assert all(other.startswith("Rank0FailedError: stopped: rank 0 failed") for other in others)
     assert len(others) == 2
 
 
@@ -190,7 +190,7 @@ def test_what_one_answers_all_hear_at_the_next_question(found: list[dict[str, An
     assert [each["votes"] for each in found] == [[40 + rank, 0, 0, 0, 15, 0] for rank in range(SIZE)]
 
 
-def test_hit_times_are_the_first_and_last_of_all(found: list[dict[str, Any]]) -> None:
+def test_hit_steps_are_the_first_and_last_of_all(found: list[dict[str, Any]]) -> None:
     for each in found:
         assert each["counted"]["first"].tolist() == [3, 4, 5, 4]
         assert each["counted"]["last"].tolist() == [3, 4, 5, 6]
