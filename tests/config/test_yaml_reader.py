@@ -74,7 +74,7 @@ def test_keys_are_always_strings() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "\ufeff"])
-def test_empty_document_is_none(text: str) -> None:
+def test_empty_document_has_no_values(text: str) -> None:
     assert read(text) is None
 
 

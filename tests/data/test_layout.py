@@ -185,26 +185,26 @@ def test_integers_with_channels_are_values(dtype: str) -> None:
 
 def test_another_size_is_refused_unless_any_size() -> None:
     spec = SampleSpec("CHW", 3, (8, 8), None, "float32")
-    spec.check_row_shape((3, 8, 8), any_size=False, what="x.npy")
-    spec.check_row_shape((3, 9, 4), any_size=True, what="x.npy")
+    spec.check_row_shape((3, 8, 8), any_size=False, subject="x.npy")
+    spec.check_row_shape((3, 9, 4), any_size=True, subject="x.npy")
     with pytest.raises(DataError, match=r"x\.npy: rows have shape \(3, 9, 4\), but .* \(3, 8, 8\) \(layout CHW\)"):
-        spec.check_row_shape((3, 9, 4), any_size=False, what="x.npy")
+        spec.check_row_shape((3, 9, 4), any_size=False, subject="x.npy")
 
 
 @pytest.mark.parametrize("shape", [(4, 8, 8), (8, 8, 3), (8, 8), (3, 8, 8, 1), ()])
 def test_other_channels_or_axes_are_refused_even_with_any_size(shape: tuple[int, ...]) -> None:
     spec = SampleSpec("CHW", 3, (8, 8), None, "float32")
     with pytest.raises(DataError) as caught:
-        spec.check_row_shape(shape, any_size=True, what="x.npy")
+        spec.check_row_shape(shape, any_size=True, subject="x.npy")
     assert f"rows have shape {shape}" in str(caught.value)
     assert "(3, 8, 8)" in str(caught.value)
 
 
 def test_channels_are_compared_on_the_channel_axis_of_the_layout() -> None:
     spec = SampleSpec("HWC", 3, (8, 8), None, "float32")
-    spec.check_row_shape((5, 6, 3), any_size=True, what="x.npy")
+    spec.check_row_shape((5, 6, 3), any_size=True, subject="x.npy")
     with pytest.raises(DataError):
-        spec.check_row_shape((3, 8, 8), any_size=True, what="x.npy")
+        spec.check_row_shape((3, 8, 8), any_size=True, subject="x.npy")
 
 
 def test_dtype_name_is_the_torch_name() -> None:

@@ -71,7 +71,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and validation samples of a run.
+    """Training and validation samples of a run, with everything that was resolved from the data.
 
     Attributes:
         settings: data settings without `auto`.
@@ -91,7 +91,11 @@ class Dataset:
 
 
 def open_source(settings: DataKind, seed: int) -> Source:
-    """Open all rows that `data.path` or `data.source` describes, without splitting them."""
+    """Open all rows of the data that `data.path` or `data.source` names, unsplit and in order.
+
+    Raises:
+        DataError: the data cannot be opened; names the config key.
+    """
     if isinstance(settings, TensorsSettings):
         with _prefix_errors("data.path"):
             return FileSource(settings.path, settings.key)
@@ -143,19 +147,19 @@ def open_dataset(settings: DataKind, seed: int) -> Dataset:
     )
 
 
-def train_validation_split(rows: int, validation: float, seed: int) -> tuple[RowIndices, RowIndices]:
-    """Split row indices 0..rows-1 at random.
+def train_validation_split(num_rows: int, validation: float, seed: int) -> tuple[RowIndices, RowIndices]:
+    """Split row indices 0..num_rows-1 at random.
 
     Args:
-        rows: number of rows, at least 2.
+        num_rows: at least 2.
         validation: fraction of the rows for validation; rounded so that neither split is empty.
         seed: of the permutation.
 
     Returns:
         Training and validation indices, each in ascending order.
     """
-    held_out = min(max(1, round(rows * validation)), rows - 1)
-    shuffled = np.random.default_rng([seed, 0]).permutation(rows)
+    held_out = min(max(1, round(num_rows * validation)), num_rows - 1)
+    shuffled = np.random.default_rng([seed, 0]).permutation(num_rows)
     return np.sort(shuffled[held_out:]), np.sort(shuffled[:held_out])
 
 
@@ -238,6 +242,7 @@ def _resolve_spec(settings: DataSettings, layout: LayoutName, scans: list[tuple[
 
 
 def _resolve_classes(settings: DataSettings, layout: LayoutName, scans: list[tuple[Source, DatasetScan]]) -> int | None:
+    """Return the number of classes; None for values."""
     source, scan = scans[0]
     dtype = dtype_name(source.rows.dtype)
     if not holds_classes(layout, source.rows.dtype):

@@ -110,13 +110,13 @@ class SampleSpec:
         largest = float(limits.max) if int(float(limits.max)) <= limits.max else math.nextafter(float(limits.max), 0)
         return rows.double().round().clamp(limits.min, largest).to(dtype)
 
-    def check_row_shape(self, shape: tuple[int, ...], any_size: bool, what: str) -> None:
+    def check_row_shape(self, shape: tuple[int, ...], any_size: bool, subject: str) -> None:
         """Check that rows of another array have the shape of these rows.
 
         Args:
             shape: of one row.
-            any_size: accept any size; the number of axes and of channels must match.
-            what: the array's name in the message.
+            any_size: accept another size; the numbers of axes and channels must match all the same.
+            subject: name of the array, at the start of the message.
 
         Raises:
             DataError: the shape differs, or has an axis of length 0.
@@ -126,7 +126,7 @@ class SampleSpec:
         fits = len(shape) == len(expected) and (channel is None or shape[channel] == expected[channel])
         if not fits or 0 in shape or (shape != expected and not any_size):
             raise DataError(
-                f"{what}: rows have shape {shape}, but the model was trained on rows of shape {expected} "
+                f"{subject}: rows have shape {shape}, but the model was trained on rows of shape {expected} "
                 f"(layout {self.layout})"
             )
 

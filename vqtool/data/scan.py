@@ -1,6 +1,7 @@
 """Scan of a tensor file in one pass: check that all values are finite, hash the file, compute channel statistics.
 
-Results are cached in `$XDG_CACHE_HOME/vqtool` (default `~/.cache/vqtool`) by path, size and modification time.
+Results are cached in `$XDG_CACHE_HOME/vqtool` (default `~/.cache/vqtool`). An entry is valid for one path, size and
+modification time of the file, and for one array, layout and selection of rows.
 """
 
 import hashlib

@@ -204,9 +204,11 @@ class GeneratedSource(Source):
     def __init__(self, settings: SyntheticSettings, seed: int) -> None:
         self.name = f"synthetic-{settings.source.kind}"
         self.paths = []
-        values = settings.samples * settings.source.values_per_sample + settings.source.shared_values
-        what = f"data.samples: {settings.samples:,} of {self.name}"
-        check_fits_memory(values * _BYTES_PER_GENERATED_VALUE, what, "lower data.samples or the size of a sample")
+        num_values = settings.samples * settings.source.values_per_sample + settings.source.shared_values
+        subject = f"data.samples: {settings.samples:,} of {self.name}"
+        check_fits_memory(
+            num_values * _BYTES_PER_GENERATED_VALUE, subject, "lower data.samples or the size of a sample"
+        )
         self._array = settings.source.generate(settings.samples, np.random.default_rng(seed))
         self.rows = NumpyRows(self._array)
 

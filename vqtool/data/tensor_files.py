@@ -93,7 +93,7 @@ def _check_is_file(path: Path) -> None:
 @contextmanager
 def _as_data_errors(path: Path, name: str = "") -> Iterator[None]:
     """Convert every exception into a DataError that names the file and the array `name`, and suppress warnings."""
-    what = _array_name(path, name)
+    subject = _array_name(path, name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a damaged file is an error below; other warnings are irrelevant
@@ -102,15 +102,17 @@ def _as_data_errors(path: Path, name: str = "") -> Iterator[None]:
         raise
     except pickle.UnpicklingError as error:
         raise DataError(
-            f"{what}: contains pickled objects, which are not loaded; save a tensor, or a dict of tensors"
+            f"{subject}: contains pickled objects, which are not loaded; save a tensor, or a dict of tensors"
         ) from error
     except Exception as error:  # a parser can raise anything on a damaged file
         if isinstance(error, OSError) and error.errno:
-            raise DataError(f"{what}: {read_error_reason(error)}") from error
+            raise DataError(f"{subject}: {read_error_reason(error)}") from error
         # The arguments of tokenize.TokenError are a text and a position.
         text = error.args[0] if len(error.args) == 2 and isinstance(error.args[0], str) else str(error)
         detail = (text.splitlines() or [type(error).__name__])[0][:_MAX_DETAIL_CHARS]
-        raise DataError(f"{what}: damaged or truncated {path.suffix} file ({detail}); save the array again") from error
+        raise DataError(
+            f"{subject}: damaged or truncated {path.suffix} file ({detail}); save the array again"
+        ) from error
 
 
 def _select_array(path: Path, arrays: dict[str, StoredArray], key: str | None) -> tuple[str, StoredArray]:
@@ -129,22 +131,22 @@ def _select_array(path: Path, arrays: dict[str, StoredArray], key: str | None) -
     return next(iter(arrays.items()))
 
 
-def _check_array(what: str, array: StoredArray) -> None:
-    _check_dtype(what, array.dtype)
+def _check_array(subject: str, array: StoredArray) -> None:
+    _check_dtype(subject, array.dtype)
     if not array.shape:
-        raise DataError(f"{what}: contains a single number; expected an array (N, ...)")
+        raise DataError(f"{subject}: contains a single number; expected an array (N, ...)")
     if len(array.shape) < 2:
         count = array.shape[0]
-        raise DataError(f"{what}: shape ({count},) has no axis after the sample axis; reshape it to ({count}, 1)")
+        raise DataError(f"{subject}: shape ({count},) has no axis after the sample axis; reshape it to ({count}, 1)")
     if 0 in array.shape:
-        raise DataError(f"{what}: contains no {'rows' if array.shape[0] == 0 else 'values'} (shape {array.shape})")
+        raise DataError(f"{subject}: contains no {'rows' if array.shape[0] == 0 else 'values'} (shape {array.shape})")
 
 
-def _check_dtype(what: str, dtype: str) -> None:
+def _check_dtype(subject: str, dtype: str) -> None:
     if dtype.startswith("torch.sparse"):
-        raise DataError(f"{what}: is a sparse tensor ({dtype}); save tensor.to_dense()")
+        raise DataError(f"{subject}: is a sparse tensor ({dtype}); save tensor.to_dense()")
     if dtype not in _SUPPORTED_DTYPES:
-        raise DataError(f"{what}: dtype {dtype} is not supported; expected {join_or(_SUPPORTED_DTYPES)}")
+        raise DataError(f"{subject}: dtype {dtype} is not supported; expected {join_or(_SUPPORTED_DTYPES)}")
 
 
 # .npy
@@ -255,14 +257,14 @@ def _read_torch(path: Path) -> dict[str, StoredArray]:
     return arrays
 
 
-def _check_storage(what: str, tensor: Tensor) -> None:
+def _check_storage(subject: str, tensor: Tensor) -> None:
     """Refuse meta tensors and expanded views: a file of a few bytes can declare any number of rows that way."""
     if tensor.is_meta:
-        raise DataError(f"{what}: contains no values (a tensor on device meta); save a tensor with values")
+        raise DataError(f"{subject}: contains no values (a tensor on device meta); save a tensor with values")
     needed, stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
     if needed > stored:
         raise DataError(
-            f"{what}: is an expanded view: {needed:,} bytes needed, {stored:,} stored; save tensor.contiguous()"
+            f"{subject}: is an expanded view: {needed:,} bytes needed, {stored:,} stored; save tensor.contiguous()"
         )
 
 
