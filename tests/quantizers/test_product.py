@@ -1,4 +1,4 @@
-"""Product quantization: every group is its own quantizer of its own dimensions, and nothing else."""
+"""Product quantization: each group equals a separate quantizer of the group's dimensions."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ INNER = {
     "lfq": {"kind": "lfq", "bits": W},
     "bsq": {"kind": "bsq", "bits": W},
     "residual": {"kind": "residual", "levels": 2, "quantizer": VECTOR},
-    "started": {**VECTOR, "init": {"kind": "kmeans", "latents_per_code": 5}},
+    "kmeans_init": {**VECTOR, "init": {"kind": "kmeans", "latents_per_code": 5}},
 }
 
 
@@ -30,8 +30,8 @@ def build(inner, seed=0):
     return ProductQuantizerSettings.model_validate({"groups": G, "quantizer": INNER[inner]}).build().train()
 
 
-def separate(model, inner):
-    """Quantizers of their own, each in the state of one group of the model."""
+def separate_quantizers(model, inner):
+    """Return separate quantizers with the state of the model's groups."""
     found = build(inner, seed=1).groups
     found.load_state_dict(state(model.groups))
     return list(found)
@@ -43,15 +43,15 @@ def vectors(*shape, dtype=torch.float32, seed=1):
 
 
 def joint_index(indices):
-    """Indices of the groups beside each other, each with its axis of levels."""
-    return torch.cat([own if own.ndim == 3 else own[..., None] for own in indices], dim=-1)
+    """Return the concatenated indices (..., Q) of the groups."""
+    return torch.cat([part if part.ndim == 3 else part[..., None] for part in indices], dim=-1)
 
 
 @pytest.mark.parametrize("inner", INNER)
-def test_it_is_a_quantizer_for_each_slice(inner):
+def test_training_steps_equal_those_of_separate_quantizers(inner):
     model = build(inner)
-    groups = separate(model, inner)
-    for seed in range(4):  # several steps, so that what they learn is compared as well
+    groups = separate_quantizers(model, inner)
+    for seed in range(4):  # several steps, so that updates are compared, too
         z = vectors(5, 8, G * W, seed=seed).requires_grad_()
         same = z.detach().requires_grad_()
         parts = same.split(W, dim=-1)
@@ -63,10 +63,10 @@ def test_it_is_a_quantizer_for_each_slice(inner):
         entropy = sum(each.entropy_loss for each in outputs) / G
         torch.testing.assert_close(output.commitment_loss, commitment)
         torch.testing.assert_close(output.entropy_loss, entropy)
-        slopes = vectors(5, 8, G * W, seed=9)
-        loss = (output.quantized * slopes).sum() + output.commitment_loss + 2 * output.entropy_loss
+        output_grad = vectors(5, 8, G * W, seed=9)
+        loss = (output.quantized * output_grad).sum() + output.commitment_loss + 2 * output.entropy_loss
         expected = torch.cat([each.quantized for each in outputs], dim=-1)
-        ((expected * slopes).sum() + commitment + 2 * entropy).backward()
+        ((expected * output_grad).sum() + commitment + 2 * entropy).backward()
         loss.backward()
         torch.testing.assert_close(z.grad, same.grad)
         model.update()
@@ -77,18 +77,20 @@ def test_it_is_a_quantizer_for_each_slice(inner):
 
 
 @pytest.mark.parametrize("inner", INNER)
-def test_encode_decode_and_measure_are_those_of_each_slice(inner):
+def test_encode_decode_and_statistics_equal_those_of_separate_quantizers(inner):
     model, z = build(inner), vectors(5, 8, G * W)
-    groups, parts = separate(model, inner), z.split(W, dim=-1)
+    groups, parts = separate_quantizers(model, inner), z.split(W, dim=-1)
     indices = model.encode(z)
-    own = [group.encode(part) for group, part in zip(groups, parts, strict=True)]
-    assert torch.equal(indices, joint_index(own))
-    decoded = torch.cat([group.decode(each) for group, each in zip(groups, own, strict=True)], dim=-1)
+    group_indices = [group.encode(part) for group, part in zip(groups, parts, strict=True)]
+    assert torch.equal(indices, joint_index(group_indices))
+    decoded = torch.cat([group.decode(each) for group, each in zip(groups, group_indices, strict=True)], dim=-1)
     assert torch.equal(model.decode(indices), decoded)
     assert torch.equal(model.decode(indices[2, 3]), decoded[2, 3])
     levels = model.statistics(z, indices)
     expected = [
-        level for group, part, each in zip(groups, parts, own, strict=True) for level in group.statistics(part, each)
+        level
+        for group, part, each in zip(groups, parts, group_indices, strict=True)
+        for level in group.statistics(part, each)
     ]
     assert len(levels) == len(expected) == len(model.codebook_sizes) == indices.shape[-1]
     for mine, theirs in zip(levels, expected, strict=True):
@@ -97,7 +99,7 @@ def test_encode_decode_and_measure_are_those_of_each_slice(inner):
 
 
 @pytest.mark.parametrize("inner", INNER)
-def test_a_group_minds_its_own_dimensions_alone(inner):
+def test_a_group_depends_only_on_its_own_dimensions(inner):
     model = build(inner).eval()
     z = vectors(5, 8, G * W)
     other = z.clone()
@@ -120,8 +122,8 @@ def test_forward_changes_no_state(inner):
     assert_same_state(state(model), before)
 
 
-@pytest.mark.parametrize("inner", ["ema", "residual", "started"])
-def test_discard_forgets_what_forward_gathered(inner):
+@pytest.mark.parametrize("inner", ["ema", "residual", "kmeans_init"])
+def test_discard_drops_the_accumulated_batch(inner):
     one, other = build(inner), build(inner)
     one(vectors(5, 8, G * W, seed=7))
     one.discard()
@@ -129,12 +131,12 @@ def test_discard_forgets_what_forward_gathered(inner):
     assert_same_state(state(one), state(other))
 
 
-def test_every_group_starts_from_its_own_sample():
-    model, z = build("started"), vectors(30, G * W)
+def test_each_group_is_initialised_from_its_own_dimensions():
+    model, z = build("kmeans_init"), vectors(30, G * W)
     model(z[:15])
     model.update()
     model.run_init()
-    groups = separate(build("started"), "started")
+    groups = separate_quantizers(build("kmeans_init"), "kmeans_init")
     for group, part in zip(groups, z[:15].split(W, dim=-1), strict=True):
         group.init_codes(part)
     for mine, theirs in zip(model.groups, groups, strict=True):
@@ -142,7 +144,7 @@ def test_every_group_starts_from_its_own_sample():
         assert torch.equal(mine.codes, theirs.codes)
 
 
-def test_indices_of_residual_groups_stand_group_by_group_and_level_by_level():
+def test_indices_of_residual_groups_are_ordered_by_group_then_level():
     model, z = build("residual"), vectors(7, G * W)
     indices = model.encode(z)
     assert indices.shape == (7, 2 * G)
@@ -189,7 +191,7 @@ def test_groups_of_different_kinds_and_widths():
     torch.testing.assert_close(model.decode(indices), output.quantized.detach())
 
 
-def test_one_group_is_the_quantizer_with_an_axis_of_levels():
+def test_one_group_equals_the_inner_quantizer_with_an_axis_of_levels():
     torch.manual_seed(0)
     alone = VectorQuantizer(5, 4)
     model, z = ProductQuantizer([alone]), vectors(9, 4)
@@ -199,7 +201,7 @@ def test_one_group_is_the_quantizer_with_an_axis_of_levels():
     assert torch.equal(output.commitment_loss, expected.commitment_loss)
 
 
-def test_no_group_is_an_error():
+def test_an_empty_list_of_groups_is_refused():
     with pytest.raises(ValueError, match="expected at least one group"):
         ProductQuantizer([])
 
@@ -208,7 +210,7 @@ def test_no_group_is_an_error():
     ("width", "groups", "group_width"), [(12, 3, 4), (10, 2, 5), (7, 7, 1), (1, 1, 1), (64, 64, 1)]
 )
 @pytest.mark.parametrize("inner", ANY_WIDTH)
-def test_settings_resolve_an_open_width(inner, width, groups, group_width):
+def test_settings_resolve_auto_codebook_dim_of_the_groups(inner, width, groups, group_width):
     settings = ProductQuantizerSettings.model_validate({"groups": groups, "quantizer": inner})
     assert settings.dim(width) == groups * group_width
     model = settings.resolve(width).build()
@@ -218,26 +220,26 @@ def test_settings_resolve_an_open_width(inner, width, groups, group_width):
 
 @pytest.mark.parametrize(("width", "groups"), [(10, 4), (7, 2), (3, 4)])
 @pytest.mark.parametrize("inner", ANY_WIDTH)
-def test_an_open_width_that_groups_do_not_divide_is_refused(inner, width, groups):
+def test_auto_codebook_dim_needs_a_width_divisible_by_groups(inner, width, groups):
     settings = ProductQuantizerSettings.model_validate({"groups": groups, "quantizer": inner})
     with pytest.raises(ConfigError, match=rf"^model\.quantizer\.groups: {groups} .* {width}; .*codebook_dim"):
         settings.resolve(width)
 
 
-def test_groups_with_a_width_of_their_own_keep_it():
-    for inner, own in (
+def test_groups_with_a_set_width_keep_it():
+    for inner, width in (
         ({"kind": "vector", "codebook_dim": 5}, 5),
         ({"kind": "fsq", "levels": [4, 4]}, 2),
         ({"kind": "lfq", "bits": 9}, 9),
     ):
         settings = ProductQuantizerSettings.model_validate({"groups": 3, "quantizer": inner})
-        assert settings.dim(64) == 3 * own
-        assert settings.resolve(64).build().dim == 3 * own
+        assert settings.dim(64) == 3 * width
+        assert settings.resolve(64).build().dim == 3 * width
 
 
-def test_settings_tell_how_codes_learn():
+def test_settings_list_the_updates_by_key():
     plain = ProductQuantizerSettings.model_validate({"quantizer": {"kind": "vector", "update": {"kind": "simvq"}}})
-    assert {key: way.kind for key, way in plain.updates.items()} == {"quantizer.update": "simvq"}
+    assert {key: update.kind for key, update in plain.updates.items()} == {"quantizer.update": "simvq"}
     nested = ProductQuantizerSettings.model_validate({"quantizer": {"kind": "residual"}})
     assert list(nested.updates) == ["quantizer.quantizer.update"]
     assert ProductQuantizerSettings.model_validate({"quantizer": {"kind": "lfq", "bits": 3}}).updates == {}

@@ -1,4 +1,4 @@
-"""Residual quantization: values, gradients, learning and starting of the levels, against loops in float64."""
+"""Residual quantization: values, gradients, updates and initialisation of the levels, against loops in float64."""
 
 import itertools
 import re
@@ -13,9 +13,9 @@ from vqtool.quantizers.residual import ResidualQuantizerSettings
 
 K, D, Q = 6, 4, 3
 VECTOR = {"kind": "vector", "codebook_size": K, "codebook_dim": D, "init": {"kind": "random"}, "dead_code_reset": None}
-LEARNINGS = ["entropy_only", "codebook_loss", "simvq", "ema"]
+UPDATES = ["entropy_only", "codebook_loss", "simvq", "ema"]
 INNER = {
-    **{name: {**VECTOR, "update": {"kind": name}} for name in LEARNINGS},
+    **{name: {**VECTOR, "update": {"kind": name}} for name in UPDATES},
     "fsq": {"kind": "fsq", "levels": [3, 5, 4, 3]},
     "lfq": {"kind": "lfq", "bits": D},
     "bsq": {"kind": "bsq", "bits": D},
@@ -23,7 +23,7 @@ INNER = {
 
 
 def build(inner, seed=0, **options):
-    """A quantizer of Q levels, whose codes are spread as each level needs them."""
+    """Return a quantizer of Q levels whose codes have the magnitude of each level's residuals."""
     inner = INNER[inner] if isinstance(inner, str) else inner
     torch.manual_seed(seed)
     model = ResidualQuantizerSettings.model_validate({"levels": Q, "quantizer": inner, **options}).build()
@@ -41,16 +41,16 @@ def vectors(*shape, dtype=torch.float32, seed=1):
 
 
 def greedy(z, codebooks):
-    """(indices (N, Q), what each level leaves over (Q + 1, N, D)) of z (N, D), by hand in float64."""
-    indices, remainders = [], [z.double()]
+    """Return indices (N, Q) and residuals (Q + 1, N, D) of z (N, D), from an explicit loop in float64."""
+    indices, residuals = [], [z.double()]
     for codes in codebooks.detach().double():
-        nearest = [int((vector - codes).square().sum(dim=1).argmin()) for vector in remainders[-1]]
+        nearest = [int((vector - codes).square().sum(dim=1).argmin()) for vector in residuals[-1]]
         indices.append(nearest)
-        remainders.append(remainders[-1] - codes[nearest])
-    return torch.tensor(indices).T, torch.stack(remainders)
+        residuals.append(residuals[-1] - codes[nearest])
+    return torch.tensor(indices).T, torch.stack(residuals)
 
 
-def entropy_by_hand(z, codes):
+def entropy_from_formula(z, codes):
     weights = torch.exp(-(z[:, None] - codes).square().sum(dim=2))
     p = (weights / weights.sum(dim=1, keepdim=True)).mean(dim=0)
     return (p * torch.log(p + 1e-10)).sum()
@@ -58,25 +58,27 @@ def entropy_by_hand(z, codes):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(30,), (6, 5), (2, 3, 5), ()])
-def test_values_follow_the_loop_by_hand(shape, dtype):
+def test_values_follow_an_explicit_loop(shape, dtype):
     model, z = build("entropy_only").to(dtype), vectors(*shape, D, dtype=dtype)
     output = model(z)
-    indices, remainders = greedy(z.reshape(-1, D), model.codes)
+    indices, residuals = greedy(z.reshape(-1, D), model.codes)
     assert output.indices.shape == (*shape, Q)
     assert output.indices.dtype == torch.int64
     assert torch.equal(output.indices.reshape(-1, Q), indices)
     close = {"rtol": 1e-10, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-6}
-    expected = (remainders[0] - remainders[-1]).reshape(z.shape)
+    expected = (residuals[0] - residuals[-1]).reshape(z.shape)
     torch.testing.assert_close(output.quantized.detach().double(), expected, **close)
-    # Losses are the means of the levels'.
-    commitment = remainders[1:].square().mean()
+    # Losses are averaged over levels.
+    commitment = residuals[1:].square().mean()
     torch.testing.assert_close(output.commitment_loss.detach().double(), commitment, **close)
     codebooks = model.codes.detach().double()
-    entropy = sum(entropy_by_hand(rest, codes) for rest, codes in zip(remainders, codebooks, strict=False)) / Q
+    entropy = (
+        sum(entropy_from_formula(residual, codes) for residual, codes in zip(residuals, codebooks, strict=False)) / Q
+    )
     torch.testing.assert_close(output.entropy_loss.detach().double(), entropy, **close)
 
 
-def test_losses_have_the_gradients_of_the_formulas():
+def test_loss_gradients_follow_the_formulas():
     inner = {**VECTOR, "update": {"kind": "codebook_loss", "weight": 4.0}}
     model, z = build(inner).double(), vectors(30, D, dtype=torch.float64).requires_grad_()
     output = model(z)
@@ -85,32 +87,32 @@ def test_losses_have_the_gradients_of_the_formulas():
 
     same = z.detach().requires_grad_()
     codebooks = [weight.detach().requires_grad_() for weight in weights]
-    loss, rest = 0.0, same
+    loss, residual = 0.0, same
     for codes, chosen in zip(codebooks, output.indices.T, strict=True):
         e = codes[chosen]
-        loss = loss + (rest - e.detach()).square().mean() + 4 * (rest.detach() - e).square().mean()
-        loss = loss + entropy_by_hand(rest, codes)
-        rest = rest - e.detach()
+        loss = loss + (residual - e.detach()).square().mean() + 4 * (residual.detach() - e).square().mean()
+        loss = loss + entropy_from_formula(residual, codes)
+        residual = residual - e.detach()
     theirs = torch.autograd.grad(loss / Q, [same, *codebooks])
     for found, expected in zip(mine, theirs, strict=True):
         torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("inner", [*LEARNINGS, "lfq"])
+@pytest.mark.parametrize("inner", [*UPDATES, "lfq"])
 @pytest.mark.parametrize("options", [{}, {"level_dropout": 1.0}])
-def test_straight_through_hands_the_gradient_on_as_it_is(inner, options):
+def test_straight_through_copies_the_gradient(inner, options):
     model, z = build(inner, **options).train(), vectors(8, 5, D).requires_grad_()
-    slopes = vectors(8, 5, D, seed=2)
-    (found,) = torch.autograd.grad(model(z).quantized, [z], slopes)
-    assert torch.equal(found, slopes)
+    output_grad = vectors(8, 5, D, seed=2)
+    (found,) = torch.autograd.grad(model(z).quantized, [z], output_grad)
+    assert torch.equal(found, output_grad)
 
 
-def test_the_rotation_is_that_of_the_sum_of_all_levels():
+def test_rotation_estimator_is_applied_to_the_sum_of_levels():
     model = build({**INNER["ema"], "gradient_estimator": "rotation"}).double()
     z = vectors(20, D, dtype=torch.float64).requires_grad_()
-    output, slopes = model(z), vectors(20, D, dtype=torch.float64, seed=2)
+    output, output_grad = model(z), vectors(20, D, dtype=torch.float64, seed=2)
     torch.testing.assert_close(output.quantized.detach(), model.decode(output.indices))
-    (found,) = torch.autograd.grad(output.quantized, [z], slopes)
+    (found,) = torch.autograd.grad(output.quantized, [z], output_grad)
     for n in range(20):
         e, start = output.quantized[n].detach(), z[n].detach()
         middle = torch.nn.functional.normalize(start / start.norm() + e / e.norm(), dim=0)
@@ -119,11 +121,11 @@ def test_the_rotation_is_that_of_the_sum_of_all_levels():
             - 2 * torch.outer(middle, middle)
             + 2 * torch.outer(e, start) / e.norm() / start.norm()
         )
-        torch.testing.assert_close(found[n], e.norm() / start.norm() * turn.T @ slopes[n])
+        torch.testing.assert_close(found[n], e.norm() / start.norm() * turn.T @ output_grad[n])
 
 
 @pytest.mark.parametrize("inner", INNER)
-def test_forward_encode_decode_and_measure_agree(inner):
+def test_forward_encode_decode_and_statistics_agree(inner):
     model, z = build(inner), vectors(6, 5, D)
     output = model.train()(z)
     indices = model.encode(z)
@@ -135,30 +137,30 @@ def test_forward_encode_decode_and_measure_agree(inner):
     for q, size in enumerate(model.codebook_sizes):
         assert 0 <= indices[..., q].min() <= indices[..., q].max() < size
     error = model.statistics(z, indices)[-1].squared_distance
-    rest = (model.preprocess(z) - model.decode(indices)).square().sum()
-    torch.testing.assert_close(error, rest.detach().double(), rtol=1e-4, atol=1e-6)
+    residual = (model.preprocess(z) - model.decode(indices)).square().sum()
+    torch.testing.assert_close(error, residual.detach().double(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("inner", INNER)
-def test_statistics_are_those_of_each_level_over_what_it_sees(inner):
+def test_statistics_are_those_of_each_level_over_its_residuals(inner):
     model, z = build(inner), vectors(6, 5, D)
     indices = model.encode(z)
     levels = model.statistics(z, indices)
     assert len(levels) == Q
-    rest = model.preprocess(z).reshape(-1, D)
+    residual = model.preprocess(z).reshape(-1, D)
     for q, (level, found) in enumerate(zip(model.levels, levels, strict=True)):
-        own = indices[..., q].flatten()
-        (expected,) = level.level_statistics(rest, own)
+        indices_q = indices[..., q].flatten()
+        (expected,) = level.level_statistics(residual, indices_q)
         for mine, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
-        assert found.counts.tolist() == [own.tolist().count(k) for k in range(model.codebook_sizes[q])]
-        rest = rest - level.codes[own].detach()
-        torch.testing.assert_close(found.squared_distance, rest.square().sum().double(), rtol=1e-4, atol=1e-6)
+        assert found.counts.tolist() == [indices_q.tolist().count(k) for k in range(model.codebook_sizes[q])]
+        residual = residual - level.codes[indices_q].detach()
+        torch.testing.assert_close(found.squared_distance, residual.square().sum().double(), rtol=1e-4, atol=1e-6)
         assert int(found.elements) == z.numel()
 
 
 @pytest.mark.parametrize("inner", INNER)
-def test_sums_over_parts_of_the_data_add_up(inner):
+def test_statistics_of_batches_add_up(inner):
     model, z = build(inner), vectors(10, 5, D)
     whole = model.statistics(z, model.encode(z))
     parts = [model.statistics(part, model.encode(part)) for part in z.split([3, 7])]
@@ -168,7 +170,7 @@ def test_sums_over_parts_of_the_data_add_up(inner):
 
 
 @pytest.mark.parametrize("inner", INNER)
-def test_assess_leaves_the_padding_out(inner):
+def test_evaluate_padded_excludes_the_padding(inner):
     model, z = build(inner).eval(), vectors(6, 5, D)
     output, levels = model.evaluate_padded(z, 4)
     expected = model(z[:4])
@@ -178,7 +180,7 @@ def test_assess_leaves_the_padding_out(inner):
 
 
 @pytest.mark.parametrize("inner", INNER)
-def test_fewer_levels_decode_to_the_sum_of_the_first_codes(inner):
+def test_prefix_decoding_is_the_sum_of_the_first_codes(inner):
     model = build(inner)
     indices = model.encode(vectors(7, D))
     assert model.supports_prefix_decoding
@@ -187,7 +189,7 @@ def test_fewer_levels_decode_to_the_sum_of_the_first_codes(inner):
         torch.testing.assert_close(model.decode(indices[:, :levels]), expected)
 
 
-def test_what_it_says_of_itself():
+def test_attributes():
     model = build("ema")
     assert (model.codebook_sizes, model.dim, model.has_levels, model.codes.shape) == ((K,) * Q, D, True, (Q, K, D))
 
@@ -196,7 +198,7 @@ def test_what_it_says_of_itself():
 @pytest.mark.parametrize("options", [{}, {"level_dropout": 0.5}])
 def test_forward_changes_no_state(inner, options):
     model = build(
-        {**INNER[inner], "dead_code_reset": {"window_hits": 1}} if inner in LEARNINGS else inner, **options
+        {**INNER[inner], "dead_code_reset": {"window_hits": 1}} if inner in UPDATES else inner, **options
     ).train()
     before = state(model)
     output = model(vectors(30, D))
@@ -210,21 +212,21 @@ def test_forward_changes_no_state(inner, options):
     assert_same_state(state(model), before)
 
 
-def test_update_moves_each_level_to_the_means_of_what_it_won():
+def test_update_moves_codes_to_the_means_of_their_residuals():
     model, z = build("ema").train(), vectors(60, D)
     before = model.codes.clone()
-    indices, remainders = greedy(z, before)
+    indices, residuals = greedy(z, before)
     model(z[:20])
     model(z[20:])
     model.update()
     for q, k in itertools.product(range(Q), range(K)):
-        won = remainders[q][indices[:, q] == k]
-        expected = won.mean(dim=0) if len(won) else before[q, k].double()
+        assigned = residuals[q][indices[:, q] == k]
+        expected = assigned.mean(dim=0) if len(assigned) else before[q, k].double()
         torch.testing.assert_close(model.codes[q, k].double(), expected, rtol=1e-5, atol=1e-5)
     assert not torch.equal(model.codes, before)
 
 
-def test_discard_forgets_what_forward_gathered():
+def test_discard_drops_the_accumulated_batch():
     inner = {**INNER["ema"], "dead_code_reset": {"window_hits": 1}, "temperature_unit": "quantization_error"}
     one, other = build(inner).train(), build(inner).train()
     one(vectors(30, D, seed=7))
@@ -237,7 +239,7 @@ def test_discard_forgets_what_forward_gathered():
     assert_same_state(state(one), state(other))
 
 
-def test_nothing_is_gathered_in_evaluation():
+def test_evaluation_does_not_accumulate():
     model = build({**INNER["ema"], "dead_code_reset": {"window_hits": 1}}).eval()
     before = state(model)
     model(vectors(30, D))
@@ -245,34 +247,34 @@ def test_nothing_is_gathered_in_evaluation():
     assert_same_state(state(model), before)
 
 
-def test_a_shared_codebook_is_one_that_all_levels_teach():
+def test_a_shared_codebook_is_updated_by_all_levels():
     model = build({**VECTOR, "update": {"kind": "ema", "decay": 0.99}}, shared=True).train()
     assert set(state(model)) == {"levels.0.codebook." + name for name in ("weight", "counts", "sums")}
     assert model.codebook_sizes == (K,) * Q
     z, codes = vectors(50, D), model.levels[0].codes.clone()
     assert torch.equal(model.codes, codes.expand(Q, K, D))
-    indices, remainders = greedy(z, model.codes)
+    indices, residuals = greedy(z, model.codes)
     output = model(z)
     assert torch.equal(output.indices, indices)
     torch.testing.assert_close(model.decode(indices), codes[indices].sum(dim=1))
     model.update()
     for k in range(K):
-        won = torch.cat([remainders[q][indices[:, q] == k] for q in range(Q)])
-        expected = won.mean(dim=0) if len(won) else codes[k].double()
+        assigned = torch.cat([residuals[q][indices[:, q] == k] for q in range(Q)])
+        expected = assigned.mean(dim=0) if len(assigned) else codes[k].double()
         torch.testing.assert_close(model.levels[0].codes[k].double(), expected, rtol=1e-5, atol=1e-5)
     assert model.levels[0].codebook.counts.sum() == pytest.approx(0.01 * 50 * Q, rel=1e-5)
 
 
-def test_dropout_leaves_some_samples_their_first_levels_alone():
+def test_level_dropout_keeps_the_first_levels_of_some_samples():
     model, z = build("ema", level_dropout=0.5).train(), vectors(12, 5, D)
     indices = model.encode(z)
     output = model(z)
     assert torch.equal(output.indices, indices)
-    kept = [Q] * 6 + [3, 2, 1, 3, 2, 1]  # half of the samples in turn, from the last, the others whole
-    for b, levels in enumerate(kept):
+    num_levels = [Q] * 6 + [3, 2, 1, 3, 2, 1]  # the last half of the samples, from the last on
+    for b, levels in enumerate(num_levels):
         torch.testing.assert_close(output.quantized[b], model.decode(indices[b, :, :levels]))
     assert torch.equal(model(z).quantized, output.quantized)
-    # Losses, and what is gathered, are of all levels of all samples.
+    # Losses and updates use all levels of all samples.
     plain = build("ema").train()
     torch.testing.assert_close(plain(z).commitment_loss, output.commitment_loss)
     model.discard()
@@ -284,14 +286,14 @@ def test_dropout_leaves_some_samples_their_first_levels_alone():
 
 
 @pytest.mark.parametrize(("dropout", "truncated"), [(0.0, 0), (0.25, 2), (1.0, 7)])
-def test_the_share_of_samples_that_drop_levels(dropout, truncated):
+def test_level_dropout_is_the_fraction_of_samples(dropout, truncated):
     model, z = build("ema", level_dropout=dropout).train(), vectors(10, 5, D)
     whole = model.decode(model.encode(z))
-    # Of each three in turn, the third keeps all its levels.
+    # Every third of these samples keeps all levels.
     assert int((~torch.isclose(model(z).quantized, whole, atol=1e-5).flatten(1).all(dim=1)).sum()) == truncated
 
 
-def test_dropout_and_bypass_take_samples_of_their_own():
+def test_level_dropout_and_unquantized_fraction_use_different_samples():
     model, z = build({**INNER["ema"], "unquantized_fraction": 0.25}, level_dropout=0.75).train(), vectors(8, 5, D)
     indices, found = model.encode(z), model(z).quantized
     assert torch.equal(found[:2], z[:2])
@@ -299,23 +301,23 @@ def test_dropout_and_bypass_take_samples_of_their_own():
         torch.testing.assert_close(found[b], model.decode(indices[b, :, :levels]))
 
 
-def test_dropout_is_for_training_alone():
+def test_level_dropout_applies_in_training_only():
     model, z = build("ema", level_dropout=1.0).eval(), vectors(12, 5, D)
     torch.testing.assert_close(model(z).quantized, model.decode(model.encode(z)))
 
 
-def started(vectors_per_code=10, **options):
-    return build_started({**VECTOR, "init": {"kind": "kmeans", "latents_per_code": vectors_per_code}}, **options)
+def with_kmeans_init(vectors_per_code=10, **options):
+    return build_for_training({**VECTOR, "init": {"kind": "kmeans", "latents_per_code": vectors_per_code}}, **options)
 
 
-def build_started(inner, **options):
+def build_for_training(inner, **options):
     torch.manual_seed(0)
     return ResidualQuantizerSettings.model_validate({"levels": Q, "quantizer": inner, **options}).build().train()
 
 
-def test_levels_start_one_after_the_other_by_k_means():
-    learning = {"update": {"kind": "ema", "decay": 0.99}}
-    model = build_started({**VECTOR, **learning, "init": {"kind": "kmeans", "latents_per_code": 10}})
+def test_levels_are_initialised_one_after_the_other():
+    update = {"update": {"kind": "ema", "decay": 0.99}}
+    model = build_for_training({**VECTOR, **update, "init": {"kind": "kmeans", "latents_per_code": 10}})
     batches = [vectors(25, D, seed=seed) for seed in range(3)]
     codes = model.codes.clone()
     for number, z in enumerate(batches):
@@ -329,22 +331,22 @@ def test_levels_start_one_after_the_other_by_k_means():
         model.update()
     assert bool(model.initializer.done)
     assert model.initializer.sample.shape == (0, D)
-    rest = torch.cat(batches)[-10 * K :]
+    residual = torch.cat(batches)[-10 * K :]
     for level in model.levels:
-        expected = kmeans(rest, K, torch.Generator().manual_seed(0))
+        expected = kmeans(residual, K, torch.Generator().manual_seed(0))
         assert torch.equal(level.codes, expected)
-        own = level.encode(rest)
-        hits = torch.bincount(own, minlength=K)
+        indices_q = level.encode(residual)
+        hits = torch.bincount(indices_q, minlength=K)
         torch.testing.assert_close(level.codebook.counts, 0.01 * hits)
-        rest = rest - expected[own]
+        residual = residual - expected[indices_q]
     output = model(batches[0])
     assert torch.equal(output.indices, greedy(batches[0], model.codes)[0])
     assert float(output.commitment_loss) > 0
 
 
 @pytest.mark.parametrize("options", [{}, {"shared": True}, {"beam_size": 3}])
-def test_a_start_lowers_the_error_with_every_level(options):
-    model, z = started(**options), vectors(80, D)
+def test_after_init_the_error_decreases_with_every_level(options):
+    model, z = with_kmeans_init(**options), vectors(80, D)
     model(z)
     model.update()
     indices = model.eval().encode(z)
@@ -353,14 +355,14 @@ def test_a_start_lowers_the_error_with_every_level(options):
     assert errors[-1] < 0.5 * errors[0]
 
 
-@pytest.mark.parametrize("learning", LEARNINGS)
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("options", [{}, {"shared": True}])
-def test_a_start_goes_on_from_the_state_dict(learning, options):
-    inner = {**VECTOR, "init": {"kind": "kmeans", "latents_per_code": 10}, "update": {"kind": learning}}
+def test_init_continues_after_loading_the_state_dict(update, options):
+    inner = {**VECTOR, "init": {"kind": "kmeans", "latents_per_code": 10}, "update": {"kind": update}}
     inner["dead_code_reset"] = {"window_hits": 3}
     batches = [vectors(25, D, seed=seed) for seed in range(5)]
     for stop in range(1, 5):
-        one, other = build_started(inner, **options), build_started(inner, **options)
+        one, other = build_for_training(inner, **options), build_for_training(inner, **options)
         for number, z in enumerate(batches):
             if number == stop:
                 other.load_state_dict(state(one))
@@ -371,8 +373,8 @@ def test_a_start_goes_on_from_the_state_dict(learning, options):
         assert bool(one.initializer.done)
 
 
-def test_codes_that_are_started_are_not_started_again():
-    one, other = started(), started()
+def test_loaded_initialised_codes_are_not_initialised_again():
+    one, other = with_kmeans_init(), with_kmeans_init()
     one(vectors(70, D))
     one.update()
     other.load_state_dict(state(one))
@@ -384,8 +386,8 @@ def test_codes_that_are_started_are_not_started_again():
     assert_same_state(state(other), before)
 
 
-def test_start_takes_the_sample_as_it_is():
-    model, z = started(vectors_per_code=1000), vectors(30, D)
+def test_run_init_uses_an_incomplete_sample():
+    model, z = with_kmeans_init(vectors_per_code=1000), vectors(30, D)
     model.run_init()
     assert not bool(model.initializer.done)
     model(z)
@@ -395,23 +397,23 @@ def test_start_takes_the_sample_as_it_is():
     assert torch.equal(model.levels[0].codes, kmeans(z, K, torch.Generator().manual_seed(0)))
 
 
-def test_a_discarded_batch_is_no_part_of_the_sample():
-    model = started()
+def test_a_discarded_batch_is_not_in_the_sample():
+    model = with_kmeans_init()
     model(torch.full((30, D), torch.nan))
     model.discard()
     model.update()
     assert model.initializer.sample.shape == (0, D)
 
 
-def test_without_training_nothing_waits_for_a_start():
-    model, z = started().eval(), vectors(20, D)
+def test_in_evaluation_codes_quantize_before_init():
+    model, z = with_kmeans_init().eval(), vectors(20, D)
     output = model(z)
     torch.testing.assert_close(output.quantized, model.decode(output.indices))
     model.update()
     assert model.initializer.sample.shape == (0, D)
 
 
-def test_one_level_is_the_quantizer_alone():
+def test_one_level_equals_the_inner_quantizer():
     torch.manual_seed(0)
     alone = VectorQuantizer(K, D)
     model, z = ResidualQuantizer([alone]), vectors(9, D)
@@ -422,7 +424,7 @@ def test_one_level_is_the_quantizer_alone():
 
 
 @pytest.mark.parametrize("widths", [[], [3, 4]])
-def test_levels_are_of_one_width(widths):
+def test_levels_of_different_widths_are_refused(widths):
     with pytest.raises(ValueError, match=rf"level.* width, got {re.escape(str(widths))}$"):
         ResidualQuantizer([VectorQuantizer(4, width) for width in widths])
 
@@ -453,9 +455,9 @@ def test_illegal_settings_are_refused(settings, message):
         ResidualQuantizerSettings.model_validate(settings)
 
 
-def test_balance_chooses_in_training_alone():
+def test_sinkhorn_assignment_applies_in_training_only():
     model = build({**INNER["ema"], "assignment": {"kind": "sinkhorn"}})
-    z = vectors(60, D) * 0.3 + 1  # nearest to few codes of the first level
+    z = vectors(60, D) * 0.3 + 1  # near only a few codes of the first level
     nearest = model.encode(z)
     assert len(set(nearest[:, 0].tolist())) < K
     assert torch.equal(model.eval()(z).indices, nearest)
@@ -464,7 +466,7 @@ def test_balance_chooses_in_training_alone():
     torch.testing.assert_close(output.quantized, model.decode(output.indices))
 
 
-def test_settings_resolve_the_width():
+def test_settings_resolve_auto_codebook_dim():
     settings = ResidualQuantizerSettings.model_validate(
         {"levels": 2, "quantizer": {"kind": "vector", "codebook_size": 5}}
     )

@@ -1,4 +1,4 @@
-"""What quantizers without a codebook share: indices, entropies and sums, against all codes written out in float64."""
+"""Quantizers without a learned codebook: indices, entropies and statistics against all codes listed in float64."""
 
 import itertools
 import math
@@ -24,13 +24,13 @@ def vectors(*shape, dtype=torch.float64, seed=1):
 
 
 def all_codes(model):
-    """Every choice of a value in each dimension (K, D), the first dimension changing fastest."""
+    """Return every combination of values (K, D), the first dimension changing fastest."""
     values = [row[:size] for row, size in zip(model.values.double().tolist(), model.values_per_dim, strict=True)]
     return torch.tensor([choice[::-1] for choice in itertools.product(*values[::-1])], dtype=torch.float64)
 
 
-def joint(model, preprocessed):
-    """The soft assignment (N, K) to every code there is."""
+def joint_assignment(model, preprocessed):
+    """Return the soft assignment (N, K) to all codes."""
     distances = (preprocessed[:, None] - all_codes(model)).square().sum(dim=2)
     weights = torch.exp(-distances / model.temperature)
     return weights / weights.sum(dim=1, keepdim=True)
@@ -41,7 +41,7 @@ def entropy(p):
 
 
 def marginals(model, p):
-    """Of the distribution (K,) over codes, the distribution of each dimension's value."""
+    """Return the marginal distribution of each dimension's values for a distribution (K,) over codes."""
     codes, found = all_codes(model), []
     for dimension, size in enumerate(model.values_per_dim):
         values = model.values[dimension, :size].double()
@@ -50,7 +50,7 @@ def marginals(model, p):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_index_is_the_choices_read_as_a_number_the_first_counting_least(kind):
+def test_an_index_is_a_mixed_radix_number_with_the_first_digit_least_significant(kind):
     model = BUILDS[kind]()
     assert torch.equal(model.codes.double(), all_codes(model))
     assert model.codebook_sizes == (len(all_codes(model)),) == (math.prod(model.values_per_dim),)
@@ -58,7 +58,7 @@ def test_an_index_is_the_choices_read_as_a_number_the_first_counting_least(kind)
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("depth", [0, 1, 3])
-def test_every_index_comes_back_from_its_code(kind, depth):
+def test_nearest_inverts_decode(kind, depth):
     model = BUILDS[kind](depth=depth)
     indices = torch.arange(model.codebook_sizes[0])
     assert torch.equal(model.nearest(model.decode(indices)), indices)
@@ -67,15 +67,15 @@ def test_every_index_comes_back_from_its_code(kind, depth):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("depth", [0, 2])
-def test_the_nearest_of_all_codes_is_chosen(kind, depth):
+def test_nearest_is_the_nearest_of_all_codes(kind, depth):
     model = BUILDS[kind](depth=depth)
-    preprocessed = 2 * vectors(200, model.dim) * 0.4**depth  # partly beyond the outermost values
+    preprocessed = 2 * vectors(200, model.dim) * 0.4**depth  # some vectors are beyond the outermost values
     expected = (preprocessed[:, None] - all_codes(model)).square().sum(dim=2).argmin(dim=1)
     assert torch.equal(model.nearest(preprocessed), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_codes_keep_the_shape_of_their_indices(kind):
+def test_decode_keeps_the_shape_of_the_indices(kind):
     model = BUILDS[kind]()
     indices = torch.randint(model.codebook_sizes[0], (2, 5), generator=torch.Generator().manual_seed(0))
     decoded = model.decode(indices)
@@ -88,38 +88,38 @@ def test_codes_keep_the_shape_of_their_indices(kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("depth", [0, 1])
 @pytest.mark.parametrize(("temperature", "sample_entropy_weight"), [(0.05, 0.0), (0.3, 0.7), (3.0, 2.0)])
-def test_the_entropy_loss_against_all_codes(kind, depth, temperature, sample_entropy_weight):
+def test_the_entropy_loss_follows_the_formula_over_all_codes(kind, depth, temperature, sample_entropy_weight):
     model = BUILDS[kind](temperature=temperature, sample_entropy_weight=sample_entropy_weight, depth=depth)
     preprocessed = model.preprocess(vectors(40, model.dim)) * 0.4**depth
-    soft = joint(model, preprocessed)
+    soft = joint_assignment(model, preprocessed)
     batch = sum(entropy(p) for p in marginals(model, soft.mean(dim=0)))
     sample = torch.stack([entropy(p) for p in soft]).mean()
     output = model.quantize(preprocessed, model.nearest(preprocessed), BatchShard.unsharded(len(preprocessed)))
     assert float(output.entropy_loss) == pytest.approx(
         float(-batch + sample_entropy_weight * sample), rel=1e-6, abs=1e-6
     )
-    # Of independent dimensions the entropy is at least that of the joint mean.
+    # The entropy of the product of the marginals is at least that of the joint distribution.
     assert batch >= entropy(soft.mean(dim=0)) - 1e-9
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_gradient_of_the_entropy_loss_against_all_codes(kind):
+def test_the_entropy_gradient_follows_the_formula_over_all_codes(kind):
     model = BUILDS[kind](temperature=0.4, sample_entropy_weight=0.7)
     mine, theirs = (vectors(12, model.dim).requires_grad_() for _ in range(2))
     model(mine).entropy_loss.backward()
-    soft = joint(model, model.preprocess(theirs))
+    soft = joint_assignment(model, model.preprocess(theirs))
     batch = sum(entropy(p) for p in marginals(model, soft.mean(dim=0)))
     (0.7 * torch.stack([entropy(p) for p in soft]).mean() - batch).backward()
     torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_measure_gives_the_raw_sums(kind):
+def test_statistics_are_raw_sums(kind):
     model, z = BUILDS[kind](temperature=0.4), vectors(6, 5, 3 if kind == "fsq" else 4)
     indices = model.encode(z)
     (level,) = model.statistics(z, indices)
     preprocessed = model.preprocess(z).reshape(-1, model.dim)
-    soft = joint(model, preprocessed)
+    soft = joint_assignment(model, preprocessed)
     assert level.counts.tolist() == [indices.flatten().tolist().count(k) for k in range(model.codebook_sizes[0])]
     assert level.soft_assignment.shape == (model.dim, max(model.values_per_dim))
     for row, p in zip(level.soft_assignment, marginals(model, soft.sum(dim=0)), strict=True):
@@ -134,7 +134,7 @@ def test_measure_gives_the_raw_sums(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_losses_are_computed_in_float32_at_least(kind, dtype):
+def test_losses_are_computed_in_at_least_float32(kind, dtype):
     model = BUILDS[kind](sample_entropy_weight=0.5)
     z = vectors(7, model.dim, dtype=dtype)
     output, wide = model(z), model(z.to(torch.promote_types(dtype, torch.float32)))
@@ -147,7 +147,7 @@ def test_losses_are_computed_in_float32_at_least(kind, dtype):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_far_beyond_the_values_everything_stays_finite(kind):
+def test_losses_of_distant_vectors_are_finite(kind):
     model = BUILDS[kind](temperature=1e-3, sample_entropy_weight=1.0)
     z = (1e4 * vectors(9, model.dim, dtype=torch.float32)).requires_grad_()
     output = model(z)
@@ -157,7 +157,7 @@ def test_far_beyond_the_values_everything_stays_finite(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_there_is_nothing_to_save_and_nothing_to_learn(kind):
+def test_the_state_dict_and_the_parameters_are_empty(kind):
     model = BUILDS[kind]()
     model(vectors(9, model.dim))
     model.update()
@@ -169,7 +169,7 @@ def test_there_is_nothing_to_save_and_nothing_to_learn(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_training_and_evaluation_are_alike(kind):
+def test_training_and_evaluation_give_the_same_output(kind):
     model = BUILDS[kind](sample_entropy_weight=0.3)
     z = vectors(9, model.dim)
     for trained, evaluated in zip(model.train()(z), model.eval()(z), strict=True):
@@ -179,7 +179,7 @@ def test_training_and_evaluation_are_alike(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_level_further_down_is_the_first_one_made_smaller(kind):
+def test_a_deeper_level_is_the_first_level_scaled_down(kind):
     first, third = (
         BUILDS[kind](temperature=0.4, sample_entropy_weight=0.3),
         BUILDS[kind](temperature=0.4, sample_entropy_weight=0.3, depth=2),
@@ -200,7 +200,7 @@ def test_a_level_further_down_is_the_first_one_made_smaller(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_vectors_of_another_width_are_named(kind):
+def test_vectors_of_another_width_are_refused(kind):
     model = BUILDS[kind]()
     with pytest.raises(ValueError, match=rf"\(\.\.\., {model.dim}\), got \(2, 7\)"):
         model(torch.zeros(2, 7))

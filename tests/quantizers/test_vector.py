@@ -1,4 +1,4 @@
-"""The vector quantizer: four fields, their values and their gradients, against the design's formulas in float64."""
+"""Vector quantizer: output values and gradients against the formulas in float64, updates, options and settings."""
 
 import pytest
 import torch
@@ -18,12 +18,12 @@ from vqtool.quantizers import (
 from vqtool.quantizers.dead_codes import DeadCodeResetSettings
 
 K, D = 11, 4
-LEARNINGS = [None, EntropyOnlyUpdate(), CodebookLossUpdate(), EmaUpdate()]
+UPDATES = [None, EntropyOnlyUpdate(), CodebookLossUpdate(), EmaUpdate()]
 COEFFICIENTS = (0.7, 1.3)
 
 
 def naive(z, e, temperature=1.0):
-    """(quantized, indices, commitment_loss, entropy_loss) of z (N, D), as the formulas stand."""
+    """Return quantized, indices, commitment_loss and entropy_loss of z (N, D), directly from the formulas."""
     d = (z[:, None, :] - e[None, :, :]).square().sum(dim=2)
     indices = d.argmin(dim=1)
     quantized = z + (e[indices] - z).detach()
@@ -33,14 +33,14 @@ def naive(z, e, temperature=1.0):
     return quantized, indices, commitment_loss, (p * torch.log(p + 1e-10)).sum()
 
 
-def objective(output, slopes):
-    """A scalar with a part of every differentiable field."""
-    return (output[0] * slopes).sum() + COEFFICIENTS[0] * output[2] + COEFFICIENTS[1] * output[3]
+def objective(output, output_grad):
+    """Return a scalar that depends on every differentiable field."""
+    return (output[0] * output_grad).sum() + COEFFICIENTS[0] * output[2] + COEFFICIENTS[1] * output[3]
 
 
-def quantizer(learning=None, temperature=1.0, dtype=torch.float32, seed=0, **options):
+def quantizer(update=None, temperature=1.0, dtype=torch.float32, seed=0, **options):
     torch.manual_seed(seed)
-    model = VectorQuantizer(K, D, temperature, learning, **options).to(dtype)
+    model = VectorQuantizer(K, D, temperature, update, **options).to(dtype)
     with torch.no_grad():
         model.codebook.weight.normal_()
     return model
@@ -51,11 +51,11 @@ def vectors(*shape, dtype=torch.float32, seed=1):
     return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def closeness(dtype):
+def tolerances(dtype):
     return {"rtol": 1e-10, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-6}
 
 
-def test_four_named_fields_that_unpack():
+def test_output_is_a_named_tuple_of_four_fields():
     output = VectorQuantizer(512, 64, temperature=1.0)(vectors(2, 5, 64))
     assert isinstance(output, QuantizerOutput)
     assert output._fields == ("quantized", "indices", "commitment_loss", "entropy_loss")
@@ -72,14 +72,14 @@ def test_four_named_fields_that_unpack():
 @pytest.mark.parametrize("temperature", [0.2, 1.0, 5.0])
 def test_values_and_gradients_follow_the_formulas(dtype, shape, temperature):
     model, z = quantizer(temperature=temperature, dtype=dtype), vectors(*shape, dtype=dtype).requires_grad_()
-    slopes = vectors(*shape, dtype=dtype, seed=2)
+    output_grad = vectors(*shape, dtype=dtype, seed=2)
     output = model(z)
-    objective(output, slopes).backward()
+    objective(output, output_grad).backward()
 
     flat = z.detach().double().reshape(-1, D).requires_grad_()
     codes = model.codebook.weight.detach().double().requires_grad_()
     expected = naive(flat, codes, temperature)
-    objective(expected, slopes.double().reshape(-1, D)).backward()
+    objective(expected, output_grad.double().reshape(-1, D)).backward()
 
     assert torch.equal(output.indices, expected[1].reshape(shape[:-1]))
     for mine, wanted in [
@@ -90,22 +90,22 @@ def test_values_and_gradients_follow_the_formulas(dtype, shape, temperature):
         (model.codebook.weight.grad, codes.grad),
     ]:
         assert mine.dtype == dtype
-        torch.testing.assert_close(mine.detach().double(), wanted.detach(), **closeness(dtype))
+        torch.testing.assert_close(mine.detach().double(), wanted.detach(), **tolerances(dtype))
 
 
-def test_each_gradient_by_hand():
+def test_straight_through_and_commitment_gradients():
     model, z = quantizer(dtype=torch.float64), vectors(30, D, dtype=torch.float64).requires_grad_()
     output = model(z)
-    slopes = vectors(30, D, dtype=torch.float64, seed=2)
-    straight_through = torch.autograd.grad(output.quantized, [z, model.codebook.weight], slopes, allow_unused=True)
-    assert torch.equal(straight_through[0], slopes)
+    output_grad = vectors(30, D, dtype=torch.float64, seed=2)
+    straight_through = torch.autograd.grad(output.quantized, [z, model.codebook.weight], output_grad, allow_unused=True)
+    assert torch.equal(straight_through[0], output_grad)
     assert straight_through[1] is None
     commitment = torch.autograd.grad(output.commitment_loss, [z, model.codebook.weight], allow_unused=True)
     torch.testing.assert_close(commitment[0], 2 * (z - model.codebook.weight[output.indices]) / z.numel())
     assert commitment[1] is None
 
 
-def test_losses_agree_with_finite_differences():
+def test_losses_pass_gradcheck():
     model = quantizer(dtype=torch.float64)
     z = vectors(8, D, dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: model(x).commitment_loss, [z])
@@ -117,9 +117,9 @@ def test_losses_agree_with_finite_differences():
     assert torch.autograd.gradcheck(of_codes, [model.codebook.weight.detach().requires_grad_()])
 
 
-@pytest.mark.parametrize("learning", LEARNINGS)
-def test_leading_axes_are_only_a_view(learning):
-    model, z = quantizer(learning), vectors(24, D)
+@pytest.mark.parametrize("update", UPDATES)
+def test_output_does_not_depend_on_leading_axes(update):
+    model, z = quantizer(update), vectors(24, D)
     flat = model(z)
     for lead in [(4, 6), (2, 3, 4), (24, 1), (1, 1, 24)]:
         output = model(z.reshape(*lead, D))
@@ -151,7 +151,7 @@ def test_half_precision_vectors_are_computed_in_float32(dtype):
     assert torch.equal(z.grad, same.grad.to(dtype))
 
 
-def test_float64_vectors_lift_float32_codes():
+def test_float64_vectors_with_float32_codes_are_computed_in_float64():
     model, z = quantizer(), vectors(30, D, dtype=torch.float64)
     output, expected = model(z), naive(z, model.codebook.weight.detach().double())
     assert output.quantized.dtype == output.commitment_loss.dtype == output.entropy_loss.dtype == torch.float64
@@ -159,9 +159,9 @@ def test_float64_vectors_lift_float32_codes():
         torch.testing.assert_close(mine, wanted, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("learning", LEARNINGS)
-def test_autocast_changes_nothing(learning):
-    model, z = quantizer(learning), vectors(30, D)
+@pytest.mark.parametrize("update", UPDATES)
+def test_autocast_does_not_change_the_output(update):
+    model, z = quantizer(update), vectors(30, D)
     expected = model(z)
     with torch.autocast("cpu", torch.bfloat16):
         for mine, wanted in zip(model(z), expected, strict=True):
@@ -169,45 +169,45 @@ def test_autocast_changes_nothing(learning):
             assert torch.equal(mine, wanted)
 
 
-def test_the_bare_form_keeps_its_codes_and_nothing_else():
+def test_without_options_the_state_is_only_the_codes():
     model = VectorQuantizer(K, D)
     assert set(model.state_dict()) == {"codebook.weight"}
     assert model.state_dict()["codebook.weight"].shape == (K, D)
     assert [name for name, _ in model.named_parameters()] == ["codebook.weight"]
 
 
-def test_codes_start_within_one_over_k():
+def test_codes_are_initialised_uniformly_within_one_over_k():
     weight = VectorQuantizer(50, 40).codebook.weight.detach() * 50
     assert -1 <= weight.min() < -0.98
     assert 0.98 < weight.max() <= 1
 
 
-@pytest.mark.parametrize("learning", LEARNINGS)
-def test_forward_changes_no_state(learning):
-    model = quantizer(learning).train()
+@pytest.mark.parametrize("update", UPDATES)
+def test_forward_changes_no_state(update):
+    model = quantizer(update).train()
     before = state(model)
     model(vectors(30, D))
     assert_same_state(state(model), before)
 
 
-def test_update_applies_what_forward_gathered():
+def test_update_applies_the_accumulated_batch():
     model, z = quantizer(EmaUpdate(decay=0.9)), vectors(30, D)
     indices = model(z).indices
     before = model.codebook.weight.clone()
     model.update()
     expected = before.double()
     for k in range(K):
-        won = z[indices == k].double()
-        if len(won):
-            expected[k] = won.mean(dim=0)
+        assigned = z[indices == k].double()
+        if len(assigned):
+            expected[k] = assigned.mean(dim=0)
     torch.testing.assert_close(model.codebook.weight.double(), expected, rtol=1e-5, atol=1e-6)
     assert not torch.equal(model.codebook.weight, before)
 
 
-def test_ema_over_several_steps_follows_the_loop_by_hand():
+def test_ema_over_several_steps_follows_an_explicit_loop():
     model, decay = quantizer(EmaUpdate(decay=0.8, min_ema_hits=0), dtype=torch.float64), 0.8
     codes = model.codebook.weight.clone()
-    codes[K - 1] = model.codebook.weight[K - 1] = 100.0  # too far to be hit, ever
+    codes[K - 1] = model.codebook.weight[K - 1] = 100.0  # too far away to be hit
     counts, sums = torch.zeros(K, dtype=torch.float64), torch.zeros(K, D, dtype=torch.float64)
     for seed in range(5):
         z = vectors(20, D, dtype=torch.float64, seed=seed)
@@ -215,16 +215,16 @@ def test_ema_over_several_steps_follows_the_loop_by_hand():
         assert torch.equal(model(z).indices, indices)
         model.update()
         for k in range(K):
-            won = z[indices == k]
-            counts[k] = decay * counts[k] + (1 - decay) * len(won)
-            sums[k] = decay * sums[k] + (1 - decay) * won.sum(dim=0)
+            assigned = z[indices == k]
+            counts[k] = decay * counts[k] + (1 - decay) * len(assigned)
+            sums[k] = decay * sums[k] + (1 - decay) * assigned.sum(dim=0)
             if counts[k] > 0:
                 codes[k] = sums[k] / counts[k]
         torch.testing.assert_close(model.codebook.weight, codes)
     assert torch.equal(model.codebook.weight[K - 1], torch.full((D,), 100.0, dtype=torch.float64))
 
 
-def test_two_forwards_and_one_update_are_one_forward_of_both():
+def test_two_batches_before_an_update_equal_one_joint_batch():
     one, other = (quantizer(EmaUpdate(decay=0.99), temperature_unit="quantization_error") for _ in range(2))
     first, second = vectors(10, D, seed=3), vectors(14, D, seed=4)
     one(first)
@@ -236,7 +236,7 @@ def test_two_forwards_and_one_update_are_one_forward_of_both():
     assert one.codebook.counts.sum() == pytest.approx(0.01 * 24)
 
 
-def test_discard_forgets_what_forward_gathered():
+def test_discard_drops_the_accumulated_batch():
     one, other = quantizer(EmaUpdate()), quantizer(EmaUpdate())
     one(torch.full((3, D), torch.nan))
     one.discard()
@@ -248,7 +248,7 @@ def test_discard_forgets_what_forward_gathered():
     assert_same_state(state(one), state(other))
 
 
-def test_nothing_is_gathered_in_evaluation():
+def test_evaluation_does_not_accumulate():
     model = quantizer(EmaUpdate()).eval()
     before = state(model)
     model(vectors(30, D))
@@ -257,7 +257,7 @@ def test_nothing_is_gathered_in_evaluation():
     assert_same_state(state(model), before)
 
 
-def test_under_ema_the_entropy_gradient_reaches_the_vectors_alone():
+def test_under_ema_the_entropy_gradient_reaches_only_the_vectors():
     model, z = quantizer(EmaUpdate(), dtype=torch.float64), vectors(30, D, dtype=torch.float64).requires_grad_()
     assert list(model.parameters()) == []
     assert not model.codebook.weight.requires_grad
@@ -269,7 +269,7 @@ def test_under_ema_the_entropy_gradient_reaches_the_vectors_alone():
     torch.testing.assert_close(mine, wanted)
 
 
-def test_backward_then_update_under_ema():
+def test_backward_after_update_uses_the_codes_of_forward():
     model, z = quantizer(EmaUpdate()), vectors(30, D).requires_grad_()
     output = model(z)
     before = z.detach() - model.codebook.weight[output.indices]
@@ -307,7 +307,7 @@ def test_encode_and_decode():
     torch.testing.assert_close(model(z).quantized, decoded)
 
 
-def test_measure_gives_the_raw_sums():
+def test_statistics_are_raw_sums():
     model, z = quantizer(CodebookLossUpdate(), temperature=0.5), vectors(6, 5, D)
     indices = model.encode(z)
     (level,) = model.statistics(z, indices)
@@ -324,7 +324,7 @@ def test_measure_gives_the_raw_sums():
     assert not level.soft_assignment.requires_grad
 
 
-def test_assess_leaves_the_padding_out():
+def test_evaluate_padded_excludes_the_padding():
     model, z = quantizer(CodebookLossUpdate()).eval(), vectors(8, 5, D)
     output, (level,) = model.evaluate_padded(z, 6)
     for mine, expected in zip(output, model(z[:6]), strict=True):
@@ -333,7 +333,7 @@ def test_assess_leaves_the_padding_out():
         torch.testing.assert_close(mine, expected)
 
 
-def test_what_it_says_of_itself():
+def test_attributes():
     model = VectorQuantizer(K, D)
     assert (model.codebook_sizes, model.dim, model.has_levels) == ((K,), D, False)
 
@@ -348,13 +348,13 @@ def test_what_it_says_of_itself():
         ((8, 4, float("nan")), "must be positive, got .* temperature=nan"),
     ],
 )
-def test_impossible_sizes_are_named(arguments, message):
+def test_illegal_sizes_and_temperatures_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         VectorQuantizer(*arguments)
 
 
 @pytest.mark.parametrize("call", ["forward", "encode"])
-def test_vectors_of_another_width_are_named(call):
+def test_vectors_of_another_width_are_refused(call):
     with pytest.raises(ValueError, match=r"\(\.\.\., 4\), got \(2, 3, 5\)"):
         getattr(VectorQuantizer(8, 4), call)(torch.zeros(2, 3, 5))
 
@@ -363,18 +363,18 @@ def test_vectors_of_another_width_are_named(call):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_cosine_is_the_same_formulas_over_unit_vectors(dtype):
+def test_cosine_follows_the_formulas_for_unit_vectors(dtype):
     model = quantizer(CodebookLossUpdate(weight=2.0), 0.5, dtype, metric="cosine")
-    z, slopes = vectors(6, 5, D, dtype=dtype).requires_grad_(), vectors(6, 5, D, dtype=dtype, seed=2)
+    z, output_grad = vectors(6, 5, D, dtype=dtype).requires_grad_(), vectors(6, 5, D, dtype=dtype, seed=2)
     output = model(z)
-    objective(output, slopes).backward()
+    objective(output, output_grad).backward()
 
     leaf = z.detach().double().reshape(-1, D).requires_grad_()
     weight = model.codebook.weight.detach().double().requires_grad_()
     flat, codes = (tensor / tensor.norm(dim=1, keepdim=True) for tensor in (leaf, weight))
     quantized, indices, commitment, entropy = naive(flat, codes, 0.5)
     commitment = commitment + 2 * (flat.detach() - codes[indices]).square().mean()
-    objective((quantized, indices, commitment, entropy), slopes.double().reshape(-1, D)).backward()
+    objective((quantized, indices, commitment, entropy), output_grad.double().reshape(-1, D)).backward()
 
     assert torch.equal(output.indices.flatten(), indices)
     assert torch.equal(indices, (flat @ codes.T).argmax(dim=1))
@@ -385,13 +385,13 @@ def test_cosine_is_the_same_formulas_over_unit_vectors(dtype):
         (z.grad.reshape(-1, D), leaf.grad),
         (model.codebook.weight.grad, weight.grad),
     ]:
-        torch.testing.assert_close(mine.detach().double(), wanted.detach(), **closeness(dtype))
+        torch.testing.assert_close(mine.detach().double(), wanted.detach(), **tolerances(dtype))
 
 
-@pytest.mark.parametrize("learning", [CodebookLossUpdate(), EmaUpdate(), SimVQUpdate()])
-def test_under_cosine_lengths_do_not_matter(learning):
+@pytest.mark.parametrize("update", [CodebookLossUpdate(), EmaUpdate(), SimVQUpdate()])
+def test_under_cosine_the_output_does_not_depend_on_norms(update):
     torch.manual_seed(0)
-    model, z = VectorQuantizer(K, D, update=learning, metric="cosine"), vectors(6, 5, D)
+    model, z = VectorQuantizer(K, D, update=update, metric="cosine"), vectors(6, 5, D)
     torch.testing.assert_close(model.codes.norm(dim=1), torch.ones(K))
     output = model(z)
     torch.testing.assert_close(output.quantized.norm(dim=-1), torch.ones(6, 5))
@@ -406,7 +406,7 @@ def test_under_cosine_lengths_do_not_matter(learning):
     torch.testing.assert_close(level.squared_distance, expected.detach(), rtol=1e-5, atol=1e-6)
 
 
-def test_under_cosine_moving_averages_are_of_unit_vectors():
+def test_under_cosine_ema_averages_unit_vectors():
     model, z = quantizer(EmaUpdate(decay=0.5), metric="cosine"), 5 * vectors(30, D)
     indices = model(z).indices
     model.update()
@@ -416,7 +416,7 @@ def test_under_cosine_moving_averages_are_of_unit_vectors():
         torch.testing.assert_close(model.codes[k], mean / mean.norm())
 
 
-def test_under_cosine_a_zero_vector_is_no_error():
+def test_under_cosine_a_zero_vector_gives_finite_output_and_gradient():
     model, z = quantizer(EmaUpdate(), metric="cosine"), torch.zeros(3, D, requires_grad=True)
     output = model(z)
     (output.quantized.sum() + output.commitment_loss + output.entropy_loss).backward()
@@ -427,13 +427,13 @@ def test_under_cosine_a_zero_vector_is_no_error():
 
 
 @pytest.mark.parametrize("sample_entropy_weight", [0.0, 0.5])
-def test_a_relative_temperature_is_in_units_of_the_error(sample_entropy_weight):
+def test_temperature_in_units_of_the_quantization_error(sample_entropy_weight):
     model, z = (
         quantizer(EmaUpdate(), 0.7, temperature_unit="quantization_error", sample_entropy_weight=sample_entropy_weight),
         vectors(30, D),
     )
     same = quantizer(EmaUpdate(), 0.7, sample_entropy_weight=sample_entropy_weight)
-    assert torch.equal(model(z).entropy_loss, same(z).entropy_loss)  # the scale is one while nothing is known
+    assert torch.equal(model(z).entropy_loss, same(z).entropy_loss)  # the scale is 1 before the first update
     error = float(model(z).commitment_loss)
     model.discard()
     model(z)
@@ -447,10 +447,10 @@ def test_a_relative_temperature_is_in_units_of_the_error(sample_entropy_weight):
     torch.testing.assert_close(mine.sample_entropy, expected.sample_entropy)
 
 
-@pytest.mark.parametrize("learning", [CodebookLossUpdate(), EmaUpdate()])
-def test_under_a_relative_temperature_the_units_of_the_data_do_not_matter(learning):
+@pytest.mark.parametrize("update", [CodebookLossUpdate(), EmaUpdate()])
+def test_temperature_unit_quantization_error_is_scale_invariant(update):
     models = [
-        quantizer(learning, 2.0, temperature_unit="quantization_error", sample_entropy_weight=0.5) for _ in range(2)
+        quantizer(update, 2.0, temperature_unit="quantization_error", sample_entropy_weight=0.5) for _ in range(2)
     ]
     with torch.no_grad():
         models[1].codebook.weight *= 1000
@@ -464,11 +464,11 @@ def test_under_a_relative_temperature_the_units_of_the_data_do_not_matter(learni
         losses.append((loss.detach(), scale * torch.autograd.grad(loss, z)[0]))
     for mine, expected in zip(losses[1], losses[0], strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-6)
-    absolute = [quantizer(learning, 2.0)(scale * vectors(30, D)).entropy_loss.detach() for scale in (1, 1000)]
+    absolute = [quantizer(update, 2.0)(scale * vectors(30, D)).entropy_loss.detach() for scale in (1, 1000)]
     assert abs(absolute[1] - absolute[0]) > 0.1
 
 
-def test_the_scale_of_errors_is_state_that_training_alone_moves():
+def test_the_error_scale_changes_only_in_training_updates():
     model = quantizer(EmaUpdate(), temperature_unit="quantization_error")
     assert {"error_scale.error", "error_scale.weight"} <= set(model.state_dict())
     before = state(model)
@@ -483,7 +483,7 @@ def test_the_scale_of_errors_is_state_that_training_alone_moves():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_confidence_is_part_of_the_entropy_loss(dtype):
+def test_sample_entropy_is_part_of_the_entropy_loss(dtype):
     model, z = (
         quantizer(temperature=0.6, dtype=dtype, sample_entropy_weight=0.4),
         vectors(30, D, dtype=dtype).requires_grad_(),
@@ -500,14 +500,14 @@ def test_confidence_is_part_of_the_entropy_loss(dtype):
         (z.grad, flat.grad),
         (model.codebook.weight.grad, codes.grad),
     ]:
-        torch.testing.assert_close(mine.double(), expected, **closeness(dtype))
+        torch.testing.assert_close(mine.double(), expected, **tolerances(dtype))
     without = quantizer(temperature=0.6, dtype=dtype)(z)
     assert torch.equal(output.commitment_loss, without.commitment_loss)
 
 
-@pytest.mark.parametrize("learning", LEARNINGS)
-def test_an_entropy_without_a_weight_is_not_computed(learning, monkeypatch):
-    model, other = (quantizer(learning, sample_entropy_weight=0.4) for _ in range(2))
+@pytest.mark.parametrize("update", UPDATES)
+def test_skip_entropy_loss_does_not_compute_it(update, monkeypatch):
+    model, other = (quantizer(update, sample_entropy_weight=0.4) for _ in range(2))
     z = vectors(30, D)
     expected, levels = model(z), model.statistics(z, model.encode(z))
     other.skip_entropy_loss()
@@ -541,8 +541,8 @@ def test_illegal_arguments_are_refused(options, message):
 # Settings
 
 
-START = {"initializer.done", "initializer.sample"}
-REVIVAL = {"dead_code_reset.hits", "dead_code_reset.dead"}
+INIT_NAMES = {"initializer.done", "initializer.sample"}
+RESET_NAMES = {"dead_code_reset.hits", "dead_code_reset.dead"}
 
 
 @pytest.mark.parametrize(
@@ -552,19 +552,22 @@ REVIVAL = {"dead_code_reset.hits", "dead_code_reset.dead"}
         ({"update": CodebookLossUpdate()}, {"codebook.weight"}),
         ({"update": SimVQUpdate()}, {"codebook.basis", "codebook.transform"}),
         ({"update": EmaUpdate()}, {"codebook.weight", "codebook.counts", "codebook.sums"}),
-        ({"update": EntropyOnlyUpdate(), "dead_code_reset": DeadCodeResetSettings()}, {"codebook.weight", *REVIVAL}),
+        (
+            {"update": EntropyOnlyUpdate(), "dead_code_reset": DeadCodeResetSettings()},
+            {"codebook.weight", *RESET_NAMES},
+        ),
         (
             {"update": EntropyOnlyUpdate(), "temperature_unit": "quantization_error"},
             {"codebook.weight", "error_scale.error", "error_scale.weight"},
         ),
     ],
 )
-@pytest.mark.parametrize("start", ["random", "kmeans"])
-def test_settings_build_what_they_say(options, names, start):
-    options = {"dead_code_reset": None, "init": {"kind": start}, **options}
+@pytest.mark.parametrize("init", ["random", "kmeans"])
+def test_settings_determine_the_state_dict(options, names, init):
+    options = {"dead_code_reset": None, "init": {"kind": init}, **options}
     settings = VectorQuantizerSettings(codebook_size=9, temperature=0.3, **options)
     model = settings.resolve(7).build()
-    assert set(model.state_dict()) == names | (START if start == "kmeans" else set())
+    assert set(model.state_dict()) == names | (INIT_NAMES if init == "kmeans" else set())
     assert model.codes.shape == (9, 7)
     assert model.temperature == 0.3
 
@@ -575,28 +578,28 @@ def test_settings_reach_the_quantizer():
     assert (model.metric, model.gradient_estimator, model.sample_entropy_weight) == ("cosine", "rotation", 0.25)
 
 
-def test_the_width_is_the_encoder_s_unless_it_is_chosen():
+def test_auto_codebook_dim_resolves_to_the_encoder_width():
     assert VectorQuantizerSettings().resolve(7).codebook_dim == 7
     assert VectorQuantizerSettings(codebook_dim=5).resolve(7).codebook_dim == 5
     assert VectorQuantizerSettings(codebook_dim=5).dim(7) == 5
     assert VectorQuantizerSettings().dim(7) == 7
 
 
-def test_a_level_of_a_residual_quantizer_does_not_start_by_itself():
+def test_a_level_of_a_residual_quantizer_has_no_initializer():
     assert VectorQuantizerSettings().resolve(7).build_level(1).initializer is None
 
 
-def test_settings_choose_the_learning_by_kind():
+def test_update_settings_are_selected_by_kind():
     settings = VectorQuantizerSettings.model_validate({"update": {"kind": "ema", "decay": 0.5}})
     assert settings.update == EmaUpdate(decay=0.5)
     with pytest.raises(ValidationError, match="decay"):
         VectorQuantizerSettings.model_validate({"update": {"kind": "codebook_loss", "decay": 0.5}})
 
 
-@pytest.mark.parametrize("learning", LEARNINGS[1:])
-def test_an_update_that_is_not_good_changes_nothing(learning):
+@pytest.mark.parametrize("update", UPDATES[1:])
+def test_an_update_with_a_non_finite_step_changes_no_state(update):
     model = quantizer(
-        learning,
+        update,
         temperature_unit="quantization_error",
         dead_code_reset=DeadCodeResetSettings(window_hits=1, min_hits=1),
     )
@@ -610,10 +613,10 @@ def test_an_update_that_is_not_good_changes_nothing(learning):
         assert_same_state(state(model), before)
 
 
-@pytest.mark.parametrize("learning", LEARNINGS[1:])
-def test_an_update_that_is_good_is_as_one_of_which_nothing_is_said(learning):
+@pytest.mark.parametrize("update", UPDATES[1:])
+def test_an_update_with_a_finite_step_equals_an_update_by_default(update):
     first, second = (
-        quantizer(learning, temperature_unit="quantization_error", dead_code_reset=DeadCodeResetSettings(window_hits=1))
+        quantizer(update, temperature_unit="quantization_error", dead_code_reset=DeadCodeResetSettings(window_hits=1))
         for _ in range(2)
     )
     for step in range(4):

@@ -65,13 +65,13 @@ class Quantizer(nn.Module, ABC):
 
     `encode` is `preprocess` and `nearest`; `decode` returns e[indices]; `statistics` returns sums over a batch.
 
-    Training. `forward` does not change parameters or buffers; in training mode it keeps the batch for the update. After
-    each optimizer step, call `update`: it applies the kept batches to the codebook (EMA averages, dead-code reset). To
-    skip a step, for example after a NaN, call `discard` or pass `step_is_finite=False`.
+    Training. `forward` does not change parameters or buffers; in training mode it accumulates the batch. After each
+    optimizer step, call `update`: it applies the accumulated batches to the codebook (EMA averages, dead-code reset).
+    To skip a step, for example after a NaN, call `discard` instead, or pass a false `step_is_finite`.
 
-    Initialisation. With k-means initialisation, `needs_init` is true at first. Until then, vectors pass unquantized in
-    training, and updates only add them to a sample. Once the sample is complete, `update` initialises the codes from it
-    (`run_init`, which calls `init_codes`). `apply_update` is `update` without that.
+    Initialisation. With k-means initialisation, `needs_init` is true at first. While it is, vectors pass unquantized in
+    training, and updates only add them to a sample. When the sample is complete, `update` initialises the codes from it
+    (`run_init`, which calls `init_codes`). Then `needs_init` is false. `apply_update` is `update` without `run_init`.
 
     Attributes:
         codebook_sizes: K of each level.
@@ -162,7 +162,7 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def quantize(self, preprocessed: Tensor, indices: Tensor, shard: BatchShard) -> QuantizerOutput:
-        """Return the output for preprocessed vectors and their indices; in training, keep both for the update."""
+        """Return the output for preprocessed vectors and their indices; in training, accumulate them."""
 
     @abstractmethod
     def decode(self, indices: Tensor) -> Tensor:
@@ -201,7 +201,7 @@ class Quantizer(nn.Module, ABC):
                 module._computes_entropy_loss = False
 
     def update(self, step_is_finite: Tensor | None = None) -> None:
-        """Apply the batches since the last call to the codebook; call it after each optimizer step.
+        """Apply the batches accumulated since the last call to the codebook; call it after each optimizer step.
 
         Updates EMA averages, resets dead codes, and initialises codes whose k-means sample is complete. With several
         processes, all of them must call it.
@@ -215,14 +215,14 @@ class Quantizer(nn.Module, ABC):
             self.run_init(only_if_complete=True)
 
     def apply_update(self, step_is_finite: Tensor | None = None) -> None:
-        """Apply the batches since the last call to the codebook, without initialising codes.
+        """Apply the batches accumulated since the last call to the codebook, without initialising codes.
 
         Args:
             step_is_finite: as in `update`; the host does not wait for the device to read it.
         """
 
     def discard(self) -> None:
-        """Drop the batches since the last update; call it instead of `update` to skip a step."""
+        """Drop the batches accumulated since the last update; call it instead of `update` to skip a step."""
 
     def apply_gradient_estimator(self, vectors: Tensor, codes: Tensor, shard: BatchShard) -> Tensor:
         """Return the codes (..., D), with a gradient for the vectors (..., D).

@@ -19,15 +19,15 @@ _MAX_PENDING_INDICES, _MAX_PENDING_STEPS = 1 << 16, 1 << 10
 
 
 class DeadCodeReset(nn.Module):
-    """Count hits over a window of steps; at its end, move codes with too few hits to latents of the current batch.
+    """Count hits over a window of steps; at its end, reset codes with too few hits.
 
     Random restarts (Dhariwal et al. 2020, "Jukebox", 3.1). A window ends when the mean number of hits per code reaches
     `window_hits`, so "dead" does not depend on batch size or codebook size. A reset code is placed at
 
         e[indices[n]] + step_size · (z[n] - e[indices[n]])
 
-    for vectors z[n] evenly spaced in the batch, which is already in random order. The host synchronises with the device
-    only at the end of a window.
+    for a vector z[n] of the current batch; the vectors are evenly spaced in it, as it is already in random order. The
+    host synchronises with the device only at the end of a window.
 
     Args:
         codebook_size: K.
@@ -36,7 +36,7 @@ class DeadCodeReset(nn.Module):
         step_size: fraction of the way from the code e[indices[n]] to the vector z[n]. In many dimensions a vector is
             far from all others, and a code placed on it (1) gets no other hits. A code placed near an existing code
             takes over some of that code's vectors (Linde, Buzo & Gray 1980, "An Algorithm for Vector Quantizer
-            Design", splitting).
+            Design", splitting). While more than half of the codes are dead, 1 is used.
 
     Attributes:
         hits: (K,) int64, hits in the current window.
@@ -58,7 +58,7 @@ class DeadCodeReset(nn.Module):
 
     @torch.no_grad()
     def accumulate(self, vectors: Tensor, indices: Tensor, shard: BatchShard) -> None:
-        """Keep a training batch for the next `update`: vectors (N, D), their indices (N,) and their position."""
+        """Accumulate a training batch for `update`: vectors (N, D), their indices (N,), their position in the batch."""
         if self._pending_hits is None:
             self._pending_hits = torch.zeros_like(self.hits)
         self._pending_hits.index_add_(0, indices, torch.ones_like(indices))  # bincount would wait for the device
@@ -66,7 +66,9 @@ class DeadCodeReset(nn.Module):
 
     @torch.no_grad()
     def update(self, codebook: Codebook, step_is_finite: Tensor | None = None) -> None:
-        """Count the hits in all processes since the last update; reset dead codes, from the end of a window on.
+        """Count the hits accumulated by all processes; at the end of a window, reset dead codes.
+
+        If there are more dead codes than vectors, the next steps reset the others.
 
         Args:
             codebook: the codes (K, D).
@@ -114,7 +116,7 @@ class DeadCodeReset(nn.Module):
         return all_reduce_sum(reset_codes)
 
     def discard(self) -> None:
-        """Drop the batches since the last update."""
+        """Drop the batches accumulated since the last update."""
         self._pending_hits, self._batches = None, []
 
     def _load_from_state_dict(self, *args: Any) -> None:

@@ -58,7 +58,7 @@ class KMeansInit(nn.Module):
         self.register_buffer("sample", torch.empty(0, dim))
 
     def accumulate(self, vectors: Tensor) -> None:
-        """Keep a training batch (N, D) for the next `apply_update`; no effect once the codes are initialised."""
+        """Accumulate a training batch (N, D) for `apply_update`; no effect once the codes are initialised."""
         if self.needs_init:
             self._batches.append(vectors.detach())
 
@@ -70,7 +70,7 @@ class KMeansInit(nn.Module):
 
     @torch.no_grad()
     def apply_update(self) -> None:
-        """Append the batches of all processes since the last update to the sample."""
+        """Append the batches accumulated by all processes since the last update to the sample."""
         if self.needs_init and self._batches:
             batches = [all_gather_rows(batch.to(self.sample.dtype)) for batch in self._batches]
             self.sample = torch.cat([self.sample, *batches])
@@ -100,7 +100,7 @@ class KMeansInit(nn.Module):
             quantizer.load_state_dict(on_rank0(initialised_state))
 
     def discard(self) -> None:
-        """Drop the batches since the last update."""
+        """Drop the batches accumulated since the last update."""
         self._batches = []
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -17,7 +17,7 @@ from vqtool.quantizers.binary import BinarySphericalSettings, LookupFreeSettings
 from vqtool.quantizers.codebook_update import CodebookUpdate
 from vqtool.quantizers.finite_scalar import FiniteScalarSettings
 from vqtool.quantizers.initialization import CodebookInit
-from vqtool.quantizers.kmeans import assigned
+from vqtool.quantizers.kmeans import assign_with_progress
 from vqtool.quantizers.sinkhorn import SinkhornAssignment
 from vqtool.quantizers.vector import VectorQuantizerSettings
 from vqtool.runtime.distributed import BatchShard
@@ -137,7 +137,7 @@ class ResidualQuantizer(Quantizer):
             # A shared codebook is fitted again for each level, to the residuals of all levels so far.
             level.init_codes(torch.cat(residuals) if self._shared else residuals[-1])
             residual = residuals[-1]
-            indices = assigned(level.nearest, residual, level.codebook_sizes[0])
+            indices = assign_with_progress(level.nearest, residual, level.codebook_sizes[0])
             residuals.append(residual - level.decode(indices).to(residual.dtype))
 
     def run_init(self, only_if_complete: bool = False) -> None:

@@ -126,7 +126,7 @@ class ScalarSettings(Settings):
     """Base class of the settings of quantizers without a learned codebook."""
 
     init: ClassVar[None] = None
-    """There are no codes to initialise."""
+    """The codes are fixed."""
 
     def resolve(self, width: int) -> Self:
         """Return these settings: none is `auto`."""

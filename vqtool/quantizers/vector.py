@@ -20,8 +20,8 @@ from vqtool.quantizers.base import (
 )
 from vqtool.quantizers.codebook_update import CodebookUpdate, EmaUpdate, EntropyOnlyUpdate
 from vqtool.quantizers.dead_codes import DeadCodeResetSettings
-from vqtool.quantizers.initialization import CodebookInit, KMeansInitSettings
-from vqtool.quantizers.kmeans import assigned, kmeans
+from vqtool.quantizers.initialization import CodebookInit, KMeansInitSettings, RandomInitSettings
+from vqtool.quantizers.kmeans import assign_with_progress, kmeans
 from vqtool.quantizers.losses import ErrorScale, commitment_loss, entropy_loss
 from vqtool.quantizers.sinkhorn import CodeAssignment, NearestAssignment
 from vqtool.quantizers.soft_assignment import soft_sums
@@ -35,16 +35,19 @@ TemperatureUnit = Literal["absolute", "quantization_error"]
 class VectorQuantizer(Quantizer):
     """Quantize each vector to its nearest code.
 
-    Maps vectors (..., D) to a `QuantizerOutput`: quantized (..., D), indices (...), commitment_loss () and
-    entropy_loss (). With z the vectors, e the codes and T the temperature:
+    Maps vectors z (..., D) to a `QuantizerOutput`: quantized (..., D), indices (...), commitment_loss () and
+    entropy_loss (). With e the codes and the first three arguments only:
 
-        d[n,k] = |z_n - e_k|²; indices[n] = argmin_k d[n,k], ties go to the lowest index
+        d[n,k] = |z_n - e_k|²
+        indices[n] = argmin_k d[n,k], ties go to the lowest index
+        quantized = z + stop(e[indices] - z)
         commitment_loss = mean over all elements of (z - stop(e[indices]))²
-        s[n,:] = softmax over k of -d[n,:] / T; p[k] = mean over n of s[n,k]
+        s[n,:] = softmax over k of -d[n,:] / temperature
+        p[k] = mean over n of s[n,k]
         entropy_loss = sum over k of p[k]·ln(p[k] + 1e-10), in nats; minimal (-ln K) for even usage
 
-    With the first three arguments only, codes are updated by the gradient of the entropy loss and by nothing else.
-    In training, call `update()` after each step that is applied to the model.
+    Codes are then updated by the gradient of the entropy loss only. In training, call `update()` after each optimizer
+    step.
 
     Args:
         codebook_size: K.
@@ -188,7 +191,7 @@ class VectorQuantizer(Quantizer):
         flat = preprocessed.reshape(-1, self.dim)
         # A fixed seed suffices: the vectors differ from run to run.
         codes = kmeans(flat, self.codebook_sizes[0], Generator().manual_seed(0))
-        indices = assigned(lambda vectors: nearest_codes(vectors, codes), flat, len(codes))
+        indices = assign_with_progress(lambda vectors: nearest_codes(vectors, codes), flat, len(codes))
         self.codebook.init_codes(codes, torch.bincount(indices, minlength=len(codes)))
         if self.error_scale:
             self.error_scale.reset((flat - codes[indices]).square().mean())
@@ -292,15 +295,12 @@ class VectorQuantizerSettings(Settings):
         """The codebook update, by its key in this block."""
         return {"update": self.update}
 
-    def build(self) -> VectorQuantizer:
-        """Return the quantizer; the settings must be resolved."""
-        return self._build(self.init)
-
     def build_level(self, depth: int) -> VectorQuantizer:
         """Return the quantizer of level `depth` of a residual quantizer, which initialises all its levels itself."""
-        return self._build(None)
+        return self.model_copy(update={"init": RandomInitSettings()}).build()
 
-    def _build(self, init: CodebookInit | None) -> VectorQuantizer:
+    def build(self) -> VectorQuantizer:
+        """Return the quantizer; the settings must be resolved."""
         assert isinstance(self.codebook_dim, int)
         return VectorQuantizer(
             self.codebook_size,
@@ -313,6 +313,6 @@ class VectorQuantizerSettings(Settings):
             metric=self.metric,
             gradient_estimator=self.gradient_estimator,
             unquantized_fraction=self.unquantized_fraction,
-            init=init,
+            init=self.init,
             assignment=self.assignment,
         )
