@@ -1,4 +1,4 @@
-"""Batches that are read a step ahead."""
+"""BatchLoader: order, reading ahead, errors, threads and shards."""
 
 import numpy as np
 import pytest
@@ -7,178 +7,164 @@ import torch
 from vqtool.data import BatchOrder, Samples, SampleSpec
 from vqtool.data.rows import NumpyRows, RowIndices
 from vqtool.errors import DataError
-from vqtool.training.batches import Batches
+from vqtool.training.batches import BatchLoader
 
 CPU = torch.device("cpu")
 SPEC = SampleSpec("C", 3, (), None, "float32")
 
 
-class Watched(NumpyRows):
-    """Rows that tell which were asked for, and fail at one."""
+class RecordedRows(NumpyRows):
+    """Rows that record each read, and fail at one row."""
 
     def __init__(self, array: np.ndarray, fails_at: int | None = None) -> None:
         super().__init__(array)
-        self.asked: list[list[int]] = []
+        self.reads: list[list[int]] = []
         self._fails_at = fails_at
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         self._fails_at = None
 
     def take(self, numbers: RowIndices) -> torch.Tensor:
-        self.asked.append(numbers.tolist())
-        if self._fails_at in self.asked[-1]:
+        self.reads.append(numbers.tolist())
+        if self._fails_at in self.reads[-1]:
             raise DataError("cannot be read")
         return super().take(numbers)
 
 
-def rows(fails_at: int | None = None) -> Watched:
-    return Watched(np.arange(30, dtype=np.float32).reshape(10, 3), fails_at)
-
-
-@pytest.fixture
-def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vqtool.training.batches._BYTES", 1)
+def rows(fails_at: int | None = None) -> RecordedRows:
+    return RecordedRows(np.arange(30, dtype=np.float32).reshape(10, 3), fails_at)
 
 
 # A batch of 4 samples has 48 bytes.
-each_way = pytest.mark.parametrize("together", [1, 48, 100, 1000])
+read_sizes = pytest.mark.parametrize("bytes_per_read", [1, 48, 100, 1000])
 
 
-def settled(batches: Batches) -> None:
-    """Wait until what is read ahead is there."""
-    for future in batches._ahead:
+def wait_for_reads(loader: BatchLoader) -> None:
+    """Wait until the reads in progress are done."""
+    for future in loader._pending:
         future.exception()
 
 
-@pytest.mark.usefixtures("one_at_a_time")
-def test_batches_are_those_of_the_order() -> None:
+def test_batches_follow_the_batch_order() -> None:
     order, source = BatchOrder(10, 4, seed=3), rows()
-    with Batches(Samples(source, SPEC), order, 6, CPU) as batches:
+    with BatchLoader(Samples(source, SPEC), order, 6, CPU, bytes_per_read=1) as loader:
         for step in range(6):
-            assert torch.equal(batches.take(step), source.read(0, 10)[torch.from_numpy(order.batch(step))])
-    assert source.asked == [order.batch(step).tolist() for step in range(6)]
+            assert torch.equal(loader.load(step), source.read(0, 10)[torch.from_numpy(order.batch(step))])
+    assert source.reads == [order.batch(step).tolist() for step in range(6)]
 
 
-@pytest.mark.usefixtures("one_at_a_time")
-def test_the_next_is_read_before_it_is_asked_for_but_none_beyond_the_last() -> None:
+def test_next_batch_is_read_ahead_but_none_beyond_the_last_step() -> None:
     order, source = BatchOrder(10, 4, seed=3), rows()
-    with Batches(Samples(source, SPEC), order, 3, CPU) as batches:
-        batches.take(1)
-        settled(batches)
-        assert source.asked == [order.batch(step).tolist() for step in (1, 2)]
-        batches.take(2)
-    assert len(source.asked) == 2
+    with BatchLoader(Samples(source, SPEC), order, 3, CPU, bytes_per_read=1) as loader:
+        loader.load(1)
+        wait_for_reads(loader)
+        assert source.reads == [order.batch(step).tolist() for step in (1, 2)]
+        loader.load(2)
+    assert len(source.reads) == 2
 
 
-def test_small_batches_are_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vqtool.training.batches._BYTES", 100)
+def test_small_batches_are_read_together() -> None:
     order, source = BatchOrder(10, 4, seed=3), rows()
-    with Batches(Samples(source, SPEC), order, 7, CPU) as batches:
+    with BatchLoader(Samples(source, SPEC), order, 7, CPU, bytes_per_read=100) as loader:
         for step in range(7):
-            batches.take(step)
+            loader.load(step)
     numbers = [order.batch(step).tolist() for step in range(7)]
-    assert source.asked == [numbers[0] + numbers[1], numbers[2] + numbers[3], numbers[4] + numbers[5], numbers[6]]
+    assert source.reads == [numbers[0] + numbers[1], numbers[2] + numbers[3], numbers[4] + numbers[5], numbers[6]]
 
 
-@each_way
-def test_a_run_can_begin_anywhere_and_jump(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vqtool.training.batches._BYTES", together)
+@read_sizes
+def test_steps_can_be_loaded_in_any_order(bytes_per_read: int) -> None:
     order, source = BatchOrder(10, 4, seed=3), rows()
-    with Batches(Samples(source, SPEC), order, 9, CPU) as batches:
+    with BatchLoader(Samples(source, SPEC), order, 9, CPU, bytes_per_read=bytes_per_read) as loader:
         for step in (5, 2, 3, 4, 8, 0, 1):
-            assert torch.equal(batches.take(step), source.read(0, 10)[torch.from_numpy(order.batch(step))])
+            assert torch.equal(loader.load(step), source.read(0, 10)[torch.from_numpy(order.batch(step))])
 
 
-@pytest.mark.usefixtures("one_at_a_time")
-def test_what_cannot_be_read_is_told_when_its_step_comes() -> None:
+def test_read_error_is_raised_when_its_step_is_loaded() -> None:
     order = BatchOrder(10, 4, seed=3)
     source = rows(fails_at=int(order.batch(1)[0]))
     assert order.batch(1)[0] not in order.batch(0)
-    with Batches(Samples(source, SPEC), order, 9, CPU) as batches:
-        batches.take(0)
+    with BatchLoader(Samples(source, SPEC), order, 9, CPU, bytes_per_read=1) as loader:
+        loader.load(0)
         with pytest.raises(DataError, match="cannot be read"):
-            batches.take(1)
+            loader.load(1)
 
 
-def test_what_cannot_be_read_is_told_when_one_that_is_read_together_with_it_comes() -> None:
+def test_read_error_is_raised_when_a_batch_of_the_same_read_is_loaded() -> None:
     order = BatchOrder(10, 4, seed=3)
     with (
-        Batches(Samples(rows(fails_at=int(order.batch(1)[0])), SPEC), order, 9, CPU) as batches,
+        BatchLoader(Samples(rows(fails_at=int(order.batch(1)[0])), SPEC), order, 9, CPU) as loader,
         pytest.raises(DataError, match="cannot be read"),
     ):
-        batches.take(0)
+        loader.load(0)
 
 
-@each_way
-def test_after_an_error_a_step_can_be_asked_for_again(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vqtool.training.batches._BYTES", together)
+@read_sizes
+def test_step_can_be_loaded_again_after_an_error(bytes_per_read: int) -> None:
     order = BatchOrder(10, 4, seed=3)
     source = rows(fails_at=int(order.batch(0)[0]))
-    with Batches(Samples(source, SPEC), order, 9, CPU) as batches:
+    with BatchLoader(Samples(source, SPEC), order, 9, CPU, bytes_per_read=bytes_per_read) as loader:
         for _ in range(2):
             with pytest.raises(DataError, match="cannot be read"):
-                batches.take(0)
-        source.mend()
-        assert torch.equal(batches.take(0), source.read(0, 10)[torch.from_numpy(order.batch(0))])
+                loader.load(0)
+        source.repair()
+        assert torch.equal(loader.load(0), source.read(0, 10)[torch.from_numpy(order.batch(0))])
 
 
-def test_the_threads_of_pytorch_stay_as_many() -> None:
+def test_number_of_pytorch_threads_does_not_change() -> None:
     before = torch.get_num_threads()
-    with Batches(Samples(rows(), SPEC), BatchOrder(10, 4, seed=3), 2, CPU) as batches:
-        batches.take(0)
+    with BatchLoader(Samples(rows(), SPEC), BatchOrder(10, 4, seed=3), 2, CPU) as loader:
+        loader.load(0)
     assert torch.get_num_threads() == before
 
 
-@each_way
+@read_sizes
 @pytest.mark.parametrize("threads", [0, 1, 3])
-def test_any_number_of_threads_gives_the_same_batches(
-    threads: int, together: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("vqtool.training.batches._BYTES", together)
+def test_batches_do_not_depend_on_number_of_threads(threads: int, bytes_per_read: int) -> None:
     order, source = BatchOrder(10, 4, seed=3), rows()
-    with Batches(Samples(source, SPEC), order, 6, CPU, threads) as batches:
+    with BatchLoader(Samples(source, SPEC), order, 6, CPU, threads, bytes_per_read=bytes_per_read) as loader:
         for step in range(6):
-            assert torch.equal(batches.take(step), source.read(0, 10)[torch.from_numpy(order.batch(step))])
-    asked = [number for numbers in source.asked for number in numbers]
-    assert sorted(asked) == sorted(number for step in range(6) for number in order.batch(step).tolist())
+            assert torch.equal(loader.load(step), source.read(0, 10)[torch.from_numpy(order.batch(step))])
+    rows_read = [row for read in source.reads for row in read]
+    assert sorted(rows_read) == sorted(number for step in range(6) for number in order.batch(step).tolist())
 
 
-@pytest.mark.usefixtures("one_at_a_time")
 @pytest.mark.parametrize("threads", [0, 1, 3])
-def test_as_many_are_read_ahead_as_there_are_threads(threads: int) -> None:
+def test_each_thread_reads_one_batch_ahead(threads: int) -> None:
     source = rows()
-    with Batches(Samples(source, SPEC), BatchOrder(10, 4, seed=3), 6, CPU, threads) as batches:
-        batches.take(0)
-        settled(batches)
-        assert len(source.asked) == 1 + threads
+    with BatchLoader(Samples(source, SPEC), BatchOrder(10, 4, seed=3), 6, CPU, threads, bytes_per_read=1) as loader:
+        loader.load(0)
+        wait_for_reads(loader)
+        assert len(source.reads) == 1 + threads
 
 
 @pytest.mark.parametrize("size", [2, 3, 7])
-@pytest.mark.parametrize("together", [1, 1000])
-def test_processes_have_together_what_one_has(size: int, together: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vqtool.training.batches._BYTES", together)
+@pytest.mark.parametrize("bytes_per_read", [1, 1000])
+def test_shards_of_all_processes_make_up_the_batch(
+    size: int, bytes_per_read: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("vqtool.runtime.distributed.batch_shard.world_size", lambda: size)
     order, source = BatchOrder(10, 5, seed=3), rows()
-    taken = []
+    loaded = []
     for rank in range(size):
         monkeypatch.setattr("vqtool.runtime.distributed.batch_shard.rank", lambda rank=rank: rank)
-        with Batches(Samples(source, SPEC), order, 4, CPU) as batches:
-            taken.append([batches.take(step) for step in range(4)])
-    for step, parts in enumerate(zip(*taken, strict=True)):
-        assert torch.equal(torch.cat(parts), source.read(0, 10)[torch.from_numpy(order.batch(step))])
+        with BatchLoader(Samples(source, SPEC), order, 4, CPU, bytes_per_read=bytes_per_read) as loader:
+            loaded.append([loader.load(step) for step in range(4)])
+    for step, shards in enumerate(zip(*loaded, strict=True)):
+        assert torch.equal(torch.cat(shards), source.read(0, 10)[torch.from_numpy(order.batch(step))])
 
 
 @pytest.mark.parametrize("size", [2, 3, 7])
-def test_each_process_reads_its_own_rows_and_no_others(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_process_reads_only_the_rows_of_its_shard(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     order = BatchOrder(10, 5, seed=3)
-    asked = []
+    reads = []
     for rank in range(size):
         monkeypatch.setattr("vqtool.runtime.distributed.batch_shard.world_size", lambda: size)
         monkeypatch.setattr("vqtool.runtime.distributed.batch_shard.rank", lambda rank=rank: rank)
         source = rows()
-        with Batches(Samples(source, SPEC), order, 4, CPU, threads=0) as batches:
-            taken = [batches.take(step) for step in range(4)]
-        assert [len(batch) for batch in taken] == [len(numbers) for numbers in source.asked]
-        asked.append(source.asked)
+        with BatchLoader(Samples(source, SPEC), order, 4, CPU, threads=0) as loader:
+            shards = [loader.load(step) for step in range(4)]
+        assert [len(shard) for shard in shards] == [len(numbers) for numbers in source.reads]
+        reads.append(source.reads)
     for step in range(4):
-        assert [row for process in asked for row in process[step]] == order.batch(step).tolist()
+        assert [row for process in reads for row in process[step]] == order.batch(step).tolist()

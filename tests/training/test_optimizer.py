@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training import CODEBOOK_LOSS, ENTROPY, IDENTITY, assert_same, tiny
-from vqtool.config import TrainingSettings, cumulative_lr
+from tests.training import CODEBOOK_LOSS, ENTROPY, IDENTITY, assert_equal_states, tiny_settings
+from vqtool.config import TrainingSettings, cumulative_lr, learning_rate
 from vqtool.data import SampleSpec
 from vqtool.models.autoencoder import Autoencoder, ModelSettings, resolve_model
-from vqtool.training.optimizer import Optimizer, learning_rate
+from vqtool.training.optimizer import Optimizer
 from vqtool.training.setup import set_up
 
 FAMILIES: dict[str, tuple[SampleSpec, dict[str, Any]]] = {
@@ -25,21 +25,21 @@ def schedule(**changes: Any) -> TrainingSettings:
     return TrainingSettings.model_validate({"steps": 10, "warmup_steps": 3, "learning_rate": 0.8, **changes})
 
 
-def model_of(family: str, learning: dict[str, Any]) -> Autoencoder:
+def model_of(family: str, update: dict[str, Any]) -> Autoencoder:
     spec, sizes = FAMILIES[family]
-    quantizer = {"kind": "vector", "codebook_size": 8, "update": learning}
+    quantizer = {"kind": "vector", "codebook_size": 8, "update": update}
     settings = ModelSettings.model_validate({"encoder": {"kind": family, **sizes}, "quantizer": quantizer})
     return Autoencoder(resolve_model(settings, spec), spec, (0.0,) * spec.channels, (1.0,) * spec.channels)
 
 
 def decays(optimizer: Optimizer, model: Autoencoder) -> dict[str, float]:
-    """The weight decay of each parameter, by name."""
+    """Return the weight decay of each parameter, by name."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     groups = optimizer._adamw.param_groups  # type: ignore[union-attr]
     return {names[parameter]: group["weight_decay"] for group in groups for parameter in group["params"]}
 
 
-def test_the_learning_rate_rises_in_a_line_and_falls_along_a_cosine() -> None:
+def test_learning_rate_has_linear_warmup_and_cosine_decay() -> None:
     rates = [learning_rate(schedule(), step) for step in range(10)]
     half = [0.4 * (1 + math.cos(math.pi * n / 7)) for n in range(7)]
     assert rates == pytest.approx([0.2, 0.4, 0.6, *half])
@@ -47,90 +47,96 @@ def test_the_learning_rate_rises_in_a_line_and_falls_along_a_cosine() -> None:
     assert learning_rate(schedule(), 10) == pytest.approx(0)
 
 
-def test_half_way_down_it_is_half() -> None:
+def test_learning_rate_is_half_in_the_middle_of_the_decay() -> None:
     assert learning_rate(schedule(steps=11), 7) == pytest.approx(0.4)
 
 
-def test_a_constant_schedule_stays_up() -> None:
+def test_constant_schedule_does_not_decay() -> None:
     rates = [learning_rate(schedule(schedule="constant"), step) for step in range(6)]
     assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8])
 
 
 @pytest.mark.parametrize("warmup", [4, 100])
-def test_a_warm_up_longer_than_the_run_fills_it(warmup: int) -> None:
+def test_warmup_is_limited_to_the_run(warmup: int) -> None:
     rates = [learning_rate(schedule(steps=4, warmup_steps=warmup), step) for step in range(4)]
     assert rates == pytest.approx([0.16, 0.32, 0.48, 0.64])
 
 
-def test_without_warm_up_it_starts_at_the_top() -> None:
+def test_learning_rate_starts_at_its_maximum_without_warmup() -> None:
     assert learning_rate(schedule(warmup_steps=0), 0) == 0.8
 
 
-@pytest.mark.parametrize("shape", ["cosine", "constant"])
+@pytest.mark.parametrize("kind", ["cosine", "constant"])
 @pytest.mark.parametrize("warmup", [0, 60, 2000])
-def test_travel_is_the_sum_of_the_rates_in_full_steps(shape: str, warmup: int) -> None:
-    made = schedule(steps=300, warmup_steps=warmup, schedule=shape)
-    summed = [sum(learning_rate(made, step) for step in range(steps)) / 0.8 for steps in (0, 30, 60, 100, 300)]
-    assert [cumulative_lr(made, steps) for steps in (0, 30, 60, 100, 300)] == pytest.approx(summed, rel=0.05, abs=1)
+def test_cumulative_lr_is_the_sum_of_the_relative_learning_rates(kind: str, warmup: int) -> None:
+    settings = schedule(steps=300, warmup_steps=warmup, schedule=kind)
+    expected = [sum(learning_rate(settings, step) for step in range(steps)) / 0.8 for steps in (0, 30, 60, 100, 300)]
+    assert [cumulative_lr(settings, steps) for steps in (0, 30, 60, 100, 300)] == pytest.approx(
+        expected, rel=0.05, abs=1
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("learning", [CODEBOOK_LOSS, ENTROPY, {"kind": "ema"}], ids=lambda learning: learning["kind"])
-def test_matrices_decay_and_nothing_else(family: str, learning: dict[str, Any]) -> None:
-    model = model_of(family, learning)
-    found = decays(Optimizer(model, schedule(weight_decay=0.1)), model)
-    spared = {"modality.embedding.weight", "quantizer.codebook.weight"}
+@pytest.mark.parametrize("update", [CODEBOOK_LOSS, ENTROPY, {"kind": "ema"}], ids=lambda update: update["kind"])
+def test_only_weight_matrices_decay(family: str, update: dict[str, Any]) -> None:
+    model = model_of(family, update)
+    decay = decays(Optimizer(model, schedule(weight_decay=0.1)), model)
+    not_decayed = {"data_io.embedding.weight", "quantizer.codebook.weight"}
     vectors = {name for name, parameter in model.named_parameters() if parameter.ndim <= 1}
-    learned = {name for name in found if name.rpartition(".")[2] in ("place", "order", "queries")}
-    assert set(found) == {name for name, _ in model.named_parameters()}
-    assert all(found[name] == 0 for name in (spared | vectors) & set(found))
-    assert all(found[name] == 0.1 for name in set(found) - spared - vectors - learned)
-    assert ("quantizer.codebook.weight" in found) == (learning["kind"] != "ema")
+    learned = {
+        name
+        for name in decay
+        if name.rpartition(".")[2] in ("pos_embed", "latent_pos_embed", "queries", "patch_queries")
+    }
+    assert set(decay) == {name for name, _ in model.named_parameters()}
+    assert all(decay[name] == 0 for name in (not_decayed | vectors) & set(decay))
+    assert all(decay[name] == 0.1 for name in set(decay) - not_decayed - vectors - learned)
+    assert ("quantizer.codebook.weight" in decay) == (update["kind"] != "ema")
 
 
-def test_learned_places_and_queries_do_not_decay() -> None:
+def test_positional_embeddings_and_queries_do_not_decay() -> None:
     model = model_of("transformer", CODEBOOK_LOSS)
-    found = decays(Optimizer(model, schedule(weight_decay=0.1)), model)
-    names = ("encoder.place", "encoder.queries", "decoder.place", "decoder.order")
-    assert {name: found[name] for name in names} == dict.fromkeys(names, 0.0)
+    decay = decays(Optimizer(model, schedule(weight_decay=0.1)), model)
+    names = ("encoder.pos_embed", "encoder.queries", "decoder.patch_queries", "decoder.latent_pos_embed")
+    assert {name: decay[name] for name in names} == dict.fromkeys(names, 0.0)
 
 
 def first_step(tmp_path: Path, factor: float = 1.0, **training: Any) -> tuple[float, dict[str, torch.Tensor], Any]:
-    """The norm of a first step's gradients, the gradients after clipping, and the optimizer."""
-    prepared = set_up(tiny(tmp_path, learning=CODEBOOK_LOSS, **training))
-    optimizer = Optimizer(prepared.model, prepared.settings.training)
-    output = prepared.model(prepared.dataset.training.read(0, 16))
-    norm = optimizer.gradients(factor * output.prediction.square().mean())
-    gradients = {n: p.grad.clone() for n, p in prepared.model.named_parameters() if p.grad is not None}
-    return float(norm), gradients, (optimizer, prepared.model)
+    """Return the gradient norm of a first step, the gradients after clipping, and the optimizer with its model."""
+    setup = set_up(tiny_settings(tmp_path, update=CODEBOOK_LOSS, **training))
+    optimizer = Optimizer(setup.model, setup.settings.training)
+    output = setup.model(setup.dataset.training.read(0, 16))
+    norm = optimizer.backward(factor * output.prediction.square().mean())
+    gradients = {n: p.grad.clone() for n, p in setup.model.named_parameters() if p.grad is not None}
+    return float(norm), gradients, (optimizer, setup.model)
 
 
 def total_norm(gradients: dict[str, torch.Tensor]) -> float:
     return math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients.values()))
 
 
-def test_gradients_are_clipped_together_and_their_norm_is_told(tmp_path: Path) -> None:
-    norm, free, _ = first_step(tmp_path, gradient_clip=None)
-    assert norm == pytest.approx(total_norm(free), rel=1e-5)
+def test_gradients_are_clipped_by_their_global_norm_which_is_returned(tmp_path: Path) -> None:
+    norm, unclipped, _ = first_step(tmp_path, gradient_clip=None)
+    assert norm == pytest.approx(total_norm(unclipped), rel=1e-5)
     limit = norm / 2
-    told, clipped, _ = first_step(tmp_path, gradient_clip=limit)
-    assert told == norm
+    same_norm, clipped, _ = first_step(tmp_path, gradient_clip=limit)
+    assert same_norm == norm
     assert total_norm(clipped) == pytest.approx(limit, rel=1e-4)
-    for name, gradient in free.items():
+    for name, gradient in unclipped.items():
         torch.testing.assert_close(clipped[name], gradient / 2, rtol=1e-4, atol=1e-8)
-    assert_same(first_step(tmp_path, gradient_clip=2 * norm)[1], free)
+    assert_equal_states(first_step(tmp_path, gradient_clip=2 * norm)[1], unclipped)
 
 
-def test_gradients_do_not_add_up_over_steps(tmp_path: Path) -> None:
+def test_gradients_do_not_accumulate_over_steps(tmp_path: Path) -> None:
     _, gradients, (optimizer, model) = first_step(tmp_path, gradient_clip=None)
-    optimizer.gradients(sum(p.sum() for p in model.parameters()) * 0.0)
+    optimizer.backward(sum(p.sum() for p in model.parameters()) * 0.0)
     assert all(not p.grad.any() for p in model.parameters())
     assert any(gradient.any() for gradient in gradients.values())
 
 
 @pytest.mark.parametrize("step", [0, 1, 5])
-def test_a_step_goes_at_the_rate_of_its_number(tmp_path: Path, step: int) -> None:
-    # Adam's first step is the learning rate, times the sign of the gradient.
+def test_step_uses_the_learning_rate_of_its_number(tmp_path: Path, step: int) -> None:
+    # Adam's first update is the learning rate times the sign of the gradient.
     _, gradients, (optimizer, model) = first_step(tmp_path, factor=1e4, gradient_clip=None, weight_decay=0.0)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer.step(step)
@@ -140,26 +146,26 @@ def test_a_step_goes_at_the_rate_of_its_number(tmp_path: Path, step: int) -> Non
     torch.testing.assert_close(moved, rate * gradients[name].sign(), rtol=1e-3, atol=1e-6)
 
 
-def test_a_model_without_parameters_needs_no_optimizer(tmp_path: Path) -> None:
-    prepared = set_up(tiny(tmp_path, encoder=IDENTITY))
-    optimizer = Optimizer(prepared.model, prepared.settings.training)
-    before = {name: tensor.clone() for name, tensor in prepared.model.state_dict().items()}
-    assert optimizer.gradients(torch.tensor(2.0)) == 0
+def test_model_without_parameters_is_unchanged(tmp_path: Path) -> None:
+    setup = set_up(tiny_settings(tmp_path, encoder=IDENTITY))
+    optimizer = Optimizer(setup.model, setup.settings.training)
+    before = {name: tensor.clone() for name, tensor in setup.model.state_dict().items()}
+    assert optimizer.backward(torch.tensor(2.0)) == 0
     optimizer.step(0)
     optimizer.load_state_dict(optimizer.state_dict())
-    assert_same(dict(prepared.model.state_dict()), before)
+    assert_equal_states(dict(setup.model.state_dict()), before)
 
 
-def test_its_state_goes_over(tmp_path: Path) -> None:
+def test_state_dict_round_trip(tmp_path: Path) -> None:
     _, _, (first, model) = first_step(tmp_path)
     first.step(3)
     other = Optimizer(model, schedule())
     other.load_state_dict(first.state_dict())
-    assert_same(other.state_dict(), first.state_dict())
+    assert_equal_states(other.state_dict(), first.state_dict())
     assert first.state_dict()["state"][0]["exp_avg"].any()
 
 
-def test_a_step_that_is_not_good_changes_nothing(tmp_path: Path) -> None:
+def test_non_finite_step_changes_nothing(tmp_path: Path) -> None:
     _, _, (optimizer, model) = first_step(tmp_path)
     optimizer.step(0, torch.tensor(True))
     before = copy.deepcopy((dict(model.state_dict()), optimizer.state_dict()))
@@ -168,15 +174,15 @@ def test_a_step_that_is_not_good_changes_nothing(tmp_path: Path) -> None:
         parameter.grad = None if parameter.grad is None else torch.full_like(parameter, math.nan)
     optimizer.step(1, torch.tensor(False))
     now = (dict(model.state_dict()), optimizer.state_dict())
-    before[1]["param_groups"][0]["lr"] = now[1]["param_groups"][0]["lr"]  # the rate is a function of the step
+    before[1]["param_groups"][0]["lr"] = now[1]["param_groups"][0]["lr"]  # set from the step number in any case
     before[1]["param_groups"][1]["lr"] = now[1]["param_groups"][1]["lr"]
-    assert_same(now, before)
+    assert_equal_states(now, before)
 
 
-def test_a_step_that_is_good_is_as_one_of_which_nothing_is_said(tmp_path: Path) -> None:
+def test_finite_step_equals_step_without_the_flag(tmp_path: Path) -> None:
     states = []
-    for good in (None, torch.tensor(True)):
+    for flag in (None, torch.tensor(True)):
         _, _, (optimizer, model) = first_step(tmp_path)
-        optimizer.step(0, good)
+        optimizer.step(0, flag)
         states.append(dict(model.state_dict()))
-    assert_same(*states)
+    assert_equal_states(*states)

@@ -16,22 +16,22 @@ from tests.training import (
     ENTROPY,
     IDENTITY,
     MLP,
-    assert_same,
-    checkpoint,
-    die_in_step,
-    from_random,
-    logged,
-    model_of,
-    resign,
+    assert_equal_states,
+    best_model_tensors,
+    logged_metrics,
+    raise_before_step,
+    read_checkpoint,
+    reproducible_log,
     stop_in_step,
-    tiny,
-    without_speed,
+    tiny_settings,
+    update_checkpoint_marker,
+    with_random_init,
 )
 from vqtool.config import RunSettings
 from vqtool.data import BatchOrder
 from vqtool.errors import CheckpointError, ConfigError, DataError, Stopped
 from vqtool.runs.run_directory import RunDirectory
-from vqtool.training import dry_run, run_folder, train
+from vqtool.training import default_run_dir, dry_run, train
 
 CONV2D = {"kind": "conv2d", "width": 8, "downsamples": 1, "res_blocks": 1}
 TRANSFORMER = {"kind": "transformer", "width": 8, "depth": 1, "num_tokens": 3, "patch_size": 2, "heads": 2}
@@ -42,7 +42,7 @@ IMAGES = np.random.default_rng(0).random((40, 1, 5, 5), dtype=np.float32)
 def stop(
     settings: RunSettings, folder: Path, monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGTERM
 ) -> None:
-    """Train up to a step, or go on to it."""
+    """Train, or resume, up to a step."""
     with monkeypatch.context() as patch:
         stop_in_step(patch, step, number)
         with pytest.raises(Stopped, match=f"after step {step}; checkpoint saved"):
@@ -53,11 +53,11 @@ def without_seconds(summary: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in summary.items() if name != "seconds"}
 
 
-# The same again
+# Reproducibility
 
 
 @pytest.mark.parametrize(
-    ("encoder", "array", "learning", "loss"),
+    ("encoder", "array", "update", "loss"),
     [
         (MLP, None, {"kind": "ema"}, {}),
         (MLP, None, CODEBOOK_LOSS, {"entropy": 0.1}),
@@ -67,20 +67,23 @@ def without_seconds(summary: dict[str, Any]) -> dict[str, Any]:
     ],
     ids=["mlp ema", "mlp codebook_loss", "conv2d", "transformer", "identity"],
 )
-def test_the_same_config_gives_the_same_bytes(
-    tmp_path: Path, encoder: dict[str, Any], array: Any, learning: dict[str, Any], loss: dict[str, float]
+def test_same_config_gives_byte_identical_models(
+    tmp_path: Path, encoder: dict[str, Any], array: Any, update: dict[str, Any], loss: dict[str, float]
 ) -> None:
     models = []
     for name, seed in (("first", 0), ("second", 0), ("other", 1)):
-        train(tiny(tmp_path, array, encoder=encoder, learning=learning, loss=loss, seed=seed, steps=4), tmp_path / name)
+        train(
+            tiny_settings(tmp_path, array, encoder=encoder, update=update, loss=loss, seed=seed, steps=4),
+            tmp_path / name,
+        )
         models.append(RunDirectory(tmp_path / name).model.read_bytes())
     assert models[0] == models[1]
     assert models[0] != models[2]
-    assert without_speed(logged(tmp_path / "first")) == without_speed(logged(tmp_path / "second"))
+    assert reproducible_log(tmp_path / "first") == reproducible_log(tmp_path / "second")
 
 
 @pytest.mark.parametrize(
-    ("encoder", "learning", "loss", "step"),
+    ("encoder", "update", "loss", "step"),
     [
         (MLP, {"kind": "ema"}, {}, 1),
         (MLP, {"kind": "ema"}, {"entropy": 0.1}, 5),
@@ -92,57 +95,55 @@ def test_the_same_config_gives_the_same_bytes(
     ],
     ids=lambda value: value.get("kind", "") if isinstance(value, dict) else str(value),
 )
-def test_interrupted_and_resumed_is_as_never_interrupted(
+def test_resume_is_byte_identical(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     encoder: dict[str, Any],
-    learning: dict[str, Any],
+    update: dict[str, Any],
     loss: dict[str, float],
     step: int,
 ) -> None:
-    settings = tiny(tmp_path, encoder=encoder, learning=learning, loss=loss)
+    settings = tiny_settings(tmp_path, encoder=encoder, update=update, loss=loss)
     straight = train(settings, tmp_path / "straight")
     stop(settings, tmp_path / "resumed", monkeypatch, step)
     lines: list[str] = []
-    resumed = train(settings, tmp_path / "resumed", resume=True, say=lines.append)
+    resumed = train(settings, tmp_path / "resumed", resume=True, log=lines.append)
     assert f"{tmp_path / 'resumed'}: resumed from step {step}" in lines
     assert without_seconds(resumed) == without_seconds(straight)
     assert (
         RunDirectory(tmp_path / "resumed").model.read_bytes() == RunDirectory(tmp_path / "straight").model.read_bytes()
     )
-    states = [checkpoint(tmp_path / name, 8) for name in ("resumed", "straight")]
+    states = [read_checkpoint(tmp_path / name, 8) for name in ("resumed", "straight")]
     for name in ("model", "optimizer", "last", "step"):
-        assert_same(states[0][name], states[1][name])
-    assert without_speed(logged(tmp_path / "resumed")) == without_speed(logged(tmp_path / "straight"))
+        assert_equal_states(states[0][name], states[1][name])
+    assert reproducible_log(tmp_path / "resumed") == reproducible_log(tmp_path / "straight")
 
 
-def test_a_run_can_be_stopped_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = tiny(tmp_path, steps=4)
+def test_run_can_be_stopped_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = tiny_settings(tmp_path, steps=4)
     train(settings, tmp_path / "straight")
     for step in (1, 2, 3):
         stop(settings, tmp_path / "run", monkeypatch, step, signal.SIGINT)
     train(settings, tmp_path / "run", resume=True)
     assert RunDirectory(tmp_path / "run").model.read_bytes() == RunDirectory(tmp_path / "straight").model.read_bytes()
-    assert [line["step"] for line in logged(tmp_path / "run")] == [1, 2, 3, 4]
+    assert [line["step"] for line in logged_metrics(tmp_path / "run")] == [1, 2, 3, 4]
 
 
-def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = tiny(tmp_path)
+def test_killed_run_resumes_from_its_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = tiny_settings(tmp_path)
     train(settings, tmp_path / "straight")
     with monkeypatch.context() as patch:
-        die_in_step(patch, 5, KeyboardInterrupt)
+        raise_before_step(patch, 5, KeyboardInterrupt)
         with pytest.raises(KeyboardInterrupt):
             train(settings, tmp_path / "run")
-    assert [line["step"] for line in logged(tmp_path / "run")] == [1, 2, 3, 4]
+    assert [line["step"] for line in logged_metrics(tmp_path / "run")] == [1, 2, 3, 4]
     train(settings, tmp_path / "run", resume=True)
-    assert without_speed(logged(tmp_path / "run")) == without_speed(logged(tmp_path / "straight"))
+    assert reproducible_log(tmp_path / "run") == reproducible_log(tmp_path / "straight")
     assert RunDirectory(tmp_path / "run").model.read_bytes() == RunDirectory(tmp_path / "straight").model.read_bytes()
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = tiny(tmp_path)
+def test_run_killed_before_its_first_checkpoint_restarts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = tiny_settings(tmp_path)
     train(settings, tmp_path / "straight")
     with monkeypatch.context() as patch:
         patch.setattr(BatchOrder, "batch", lambda order, at: 1 / 0)
@@ -152,54 +153,56 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path: Path, m
     assert RunDirectory(tmp_path / "run").model.read_bytes() == RunDirectory(tmp_path / "straight").model.read_bytes()
 
 
-def test_an_extended_run_is_as_one_of_that_length(tmp_path: Path) -> None:
-    train(tiny(tmp_path, schedule="constant", validate_every=2), tmp_path / "straight")
-    train(tiny(tmp_path, schedule="constant", validate_every=2, steps=4), tmp_path / "run")
-    summary = train(tiny(tmp_path, schedule="constant", validate_every=2), tmp_path / "run", resume=True)
+def test_extended_run_equals_a_run_of_that_length(tmp_path: Path) -> None:
+    train(tiny_settings(tmp_path, schedule="constant", validate_every=2), tmp_path / "straight")
+    train(tiny_settings(tmp_path, schedule="constant", validate_every=2, steps=4), tmp_path / "run")
+    summary = train(tiny_settings(tmp_path, schedule="constant", validate_every=2), tmp_path / "run", resume=True)
     assert summary["steps"] == 8
     for name in ("model", "optimizer", "last"):
-        assert_same(checkpoint(tmp_path / "run", 8)[name], checkpoint(tmp_path / "straight", 8)[name])
-    assert without_speed(logged(tmp_path / "run")) == without_speed(logged(tmp_path / "straight"))
+        assert_equal_states(read_checkpoint(tmp_path / "run", 8)[name], read_checkpoint(tmp_path / "straight", 8)[name])
+    assert reproducible_log(tmp_path / "run") == reproducible_log(tmp_path / "straight")
     assert RunDirectory(tmp_path / "run").settings().training.steps == 8
 
 
-def test_how_often_things_are_written_changes_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train(tiny(tmp_path), tmp_path / "straight")
-    stop(tiny(tmp_path), tmp_path / "run", monkeypatch, 3)
-    often = {"log_every": 2, "validate_every": 4, "checkpoint_every": 5}
-    train(tiny(tmp_path, **often), tmp_path / "run", resume=True)
-    assert_same(checkpoint(tmp_path / "run", 8)["model"], checkpoint(tmp_path / "straight", 8)["model"])
-    assert [line["step"] for line in logged(tmp_path / "run")] == [1, 2, 3, 4, 6, 8]
+def test_intervals_do_not_affect_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tiny_settings(tmp_path), tmp_path / "straight")
+    stop(tiny_settings(tmp_path), tmp_path / "run", monkeypatch, 3)
+    intervals = {"log_every": 2, "validate_every": 4, "checkpoint_every": 5}
+    train(tiny_settings(tmp_path, **intervals), tmp_path / "run", resume=True)
+    assert_equal_states(
+        read_checkpoint(tmp_path / "run", 8)["model"], read_checkpoint(tmp_path / "straight", 8)["model"]
+    )
+    assert [line["step"] for line in logged_metrics(tmp_path / "run")] == [1, 2, 3, 4, 6, 8]
 
 
-def test_seconds_add_up_over_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = tiny(tmp_path)
+def test_seconds_include_those_before_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = tiny_settings(tmp_path)
     stop(settings, tmp_path / "run", monkeypatch, 7)
     path = RunDirectory(tmp_path / "run").checkpoints / "step-000000007.pt"
-    torch.save({**checkpoint(tmp_path / "run", 7), "seconds": 1000.0}, path)
-    resign(path)
+    torch.save({**read_checkpoint(tmp_path / "run", 7), "seconds": 1000.0}, path)
+    update_checkpoint_marker(path)
     assert 1000 < train(settings, tmp_path / "run", resume=True)["seconds"] < 1060
 
 
 # The run directory
 
 
-def test_it_holds_what_the_contract_says(tmp_path: Path) -> None:
-    train(tiny(tmp_path), tmp_path / "run")
+def test_files_of_a_run(tmp_path: Path) -> None:
+    train(tiny_settings(tmp_path), tmp_path / "run")
     names = sorted(path.name.partition(".tfevents")[0] for path in (tmp_path / "run").iterdir())
-    told = ["checkpoints", "config.yaml", "events.out", "metrics.jsonl", "model.safetensors", "summary.json"]
-    assert names == sorted([*told, "projector", "projector_config.pbtxt"])
+    expected = ["checkpoints", "config.yaml", "events.out", "metrics.jsonl", "model.safetensors", "summary.json"]
+    assert names == sorted([*expected, "projector", "projector_config.pbtxt"])
 
 
-def test_its_config_repeats_the_run(tmp_path: Path) -> None:
-    train(tiny(tmp_path), tmp_path / "run")
+def test_config_of_the_run_repeats_the_run(tmp_path: Path) -> None:
+    train(tiny_settings(tmp_path), tmp_path / "run")
     train(RunDirectory(tmp_path / "run").settings(), tmp_path / "again")
     assert RunDirectory(tmp_path / "again").model.read_bytes() == RunDirectory(tmp_path / "run").model.read_bytes()
 
 
-def test_the_summary_says_how_it_ended(tmp_path: Path) -> None:
-    summary = train(tiny(tmp_path), tmp_path / "run")
-    lines = {line["step"]: line for line in logged(tmp_path / "run") if "validation/loss/total" in line}
+def test_summary_has_best_and_final_metrics(tmp_path: Path) -> None:
+    summary = train(tiny_settings(tmp_path), tmp_path / "run")
+    lines = {line["step"]: line for line in logged_metrics(tmp_path / "run") if "validation/loss/total" in line}
     assert json.loads(RunDirectory(tmp_path / "run").summary.read_text()) == summary
     assert (summary["name"], summary["steps"]) == ("tiny", 8)
     assert summary["best_metric"] == "validation/loss/reconstruction"
@@ -209,33 +212,33 @@ def test_the_summary_says_how_it_ended(tmp_path: Path) -> None:
     assert summary["seconds"] > 0
 
 
-def test_a_run_that_is_there_is_refused(tmp_path: Path) -> None:
-    train(tiny(tmp_path, steps=1), tmp_path / "run")
+def test_existing_run_is_an_error(tmp_path: Path) -> None:
+    train(tiny_settings(tmp_path, steps=1), tmp_path / "run")
     before = RunDirectory(tmp_path / "run").model.read_bytes()
     with pytest.raises(CheckpointError, match=r"/run: .*--resume .*--overwrite"):
-        train(tiny(tmp_path, steps=1, seed=1), tmp_path / "run")
+        train(tiny_settings(tmp_path, steps=1, seed=1), tmp_path / "run")
     assert RunDirectory(tmp_path / "run").model.read_bytes() == before
 
 
-def test_overwriting_replaces_the_run_and_leaves_the_rest(tmp_path: Path) -> None:
-    train(tiny(tmp_path, steps=4, checkpoint_every=1), tmp_path / "run")
+def test_overwrite_replaces_the_run_but_no_other_files(tmp_path: Path) -> None:
+    train(tiny_settings(tmp_path, steps=4, checkpoint_every=1), tmp_path / "run")
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    train(tiny(tmp_path, steps=2, seed=1), tmp_path / "run", overwrite=True)
-    train(tiny(tmp_path, steps=2, seed=1), tmp_path / "fresh")
+    train(tiny_settings(tmp_path, steps=2, seed=1), tmp_path / "run", overwrite=True)
+    train(tiny_settings(tmp_path, steps=2, seed=1), tmp_path / "fresh")
     assert RunDirectory(tmp_path / "run").model.read_bytes() == RunDirectory(tmp_path / "fresh").model.read_bytes()
     names = sorted(path.name for path in RunDirectory(tmp_path / "run").checkpoints.iterdir())
     assert names == ["step-000000002.json", "step-000000002.pt"]
-    assert [line["step"] for line in logged(tmp_path / "run")] == [1, 2]
+    assert [line["step"] for line in logged_metrics(tmp_path / "run")] == [1, 2]
     assert len(list((tmp_path / "run").glob("events.*"))) == 1
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
 
 
-def test_a_run_is_not_given_up_for_settings_that_do_not_go(tmp_path: Path) -> None:
-    train(tiny(tmp_path, steps=1), tmp_path / "run")
+def test_overwrite_with_invalid_settings_keeps_the_run(tmp_path: Path) -> None:
+    train(tiny_settings(tmp_path, steps=1), tmp_path / "run")
     before = RunDirectory(tmp_path / "run").model.read_bytes()
     with pytest.raises(ConfigError, match="conv1d takes sequences"):
-        train(tiny(tmp_path, encoder={"kind": "conv1d"}), tmp_path / "run", overwrite=True)
-    settings = tiny(tmp_path)
+        train(tiny_settings(tmp_path, encoder={"kind": "conv1d"}), tmp_path / "run", overwrite=True)
+    settings = tiny_settings(tmp_path)
     (tmp_path / "data.npy").unlink()
     with pytest.raises(DataError, match="does not exist"):
         train(settings, tmp_path / "run", overwrite=True)
@@ -244,27 +247,27 @@ def test_a_run_is_not_given_up_for_settings_that_do_not_go(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_files_that_are_no_run_are_not_removed(tmp_path: Path, resume: bool) -> None:
+def test_other_files_with_the_names_of_run_files_are_not_removed(tmp_path: Path, resume: bool) -> None:
     folder = tmp_path / "project"
     (folder / "checkpoints").mkdir(parents=True)
-    theirs = [folder / "model.safetensors", folder / "metrics.jsonl", folder / "checkpoints" / "epoch-1.ckpt"]
-    for path in theirs:
+    other_files = [folder / "model.safetensors", folder / "metrics.jsonl", folder / "checkpoints" / "epoch-1.ckpt"]
+    for path in other_files:
         path.write_text("theirs")
     with pytest.raises(CheckpointError, match="project"):
-        train(tiny(tmp_path, steps=1), folder, resume=resume)
-    assert [path.read_text() for path in theirs] == ["theirs"] * 3
+        train(tiny_settings(tmp_path, steps=1), folder, resume=resume)
+    assert [path.read_text() for path in other_files] == ["theirs"] * 3
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_run_directory_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"file/run: cannot be created: .* file; .*--run-dir"):
-        train(tiny(tmp_path, steps=1), tmp_path / "file" / "run")
+        train(tiny_settings(tmp_path, steps=1), tmp_path / "file" / "run")
 
 
-def test_left_out_the_folder_is_named_after_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_run_directory_is_named_after_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    settings = tiny(tmp_path, steps=1)
-    assert run_folder(settings) == Path("runs/tiny")
+    settings = tiny_settings(tmp_path, steps=1)
+    assert default_run_dir(settings) == Path("runs/tiny")
     train(settings)
     assert RunDirectory(tmp_path / "runs" / "tiny").model.exists()
 
@@ -272,44 +275,44 @@ def test_left_out_the_folder_is_named_after_the_run(tmp_path: Path, monkeypatch:
 # Resuming
 
 
-def test_resuming_where_nothing_is_starts_afresh(tmp_path: Path) -> None:
-    train(tiny(tmp_path, steps=2), tmp_path / "straight")
-    train(tiny(tmp_path, steps=2), tmp_path / "run", resume=True)
+def test_resume_without_a_run_starts_one(tmp_path: Path) -> None:
+    train(tiny_settings(tmp_path, steps=2), tmp_path / "straight")
+    train(tiny_settings(tmp_path, steps=2), tmp_path / "run", resume=True)
     assert RunDirectory(tmp_path / "run").model.read_bytes() == RunDirectory(tmp_path / "straight").model.read_bytes()
 
 
-def test_a_finished_run_without_its_checkpoints_is_not_begun_anew(tmp_path: Path) -> None:
-    train(tiny(tmp_path, steps=2), tmp_path / "run")
+def test_finished_run_without_checkpoints_cannot_be_extended(tmp_path: Path) -> None:
+    train(tiny_settings(tmp_path, steps=2), tmp_path / "run")
     model = RunDirectory(tmp_path / "run").model.read_bytes()
     for path in RunDirectory(tmp_path / "run").checkpoint_files():
         path.unlink()
     with pytest.raises(CheckpointError, match=r"/run: .*no checkpoint .*--overwrite"):
-        train(tiny(tmp_path, steps=4), tmp_path / "run", resume=True)
+        train(tiny_settings(tmp_path, steps=4), tmp_path / "run", resume=True)
     assert RunDirectory(tmp_path / "run").model.read_bytes() == model
 
 
-def test_an_extension_that_is_interrupted_is_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train(tiny(tmp_path, steps=4), tmp_path / "run")
-    stop(tiny(tmp_path, steps=8), tmp_path / "run", monkeypatch, 6)
+def test_interrupted_extension_has_no_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tiny_settings(tmp_path, steps=4), tmp_path / "run")
+    stop(tiny_settings(tmp_path, steps=8), tmp_path / "run", monkeypatch, 6)
     assert not RunDirectory(tmp_path / "run").summary.exists()
 
 
 @pytest.mark.parametrize("kills", range(0, 60, 3))
-def test_overwriting_killed_anywhere_leaves_a_run_that_can_be_begun(tmp_path: Path, kills: int) -> None:
-    settings = tiny(tmp_path, steps=2, checkpoint_every=1)
+def test_overwrite_killed_at_any_point_can_be_resumed(tmp_path: Path, kills: int) -> None:
+    settings = tiny_settings(tmp_path, steps=2, checkpoint_every=1)
     train(settings, tmp_path / "run")
     train(settings, tmp_path / "straight")
-    left = [kills]
+    remaining = [kills]
 
-    def dying(event: str, arguments: Any) -> None:
+    def exit_at_event(event: str, arguments: Any) -> None:
         if event in ("os.remove", "os.rename", "os.mkdir", "os.rmdir") and str(tmp_path / "run") in str(arguments):
-            left[0] -= 1
-            if left[0] == 0:
+            remaining[0] -= 1
+            if remaining[0] == 0:
                 os._exit(9)
 
     child = os.fork()
     if not child:
-        sys.addaudithook(dying)
+        sys.addaudithook(exit_at_event)
         train(settings, tmp_path / "run", overwrite=True)
         os._exit(0)
     os.waitpid(child, 0)
@@ -319,10 +322,10 @@ def test_overwriting_killed_anywhere_leaves_a_run_that_can_be_begun(tmp_path: Pa
 
 @pytest.mark.parametrize("call", [train, dry_run])
 @pytest.mark.parametrize("key", ["path", "validation"])
-def test_the_folder_of_the_data_is_no_run_directory(tmp_path: Path, key: str, call: Callable[..., Any]) -> None:
+def test_data_folder_cannot_be_the_run_directory(tmp_path: Path, key: str, call: Callable[..., Any]) -> None:
     shards = tmp_path / "shards"
     shards.mkdir()
-    settings = tiny(tmp_path, data={key: str(shards)})
+    settings = tiny_settings(tmp_path, data={key: str(shards)})
     shutil.copy(tmp_path / "data.npy", shards)
     with pytest.raises(ConfigError, match=r"shards: .*data.*--run-dir"):
         call(settings, tmp_path / "." / "shards")
@@ -331,111 +334,115 @@ def test_the_folder_of_the_data_is_no_run_directory(tmp_path: Path, key: str, ca
 
 
 @pytest.mark.parametrize("steps", [4, 2])
-def test_resuming_a_finished_run_says_so_and_changes_nothing(tmp_path: Path, steps: int) -> None:
-    summary = train(tiny(tmp_path, steps=4), tmp_path / "run")
+def test_resume_of_a_finished_run_changes_nothing(tmp_path: Path, steps: int) -> None:
+    summary = train(tiny_settings(tmp_path, steps=4), tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     lines: list[str] = []
-    assert train(tiny(tmp_path, steps=steps), tmp_path / "run", resume=True, say=lines.append) == summary
+    assert train(tiny_settings(tmp_path, steps=steps), tmp_path / "run", resume=True, log=lines.append) == summary
     assert len(lines) == 1
     assert lines[0].startswith(f"{tmp_path / 'run'}: ")
     assert "finished at step 4" in lines[0]
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
-def test_a_run_killed_before_its_summary_is_ended_by_resuming(tmp_path: Path) -> None:
-    summary = train(tiny(tmp_path, steps=4), tmp_path / "run")
+def test_resume_writes_a_missing_summary(tmp_path: Path) -> None:
+    summary = train(tiny_settings(tmp_path, steps=4), tmp_path / "run")
     RunDirectory(tmp_path / "run").summary.unlink()
-    assert train(tiny(tmp_path, steps=4), tmp_path / "run", resume=True) == summary
+    assert train(tiny_settings(tmp_path, steps=4), tmp_path / "run", resume=True) == summary
 
 
-def test_steps_cannot_be_cut_on_resuming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stop(tiny(tmp_path), tmp_path / "run", monkeypatch, 2)
+def test_resume_with_fewer_steps_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop(tiny_settings(tmp_path), tmp_path / "run", monkeypatch, 2)
     with pytest.raises(ConfigError, match=r"training\.steps"):
-        train(tiny(tmp_path, steps=1), tmp_path / "run", resume=True)
+        train(tiny_settings(tmp_path, steps=1), tmp_path / "run", resume=True)
 
 
-def test_other_settings_cannot_be_changed_and_all_are_named(tmp_path: Path) -> None:
-    train(tiny(tmp_path, steps=2), tmp_path / "run")
-    changed = tiny(
+def test_resume_with_changed_settings_is_an_error_that_lists_them(tmp_path: Path) -> None:
+    train(tiny_settings(tmp_path, steps=2), tmp_path / "run")
+    changed = tiny_settings(
         tmp_path, encoder={"kind": "mlp", "width": 9, "layers": 1}, seed=1, batch_size=8, steps=3, log_every=9
     )
     with pytest.raises(ConfigError) as error:
         train(changed, tmp_path / "run", resume=True)
-    said = str(error.value)
-    assert said.startswith(f"{tmp_path / 'run'}: ")
-    assert "--run-dir" in said
+    message = str(error.value)
+    assert message.startswith(f"{tmp_path / 'run'}: ")
+    assert "--run-dir" in message
     for key, before, after in (
         ("seed", 0, 1),
         ("model.encoder.width", 8, 9),
         ("model.quantizer.codebook_dim", 8, 9),
         ("training.batch_size", 16, 8),
     ):
-        assert f"{key} was changed from {before} to {after}" in said
-    assert "log_every was" not in said
-    assert "steps was" not in said
+        assert f"{key} was changed from {before} to {after}" in message
+    assert "log_every was" not in message
+    assert "steps was" not in message
 
 
-def test_data_of_another_shape_cannot_be_gone_on_with(tmp_path: Path) -> None:
-    train(tiny(tmp_path, steps=2), tmp_path / "run")
+def test_resume_with_data_of_another_shape_is_an_error(tmp_path: Path) -> None:
+    train(tiny_settings(tmp_path, steps=2), tmp_path / "run")
     with pytest.raises(ConfigError, match=r"data\.channels was changed from 4 to 5"):
-        train(tiny(tmp_path, np.zeros((60, 5), dtype=np.float32), steps=3), tmp_path / "run", resume=True)
+        train(tiny_settings(tmp_path, np.zeros((60, 5), dtype=np.float32), steps=3), tmp_path / "run", resume=True)
 
 
-def test_a_run_without_a_name_can_be_resumed(tmp_path: Path) -> None:
-    unnamed = tiny(tmp_path, steps=1).model_copy(update={"name": None})
+def test_run_without_a_name_can_be_resumed(tmp_path: Path) -> None:
+    unnamed = tiny_settings(tmp_path, steps=1).model_copy(update={"name": None})
     train(unnamed, tmp_path / "run")
-    longer = tiny(tmp_path, steps=2).model_copy(update={"name": None})
+    longer = tiny_settings(tmp_path, steps=2).model_copy(update={"name": None})
     assert train(longer, tmp_path / "run", resume=True)["steps"] == 2
 
 
-def test_the_device_may_change(tmp_path: Path) -> None:
-    train(tiny(tmp_path, steps=1), tmp_path / "run")
-    assert train(tiny(tmp_path, steps=2, device="auto"), tmp_path / "run", resume=True)["steps"] == 2
+def test_device_may_change_on_resume(tmp_path: Path) -> None:
+    train(tiny_settings(tmp_path, steps=1), tmp_path / "run")
+    assert train(tiny_settings(tmp_path, steps=2, device="auto"), tmp_path / "run", resume=True)["steps"] == 2
 
 
-def test_an_extension_that_is_not_the_longer_run_says_so(tmp_path: Path) -> None:
+def test_extension_that_differs_from_the_longer_run_logs_the_reasons(tmp_path: Path) -> None:
     lines: list[str] = []
-    train(tiny(tmp_path, steps=4), tmp_path / "run")
-    train(tiny(tmp_path, steps=8), tmp_path / "run", resume=True, say=lines.append)
-    (said,) = [line for line in lines if "extended" in line]
-    for part in ("from 4 to 8 steps", "training.schedule: cosine", "initialised before its sample"):
-        assert part in said
+    train(tiny_settings(tmp_path, steps=4), tmp_path / "run")
+    train(tiny_settings(tmp_path, steps=8), tmp_path / "run", resume=True, log=lines.append)
+    (line,) = [line for line in lines if "extended" in line]
+    for reason in ("from 4 to 8 steps", "training.schedule: cosine", "initialised before its sample"):
+        assert reason in line
 
 
-def test_an_extension_that_is_the_longer_run_says_nothing(tmp_path: Path) -> None:
+def test_extension_that_equals_the_longer_run_logs_nothing(tmp_path: Path) -> None:
     lines: list[str] = []
     settings = {"schedule": "constant", "validate_every": 2}
-    train(from_random(tiny(tmp_path, steps=4, **settings)), tmp_path / "run")
-    train(from_random(tiny(tmp_path, steps=8, **settings)), tmp_path / "run", resume=True, say=lines.append)
+    train(with_random_init(tiny_settings(tmp_path, steps=4, **settings)), tmp_path / "run")
+    train(
+        with_random_init(tiny_settings(tmp_path, steps=8, **settings)), tmp_path / "run", resume=True, log=lines.append
+    )
     assert not [line for line in lines if "extended" in line]
 
 
 @pytest.mark.parametrize("threads", [0, 3])
-def test_any_number_of_loader_threads_gives_the_same_bytes(tmp_path: Path, threads: int) -> None:
-    train(tiny(tmp_path), tmp_path / "one")
-    train(tiny(tmp_path, loader_threads=threads), tmp_path / "other")
+def test_models_do_not_depend_on_loader_threads(tmp_path: Path, threads: int) -> None:
+    train(tiny_settings(tmp_path), tmp_path / "one")
+    train(tiny_settings(tmp_path, loader_threads=threads), tmp_path / "other")
     assert RunDirectory(tmp_path / "one").model.read_bytes() == RunDirectory(tmp_path / "other").model.read_bytes()
 
 
-# Beginning from another run
+# training.init_from
 
 
-def test_a_run_begins_with_the_model_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train(tiny(tmp_path), tmp_path / "first")
+def test_init_from_loads_the_model_of_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tiny_settings(tmp_path), tmp_path / "first")
     lines: list[str] = []
     monkeypatch.chdir(tmp_path)
-    settings = tiny(tmp_path, init_from="first", steps=1, learning_rate=1e-30, learning={"kind": "ema", "decay": 0.999})
-    train(settings, tmp_path / "second", say=lines.append)
-    before, after = model_of(tmp_path / "first"), model_of(tmp_path / "second")
-    for name in ("encoder.net.0.weight", "modality.mean", "quantizer.initializer.done"):
+    settings = tiny_settings(
+        tmp_path, init_from="first", steps=1, learning_rate=1e-30, update={"kind": "ema", "decay": 0.999}
+    )
+    train(settings, tmp_path / "second", log=lines.append)
+    before, after = best_model_tensors(tmp_path / "first"), best_model_tensors(tmp_path / "second")
+    for name in ("encoder.net.0.weight", "data_io.mean", "quantizer.initializer.done"):
         assert torch.allclose(before[name], after[name]), name
     assert any(line.startswith(f"model initialised from {tmp_path / 'first'}, step 8 ") for line in lines)
     assert RunDirectory(tmp_path / "second").settings().training.init_from == str(tmp_path / "first")
 
 
-def test_what_it_began_with_is_not_needed_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train(tiny(tmp_path), tmp_path / "first")
-    settings = tiny(tmp_path, init_from=str(tmp_path / "first"))
+def test_resume_does_not_need_the_run_of_init_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tiny_settings(tmp_path), tmp_path / "first")
+    settings = tiny_settings(tmp_path, init_from=str(tmp_path / "first"))
     train(settings, tmp_path / "straight")
     stop(settings, tmp_path / "run", monkeypatch, 5)
     shutil.rmtree(tmp_path / "first")
@@ -450,49 +457,51 @@ def test_what_it_began_with_is_not_needed_to_go_on(tmp_path: Path, monkeypatch: 
         ({"data": {"normalize": "none"}}, r"/first .*data\.normalize: global, .* none; set data\.normalize to global"),
     ],
 )
-def test_another_kind_of_model_is_no_beginning(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    train(tiny(tmp_path), tmp_path / "first")
+def test_init_from_with_another_model_or_normalisation_is_an_error(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    train(tiny_settings(tmp_path), tmp_path / "first")
     with pytest.raises(ConfigError, match=r"training\.init_from: .*" + message):
-        train(tiny(tmp_path, init_from=str(tmp_path / "first"), **changes), tmp_path / "second")
+        train(tiny_settings(tmp_path, init_from=str(tmp_path / "first"), **changes), tmp_path / "second")
     assert not (tmp_path / "second").exists()
 
 
-def test_a_beginning_that_is_not_there_is_named_and_nothing_is_lost(tmp_path: Path) -> None:
-    train(tiny(tmp_path), tmp_path / "run")
+def test_missing_init_from_is_an_error_and_keeps_the_run(tmp_path: Path) -> None:
+    train(tiny_settings(tmp_path), tmp_path / "run")
     before = RunDirectory(tmp_path / "run").model.read_bytes()
     with pytest.raises(CheckpointError, match="absent: not a run"):
-        train(tiny(tmp_path, init_from=str(tmp_path / "absent")), tmp_path / "run", overwrite=True)
+        train(tiny_settings(tmp_path, init_from=str(tmp_path / "absent")), tmp_path / "run", overwrite=True)
     assert RunDirectory(tmp_path / "run").model.read_bytes() == before
 
 
-# Several at once
+# Locking and memory
 
 
-def test_a_second_process_in_the_same_directory_is_refused(tmp_path: Path) -> None:
-    with RunDirectory(tmp_path / "run").claimed(), pytest.raises(CheckpointError, match="another process is training"):
-        train(tiny(tmp_path), tmp_path / "run")
+def test_second_process_in_the_same_run_directory_is_an_error(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path / "run").locked(), pytest.raises(CheckpointError, match="another process is training"):
+        train(tiny_settings(tmp_path), tmp_path / "run")
 
 
-def test_too_little_memory_is_told_before_any_is_taken(tmp_path: Path) -> None:
+def test_too_large_batch_is_an_error_before_memory_is_allocated(tmp_path: Path) -> None:
     wide = {"kind": "mlp", "width": 4096, "layers": 8}
     with pytest.raises(DataError, match=r"training\.batch_size: .*16,777,216 .*needs"):
-        train(tiny(tmp_path, encoder=wide, batch_size=1 << 24), tmp_path / "run")
+        train(tiny_settings(tmp_path, encoder=wide, batch_size=1 << 24), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_logits_of_more_classes_than_memory_has_room_for_are_refused(tmp_path: Path) -> None:
+def test_logits_that_do_not_fit_in_memory_are_an_error(tmp_path: Path) -> None:
     grids = np.zeros((20, 8, 8), dtype=np.int64)
-    settings = tiny(
+    settings = tiny_settings(
         tmp_path, grids, data={"classes": 1_000_000}, encoder={"kind": "conv2d", "width": 2}, batch_size=10_000
     )
     with pytest.raises(DataError, match=r"training\.batch_size: .*10,000 .*needs [\d,.]{5,} GB"):
         dry_run(settings, tmp_path / "run")
 
 
-def test_running_out_of_memory_names_what_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def exhausted(*args: Any) -> None:
+def test_out_of_memory_error_names_keys_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raise_out_of_memory(*args: Any) -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr("vqtool.training.step.Stepper.forward", exhausted)
+    monkeypatch.setattr("vqtool.training.step.Stepper.forward", raise_out_of_memory)
     with pytest.raises(ConfigError, match=r"out of memory; lower training\.batch_size first"):
-        train(tiny(tmp_path), tmp_path / "run")
+        train(tiny_settings(tmp_path), tmp_path / "run")

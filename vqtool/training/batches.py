@@ -1,4 +1,4 @@
-"""Batches, made ready while the steps before them are computed."""
+"""Load the batches of consecutive steps; threads read ahead of the training loop."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -14,75 +14,83 @@ from vqtool.data.rows import RowIndices
 from vqtool.runtime.distributed import BatchShard
 from vqtool.runtime.threads import single_threaded_pool
 
-# Bytes that are read at a time: small batches together, as waking a thread for one takes longer than reading it.
-_BYTES = 1 << 20
+# Batches smaller than this are read several at a time: waking a thread takes longer than reading one of them.
+_BYTES_PER_READ = 1 << 20
 
 
-class Batches:
-    """This process' share of the batches (B, ...) of consecutive steps; each thread reads some ahead of their use.
+class BatchLoader:
+    """Loads this process's shard (B, ...) of each step's batch.
 
     Args:
-        order: which samples make up each step's batch.
-        steps: how many there are.
-        device: what they are for; they come on the CPU, where it is another pinned, so that the copy need not be waited
-            for.
-        threads: with none, a batch is read when it is asked for.
+        samples: training samples.
+        order: the samples of each step's batch.
+        steps: number of steps of the run; no batch beyond them is read.
+        device: device of the batches. For CUDA, batches are read into pinned memory, so the copy is asynchronous.
+        threads: number of threads, each of which reads ahead; 0: read each batch when it is loaded.
+        bytes_per_read: consecutive batches are read together up to this size, and at least one at a time.
     """
 
-    def __init__(self, samples: Samples, order: BatchOrder, steps: int, device: torch.device, threads: int = 1) -> None:
+    def __init__(
+        self,
+        samples: Samples,
+        order: BatchOrder,
+        steps: int,
+        device: torch.device,
+        threads: int = 1,
+        bytes_per_read: int = _BYTES_PER_READ,
+    ) -> None:
         self._samples, self._order, self._steps = samples, order, steps
-        self._pinned = device.type == "cuda"
         self._device = device
+        self._pin_memory = device.type == "cuda"
         self._threads = threads
-        size = samples.read(0, 1).nbytes * BatchShard.for_rank(order.batch_size).samples
-        self._together = max(1, _BYTES // max(1, size))
-        # Batches from step `_next` on that were read, then those that will be, up to but not with step `_end`.
+        batch_bytes = samples.read(0, 1).nbytes * BatchShard.for_rank(order.batch_size).samples
+        self._steps_per_read = max(1, bytes_per_read // max(1, batch_bytes))
+        # Batches from `_next_step` on that are read, then the reads in progress, which end before `_read_until`.
         self._ready: deque[Tensor] = deque()
-        self._ahead: deque[Future[list[Tensor]]] = deque()
-        self._next = self._end = 0
-        self._reader: ThreadPoolExecutor | None = single_threaded_pool(threads) if threads else None
+        self._pending: deque[Future[list[Tensor]]] = deque()
+        self._next_step = self._read_until = 0
+        self._pool: ThreadPoolExecutor | None = single_threaded_pool(threads) if threads else None
 
-    def __enter__(self) -> "Batches":
+    def __enter__(self) -> "BatchLoader":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._reader:
-            self._reader.shutdown(cancel_futures=True)
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
 
-    def take(self, step: int) -> Tensor:
-        """The batch of a step, counted from 0, on the device.
+    def load(self, step: int) -> Tensor:
+        """Return the batch of a step, counted from 0, on the device. Steps in order are fast; any order works.
 
         Raises:
-            DataError: it, or one of those that are read together with it, cannot be read.
+            DataError: this batch, or another one of the same read, cannot be read.
         """
-        batch = self._read_ahead(self._reader, step) if self._reader else self._read([step])[0]
+        batch = self._next_batch(self._pool, step) if self._pool else self._read([step])[0]
         return batch.to(self._device, non_blocking=True)
 
-    def _read_ahead(self, reader: ThreadPoolExecutor, step: int) -> Tensor:
-        if step != self._next:
+    def _next_batch(self, pool: ThreadPoolExecutor, step: int) -> Tensor:
+        if step != self._next_step:
             self._ready.clear()
-            self._ahead.clear()
-            self._end = step
-        wanted = self._threads if self._ready else 1 + self._threads
-        while len(self._ahead) < wanted and self._end < self._steps:
-            together = range(self._end, min(self._end + self._together, self._steps))
-            self._ahead.append(reader.submit(self._read, together))
-            self._end = together.stop
+            self._pending.clear()
+            self._read_until = step
+        max_pending = self._threads if self._ready else 1 + self._threads
+        while len(self._pending) < max_pending and self._read_until < self._steps:
+            steps = range(self._read_until, min(self._read_until + self._steps_per_read, self._steps))
+            self._pending.append(pool.submit(self._read, steps))
+            self._read_until = steps.stop
         if not self._ready:
-            self._next = -1  # all is read again, should this fail
-            self._ready.extend(self._ahead.popleft().result())
-        self._next = step + 1
+            self._next_step = -1  # if this read fails, the next call starts again
+            self._ready.extend(self._pending.popleft().result())
+        self._next_step = step + 1
         return self._ready.popleft()
 
     def _read(self, steps: Iterable[int]) -> list[Tensor]:
-        numbers = [self._own(step) for step in steps]
-        batches = self._samples.take(np.concatenate(numbers)).split([len(each) for each in numbers])
-        return [batch.pin_memory() if self._pinned else batch for batch in batches]
-
-    def _own(self, step: int) -> RowIndices:
-        """The samples of this process' share of a step's batch."""
-        numbers = self._order.batch(step)
-        shard = BatchShard.for_rank(len(numbers))
-        return numbers[shard.start :][: shard.samples]
+        """Read this process's shards of the batches of `steps` at once, in CPU memory."""
+        shards: list[RowIndices] = []
+        for step in steps:
+            sample_indices = self._order.batch(step)
+            shard = BatchShard.for_rank(len(sample_indices))
+            shards.append(sample_indices[shard.start :][: shard.samples])
+        batches = self._samples.take(np.concatenate(shards)).split([len(shard) for shard in shards])
+        return [batch.pin_memory() if self._pin_memory else batch for batch in batches]

@@ -1,7 +1,6 @@
-"""The dry run: check everything a run needs and rehearse a few steps; nothing is kept."""
+"""Dry run: check everything that a run needs, and time a few steps. Nothing is written."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,39 +11,47 @@ from vqtool.data import BatchOrder, SampleSpec
 from vqtool.errors import ConfigError
 from vqtool.metrics.evaluation import evaluate
 from vqtool.models.chunks import chunk_rows
-from vqtool.quantizers.kmeans import codes_drawn
-from vqtool.runs.model_file import SavedModel, serialised
+from vqtool.quantizers.kmeans import skip_kmeans_fit
+from vqtool.runs.model_file import SavedModel, serialize_model
 from vqtool.runs.run_directory import RunDirectory
 from vqtool.runtime.memory import convert_out_of_memory, mapped_memory, peak_memory
 from vqtool.runtime.progress import PassProgress, pass_bar
-from vqtool.training.batches import Batches
-from vqtool.training.eta import validations_after
-from vqtool.training.initialisation import initialisation_seconds, initialisations
-from vqtool.training.setup import begin_from, deterministic, set_up
+from vqtool.training.batches import BatchLoader
+from vqtool.training.eta import Clock, estimate_init_seconds, pending_inits, validations_after
+from vqtool.training.setup import deterministic, load_init_from, set_up
 from vqtool.training.step import Stepper
-from vqtool.training.train import ADVICE, check_apart, run_folder
+from vqtool.training.train import OUT_OF_MEMORY_ADVICE, check_not_data_path, default_run_dir
 
-Clock = Callable[[], float]
-# Number of timed steps; fewer if they take longer than a second.
-_TIMED_STEPS = 8
-_TIMED_SECONDS = 1.0
-# A validation passes some of its samples again, from indices of others: about as long as another chunk takes.
-_CHUNKS_MORE = 1
+# Steps are timed until one of these limits is reached.
+_MAX_TIMED_STEPS = 8
+_MAX_TIMED_SECONDS = 1.0
+# The loss with shuffled indices, computed in each validation, takes about as long as one more chunk.
+_SHUFFLED_LOSS_CHUNKS = 1
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a run would do.
+    """Result of a dry run: what a run would do.
 
     Attributes:
-        grid: the row-major shape behind L.
-        memory_bytes: the peak memory of the process without mapped data, which the system can take back; on a GPU, of
-            the GPU's memory.
-        first_loss: the reconstruction loss of the first step, as the run would log it. If codebooks are initialised
-            by k-means, that step does not quantize yet.
+        run_dir: run directory.
+        exists: whether it already contains a run.
+        device: device to train on.
+        spec: shape, layout and dtype of the samples.
+        normalize: kind of normalisation.
+        training_samples, validation_samples: number of samples of each split.
+        grid: row-major grid shape of the L tokens of a sample.
+        codebook_sizes: K of each level.
+        codebook_dim: D.
+        bits_per_sample: L times the sum over levels of log2 K.
+        parameters: number of parameters that are trained by gradient.
+        steps, epochs: length of the run.
+        memory_bytes: peak memory of the process, without mapped files, which the system can free; on a GPU, of the GPU.
+        first_loss: reconstruction loss that the run would log for its first step. If codebooks are initialised by
+            k-means, that step does not quantize yet.
         seconds_per_step, seconds_per_validation, seconds_of_initialisation: estimates from a few steps, a few chunks,
-            and the time of comparing latents with codes.
-        seconds: of the whole run, by these.
+            and the measured speed of k-means.
+        seconds: estimate for the whole run.
     """
 
     run_dir: str
@@ -69,33 +76,34 @@ class DryRun:
     seconds: float
 
 
-def dry_run(settings: RunSettings, folder: Path | None = None, clock: Clock = time.perf_counter) -> DryRun:
+def dry_run(settings: RunSettings, run_dir: Path | None = None, clock: Clock = time.perf_counter) -> DryRun:
     """Check everything that `train` would check, and describe the run.
 
     Args:
-        folder: the run directory; None: runs/<name>.
-        clock: returns seconds, counted from any moment.
+        settings: settings of the run.
+        run_dir: the run directory; None: runs/<name>.
+        clock: returns seconds since an arbitrary moment.
 
     Raises:
         ConfigError, DataError, TrainingError: as `train`.
     """
-    run = RunDirectory(folder or run_folder(settings))
-    check_apart(run, settings)
+    run = RunDirectory(run_dir or default_run_dir(settings))
+    check_not_data_path(run, settings)
     if not run.exists:
-        run.check_free()
-    libraries = mapped_memory()
-    with convert_out_of_memory(ConfigError, ADVICE):
-        rehearsal, held = peak_memory(lambda: _Rehearsal(settings, clock))
-    prepared = rehearsal.prepared
-    if prepared.device.type == "cuda":
-        held = torch.cuda.max_memory_allocated(prepared.device)
+        run.check_no_other_files()
+    mapped_before = mapped_memory()
+    with convert_out_of_memory(ConfigError, OUT_OF_MEMORY_ADVICE):
+        trial, memory_bytes = peak_memory(lambda: _TrialRun(settings, clock))
+    setup = trial.setup
+    if setup.device.type == "cuda":
+        memory_bytes = torch.cuda.max_memory_allocated(setup.device)
     else:
-        held -= max(0, mapped_memory() - libraries)
-    model, dataset, training = prepared.model, prepared.dataset, prepared.settings.training
+        memory_bytes -= max(0, mapped_memory() - mapped_before)
+    model, dataset, training = setup.model, setup.dataset, setup.settings.training
     return DryRun(
         run_dir=str(run.folder),
         exists=run.exists,
-        device=str(prepared.device),
+        device=str(setup.device),
         spec=dataset.spec,
         normalize=dataset.settings.normalize,
         training_samples=len(dataset.training),
@@ -103,91 +111,93 @@ def dry_run(settings: RunSettings, folder: Path | None = None, clock: Clock = ti
         grid=list(model.grid(dataset.spec.size)),
         codebook_sizes=list(model.quantizer.codebook_sizes),
         codebook_dim=model.quantizer.dim,
-        bits_per_sample=model.bits(dataset.spec.size),
+        bits_per_sample=model.bits_per_sample(dataset.spec.size),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         steps=training.steps,
         epochs=training.steps * training.batch_size / len(dataset.training),
-        memory_bytes=held,
-        first_loss=rehearsal.first_loss,
-        seconds_per_step=rehearsal.step,
-        seconds_per_validation=rehearsal.validation,
-        seconds_of_initialisation=rehearsal.initialisation,
-        seconds=training.steps * rehearsal.step
-        + validations_after(training, 0) * rehearsal.validation
-        + rehearsal.initialisation,
+        memory_bytes=memory_bytes,
+        first_loss=trial.first_loss,
+        seconds_per_step=trial.seconds_per_step,
+        seconds_per_validation=trial.seconds_per_validation,
+        seconds_of_initialisation=trial.init_seconds,
+        seconds=training.steps * trial.seconds_per_step
+        + validations_after(training, 0) * trial.seconds_per_validation
+        + trial.init_seconds,
     )
 
 
-class _Rehearsal:
-    """A few steps and a little of a validation, as the run would take them, and their seconds.
+class _TrialRun:
+    """Takes a few training steps and validates a few chunks, as the run would, and times them.
 
-    Codebooks to be initialised by k-means get codes near the first batch's latents instead: good enough to quantize by,
-    at no cost. The memory of k-means is held once, without its work.
+    Codes that the run would initialise by k-means are drawn near latents of the first batch instead. This takes no
+    time, and the codes are good enough to time quantization. The memory of k-means is allocated without its work.
+
+    Attributes:
+        first_loss: reconstruction loss of the first step.
+        seconds_per_step, seconds_per_validation, init_seconds: estimates.
     """
 
     def __init__(self, settings: RunSettings, clock: Clock) -> None:
         self._clock = clock
-        self.prepared = set_up(settings)
-        begin_from(self.prepared, lambda line: None)
-        with deterministic(), pass_bar("dry run", _TIMED_STEPS + 5, "stages", delay=0, eta=False) as bar:
-            self._rehearse_steps(bar)
-            self.validation = self._timed_validation()
+        self.setup = set_up(settings)
+        load_init_from(self.setup, lambda line: None)
+        with deterministic(), pass_bar("dry run", _MAX_TIMED_STEPS + 5, "stages", delay=0, eta=False) as bar:
+            self._take_steps(bar)
+            self.seconds_per_validation = self._time_validation()
             bar.update()
-            serialised(SavedModel(self.prepared.model.state_dict(), [], None, 0, {}, 0, None))
+            # The run holds the model once more, in memory, when it writes the file.
+            serialize_model(SavedModel(self.setup.model.state_dict(), [], None, 0, {}, 0, None))
 
-    def _rehearse_steps(self, bar: PassProgress) -> None:
-        prepared = self.prepared
-        training, samples = prepared.settings.training, prepared.dataset.training
-        order = BatchOrder(len(samples), training.batch_size, prepared.settings.seed)
-        stepper = Stepper(prepared, order)
-        with Batches(samples, order, _TIMED_STEPS + 2, prepared.device, training.loader_threads) as batches:
-            self.first_loss = self._step(stepper, batches, 0)
+    def _take_steps(self, bar: PassProgress) -> None:
+        setup, samples, training = self.setup, self.setup.dataset.training, self.setup.settings.training
+        order = BatchOrder(len(samples), training.batch_size, setup.settings.seed)
+        stepper = Stepper(setup, order)
+        with BatchLoader(samples, order, _MAX_TIMED_STEPS + 2, setup.device, training.loader_threads) as loader:
+            self.first_loss = self._take_logged_step(stepper, loader, 0)
             bar.update()
-            self.initialisation = initialisation_seconds(prepared, self._clock)
+            self.init_seconds = estimate_init_seconds(setup, self._clock)
             bar.update()
-            self._initialise()
+            inits = pending_inits(setup)
+            with skip_kmeans_fit():
+                setup.model.quantizer.run_init()
+            for init in inits:
+                init.allocate_memory()
             bar.update()
-            self._step(stepper, batches, 1)  # the first one that quantizes loads kernels
+            self._take_logged_step(stepper, loader, 1)  # not timed: the first step that quantizes loads kernels
             bar.update()
-            self.step = self._timed_step(stepper, batches, bar)
+            self.seconds_per_step = self._time_steps(stepper, loader, 2, bar)
 
-    def _step(self, stepper: Stepper, batches: Batches, step: int) -> float:
-        """Take a step that is logged; its reconstruction loss."""
-        output = stepper.forward(batches.take(step))
+    def _take_logged_step(self, stepper: Stepper, loader: BatchLoader, step: int) -> float:
+        """Take a step, compute its metrics, and return its reconstruction loss."""
+        output = stepper.forward(loader.load(step))
         loss = stepper.metrics(step, output)["loss/reconstruction"]
-        stepper.apply(step, output)
-        stepper.check()
+        stepper.backward_and_update(step, output)
+        stepper.check_finite()
         return loss
 
-    def _initialise(self) -> None:
-        every = initialisations(self.prepared)
-        with codes_drawn():
-            self.prepared.model.quantizer.run_init()
-        for each in every:
-            each.hold_memory()
-
-    def _timed_step(self, stepper: Stepper, batches: Batches, bar: PassProgress) -> float:
-        """The mean seconds of a step, with its part of what is measured when a step is logged."""
-        taken, began, measuring = 0, self._clock(), 0.0
-        while taken < _TIMED_STEPS and (not taken or self._clock() - began < _TIMED_SECONDS):
-            step = 2 + taken
-            output = stepper.forward(batches.take(step))
-            if not taken:
-                before = self._clock()
+    def _time_steps(self, stepper: Stepper, loader: BatchLoader, first_step: int, bar: PassProgress) -> float:
+        """Return the mean time per step. The metrics, computed in logged steps only, are timed once."""
+        steps, start, metrics_seconds = 0, self._clock(), 0.0
+        while steps < _MAX_TIMED_STEPS and (not steps or self._clock() - start < _MAX_TIMED_SECONDS):
+            step = first_step + steps
+            output = stepper.forward(loader.load(step))
+            if not steps:
+                metrics_start = self._clock()
                 stepper.metrics(step, output)
-                measuring = self._clock() - before
-            stepper.apply(step, output)
-            taken += 1
+                metrics_seconds = self._clock() - metrics_start
+            stepper.backward_and_update(step, output)
+            steps += 1
             bar.update()
-        stepper.check()
-        alone = (self._clock() - began - measuring) / taken
-        return alone + measuring / self.prepared.settings.training.log_every
+        stepper.check_finite()
+        seconds_without_metrics = (self._clock() - start - metrics_seconds) / steps
+        return seconds_without_metrics + metrics_seconds / self.setup.settings.training.log_every
 
-    def _timed_validation(self) -> float:
-        """The seconds of a whole validation, from those of a chunk."""
-        model, data, loss = self.prepared.model, self.prepared.dataset, self.prepared.settings.loss
-        rows = chunk_rows(model, data.spec.size)
-        evaluate(model, data.validation.first(2 * rows), loss)
-        began = self._clock()
-        evaluate(model, data.validation.first(rows), loss)
-        return (self._clock() - began) * (-(-len(data.validation) // rows) + _CHUNKS_MORE)
+    def _time_validation(self) -> float:
+        """Return the time of a whole validation, from the time of one chunk."""
+        model, dataset, loss = self.setup.model, self.setup.dataset, self.setup.settings.loss
+        rows = chunk_rows(model, dataset.spec.size)
+        evaluate(model, dataset.validation.first(2 * rows), loss)  # loads kernels
+        start = self._clock()
+        evaluate(model, dataset.validation.first(rows), loss)
+        chunks = -(-len(dataset.validation) // rows) + _SHUFFLED_LOSS_CHUNKS
+        return (self._clock() - start) * chunks

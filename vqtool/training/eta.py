@@ -1,76 +1,167 @@
-"""The time that a run still takes: steps, validations and the initialisation of the codebooks, each by itself."""
+"""Estimates of time and memory: time left in a run, and the cost of initialising codebooks by k-means.
 
+Shapes: S latents of the k-means sample, K codes, D code dimension, Q levels.
+"""
+
+import math
 import time
 from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from vqtool.config import TrainingSettings
+from vqtool.quantizers import ResidualQuantizer, VectorQuantizer
+from vqtool.quantizers.kmeans import KMeansSpeed, allocate_kmeans_memory
+from vqtool.runtime.memory import check_fits_memory
+from vqtool.training.setup import TrainingSetup
+
+Clock = Callable[[], float]
+# Codebooks are initialised after this fraction of the run, even if the sample is still incomplete.
+INIT_DEADLINE_FRACTION = 0.1
+# Maximum number of copies of the sample that k-means holds, beside the sample itself.
+_KMEANS_SAMPLE_COPIES = 4
 
 
 class Eta:
-    """Estimates the time to the end of training from the durations so far.
+    """Estimates the time left from the durations so far.
 
-    Each method accounts for the time since the last call of any of them. So an initialisation or a validation does not
-    count as step time.
+    Each `after_...` method counts the time since the last call of any of them. So the time per step includes neither
+    the initialisation nor validations.
 
     Args:
-        initialisation: seconds that the initialisation of codebooks will take; 0 if there is none to come.
-        clock: returns seconds, counted from any moment.
+        training: gives the number of steps and validations.
+        init_seconds: estimated time of an initialisation of codebooks that is still to come; 0 if there is none.
+        clock: returns seconds since an arbitrary moment.
     """
 
-    def __init__(
-        self,
-        training: TrainingSettings,
-        initialisation: float = 0.0,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
+    def __init__(self, training: TrainingSettings, init_seconds: float = 0.0, clock: Clock = time.perf_counter) -> None:
         self._training = training
-        self._initialisation = initialisation
+        self._init_seconds = init_seconds
         self._clock = clock
-        self._mark = clock()
+        self._last_call = clock()
         self._steps, self._step_seconds = 0, 0.0
         self._validations, self._validation_seconds = 0, 0.0
-        self._alike = 0  # steps since the start, or since the initialisation
+        self._steps_in_phase = 0  # steps since the start, or since the initialisation
 
     def after_step(self) -> None:
-        """Account for a step."""
-        if self._alike < 2:  # the first of them loads kernels, and only counts until there is another
+        """Count the time of a step."""
+        if self._steps_in_phase < 2:  # the first step of a phase loads kernels: dropped once there is a second one
             self._steps, self._step_seconds = 0, 0.0
-        self._alike += 1
+        self._steps_in_phase += 1
         self._steps += 1
         self._step_seconds += self._elapsed()
 
-    def after_initialisation(self) -> None:
-        """Account for the initialisation. Later steps quantize, so the earlier ones no longer count."""
+    def after_init(self) -> None:
+        """Count the initialisation as done. Steps before it did not quantize, so they no longer count."""
         self._elapsed()
-        self._initialisation = 0.0
-        self._alike = 0
+        self._init_seconds = 0.0
+        self._steps_in_phase = 0
 
     def after_validation(self) -> None:
-        """Account for a validation."""
+        """Count the time of a validation."""
         self._validations += 1
         self._validation_seconds += self._elapsed()
 
     def after_report(self) -> None:
-        """Account for what belongs to the last validation but comes later, such as writing the model."""
+        """Add the time since `after_validation` to that validation: logging, diagnosis, writing the model."""
         self._validation_seconds += self._elapsed()
 
     def seconds(self, step: int) -> float | None:
-        """The time left after `step` steps; None before the first step."""
+        """Return the time left after `step` steps; None before the first step of this process."""
         if not self._steps:
             return None
-        each_step = self._step_seconds / self._steps
-        each_validation = self._validation_seconds / max(1, self._validations)
-        steps, validations = self._training.steps - step, validations_after(self._training, step)
-        return self._initialisation + steps * each_step + validations * each_validation
+        seconds_per_step = self._step_seconds / self._steps
+        seconds_per_validation = self._validation_seconds / max(1, self._validations)
+        return (
+            self._init_seconds
+            + (self._training.steps - step) * seconds_per_step
+            + validations_after(self._training, step) * seconds_per_validation
+        )
 
     def _elapsed(self) -> float:
-        before, self._mark = self._mark, self._clock()
-        return self._mark - before
+        previous, self._last_call = self._last_call, self._clock()
+        return self._last_call - previous
 
 
 def validations_after(training: TrainingSettings, step: int) -> int:
-    """How many validations come after `step` steps; the last step always has one."""
+    """Return the number of validations that follow after `step` steps; the last step always has one."""
     if step >= training.steps:
         return 0
     regular = training.steps // training.validate_every - step // training.validate_every
     return regular + (training.steps % training.validate_every != 0)
+
+
+class InitEstimate(NamedTuple):
+    """Cost of initialising one codebook, or all levels of a residual quantizer, by k-means."""
+
+    sample_size: int
+    """S"""
+    codes: Tensor
+    """(K, D) codes of the first level, not initialised."""
+    levels: int
+    """Q"""
+    shared: bool
+    """Whether all levels share one codebook. Level q (from 1) is then fitted to the q·S vectors of levels 1 to q."""
+
+    def seconds(self, clock: Clock = time.perf_counter) -> float:
+        """Measure the speed of this machine, and return an upper estimate of the time."""
+        speed = KMeansSpeed.measure(self.sample_size, self.codes, clock)
+        # After k-means the sample is assigned to count hits; with several levels, again to compute the residual.
+        assignments = 2 if self.levels > 1 else 1
+        sample_sizes = [(level + 1 if self.shared else 1) * self.sample_size for level in range(self.levels)]
+        return sum(
+            speed.seconds(size, *self.codes.shape) + assignments * size * speed.assignment for size in sample_sizes
+        )
+
+    def allocate_memory(self) -> None:
+        """Allocate as much memory as the initialisation takes, and free it.
+
+        Raises:
+            DataError: too little memory is free.
+        """
+        (codebook_size, dim), device = self.codes.shape, self.codes.device
+        samples = self.levels if self.shared else 1
+        if device.type == "cpu":
+            elements = (self.levels + (1 + _KMEANS_SAMPLE_COPIES) * samples) * self.sample_size * dim
+            check_fits_memory(4 * elements, "model.quantizer.init: k-means", "lower latents_per_code")
+        residuals = torch.ones(self.levels, self.sample_size, dim, device=device)
+        allocate_kmeans_memory(residuals.flatten(0, 1).clone() if self.shared else residuals[-1], codebook_size)
+
+
+def pending_inits(setup: TrainingSetup) -> list[InitEstimate]:
+    """Return the k-means initialisations that are still to come: one per codebook, or per residual quantizer."""
+    inits = []
+    training, quantizer = setup.settings.training, setup.model.quantizer
+    tokens_per_batch = math.prod(setup.model.grid(setup.dataset.spec.size)) * training.batch_size
+    for module in quantizer.modules():
+        if (
+            isinstance(module, VectorQuantizer | ResidualQuantizer)
+            and module.initializer
+            and module.initializer.needs_init
+        ):
+            (codes, *_), complete_size = module.learned_codes, module.initializer.sample_size
+            assert codes is not None
+            steps = min(-(-complete_size // tokens_per_batch), latest_init_step(training))
+            levels = len(module.codebook_sizes)
+            shared = isinstance(module, ResidualQuantizer) and len(module.levels) < levels
+            inits.append(InitEstimate(min(complete_size, steps * tokens_per_batch), codes.detach(), levels, shared))
+    return inits
+
+
+def estimate_init_seconds(setup: TrainingSetup, clock: Clock = time.perf_counter) -> float:
+    """Return an upper estimate of the time of all initialisations that are still to come."""
+    seconds_by_size: dict[tuple[int, ...], float] = {}  # the groups of a product quantizer have one size
+    total = 0.0
+    for init in pending_inits(setup):
+        size = (init.sample_size, *init.codes.shape, init.levels)
+        if size not in seconds_by_size:
+            seconds_by_size[size] = init.seconds(clock)
+        total += seconds_by_size[size]
+    return total
+
+
+def latest_init_step(training: TrainingSettings) -> int:
+    """Return the step after which codebooks are initialised at the latest: before the first validation, in any case."""
+    return min(math.ceil(training.steps * INIT_DEADLINE_FRACTION), training.validate_every, training.steps)

@@ -1,4 +1,4 @@
-"""What a run says while it runs: metrics.jsonl, and the same for TensorBoard."""
+"""Metric logs of a run: metrics.jsonl, and the same metrics for TensorBoard."""
 
 import json
 import math
@@ -9,29 +9,34 @@ from types import TracebackType
 
 from torch import Tensor
 
-from vqtool.runs.run_directory import RunDirectory, parsed
+from vqtool.runs.run_directory import RunDirectory, parse_metrics_line
 from vqtool.runtime.files import atomic_write, convert_write_errors
 from vqtool.training.tensorboard import TensorBoardLogger
 
 
 class MetricLogs:
-    """Writes one object a logged step, and the same scalars for TensorBoard.
+    """Writes one JSON object per logged step to metrics.jsonl, and the same scalars to TensorBoard's event file.
 
     Args:
-        start: steps already done; what an earlier process logged beyond them is dropped.
-        say: called with a line for the user where a damaged file costs events.
+        run: run directory.
+        last_step: number of completed steps. Anything that an earlier process logged for later steps is removed.
+        log: called with one line for the user if events are lost in a damaged event file.
 
     Raises:
-        DataError: a file cannot be written; so from all that writes.
+        DataError: a file cannot be written. All methods that write raise it too.
     """
 
-    def __init__(self, run: RunDirectory, start: int, say: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(self, run: RunDirectory, last_step: int, log: Callable[[str], None] = lambda line: None) -> None:
         self._path = run.metrics
-        _drop_after(run, start)
-        with convert_write_errors(self._path), ExitStack() as opened:
-            self._metrics = opened.enter_context(self._path.open("a", encoding="utf-8"))
-            self._board = opened.enter_context(TensorBoardLogger(run, start, say))
-            self._opened = opened.pop_all()
+        if self._path.exists():
+            with atomic_write(self._path) as temp, temp.open("w", encoding="utf-8") as file:
+                for line in run.metrics_lines():
+                    if parse_metrics_line(line).get("step", math.inf) <= last_step:
+                        file.write(line.rstrip("\r\n") + "\n")
+        with convert_write_errors(self._path), ExitStack() as stack:
+            self._file = stack.enter_context(self._path.open("a", encoding="utf-8"))
+            self._tensorboard = stack.enter_context(TensorBoardLogger(run, last_step, log))
+            self._open_files = stack.pop_all()
 
     def __enter__(self) -> "MetricLogs":
         return self
@@ -40,38 +45,29 @@ class MetricLogs:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with convert_write_errors(self._path):
-            self._opened.close()
+            self._open_files.close()
 
     def scalars(self, step: int, values: dict[str, float], findings: Sequence[dict[str, str]] | None = None) -> None:
-        """Log values by their tags, after `step` steps; of a validation also its findings, if any."""
-        found = {"findings": list(findings)} if findings else {}
-        line = json.dumps({"step": step, **values, **found}, allow_nan=False) + "\n"
+        """Log values by tag after `step` steps, and the findings of a validation, if any, in metrics.jsonl only."""
+        optional = {"findings": list(findings)} if findings else {}
+        line = json.dumps({"step": step, **values, **optional}, allow_nan=False) + "\n"
         with convert_write_errors(self._path):
-            self._metrics.write(line)
-            self._metrics.flush()
-        self._board.scalars(step, values)
+            self._file.write(line)
+            self._file.flush()
+        self._tensorboard.scalars(step, values)
 
     def counts(self, step: int, levels: Sequence[Tensor]) -> None:
-        """Histograms of the hits of each level's codes (K,)."""
-        for number, hits in enumerate(levels):
-            tag = "codebook/counts" if len(levels) == 1 else f"codebook/level_{number}/counts"
-            self._board.histogram(step, tag, hits)
+        """Log a histogram of the hits (K,) of each level's codes, in TensorBoard only."""
+        for level, hits in enumerate(levels):
+            tag = "codebook/counts" if len(levels) == 1 else f"codebook/level_{level}/counts"
+            self._tensorboard.histogram(step, tag, hits)
 
-    def images(self, step: int, tag: str, picture: Tensor) -> None:
-        """A picture (3, H, W) in [0, 1]."""
-        self._board.image(step, tag, picture)
+    def image(self, step: int, tag: str, image: Tensor) -> None:
+        """Log an image (3, H, W) in [0, 1], in TensorBoard only."""
+        self._tensorboard.image(step, tag, image)
 
     def sync(self) -> None:
-        """Wait until what was logged is on the disk: a checkpoint must not be ahead of it."""
+        """Flush both files to disk (fsync), so that no checkpoint is ahead of the logs."""
         with convert_write_errors(self._path):
-            os.fsync(self._metrics.fileno())
-        self._board.sync()
-
-
-def _drop_after(run: RunDirectory, step: int) -> None:
-    if not run.metrics.exists():
-        return
-    with atomic_write(run.metrics) as part, part.open("w", encoding="utf-8") as file:
-        for line in run.lines():
-            if parsed(line).get("step", math.inf) <= step:
-                file.write(line.rstrip("\r\n") + "\n")
+            os.fsync(self._file.fileno())
+        self._tensorboard.sync()

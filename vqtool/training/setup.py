@@ -1,4 +1,4 @@
-"""From settings to what a run needs: the data, the model, the device, and settings with nothing left open."""
+"""Build what a training run needs from its settings: data, model and device, with all settings resolved."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -21,15 +21,18 @@ from vqtool.runtime.distributed import BatchShard
 from vqtool.runtime.memory import check_fits_memory
 
 T = TypeVar("T")
+_MAX_LISTED_TENSORS = 4
 
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """What a run needs.
+    """Data, model and device of a run.
 
     Attributes:
-        settings: resolved.
-        model: initialised from the seed, on `device`.
+        settings: resolved settings; no value is `auto`.
+        dataset: training and validation split.
+        model: model on `device`, with weights initialised from the seed.
+        device: device to train on.
     """
 
     settings: RunSettings
@@ -39,20 +42,20 @@ class TrainingSetup:
 
 
 def set_up(settings: RunSettings) -> TrainingSetup:
-    """Open the data and build the model.
+    """Resolve the settings, open the data and build the model.
 
     Raises:
-        ConfigError: settings that do not go together, or not with the data.
-        DataError: data that cannot be used.
+        ConfigError: settings do not fit the data or each other; lists all errors that can be found together.
+        DataError: the data cannot be used, or a training step would not fit in memory.
     """
-    problems = Problems()
-    device = problems.collect(lambda: resolve_device(settings.training.device), torch.device("cpu"))
-    problems.collect(lambda: _check_learns(settings), None)
-    problems.tell()  # before the data, whose scan may take a while
+    errors = ErrorCollector()
+    device = errors.check(lambda: resolve_device(settings.training.device), torch.device("cpu"))
+    errors.check(lambda: _check_codes_are_updated(settings), None)
+    errors.raise_if_any()  # before the data are scanned, which can take long
     dataset = open_dataset(settings.data, settings.seed)
-    model_settings = problems.collect(lambda: resolve_model(settings.model, dataset.spec), settings.model)
-    loss = problems.collect(lambda: resolve_reconstruction(settings.loss, dataset.spec.classes), settings.loss)
-    problems.tell()
+    model_settings = errors.check(lambda: resolve_model(settings.model, dataset.spec), settings.model)
+    loss = errors.check(lambda: resolve_reconstruction(settings.loss, dataset.spec.classes), settings.loss)
+    errors.raise_if_any()
     training = settings.training
     if training.init_from:
         training = training.model_copy(update={"init_from": os.path.abspath(training.init_from)})
@@ -60,135 +63,138 @@ def set_up(settings: RunSettings) -> TrainingSetup:
         update={"data": dataset.settings, "model": model_settings, "loss": loss, "training": training}
     )
     _check_memory(resolved, dataset)
-    # Initialised on the CPU, so that a seed means the same weights on every device.
+    # Initialised on the CPU, so that a seed gives the same weights on every device.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = Autoencoder(resolved.model, dataset.spec, dataset.mean, dataset.scale)
     if not resolved.loss.entropy:
-        model.quantizer.skip_entropy()
+        model.quantizer.skip_entropy_loss()
     return TrainingSetup(resolved, dataset, model.to(device), device)
 
 
-class Problems:
-    """Collects what several checks find, so that the user hears of all of it at once."""
+class ErrorCollector:
+    """Collects the ConfigErrors of several checks, to raise them as one."""
 
     def __init__(self) -> None:
-        self._found: list[str] = []
+        self._messages: list[str] = []
 
-    def collect(self, check: Callable[[], T], otherwise: T) -> T:
-        """What `check` returns; where it raises a ConfigError, note it and return `otherwise`."""
+    def check(self, function: Callable[[], T], default: T) -> T:
+        """Return `function()`; if it raises a ConfigError, keep its messages and return `default`."""
         try:
-            return check()
+            return function()
         except ConfigError as error:
-            self._found += error.args
-            return otherwise
+            self._messages += error.args
+            return default
 
-    def tell(self) -> None:
-        """Raise a ConfigError of all that was noted, if anything was."""
-        if self._found:
-            raise ConfigError(*self._found)
+    def raise_if_any(self) -> None:
+        """Raise a ConfigError with all messages so far, if there are any."""
+        if self._messages:
+            raise ConfigError(*self._messages)
 
 
-def _check_learns(settings: RunSettings) -> None:
-    """Refuse codes that would never move, since the loss that moves them has no weight."""
+def _check_codes_are_updated(settings: RunSettings) -> None:
+    """Check that the loss by which codes are updated has a weight."""
     weights = {"entropy": settings.loss.entropy, "commitment": settings.loss.commitment}
-    for key, way in settings.model.quantizer.updates.items():
-        if way.required_loss and not weights[way.required_loss]:
+    for key, update in settings.model.quantizer.updates.items():
+        if update.required_loss and not weights[update.required_loss]:
             loss = (
                 "codebook loss (weighted by loss.commitment)"
-                if way.required_loss == "commitment"
-                else f"{way.required_loss} loss"
+                if update.required_loss == "commitment"
+                else f"{update.required_loss} loss"
             )
             raise ConfigError(
-                f"model.quantizer.{key}.kind: {way.kind} updates codes by the {loss}, but loss."
-                f"{way.required_loss} is 0; raise loss.{way.required_loss} or choose another {key}.kind"
+                f"model.quantizer.{key}.kind: {update.kind} updates codes by the {loss}, but loss."
+                f"{update.required_loss} is 0; raise loss.{update.required_loss} or choose another {key}.kind"
             )
 
 
 def _check_memory(settings: RunSettings, dataset: Dataset) -> None:
-    """Refuse a step that would not fit: weights, gradients, AdamW's two moments, and what is kept of a batch.
+    """Check that a training step fits in memory, by a model on the meta device, which allocates nothing.
 
-    Nothing is allocated to know it.
+    Counted are weights, gradients, AdamW's two moments, and the activations of a batch.
     """
     with torch.device("meta"):
         model = Autoencoder(settings.model, dataset.spec, dataset.mean, dataset.scale)
-    parameters = sum(parameter.nbytes for parameter in model.parameters())
-    standing = 4 * parameters + sum(buffer.nbytes for buffer in model.buffers())
+    parameter_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    state_bytes = 4 * parameter_bytes + sum(buffer.nbytes for buffer in model.buffers())
     advice = "lower the widths in model.encoder or the codebook size in model.quantizer"
-    check_fits_memory(standing, "training this model", advice)
-    size = settings.training.batch_size
-    step = standing + _kept(model, settings.loss.reconstruction, max(1, BatchShard.for_rank(size).samples))
-    check_fits_memory(step, f"training.batch_size: a step with {size:,} samples", "lower training.batch_size")
+    check_fits_memory(state_bytes, "training this model", advice)
+    batch_size = settings.training.batch_size
+    shard_samples = max(1, BatchShard.for_rank(batch_size).samples)
+    step_bytes = state_bytes + _activation_bytes(model, settings.loss.reconstruction, shard_samples)
+    what = f"training.batch_size: a step with {batch_size:,} samples"
+    check_fits_memory(step_bytes, what, "lower training.batch_size")
 
 
-def _kept(model: Autoencoder, loss: str, batch_size: int) -> int:
-    """The bytes that encoder, decoder and loss keep of a batch for their backward pass, of a model without memory; and
-    those of its first gradient.
+def _activation_bytes(model: Autoencoder, loss: str, batch_size: int) -> int:
+    """Return the bytes of a batch's input, of the tensors saved for backward, and of the prediction's gradient.
+
+    Args:
+        model: model on the meta device.
+        loss: kind of reconstruction loss.
     """
-    kept: dict[int, int] = {}
-    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    saved: dict[int, int] = {}  # bytes by storage, as several saved tensors can share one
+    parameter_storages = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
 
-    def note(tensor: Tensor) -> Tensor:
+    def on_save(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = storage.nbytes()
+        if storage._cdata not in parameter_storages:
+            saved[storage._cdata] = storage.nbytes()
         return tensor
 
     spec = model.spec
     shape = (batch_size, *spec.size) if spec.classes else (batch_size, spec.channels, *spec.size)
     x = torch.empty(shape, device="meta", dtype=torch.int64 if spec.classes else torch.float32)
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(on_save, lambda tensor: tensor):
         latents = model.latents(x)
         prediction = model.decoder(latents, spec.size)
         reconstruction_loss(loss, prediction, x)
-    return x.nbytes + sum(kept.values()) + prediction.nbytes
+    return x.nbytes + sum(saved.values()) + prediction.nbytes
 
 
-def begin_from(prepared: TrainingSetup, say: Callable[[str], None]) -> None:
-    """Give the model the weights, codes and normalisation of the run that `training.init_from` names, if it names one.
+def load_init_from(setup: TrainingSetup, log: Callable[[str], None]) -> None:
+    """Load the best model of the run that `training.init_from` names, if any: weights, codes and normalisation.
 
     Raises:
-        ConfigError: that run's model is another, or its data are normalised otherwise.
-        CheckpointError: it has no model.
+        ConfigError: that run's model has other tensors, or its `data.normalize` differs.
+        CheckpointError: that run has no model.
     """
-    path = prepared.settings.training.init_from
+    path = setup.settings.training.init_from
     if path is None:
         return
     run = RunDirectory(path)
-    theirs, ours = run.settings().data.normalize, prepared.settings.data.normalize
-    if theirs != ours:
+    normalize, run_normalize = setup.settings.data.normalize, run.settings().data.normalize
+    if run_normalize != normalize:
         raise ConfigError(
-            f"training.init_from: the run in {path} was trained with data.normalize: {theirs}, but this run has "
-            f"{ours}; set data.normalize to {theirs}"
+            f"training.init_from: the run in {path} was trained with data.normalize: {run_normalize}, but this run has "
+            f"{normalize}; set data.normalize to {run_normalize}"
         )
     saved, _ = read_model(run.model)
-    own = prepared.model.state_dict()
-    other = [name for name in {**own, **saved.state} if not _alike(own.get(name), saved.state.get(name))]
-    if other:
+    shapes = {name: tensor.shape for name, tensor in setup.model.state_dict().items()}
+    saved_shapes = {name: tensor.shape for name, tensor in saved.state.items()}
+    differing = [name for name in {**shapes, **saved_shapes} if shapes.get(name) != saved_shapes.get(name)]
+    if differing:
+        listed = ", ".join(differing[:_MAX_LISTED_TENSORS]) + (", ..." if len(differing) > _MAX_LISTED_TENSORS else "")
         raise ConfigError(
-            f"training.init_from: the model in {path} has other tensors than this run's model (differing: "
-            f"{', '.join(other[:4])}{', ...' if len(other) > 4 else ''}); use the model settings of {run.config}"
+            f"training.init_from: the model in {path} has other tensors than this run's model (differing: {listed}); "
+            f"use the model settings of {run.config}"
         )
-    prepared.model.load_state_dict(saved.state)
-    say(f"model initialised from {path}, step {saved.step} (weights, codes and normalisation)")
-
-
-def _alike(one: Tensor | None, other: Tensor | None) -> bool:
-    return one is not None and other is not None and one.shape == other.shape
+    setup.model.load_state_dict(saved.state)
+    log(f"model initialised from {path}, step {saved.step} (weights, codes and normalisation)")
 
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Within, the same steps give the same bits; where a device has no such kernel, torch warns."""
-    before = torch.are_deterministic_algorithms_enabled()
-    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for to be deterministic
+    """Within, PyTorch uses deterministic algorithms, and warns where a device has none."""
+    was_enabled = torch.are_deterministic_algorithms_enabled()
+    was_warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled_memory = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS to be deterministic
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Nothing here reads memory before writing it.
+    # No code here reads uninitialised memory, so filling it would only cost time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before, warn_only=only_warned)
-        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+        torch.use_deterministic_algorithms(was_enabled, warn_only=was_warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = filled_memory  # type: ignore[attr-defined]

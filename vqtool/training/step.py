@@ -1,9 +1,10 @@
-"""One step: forward, backward, and the update of weights and codes, or nothing where a number is not finite.
+"""One training step: forward, backward, update. Weights and codes do not change where a loss or gradient is not finite.
 
-Shapes: B batch, L positions per sample, D code dimension.
+Shapes: B batch, L tokens per sample, D code dimension.
 """
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -12,130 +13,156 @@ from torch import Tensor
 from vqtool.config import RunSettings, learning_rate
 from vqtool.data import BatchOrder
 from vqtool.errors import TrainingError
-from vqtool.metrics.evaluation import all_reduce_statistics, raw_losses
+from vqtool.metrics.evaluation import all_reduce_statistics, unweighted_losses
 from vqtool.models.losses import reconstruction_loss
 from vqtool.quantizers import QuantizerOutput
 from vqtool.runtime.distributed import local_shard
 from vqtool.training.ddp import DistributedForward
-from vqtool.training.non_finite_guard import NonFiniteGuard
 from vqtool.training.optimizer import Optimizer
 from vqtool.training.setup import TrainingSetup
 
-# Rows named in a message.
-_NAMED = 8
+# Rows of the batch that the message about a non-finite loss lists.
+_MAX_LISTED_ROWS = 8
 
 
 class StepOutput(NamedTuple):
-    """What the forward pass of a step gives."""
+    """Output of the forward pass of a step."""
 
     total: Tensor
-    """() the loss that is minimised."""
+    """() loss to minimise."""
     reconstruction: Tensor
-    """()"""
+    """() reconstruction loss."""
     latents: Tensor
-    """(B, L, D)"""
+    """(B, L, D) encoder output."""
     quantizer: QuantizerOutput
-    """Losses and indices."""
+    """Quantized latents, indices, commitment and entropy loss."""
 
 
 class Stepper:
-    """Takes steps with a prepared model. Steps are counted from 0.
+    """Takes training steps, counted from 0.
 
     Args:
-        order: which samples make up each step's batch.
+        setup: model, data and settings.
+        order: the samples of each step's batch; names the rows in error messages.
 
     Attributes:
-        optimizer: of the model.
+        optimizer: optimizer of the model.
+        checks_each_step: whether `backward_and_update` itself raises after a non-finite step; true on a CPU. On other
+            devices reading the losses would make the host wait, so only `check_finite` raises.
     """
 
-    def __init__(self, prepared: TrainingSetup, order: BatchOrder) -> None:
-        self._settings: RunSettings = prepared.settings
-        self._model = prepared.model
-        self._averaging = DistributedForward(prepared.model)
-        self._device = prepared.device
-        self._numbers = prepared.dataset.training.numbers
+    def __init__(self, setup: TrainingSetup, order: BatchOrder) -> None:
+        self._settings: RunSettings = setup.settings
+        self._model = setup.model
+        self._forward = DistributedForward(setup.model)
+        self._device = setup.device
+        self._row_numbers = setup.dataset.training.row_indices
         self._order = order
-        self._watch = NonFiniteGuard(prepared.device)
-        self.optimizer = Optimizer(prepared.model, prepared.settings.training)
+        self._guard = NonFiniteGuard(setup.device)
+        self.optimizer = Optimizer(setup.model, setup.settings.training)
+        self.checks_each_step = setup.device.type == "cpu"
 
     def forward(self, x: Tensor) -> StepOutput:
-        """The losses of a batch, of which `x` may be a share."""
+        """Return the losses of a batch; `x` (B, ...) is this process's shard of it."""
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._settings.training.precision == "bfloat16"):
-            output = self._averaging(x)
+            output = self._forward(x)
         shard = local_shard(len(x), self._device)
-        name = self._settings.loss.reconstruction
-        reconstruction = reconstruction_loss(name, output.prediction, output.target, shard)
-        return StepOutput(
-            self._total(reconstruction, output.quantizer), reconstruction, output.latents, output.quantizer
-        )
+        weights, quantizer = self._settings.loss, output.quantizer
+        reconstruction = reconstruction_loss(weights.reconstruction, output.prediction, output.target, shard)
+        total = reconstruction + weights.commitment * quantizer.commitment_loss
+        if weights.entropy:  # 0 · inf would be NaN
+            total = total + weights.entropy * quantizer.entropy_loss
+        return StepOutput(total, reconstruction, output.latents, quantizer)
 
     def metrics(self, step: int, output: StepOutput) -> dict[str, float]:
-        """The whole batch's losses by tag, raw, as they are before the step is applied."""
+        """Return losses and learning rate by tag: unweighted, over the whole batch, before the update of this step."""
         metrics = {
             "loss/total": float(output.total.detach()),
             "loss/reconstruction": float(output.reconstruction.detach()),
             "optimizer/learning_rate": learning_rate(self._settings.training, step),
         }
-        if not self._model.quantizer.needs_init:  # else nothing was quantized
-            latents = output.latents.detach()
-            own = self._model.quantizer.statistics(latents, output.quantizer.indices)
-            commitment, entropy = raw_losses(all_reduce_statistics(own))
+        if not self._model.quantizer.needs_init:  # before the initialisation nothing is quantized
+            statistics = self._model.quantizer.statistics(output.latents.detach(), output.quantizer.indices)
+            commitment, entropy = unweighted_losses(all_reduce_statistics(statistics))
             metrics |= {"loss/commitment": commitment, "loss/entropy": entropy}
         return metrics
 
-    def apply(self, step: int, output: StepOutput) -> None:
-        """Update weights and codes; after a step that was not finite, nothing any more.
+    def backward_and_update(self, step: int, output: StepOutput) -> None:
+        """Compute gradients, then update weights and codes. After the first non-finite step nothing changes any more.
 
         Raises:
-            TrainingError: as `check`, at once on a CPU, and while codes wait for their start.
+            TrainingError: a loss or a gradient is not finite. Raised only if `checks_each_step`, or before codes are
+                initialised; otherwise call `check_finite`.
         """
         terms = {"reconstruction": output.reconstruction, "commitment": output.quantizer.commitment_loss}
         if self._settings.loss.entropy:
             terms["entropy"] = output.quantizer.entropy_loss
-        terms["gradient"] = self.optimizer.gradients(output.total)
-        good, needs_init = None, self._model.quantizer.needs_init
-        if needs_init or _known_at_once(self._device):
-            self._refuse(step, [name for name, term in terms.items() if not math.isfinite(term.item())])
+        terms["gradient"] = self.optimizer.backward(output.total)
+        step_is_finite, needs_init = None, self._model.quantizer.needs_init
+        if needs_init or self.checks_each_step:
+            self._raise_if_any(step, [name for name, term in terms.items() if not math.isfinite(term.item())])
         else:
-            good = self._watch.note(step, terms)
-        self.optimizer.step(step, good)
+            step_is_finite = self._guard.record(step, terms)
+        self.optimizer.step(step, step_is_finite)
         if not needs_init:
-            self._model.hit_times.note(output.quantizer.indices, step + 1, good)
-        self._model.quantizer.apply_update(good)
+            self._model.hit_steps.record(output.quantizer.indices, step + 1, step_is_finite)
+        self._model.quantizer.apply_update(step_is_finite)
 
-    def check(self) -> None:
-        """Wait for the device, and refuse to go on after a step that was not finite, if `apply` has not done so.
+    def check_finite(self) -> None:
+        """Wait for the device, and raise if a step since the start was not finite.
 
         Raises:
-            TrainingError: names the step, what was not finite, and the rows.
+            TrainingError: names the first non-finite step, its non-finite terms, and rows of its batch.
         """
-        self._refuse(*self._watch.first())
+        self._raise_if_any(*self._guard.first_non_finite())
 
-    def _refuse(self, step: int, bad: list[str]) -> None:
-        """Go no further where terms of a step were `bad`."""
-        if not bad:
+    def _raise_if_any(self, step: int, non_finite: list[str]) -> None:
+        """Discard the quantizer's statistics of this step and raise, if any term was not finite."""
+        if not non_finite:
             return
         self._model.quantizer.discard()
-        # A gradient is bad wherever a loss is.
-        terms = [f"{name} loss" for name in bad if name != "gradient"] or bad
+        # Where a loss is not finite, its gradient is not finite either.
+        terms = [f"{name} loss" for name in non_finite if name != "gradient"] or non_finite
+        samples = self._order.batch(step)
+        rows = samples if self._row_numbers is None else self._row_numbers[samples]
+        listed = ", ".join(map(str, rows[:_MAX_LISTED_ROWS])) + (", ..." if len(rows) > _MAX_LISTED_ROWS else "")
         raise TrainingError(
             f"step {step + 1}: the {' and the '.join(terms)} {'is' if len(terms) == 1 else 'are'} NaN or infinite; the "
             "step was not applied; lower training.learning_rate, raise training.warmup_steps, or set "
-            f"training.gradient_clip or data.normalize; rows of the batch: {self._rows(step)}"
+            f"training.gradient_clip or data.normalize; rows of the batch: {listed}"
         )
 
-    def _total(self, reconstruction: Tensor, output: QuantizerOutput) -> Tensor:
-        loss = self._settings.loss
-        total = reconstruction + loss.commitment * output.commitment_loss
-        # Left out at weight zero, for 0 · inf is no number.
-        return total + loss.entropy * output.entropy_loss if loss.entropy else total
 
-    def _rows(self, step: int) -> str:
-        samples = self._order.batch(step)
-        rows = samples if self._numbers is None else self._numbers[samples]
-        return ", ".join(map(str, rows[:_NAMED])) + (", ..." if len(rows) > _NAMED else "")
+class NonFiniteGuard:
+    """Records on the device whether losses and gradients are finite, so that the host need not wait at each step.
 
+    Args:
+        device: device of the losses.
+    """
 
-def _known_at_once(device: torch.device) -> bool:
-    """Whether a number is on the host as soon as it is computed."""
-    return device.type == "cpu"
+    def __init__(self, device: torch.device) -> None:
+        # Whether all steps so far were finite.
+        self._all_finite = torch.ones((), dtype=torch.bool, device=device)
+        # Step and terms of the first non-finite step; of the last step while all are finite.
+        self._step = torch.full((), -1, device=device)
+        self._terms = torch.zeros((), device=device)
+        self._names: list[str] = []
+
+    @torch.no_grad()
+    def record(self, step: int, terms: Mapping[str, Tensor]) -> Tensor:
+        """Record the terms of a step, each a tensor (); every step must have the same names.
+
+        Returns:
+            () bool: whether this step and all earlier ones were finite. If false, the step must not be applied.
+        """
+        self._names = list(terms)
+        values = torch.stack(list(terms.values()))
+        self._step = torch.where(self._all_finite, step, self._step)
+        self._terms = torch.where(self._all_finite, values, self._terms)
+        self._all_finite = self._all_finite & values.isfinite().all()
+        return self._all_finite
+
+    def first_non_finite(self) -> tuple[int, list[str]]:
+        """Return the first non-finite step and its non-finite terms, or the last step and []. Waits for the device."""
+        finite = self._terms.isfinite().tolist() if self._names else []
+        return int(self._step), [name for name, ok in zip(self._names, finite, strict=True) if not ok]

@@ -1,7 +1,9 @@
-"""TensorBoard's event file: one at a time, whose events are those of the run as it stands.
+"""TensorBoard files of a run: the event file, and the codes for the embedding projector.
 
-TensorBoard's own writer works in a thread of its own, which a full disk ends with a traceback; and it leaves a file for
-each process that had a part in the run, with steps that were lost.
+PyTorch's `SummaryWriter` is not used. It writes in a thread, which ends with a traceback when the disk is full. It also
+adds one event file per process of a run, with the events of steps that were lost when a process was killed.
+
+Shapes: K codes, D code dimension.
 """
 
 import os
@@ -15,47 +17,54 @@ from types import TracebackType
 
 import numpy as np
 from google.protobuf.message import DecodeError
+from google.protobuf.text_format import MessageToString
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from tensorboard.summary.writer.record_writer import RecordWriter, masked_crc32c
 from torch import Tensor
 from torch.utils.tensorboard import summary
 
+from vqtool.models.autoencoder import Autoencoder
+from vqtool.runs.model_file import read_model
 from vqtool.runs.run_directory import RunDirectory
 from vqtool.runtime.files import atomic_write, convert_write_errors
+from vqtool.runtime.progress import pass_bar
 
-# Of a histogram of hits.
-_BINS = 64
-# Before a record stand its length and a checksum of that; after it, one of its own.
-_HEADER = struct.Struct("<QI")
-_FOOTER = 4
+_HISTOGRAM_BINS = 64
+# A record is: its length and a checksum of the length, the event, a checksum of the event (TFRecord format).
+_RECORD_HEADER = struct.Struct("<QI")
+_RECORD_FOOTER_BYTES = 4
+# More points make the projector too slow in a browser.
+_MAX_PROJECTOR_CODES = 10_000
 
 
 class TensorBoardLogger:
-    """Writes events in step with the run.
+    """Writes the one event file of a run.
 
     Args:
-        start: steps already done; events of later ones are dropped.
-        say: called with a line for the user where a damaged file costs events.
+        run: run directory.
+        last_step: number of completed steps. Events of later steps, from an earlier process, are removed.
+        log: called with one line for the user if events are lost in a damaged file.
 
     Raises:
-        DataError: the file cannot be written; so from all that writes.
+        DataError: the file cannot be written. All methods that write raise it too.
     """
 
-    def __init__(self, run: RunDirectory, start: int, say: Callable[[str], None] = lambda line: None) -> None:
-        before = run.event_files()
-        self._path = run.folder / f"events.out.tfevents.{_later(before):010d}.{socket.gethostname()}"
-        with atomic_write(self._path) as part, part.open("wb") as file:
+    def __init__(self, run: RunDirectory, last_step: int, log: Callable[[str], None] = lambda line: None) -> None:
+        old_paths = run.event_files()
+        self._path = run.folder / f"events.out.tfevents.{_later_timestamp(old_paths):010d}.{socket.gethostname()}"
+        with atomic_write(self._path) as temp, temp.open("wb") as file:
             records = RecordWriter(file)
             records.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
-            # To one who looks on, all that he saw so far is void: it comes again below.
-            anew = SessionLog(status=SessionLog.START)
-            records.write(Event(wall_time=time.time(), session_log=anew).SerializeToString())
-            for path in before[-1:]:
-                for event in _kept(path, start, say):
+            # Makes a running TensorBoard drop the events that it has read; they follow again.
+            session_start = SessionLog(status=SessionLog.START)
+            records.write(Event(wall_time=time.time(), session_log=session_start).SerializeToString())
+            for path in old_paths[-1:]:
+                for event in _events_until(path, last_step, log):
                     records.write(event)
-        for path in before:
+        for path in old_paths:
             path.unlink()
         with convert_write_errors(self._path):
             self._file = self._path.open("ab")
@@ -71,59 +80,103 @@ class TensorBoardLogger:
             self._file.close()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Values by their tags, after `step` steps."""
+        """Write values by tag, after `step` steps."""
         for tag, value in values.items():
-            self._add(step, summary.scalar(tag, value))
+            self._write(step, summary.scalar(tag, value))
         with convert_write_errors(self._path):
             self._records.flush()
 
     def histogram(self, step: int, tag: str, values: Tensor) -> None:
-        """Of values (n,)."""
-        self._add(step, summary.histogram(tag, np.asarray(values), bins=_BINS))
+        """Write a histogram of values (n,)."""
+        self._write(step, summary.histogram(tag, np.asarray(values), bins=_HISTOGRAM_BINS))
 
-    def image(self, step: int, tag: str, picture: Tensor) -> None:
-        """(3, H, W) in [0, 1]."""
-        self._add(step, summary.image(tag, picture, dataformats="CHW"))
+    def image(self, step: int, tag: str, image: Tensor) -> None:
+        """Write an image (3, H, W) in [0, 1]."""
+        self._write(step, summary.image(tag, image, dataformats="CHW"))
 
     def sync(self) -> None:
-        """Wait until what was written is on the disk."""
+        """Flush the file to disk (fsync)."""
         with convert_write_errors(self._path):
             self._records.flush()
             os.fsync(self._file.fileno())
 
-    def _add(self, step: int, what: Summary) -> None:
-        event = Event(wall_time=time.time(), step=step, summary=what)
+    def _write(self, step: int, content: Summary) -> None:
+        event = Event(wall_time=time.time(), step=step, summary=content)
         with convert_write_errors(self._path):
             self._records.write(event.SerializeToString())
 
 
-def _later(before: list[Path]) -> int:
-    """The time in seconds, later than those in the names of event files: TensorBoard reads them in this order."""
-    times = [int(name) for path in before if re.fullmatch("[0-9]{1,12}", name := path.name.split(".")[3])]
+def _later_timestamp(paths: list[Path]) -> int:
+    """Return the time in seconds, but later than those in the file names: TensorBoard reads files in this order."""
+    times = [int(name) for path in paths if re.fullmatch("[0-9]{1,12}", name := path.name.split(".")[3])]
     return max([int(time.time()), *(seconds + 1 for seconds in times)])
 
 
-def _kept(path: Path, step: int, say: Callable[[str], None]) -> Iterator[bytes]:
-    """The events of a file up to a step; those after a record that was cut short, or is damaged, are lost."""
-    read = 0
+def _events_until(path: Path, last_step: int, log: Callable[[str], None]) -> Iterator[bytes]:
+    """Yield the serialised events of a file up to `last_step`. Nothing after a damaged record can be read."""
+    bytes_read = 0
     for record in RawEventFileLoader(str(path)).Load():
-        read += _HEADER.size + len(record) + _FOOTER
+        bytes_read += _RECORD_HEADER.size + len(record) + _RECORD_FOOTER_BYTES
         try:
             event = Event.FromString(record)
         except DecodeError:
             continue
-        if event.HasField("summary") and event.step <= step:
+        if event.HasField("summary") and event.step <= last_step:
             yield record
-    if _is_damaged(path, read):
-        say(f"{path}: damaged after {read:,} bytes; later events are missing from TensorBoard; metrics.jsonl has them")
+    if _is_damaged(path, bytes_read):
+        log(
+            f"{path}: damaged after {bytes_read:,} bytes; later events are missing from TensorBoard; metrics.jsonl has "
+            "them"
+        )
 
 
-def _is_damaged(path: Path, read: int) -> bool:
-    """Whether more follows on so many bytes than a record that was cut short, as one is when its process is killed."""
+def _is_damaged(path: Path, bytes_read: int) -> bool:
+    """Return whether the rest of the file is more than one truncated record, which a killed process leaves behind."""
     with path.open("rb") as file:
-        file.seek(read)
-        header = file.read(_HEADER.size)
-    if len(header) < _HEADER.size:
+        file.seek(bytes_read)
+        header = file.read(_RECORD_HEADER.size)
+    if len(header) < _RECORD_HEADER.size:
         return False
-    length, check = _HEADER.unpack(header)
-    return check != masked_crc32c(header[:8]) or path.stat().st_size - read >= _HEADER.size + length + _FOOTER
+    length, checksum = _RECORD_HEADER.unpack(header)
+    record_bytes = _RECORD_HEADER.size + length + _RECORD_FOOTER_BYTES
+    return checksum != masked_crc32c(header[:8]) or path.stat().st_size - bytes_read >= record_bytes
+
+
+def write_projector(run: RunDirectory, model: Autoencoder, max_codes: int = _MAX_PROJECTOR_CODES) -> None:
+    """Write the learned codes of the run's best model, with their hits, for TensorBoard's embedding projector.
+
+    Args:
+        run: run directory.
+        model: model of the run; the best weights are loaded into it.
+        max_codes: maximum number of codes per level; of more codes, those with the most hits are written.
+
+    Raises:
+        CheckpointError: the best model is damaged.
+        DataError: a file cannot be written.
+        Stopped: a stop signal was received.
+    """
+    saved, _ = read_model(run.model)
+    model.load_state_dict(saved.state)
+    levels = enumerate(zip(model.quantizer.learned_codes, saved.counts, strict=True))
+    learned = [(level, codes.detach().cpu(), hits) for level, (codes, hits) in levels if codes is not None]
+    if not learned:
+        return
+    config = ProjectorConfig()
+    with convert_write_errors(run.projector):
+        run.projector.mkdir(exist_ok=True)
+    with pass_bar("write codes", len(learned), "levels") as bar:
+        for level, codes, hits in learned:
+            shown = hits.argsort(descending=True, stable=True)[:max_codes].sort().values
+            codes_path, hits_path = (run.projector / f"level_{level}_{name}.tsv" for name in ("codes", "hits"))
+            with atomic_write(codes_path) as temp:
+                np.savetxt(temp, codes[shown].float().numpy(), fmt="%.6g", delimiter="\t")
+            with atomic_write(hits_path) as temp:
+                rows = [f"{code}\t{count}" for code, count in zip(shown.tolist(), hits[shown].tolist(), strict=True)]
+                temp.write_text("\n".join(["code\thits", *rows]) + "\n", encoding="utf-8")
+            embedding = config.embeddings.add()
+            embedding.tensor_name = f"codebook, level {level}"
+            embedding.tensor_path = str(codes_path.relative_to(run.folder))
+            embedding.metadata_path = str(hits_path.relative_to(run.folder))
+            bar.update()
+    with atomic_write(run.projector_config) as temp:
+        temp.write_text(MessageToString(config), encoding="utf-8")

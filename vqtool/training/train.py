@@ -1,4 +1,4 @@
-"""Training as one call: claim a run directory, prepare, train, sum up."""
+"""Train in one call: lock the run directory, set up, train, write the summary."""
 
 import json
 import os
@@ -15,233 +15,217 @@ from vqtool.runs.run_directory import RunDirectory
 from vqtool.runtime.distributed import is_rank0, on_rank0, process_group, world_size
 from vqtool.runtime.memory import convert_out_of_memory
 from vqtool.runtime.signals import deferred_signals
-from vqtool.training.projector import write_best_codes
-from vqtool.training.setup import TrainingSetup, begin_from, deterministic, set_up
+from vqtool.training.setup import TrainingSetup, deterministic, load_init_from, set_up
+from vqtool.training.tensorboard import write_projector
 from vqtool.training.trainer import Trainer
 
-# What to do if memory runs out.
-ADVICE = "lower training.batch_size first, then the widths in model.encoder or the codebook size in model.quantizer"
+Log = Callable[[str], None]
+OUT_OF_MEMORY_ADVICE = (
+    "lower training.batch_size first, then the widths in model.encoder or the codebook size in model.quantizer"
+)
 
 
 def train(
     settings: RunSettings,
-    folder: Path | None = None,
+    run_dir: Path | None = None,
     *,
     resume: bool = False,
     overwrite: bool = False,
     allow_data_change: bool = False,
-    say: Callable[[str], None] = lambda line: None,
+    log: Log = lambda line: None,
 ) -> dict[str, Any]:
-    """Train, and return the run's summary.
+    """Train, and return the summary of the run.
 
-    Under torchrun every process calls this; the first alone reads and writes the run directory.
+    Under torchrun every process calls this function; only rank 0 reads and writes the run directory.
 
     Args:
-        folder: the run directory; None: runs/<name>.
-        resume: continue the run in the folder; start one if there is none.
-        overwrite: remove the run in the folder first.
+        settings: settings of the run.
+        run_dir: the run directory; None: runs/<name>.
+        resume: continue the run in `run_dir`; start one if there is none.
+        overwrite: remove the run in `run_dir` first.
         allow_data_change: resume even if the data changed since the run started.
-        say: called with each line for the user.
+        log: called with each line for the user.
 
     Raises:
         ValueError: both `resume` and `overwrite`.
         ConfigError, DataError: the settings or the data are invalid, or memory or disk space is too small.
-        CheckpointError: the folder already contains a run or one that cannot be resumed, or another process uses it.
+        CheckpointError: `run_dir` already contains a run or one that cannot be resumed, or another process uses it.
         TrainingError: a loss or a gradient is not finite, or a severe finding stopped the run.
-        Stopped: a signal arrived; the checkpoint is saved.
+        Stopped: a stop signal was received; the checkpoint is saved.
     """
     if resume and overwrite:
         raise ValueError("resume and overwrite exclude each other")
-    run = RunDirectory(folder or run_folder(settings))
-    refuses = not (resume or overwrite)
-    with process_group(), deferred_signals(), convert_out_of_memory(ConfigError, ADVICE):
-        say = say if is_rank0() else _unheard
-        check_apart(run, settings)
-        on_rank0(lambda: _refuse(run, refuses))
+    run = RunDirectory(run_dir or default_run_dir(settings))
+    with process_group(), deferred_signals(), convert_out_of_memory(ConfigError, OUT_OF_MEMORY_ADVICE):
+        log = log if is_rank0() else lambda line: None
+        check_not_data_path(run, settings)
+        on_rank0(lambda: _check_no_run(run, resume or overwrite))
         try:
-            prepared = set_up(settings.model_copy(update={"name": settings.name or run.folder.name}))
+            setup = set_up(settings.model_copy(update={"name": settings.name or run.folder.name}))
         except Stopped as stopped:
             raise Stopped(stopped.signal, f"{stopped} before the first step; no checkpoint was saved") from stopped
-        with ExitStack() as claim:
-            on_rank0(lambda: claim.enter_context(run.claimed()))
-            on_rank0(lambda: _refuse(run, refuses))  # again: another run may have come first
-            finished = on_rank0(lambda: _finished(run, prepared, say) if run.exists and resume else None)
-            return finished or _train(run, prepared, resume, allow_data_change, say)
+        with ExitStack() as lock:
+            on_rank0(lambda: lock.enter_context(run.locked()))
+            on_rank0(lambda: _check_no_run(run, resume or overwrite))  # another process may have started one meanwhile
+            finished = on_rank0(lambda: _finished_summary(run, setup, log) if run.exists and resume else None)
+            return finished or _train(run, setup, resume, allow_data_change, log)
 
 
-def check_apart(run: RunDirectory, settings: RunSettings) -> None:
-    """Refuse a run directory that is the folder of the data: what a run writes would be read as data from then on.
+def default_run_dir(settings: RunSettings) -> Path:
+    """Return runs/<name>."""
+    return Path("runs") / (settings.name or "run")
+
+
+def check_not_data_path(run: RunDirectory, settings: RunSettings) -> None:
+    """Check that the run directory is not the data folder: files that a run writes would be read as data.
 
     Raises:
-        ConfigError: it is.
+        ConfigError: it is `data.path` or `data.validation`.
     """
     data = settings.data
     for path in (data.path, data.validation) if isinstance(data, TensorsSettings) else ():
         if isinstance(path, str) and os.path.realpath(path) == os.path.realpath(run.folder):
-            holds = "contains the data" if run.folder.is_dir() else "is the data file"
-            raise ConfigError(f"{run.folder}: {holds}, so it cannot be the run directory; use another --run-dir")
+            role = "contains the data" if run.folder.is_dir() else "is the data file"
+            raise ConfigError(f"{run.folder}: {role}, so it cannot be the run directory; use another --run-dir")
 
 
-def _train(
-    run: RunDirectory, prepared: TrainingSetup, resume: bool, allow_data_change: bool, say: Callable[[str], None]
-) -> dict[str, Any]:
-    begun = on_rank0(lambda: _begun(run, prepared, resume, allow_data_change, say))
-    if world_size() > 1:  # as the first has begun
-        prepared.model.load_state_dict(on_rank0(lambda: dict(prepared.model.state_dict())))
-    trainer = Trainer(prepared, run, None if begun is None else TrainingState.of(begun), say)
+def _check_no_run(run: RunDirectory, allowed: bool) -> None:
+    if run.exists and not allowed:
+        raise CheckpointError(
+            f"{run.folder}: already contains a run; use --resume to continue it or --overwrite to replace it"
+        )
+
+
+def _train(run: RunDirectory, setup: TrainingSetup, resume: bool, allow_data_change: bool, log: Log) -> dict[str, Any]:
+    state = on_rank0(lambda: _prepare_run_dir(run, setup, resume, allow_data_change, log))
+    if world_size() > 1:  # rank 0 may have loaded `training.init_from`
+        setup.model.load_state_dict(on_rank0(lambda: dict(setup.model.state_dict())))
+    trainer = Trainer(setup, run, None if state is None else TrainingState.from_dict(state), log)
     with deterministic():
         trainer.train()
-    return on_rank0(lambda: _finish(run, prepared, trainer))
+    return on_rank0(lambda: _write_results(run, setup, trainer))
 
 
-def _begun(
-    run: RunDirectory, prepared: TrainingSetup, resume: bool, allow_data_change: bool, say: Callable[[str], None]
+def _prepare_run_dir(
+    run: RunDirectory, setup: TrainingSetup, resume: bool, allow_data_change: bool, log: Log
 ) -> dict[str, Any] | None:
-    """Prepare the run directory; return the fields of the state to resume from, or None for a new run."""
-    state = load_checkpoint(run, say) if run.exists and resume else None
+    """Write the settings to the run directory; return the fields of the state to resume from, or None for a new run."""
+    state = load_checkpoint(run, log) if run.exists and resume else None
     if state is None:
         if resume and run.summary.exists():
             raise CheckpointError(
                 f"{run.folder}: the run is finished and has no checkpoint to resume from; use --overwrite to start it "
                 "again"
             )
-        begin_from(prepared, say)
-        run.clear() if run.exists else run.check_free()
+        load_init_from(setup, log)
+        run.clear() if run.exists else run.check_no_other_files()
     else:
-        _check_data(run, state, prepared, allow_data_change, say)
-        say(f"{run.folder}: resumed from step {state.step}")
-        _tell_extension(run, state, prepared, say)
-    run.create(prepared.settings)
+        _check_same_data(run, state, setup, allow_data_change, log)
+        log(f"{run.folder}: resumed from step {state.step}")
+        _log_extension(run, state, setup, log)
+    run.create(setup.settings)
     run.summary.unlink(missing_ok=True)
-    say(_reading(prepared))
-    return None if state is None else state.fields()
+    spec, data = setup.dataset.spec, setup.dataset  # shows at once if the layout was guessed wrongly
+    content = f"{spec.classes} classes" if spec.classes else f"values, normalize {data.settings.normalize}"
+    log(
+        f"data: rows {spec.row_shape} {spec.dtype}, layout {spec.layout}, {content}; "
+        f"{len(data.training):,} samples to train, {len(data.validation):,} to validate"
+    )
+    return None if state is None else state.to_dict()
 
 
-def _finish(run: RunDirectory, prepared: TrainingSetup, trainer: Trainer) -> dict[str, Any]:
-    write_best_codes(run, prepared.model)
-    summary = _summary(prepared, trainer)
+def _write_results(run: RunDirectory, setup: TrainingSetup, trainer: Trainer) -> dict[str, Any]:
+    """Write the best codes for TensorBoard, then the summary, which marks the run as finished; return the summary."""
+    write_projector(run, setup.model)
+    training = setup.settings.training
+    summary = {
+        "name": setup.settings.name,
+        "steps": training.steps,
+        "seconds": round(trainer.seconds, 3),
+        "best_metric": training.best_metric,
+        "best_step": trainer.best_validation.step,
+        "best": trainer.best_validation.metrics,
+        "final": trainer.last_validation.metrics,
+    }
     run.write_summary(summary)
     return summary
 
 
-def _unheard(line: str) -> None:
-    """What other processes than the first would say, which says the same."""
-
-
-def _summary(prepared: TrainingSetup, trainer: Trainer) -> dict[str, Any]:
-    return {
-        "name": prepared.settings.name,
-        "steps": prepared.settings.training.steps,
-        "seconds": round(trainer.seconds, 3),
-        "best_metric": prepared.settings.training.best_metric,
-        "best_step": trainer.best.step,
-        "best": trainer.best.metrics,
-        "final": trainer.last.metrics,
-    }
-
-
-def _refuse(run: RunDirectory, refuses: bool) -> None:
-    if run.exists and refuses:
-        raise CheckpointError(
-            f"{run.folder}: already contains a run; use --resume to continue it or --overwrite to replace it"
-        )
-
-
-def _finished(run: RunDirectory, prepared: TrainingSetup, say: Callable[[str], None]) -> dict[str, Any] | None:
-    """The summary of a run that has all its steps; None if it can continue.
+def _finished_summary(run: RunDirectory, setup: TrainingSetup, log: Log) -> dict[str, Any] | None:
+    """Return the summary of a run that has all its steps; None if it can continue.
 
     Raises:
         ConfigError: the run cannot be resumed with these settings.
     """
-    before, steps = run.settings(), prepared.settings.training.steps
-    _check_same(run, before, prepared.settings)
+    run_settings, steps = run.settings(), setup.settings.training.steps
+    _check_same_settings(run, run_settings, setup.settings)
     summary = run.read_summary()
     if summary and summary["steps"] >= steps:
-        say(f"{run.folder}: the run already finished at step {summary['steps']}; nothing to do")
+        log(f"{run.folder}: the run already finished at step {summary['steps']}; nothing to do")
         return summary
-    if steps < before.training.steps:
+    run_steps = run_settings.training.steps
+    if steps < run_steps:
         raise ConfigError(
-            f"training.steps: {steps}, but the run in {run.folder} was started with {before.training.steps}; set it to "
-            f"{before.training.steps} or more"
+            f"training.steps: {steps}, but the run in {run.folder} was started with {run_steps}; set it to {run_steps} "
+            "or more"
         )
     return None
 
 
-def _check_data(
-    run: RunDirectory,
-    state: TrainingState,
-    prepared: TrainingSetup,
-    allow_data_change: bool,
-    say: Callable[[str], None],
-) -> None:
-    if state.data_sha256 == prepared.dataset.sha256:
-        return
-    if not allow_data_change:
-        raise DataError(
-            f"{run.folder}: the data changed since the run started (SHA-256 {state.data_sha256[:12]}... then, "
-            f"{prepared.dataset.sha256[:12]}... now); use --allow-data-change to continue with the changed data"
-        )
-    say("data changed since the run started; the best model is chosen among validations on the changed data only")
-
-
-def _tell_extension(
-    run: RunDirectory, state: TrainingState, prepared: TrainingSetup, say: Callable[[str], None]
-) -> None:
-    """Report why an extended run differs from a run that had the new length from the start."""
-    then, now = run.settings().training, prepared.settings.training
-    why = []
-    if now.schedule == "cosine":
-        why.append("training.schedule: cosine depends on training.steps (constant does not)")
-    if now.warmup_steps > then.steps:
-        why.append("training.warmup_steps was limited to the shorter length")
-    if state.early:
-        why.append("the codebook was initialised before its sample was complete, as in short runs")
-    if now.steps > then.steps and why:
-        say(
-            f"run extended from {then.steps} to {now.steps} steps; the result differs from {now.steps} steps from the "
-            f"start: {'; '.join(why)}"
-        )
-
-
-def _reading(prepared: TrainingSetup) -> str:
-    """How the data were read, so that the user sees a wrong guess at once."""
-    data = prepared.dataset
-    holds = f"{data.spec.classes} classes" if data.spec.classes else f"values, normalize {data.settings.normalize}"
-    return (
-        f"data: rows {data.spec.row_shape} {data.spec.dtype}, layout {data.spec.layout}, {holds}; "
-        f"{len(data.training):,} samples to train, {len(data.validation):,} to validate"
-    )
-
-
-def run_folder(settings: RunSettings) -> Path:
-    """runs/<name>."""
-    return Path("runs") / (settings.name or "run")
-
-
-def _check_same(run: RunDirectory, before: RunSettings, settings: RunSettings) -> None:
-    changed = [
-        f"{key} was changed from {_text(old)} to {_text(new)}"
-        for key, old, new in _differences(before.model_dump(), settings.model_dump(), "")
+def _check_same_settings(run: RunDirectory, run_settings: RunSettings, settings: RunSettings) -> None:
+    """Check that only settings differ that may change when a run is resumed."""
+    changes = [
+        f"{key} was changed from {_yaml_value(old)} to {_yaml_value(new)}"
+        for key, old, new in _changed_values(run_settings.model_dump(), settings.model_dump(), "")
         if not (key in ("training.steps", "training.device") or key.endswith("_every"))
     ]
-    if changed:
+    if changes:
         raise ConfigError(
-            f"{run.folder}: cannot resume: {', '.join(changed)}; change {'it' if len(changed) == 1 else 'them'} back, "
+            f"{run.folder}: cannot resume: {', '.join(changes)}; change {'it' if len(changes) == 1 else 'them'} back, "
             "or use another --run-dir (only training.steps, training.*_every and training.device may change)"
         )
 
 
-def _text(value: Any) -> str:
-    """A value of a setting as it is written in a config."""
+def _changed_values(old: Any, new: Any, key: str) -> list[tuple[str, Any, Any]]:
+    """Return dotted key, old value and new value of each difference between two nested dicts."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            change
+            for name in dict.fromkeys([*old, *new])
+            for change in _changed_values(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
+        ]
+    return [] if old == new else [(key, old, new)]
+
+
+def _yaml_value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def _differences(before: Any, after: Any, key: str) -> list[tuple[str, Any, Any]]:
-    if isinstance(before, dict) and isinstance(after, dict):
-        names = dict.fromkeys([*before, *after])
-        return [
-            difference
-            for name in names
-            for difference in _differences(before.get(name), after.get(name), f"{key}.{name}".lstrip("."))
-        ]
-    return [] if before == after else [(key, before, after)]
+def _check_same_data(
+    run: RunDirectory, state: TrainingState, setup: TrainingSetup, allow_data_change: bool, log: Log
+) -> None:
+    if state.data_sha256 == setup.dataset.sha256:
+        return
+    if not allow_data_change:
+        raise DataError(
+            f"{run.folder}: the data changed since the run started (SHA-256 {state.data_sha256[:12]}... then, "
+            f"{setup.dataset.sha256[:12]}... now); use --allow-data-change to continue with the changed data"
+        )
+    log("data changed since the run started; the best model is chosen among validations on the changed data only")
+
+
+def _log_extension(run: RunDirectory, state: TrainingState, setup: TrainingSetup, log: Log) -> None:
+    """Log why an extended run differs from a run that had the new number of steps from the start."""
+    old, new = run.settings().training, setup.settings.training
+    reasons = []
+    if new.schedule == "cosine":
+        reasons.append("training.schedule: cosine depends on training.steps (constant does not)")
+    if new.warmup_steps > old.steps:
+        reasons.append("training.warmup_steps was limited to the shorter length")
+    if state.init_was_early:
+        reasons.append("the codebook was initialised before its sample was complete, as in short runs")
+    if new.steps > old.steps and reasons:
+        log(
+            f"run extended from {old.steps} to {new.steps} steps; the result differs from {new.steps} steps from the "
+            f"start: {'; '.join(reasons)}"
+        )
