@@ -286,17 +286,17 @@ def test_hit_steps_are_part_of_the_state_dict() -> None:
 def test_hit_steps_do_not_depend_on_the_number_of_buffered_steps() -> None:
     generator = torch.Generator().manual_seed(0)
     steps = [torch.randint(40, (5, 3), generator=generator) for _ in range(20)]
-    found = []
+    first_and_last = []
     for max_indices in (1, 15, 31, 1 << 16):
         hit_steps = HitSteps([50], max_pending_indices=max_indices, max_pending_steps=7)
         for step, indices in enumerate(steps):
             hit_steps.record(indices, step + 1)
             assert len(hit_steps._pending) * 15 < max_indices
             assert len(hit_steps._pending) < 7
-        found.append([column.tolist() for column in hit_steps.per_level()[0]])
+        first_and_last.append([column.tolist() for column in hit_steps.per_level()[0]])
     steps_of_code = [[step + 1 for step, indices in enumerate(steps) if code in indices] for code in range(50)]
     expected = [[min(code, default=0) for code in steps_of_code], [max(code, default=0) for code in steps_of_code]]
-    assert found == [expected] * 4
+    assert first_and_last == [expected] * 4
 
 
 def test_loading_a_state_dict_drops_buffered_steps() -> None:

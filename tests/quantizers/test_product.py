@@ -32,9 +32,9 @@ def build(inner, seed=0):
 
 def separate_quantizers(model, inner):
     """Return separate quantizers with the state of the model's groups."""
-    found = build(inner, seed=1).groups
-    found.load_state_dict(state(model.groups))
-    return list(found)
+    groups = build(inner, seed=1).groups
+    groups.load_state_dict(state(model.groups))
+    return list(groups)
 
 
 def vectors(*shape, dtype=torch.float32, seed=1):
@@ -94,8 +94,8 @@ def test_encode_decode_and_statistics_equal_those_of_separate_quantizers(inner):
     ]
     assert len(levels) == len(expected) == len(model.codebook_sizes) == indices.shape[-1]
     for mine, theirs in zip(levels, expected, strict=True):
-        for found, wanted in zip(mine, theirs, strict=True):
-            torch.testing.assert_close(found, wanted)
+        for actual, wanted in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(actual, wanted)
 
 
 @pytest.mark.parametrize("inner", INNER)
@@ -106,9 +106,9 @@ def test_a_group_depends_only_on_its_own_dimensions(inner):
     other[..., W : 2 * W] = vectors(5, 8, W, seed=5)
     first, second = model(z), model(other)
     each = first.indices.shape[-1] // G
-    for found, expected, width in ((second.quantized, first.quantized, W), (second.indices, first.indices, each)):
+    for actual, expected, width in ((second.quantized, first.quantized, W), (second.indices, first.indices, each)):
         changed = [
-            not torch.equal(*pair) for pair in zip(found.split(width, -1), expected.split(width, -1), strict=True)
+            not torch.equal(*pair) for pair in zip(actual.split(width, -1), expected.split(width, -1), strict=True)
         ]
         assert changed == [False, True, False]
 
@@ -148,13 +148,13 @@ def test_indices_of_residual_groups_are_ordered_by_group_then_level():
     model, z = build("residual"), vectors(7, G * W)
     indices = model.encode(z)
     assert indices.shape == (7, 2 * G)
-    for number, group in enumerate(model.groups):
-        rest = z[:, number * W : (number + 1) * W].double()
+    for g, group in enumerate(model.groups):
+        residual = z[:, g * W : (g + 1) * W].double()
         for level in range(2):
             codes = group.levels[level].codes.double()
-            nearest = (rest[:, None] - codes).square().sum(dim=2).argmin(dim=1)
-            assert torch.equal(indices[:, 2 * number + level], nearest)
-            rest = rest - codes[nearest]
+            nearest = (residual[:, None] - codes).square().sum(dim=2).argmin(dim=1)
+            assert torch.equal(indices[:, 2 * g + level], nearest)
+            residual = residual - codes[nearest]
     assert model.codebook_sizes == (6,) * (2 * G)
     assert model.codes.shape == (2 * G, 6, W)
     assert torch.equal(model.codes[3], model.groups[1].levels[1].codes)
@@ -164,8 +164,8 @@ def test_indices_of_residual_groups_are_ordered_by_group_then_level():
 def test_codes_are_those_of_each_group(inner):
     model = build(inner)
     assert model.codes.shape == (G, model.codebook_sizes[0], W)
-    for number, group in enumerate(model.groups):
-        assert torch.equal(model.codes[number], group.codes)
+    for g, group in enumerate(model.groups):
+        assert torch.equal(model.codes[g], group.codes)
 
 
 def test_groups_of_different_kinds_and_widths():

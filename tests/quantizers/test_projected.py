@@ -103,14 +103,14 @@ def test_values_and_gradients_follow_the_formulas(dtype, shape):
 
     assert torch.equal(output.indices, indices.reshape(shape[:-1]))
     assert output.quantized.dtype == output.commitment_loss.dtype == dtype
-    for found, expected in [
+    for actual, expected in [
         (output.quantized, quantized.reshape(shape)),
         (output.commitment_loss, commitment),
         (output.entropy_loss, entropy),
         (z.grad, flat.grad.reshape(shape)),
         *((mine[name].grad, double[name].grad) for name in mine),
     ]:
-        torch.testing.assert_close(found.detach().double(), expected.detach(), **tolerances(dtype))
+        torch.testing.assert_close(actual.detach().double(), expected.detach(), **tolerances(dtype))
 
 
 def test_the_gradient_is_multiplied_by_both_projections():
@@ -182,8 +182,8 @@ def test_statistics_are_those_of_the_projected_vectors():
     model, z = quantizer(temperature=0.4), vectors(6, 5, LATENT_DIM)
     indices = model.encode(z)
     (mine,), (inner,) = model.statistics(z, indices), model.inner.statistics(model.project_in(z), indices)
-    for found, expected in zip(mine, inner, strict=True):
-        torch.testing.assert_close(found, expected)
+    for actual, expected in zip(mine, inner, strict=True):
+        torch.testing.assert_close(actual, expected)
     assert mine.elements == 30 * CODE_DIM
     mean = mine.squared_distance / mine.elements
     torch.testing.assert_close(mean.float(), model(z).commitment_loss.detach())
@@ -192,8 +192,8 @@ def test_statistics_are_those_of_the_projected_vectors():
 def test_evaluate_padded_excludes_the_padding():
     model, z = quantizer().eval(), vectors(8, 5, LATENT_DIM)
     output, (level,) = model.evaluate_padded(z, 6)
-    for found, expected in zip(output, model(z[:6]), strict=True):
-        torch.testing.assert_close(found, expected)
+    for actual, expected in zip(output, model(z[:6]), strict=True):
+        torch.testing.assert_close(actual, expected)
     assert level.counts.sum() == 30
 
 
@@ -221,7 +221,7 @@ def test_groups_share_the_output_projection():
     assert torch.equal(model.codes, torch.stack([group.codes for group in groups]))
     z = vectors(4, LATENT_DIM)
     indices = model.encode(z)
-    joined = torch.cat([group.codes[indices[:, number]] for number, group in enumerate(groups)], dim=1)
+    joined = torch.cat([group.codes[indices[:, g]] for g, group in enumerate(groups)], dim=1)
     torch.testing.assert_close(model.decode(indices), joined @ model.project_out.weight.T)
 
 

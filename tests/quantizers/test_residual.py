@@ -28,9 +28,9 @@ def build(inner, seed=0, **options):
     torch.manual_seed(seed)
     model = ResidualQuantizerSettings.model_validate({"levels": Q, "quantizer": inner, **options}).build()
     with torch.no_grad():
-        for number, level in enumerate(model.levels):
+        for q, level in enumerate(model.levels):
             if isinstance(level, VectorQuantizer):
-                codes = torch.randn(K, D) * 0.7**number
+                codes = torch.randn(K, D) * 0.7**q
                 level.codebook.replace(torch.ones(K, dtype=torch.bool), codes)
     return model
 
@@ -94,8 +94,8 @@ def test_loss_gradients_follow_the_formulas():
         loss = loss + entropy_from_formula(residual, codes)
         residual = residual - e.detach()
     theirs = torch.autograd.grad(loss / Q, [same, *codebooks])
-    for found, expected in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(found, expected)
+    for actual, expected in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("inner", [*UPDATES, "lfq"])
@@ -103,8 +103,8 @@ def test_loss_gradients_follow_the_formulas():
 def test_straight_through_copies_the_gradient(inner, options):
     model, z = build(inner, **options).train(), vectors(8, 5, D).requires_grad_()
     output_grad = vectors(8, 5, D, seed=2)
-    (found,) = torch.autograd.grad(model(z).quantized, [z], output_grad)
-    assert torch.equal(found, output_grad)
+    (actual,) = torch.autograd.grad(model(z).quantized, [z], output_grad)
+    assert torch.equal(actual, output_grad)
 
 
 def test_rotation_estimator_is_applied_to_the_sum_of_levels():
@@ -112,7 +112,7 @@ def test_rotation_estimator_is_applied_to_the_sum_of_levels():
     z = vectors(20, D, dtype=torch.float64).requires_grad_()
     output, output_grad = model(z), vectors(20, D, dtype=torch.float64, seed=2)
     torch.testing.assert_close(output.quantized.detach(), model.decode(output.indices))
-    (found,) = torch.autograd.grad(output.quantized, [z], output_grad)
+    (actual,) = torch.autograd.grad(output.quantized, [z], output_grad)
     for n in range(20):
         e, start = output.quantized[n].detach(), z[n].detach()
         middle = torch.nn.functional.normalize(start / start.norm() + e / e.norm(), dim=0)
@@ -121,7 +121,7 @@ def test_rotation_estimator_is_applied_to_the_sum_of_levels():
             - 2 * torch.outer(middle, middle)
             + 2 * torch.outer(e, start) / e.norm() / start.norm()
         )
-        torch.testing.assert_close(found[n], e.norm() / start.norm() * turn.T @ output_grad[n])
+        torch.testing.assert_close(actual[n], e.norm() / start.norm() * turn.T @ output_grad[n])
 
 
 @pytest.mark.parametrize("inner", INNER)
@@ -148,24 +148,24 @@ def test_statistics_are_those_of_each_level_over_its_residuals(inner):
     levels = model.statistics(z, indices)
     assert len(levels) == Q
     residual = model.preprocess(z).reshape(-1, D)
-    for q, (level, found) in enumerate(zip(model.levels, levels, strict=True)):
+    for q, (level, actual) in enumerate(zip(model.levels, levels, strict=True)):
         indices_q = indices[..., q].flatten()
         (expected,) = level.level_statistics(residual, indices_q)
-        for mine, theirs in zip(found, expected, strict=True):
+        for mine, theirs in zip(actual, expected, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
-        assert found.counts.tolist() == [indices_q.tolist().count(k) for k in range(model.codebook_sizes[q])]
+        assert actual.counts.tolist() == [indices_q.tolist().count(k) for k in range(model.codebook_sizes[q])]
         residual = residual - level.codes[indices_q].detach()
-        torch.testing.assert_close(found.squared_distance, residual.square().sum().double(), rtol=1e-4, atol=1e-6)
-        assert int(found.elements) == z.numel()
+        torch.testing.assert_close(actual.squared_distance, residual.square().sum().double(), rtol=1e-4, atol=1e-6)
+        assert int(actual.elements) == z.numel()
 
 
 @pytest.mark.parametrize("inner", INNER)
 def test_statistics_of_batches_add_up(inner):
     model, z = build(inner), vectors(10, 5, D)
-    whole = model.statistics(z, model.encode(z))
+    joint = model.statistics(z, model.encode(z))
     parts = [model.statistics(part, model.encode(part)) for part in z.split([3, 7])]
     for q in range(Q):
-        for name, expected in whole[q]._asdict().items():
+        for name, expected in joint[q]._asdict().items():
             torch.testing.assert_close(sum(getattr(part[q], name) for part in parts), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -288,17 +288,17 @@ def test_level_dropout_keeps_the_first_levels_of_some_samples():
 @pytest.mark.parametrize(("dropout", "truncated"), [(0.0, 0), (0.25, 2), (1.0, 7)])
 def test_level_dropout_is_the_fraction_of_samples(dropout, truncated):
     model, z = build("ema", level_dropout=dropout).train(), vectors(10, 5, D)
-    whole = model.decode(model.encode(z))
+    all_levels = model.decode(model.encode(z))
     # Every third of these samples keeps all levels.
-    assert int((~torch.isclose(model(z).quantized, whole, atol=1e-5).flatten(1).all(dim=1)).sum()) == truncated
+    assert int((~torch.isclose(model(z).quantized, all_levels, atol=1e-5).flatten(1).all(dim=1)).sum()) == truncated
 
 
 def test_level_dropout_and_unquantized_fraction_use_different_samples():
     model, z = build({**INNER["ema"], "unquantized_fraction": 0.25}, level_dropout=0.75).train(), vectors(8, 5, D)
-    indices, found = model.encode(z), model(z).quantized
-    assert torch.equal(found[:2], z[:2])
+    indices, actual = model.encode(z), model(z).quantized
+    assert torch.equal(actual[:2], z[:2])
     for b, levels in enumerate([3, 2, 1, 3, 2, 1], start=2):
-        torch.testing.assert_close(found[b], model.decode(indices[b, :, :levels]))
+        torch.testing.assert_close(actual[b], model.decode(indices[b, :, :levels]))
 
 
 def test_level_dropout_applies_in_training_only():
@@ -320,14 +320,14 @@ def test_levels_are_initialised_one_after_the_other():
     model = build_for_training({**VECTOR, **update, "init": {"kind": "kmeans", "latents_per_code": 10}})
     batches = [vectors(25, D, seed=seed) for seed in range(3)]
     codes = model.codes.clone()
-    for number, z in enumerate(batches):
+    for step, z in enumerate(batches):
         output = model(z)
         assert torch.equal(output.quantized, z)
         assert float(output.commitment_loss) == float(output.entropy_loss) == 0
         assert output.indices.shape == (25, Q)
         assert not bool(model.initializer.done)
         assert torch.equal(model.codes, codes)
-        assert len(model.initializer.sample) == 25 * number
+        assert len(model.initializer.sample) == 25 * step
         model.update()
     assert bool(model.initializer.done)
     assert model.initializer.sample.shape == (0, D)
@@ -363,10 +363,10 @@ def test_init_continues_after_loading_the_state_dict(update, options):
     batches = [vectors(25, D, seed=seed) for seed in range(5)]
     for stop in range(1, 5):
         one, other = build_for_training(inner, **options), build_for_training(inner, **options)
-        for number, z in enumerate(batches):
-            if number == stop:
+        for step, z in enumerate(batches):
+            if step == stop:
                 other.load_state_dict(state(one))
-            for model in [one, other] if number >= stop else [one]:
+            for model in [one, other] if step >= stop else [one]:
                 model(z)
                 model.update()
         assert_same_state(state(one), state(other))

@@ -42,11 +42,11 @@ def entropy(p):
 
 def marginals(model, p):
     """Return the marginal distribution of each dimension's values for a distribution (K,) over codes."""
-    codes, found = all_codes(model), []
+    codes, marginal = all_codes(model), []
     for dimension, size in enumerate(model.values_per_dim):
         values = model.values[dimension, :size].double()
-        found.append(torch.stack([p[codes[:, dimension] == value].sum() for value in values]))
-    return found
+        marginal.append(torch.stack([p[codes[:, dimension] == value].sum() for value in values]))
+    return marginal
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -192,8 +192,8 @@ def test_a_deeper_level_is_the_first_level_scaled_down(kind):
     preprocessed = 0.5 * vectors(20, first.dim)
     indices = first.nearest(preprocessed)
     assert torch.equal(third.nearest(preprocessed * ratio), indices)
-    whole = BatchShard.unsharded(len(preprocessed))
-    large, small = first.quantize(preprocessed, indices, whole), third.quantize(preprocessed * ratio, indices, whole)
+    shard = BatchShard.unsharded(len(preprocessed))
+    large, small = first.quantize(preprocessed, indices, shard), third.quantize(preprocessed * ratio, indices, shard)
     torch.testing.assert_close(small.quantized, large.quantized * ratio, rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(small.entropy_loss, large.entropy_loss, rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(small.commitment_loss, large.commitment_loss * ratio**2, rtol=1e-6, atol=1e-8)

@@ -106,7 +106,7 @@ class Quantizer(nn.Module, ABC):
         """Quantize vectors (..., D).
 
         Losses are float64 for float64 input and float32 otherwise; autocast does not apply. If torch.distributed is
-        initialised and the module is in training mode, every process must call `forward` with its part of the batch.
+        initialised and the module is in training mode, every process must call `forward` with its shard of the batch.
         Losses are then those of the whole batch, and their gradients are correct once averaged by
         DistributedDataParallel.
 
@@ -154,7 +154,7 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def nearest(self, preprocessed: Tensor) -> Tensor:
-        """Return the indices of the nearest codes of preprocessed vectors: (...), or (..., Q) with levels."""
+        """Return the indices of the nearest codes for preprocessed vectors: (...), or (..., Q) with levels."""
 
     def assign(self, preprocessed: Tensor, shard: BatchShard) -> Tensor:
         """Return the indices of preprocessed vectors, a shard of a batch; in training they may not be the nearest."""

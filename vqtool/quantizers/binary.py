@@ -19,7 +19,8 @@ class LookupFreeQuantizer(ScalarQuantizer):
 
     Args:
         bits: D; the codebook size is K = 2^D.
-        temperature: temperature of the soft assignment in the entropy loss, in squared units of a code's dimension.
+        temperature: temperature of the soft assignment in the entropy loss, relative to the squared value of one
+            dimension of a code at this depth.
         sample_entropy_weight: weight of the mean entropy of each vector's soft assignment in the entropy loss.
         depth: level in a residual quantizer, from 0; each level has half the magnitude of the previous one.
     """

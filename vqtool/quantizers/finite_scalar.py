@@ -21,7 +21,7 @@ _MARGIN = 1e-3
 class FiniteScalarQuantizer(ScalarQuantizer):
     """Bound each dimension by tanh and round it to one of `levels[d]` values in [-1, 1] (FSQ).
 
-    With n = levels[d], h = (n - 1)·1.001 / 2, and shift = 0.5 for even n, else 0:
+    With n = levels[d], h = (n - 1) · 1.001 / 2, and shift = 0.5 for even n, else 0, at depth 0:
 
         preprocessed = (tanh(z + atanh(shift / h)) · h - shift) / floor(n / 2)
         quantized = round(preprocessed · floor(n / 2)) / floor(n / 2)
@@ -31,9 +31,11 @@ class FiniteScalarQuantizer(ScalarQuantizer):
 
     Args:
         levels: number of values of each dimension, at least 2; the codebook size is their product.
-        temperature: temperature of the soft assignment in the entropy loss, in squared units of the bounded vectors.
+        temperature: temperature of the soft assignment in the entropy loss, in squared units of the bounded vectors. At
+            deeper levels it is scaled down like the squared values of the dimension with the most levels.
         sample_entropy_weight: weight of the mean entropy of each vector's soft assignment in the entropy loss.
-        depth: level in a residual quantizer, from 0; the range of each level is half a step of the previous one.
+        depth: level in a residual quantizer, from 0; the values of each level span half a step of the previous level
+            to both sides of 0.
     """
 
     def __init__(

@@ -47,7 +47,7 @@ class ProductQuantizer(Quantizer):
 
     @property
     def codes(self) -> Tensor:
-        """The codes of each group, (G, K, D / G); (Q, K, D / G) for groups with levels."""
+        """The codes (G, K, D / G) of groups of equal width and size; (Q, K, D / G) for groups with levels."""
         codes = [group.codes for group in self.group_quantizers]
         return torch.cat(codes) if codes[0].ndim == 3 else torch.stack(codes)
 
@@ -84,9 +84,8 @@ class ProductQuantizer(Quantizer):
 
     def level_statistics(self, preprocessed: Tensor, indices: Tensor) -> list[LevelStatistics]:
         statistics: list[LevelStatistics] = []
-        for (group, z), group_indices in zip(
-            self._split_vectors(preprocessed), self._split_indices(indices), strict=True
-        ):
+        split = zip(self._split_vectors(preprocessed), self._split_indices(indices), strict=True)
+        for (group, z), group_indices in split:
             statistics += group.level_statistics(z, group_indices)
         return statistics
 
@@ -120,12 +119,12 @@ class ProductQuantizer(Quantizer):
         """Return the indices of each group, in its own format: (...), or (..., Q) for a group with levels."""
         groups = self.group_quantizers
         split = indices.split([len(group.codebook_sizes) for group in groups], dim=-1)
-        return [part if group.has_levels else part[..., 0] for group, part in zip(groups, split, strict=True)]
+        return [i if group.has_levels else i[..., 0] for group, i in zip(groups, split, strict=True)]
 
     def _join_indices(self, indices: list[Tensor]) -> Tensor:
         """Return the indices (..., Q) for those of each group; the inverse of `_split_indices`."""
         split = zip(self.group_quantizers, indices, strict=True)
-        return torch.cat([part if group.has_levels else part[..., None] for group, part in split], dim=-1)
+        return torch.cat([i if group.has_levels else i[..., None] for group, i in split], dim=-1)
 
 
 # The quantizers that can be a group.

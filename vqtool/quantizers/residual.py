@@ -35,14 +35,15 @@ class ResidualQuantizer(Quantizer):
 
     Maps (..., D) to quantized vectors (..., D) and indices (..., Q). The gradient estimator is applied to the sum;
     losses are averaged over levels. The loss of a level has no gradient for the codes of previous levels.
+    `gradient_estimator`, `unquantized_fraction` and `sample_entropy_weight` are those of the first level.
 
     Args:
         levels: one quantizer per level, all of the same width; repeat one quantizer to share its codebook.
         beam_size: beam width of the search over levels; 1: greedy, level by level.
         level_dropout: fraction of the samples of a training batch whose decoder input is the sum of the first q levels
-            only, with q cycling through 1 to Q ("quantizer dropout", SoundStream 3.5). Makes decoding from the first
-            levels usable.
-        init: how all levels are initialised, one after the other, from the same sample of latents; None: they keep
+            only, with q cycling through 1 to Q ("quantizer dropout", SoundStream 3.5). It trains the decoder for prefix
+            decoding.
+        init: how all levels are initialised, one after the other, from the same sample of latents; default: they keep
             the codes they were built with.
 
     Raises:
