@@ -1,4 +1,4 @@
-"""Runs side by side."""
+"""Several runs side by side: bits, differing settings, the table."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +9,21 @@ import pytest
 from tests import IDENTITY, MLP, make_run, normal
 from tests.conftest import TrainedRun
 from vqtool.inspection import inspect
-from vqtool.inspection.comparison import Compared, compared, differences, grouped, same_data, table
+from vqtool.inspection.comparison import (
+    TargetSummary,
+    comparison_rows,
+    differing_settings,
+    group_by_value,
+    same_data,
+    summarize_target,
+)
 from vqtool.runs.model_file import read_model
 from vqtool.runs.run_directory import RunDirectory
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two that differ in the encoder, on one array, and one of another quantizer."""
+    """Two runs that differ in the width of the encoder, and one with another encoder and quantizer."""
     array = normal(40, 6)
     folders = [tmp_path_factory.mktemp(name) for name in "abc"]
     residual = {"kind": "residual", "levels": 2, "quantizer": {"kind": "vector", "codebook_size": 4}}
@@ -27,12 +34,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     ]
 
 
-def side_by_side(*runs: Path) -> list[Compared]:
-    return [compared(found, RunDirectory(found.target)) for found in inspect(list(runs))]
+def summarize(*runs: Path) -> list[TargetSummary]:
+    return [summarize_target(inspection, RunDirectory(inspection.target)) for inspection in inspect(list(runs))]
 
 
-def test_bits_are_those_of_all_positions_and_levels(runs: list[Path]) -> None:
-    first, _, last = side_by_side(*runs)
+def test_bits_per_sample_are_summed_over_positions_and_levels(runs: list[Path]) -> None:
+    first, _, last = summarize(*runs)
     assert (first.bits, last.bits) == (16 * 4, 2 * 2)
     assert first.used_bits == pytest.approx(16 * first.inspection.levels[0].entropy_bits)
     assert last.used_bits == pytest.approx(sum(level.entropy_bits for level in last.inspection.levels))
@@ -41,46 +48,47 @@ def test_bits_are_those_of_all_positions_and_levels(runs: list[Path]) -> None:
     assert first.step == best.step
 
 
-def test_differing_settings_are_named_with_each_runs_value(runs: list[Path]) -> None:
-    found = differences(side_by_side(*runs[:2]))
+def test_differing_settings_have_the_value_of_each_run(runs: list[Path]) -> None:
+    differing = differing_settings(summarize(*runs[:2]))
     paths = [str(run.parent / "data.npy") for run in runs[:2]]
     widths = ("model.decoder.width", "model.encoder.width", "model.quantizer.codebook_dim")
-    assert found == {"data.path": paths, **{key: [16, 8] for key in widths}}
+    assert differing == {"data.path": paths, **{key: [16, 8] for key in widths}}
 
 
-def test_what_another_kind_has_is_said_by_the_kind(runs: list[Path]) -> None:
-    found = differences(side_by_side(runs[0], runs[2]))
-    assert found["model.encoder.kind"] == ["mlp", "identity"]
-    assert found["model.quantizer.kind"] == ["vector", "residual"]
-    assert not found.keys() & {"model.encoder.width", "model.quantizer.codebook_size", "model.quantizer.levels"}
-    three = differences(side_by_side(*runs))
-    assert three["model.encoder.width"] == [16, 8, None]
+def test_keys_of_another_kind_are_left_out_unless_runs_of_that_kind_differ(runs: list[Path]) -> None:
+    differing = differing_settings(summarize(runs[0], runs[2]))
+    assert differing["model.encoder.kind"] == ["mlp", "identity"]
+    assert differing["model.quantizer.kind"] == ["vector", "residual"]
+    assert not differing.keys() & {"model.encoder.width", "model.quantizer.codebook_size", "model.quantizer.levels"}
+    of_three = differing_settings(summarize(*runs))
+    assert of_three["model.encoder.width"] == [16, 8, None]
 
 
 def test_a_run_does_not_differ_from_itself(trained: TrainedRun) -> None:
-    twice = side_by_side(trained.folder, trained.folder)
-    assert differences(twice) == {}
+    twice = summarize(trained.folder, trained.folder)
+    assert differing_settings(twice) == {}
     assert same_data(twice)
 
 
-def test_what_is_set_to_nothing_is_told_from_what_has_no_such_key(runs: list[Path]) -> None:
-    one, other = side_by_side(*runs[:2])
-    assert one.settings
-    changed = one.settings.model_copy(update={"model": one.settings.model.model_copy(update={"decoder": None})})
-    found = differences([replace(one, settings=changed), other])
-    assert found["model.decoder"] == ["null", None]
+def test_null_values_differ_from_missing_keys(runs: list[Path]) -> None:
+    first, second = summarize(*runs[:2])
+    assert first.settings
+    without_decoder = first.settings.model.model_copy(update={"decoder": None})
+    changed = first.settings.model_copy(update={"model": without_decoder})
+    differing = differing_settings([replace(first, settings=changed), second])
+    assert differing["model.decoder"] == ["null", None]
 
 
-def test_values_are_told_with_their_runs() -> None:
-    assert grouped(["a", "b", None, "a"]) == "a (1, 4), b (2)"
+def test_values_are_grouped_with_the_numbers_of_their_runs() -> None:
+    assert group_by_value(["a", "b", None, "a"]) == "a (1, 4), b (2)"
 
 
-def test_an_index_file_has_its_counts_alone(tmp_path: Path, trained: TrainedRun, vqtool) -> None:  # type: ignore[no-untyped-def]
+def test_index_files_are_compared_by_their_counts_only(tmp_path: Path, trained: TrainedRun, vqtool) -> None:  # type: ignore[no-untyped-def]
     vqtool("encode", trained.folder, "--out", tmp_path / "t.npy")
-    run, file = side_by_side(trained.folder, tmp_path / "t.npy")
+    run, file = summarize(trained.folder, tmp_path / "t.npy")
     assert (file.bits, file.settings, file.reconstruction) == (None, None, None)
-    assert differences([run, file]) == {}
-    first, second = table([run, file])
+    assert differing_settings([run, file]) == {}
+    first, second = comparison_rows([run, file])
     assert first[0] == "1"
     assert second[:4] == ("2", str(tmp_path / "t.npy"), "16", f"{np.load(tmp_path / 't.npy').size:,}")
     assert second[-3:] == ("", "", "")

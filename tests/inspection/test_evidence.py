@@ -1,4 +1,4 @@
-"""What findings are drawn from: settings by key, figures by level, validations up to the best one."""
+"""Evidence: quantizer settings by key, metrics by level, validations before and after the best one."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import torch
 
 from tests.conftest import TrainedRun
 from vqtool.config import RunSettings
-from vqtool.inspection.evidence import Evidence, of_run
+from vqtool.inspection.evidence import Evidence, evidence_from_run
 from vqtool.metrics.usage import Usage, usage_from_counts
 from vqtool.runs.model_file import read_model
 from vqtool.runs.run_directory import RunDirectory
@@ -41,23 +41,25 @@ def settings(quantizer: dict[str, Any]) -> RunSettings:
     ],
     ids=["vector", "residual", "product", "product of residual", "lfq"],
 )
-def test_keys_lead_to_the_levels_own_quantizer(quantizer: dict[str, Any], key: str, size: int | None) -> None:
+def test_quantizer_key_and_setting_are_those_of_the_innermost_quantizer(
+    quantizer: dict[str, Any], key: str, size: int | None
+) -> None:
     evidence = Evidence(usages([1, 1]), settings=settings(quantizer))
-    assert evidence.key("dead_code_reset") == key
-    assert evidence.setting("codebook_size") == size
+    assert evidence.quantizer_key("dead_code_reset") == key
+    assert evidence.quantizer_setting("codebook_size") == size
 
 
-def test_nothing_is_known_of_settings_that_are_not_there() -> None:
+def test_defaults_without_settings() -> None:
     evidence = Evidence(usages([1, 1]))
-    assert evidence.key("dead_code_reset") == "model.quantizer.dead_code_reset"
-    assert evidence.setting("dead_code_reset") is None
-    assert (evidence.sharing, evidence.depth, evidence.more_levels) == (1, 1, None)
-    assert not evidence.given
-    assert evidence.young_until is None
+    assert evidence.quantizer_key("dead_code_reset") == "model.quantizer.dead_code_reset"
+    assert evidence.quantizer_setting("dead_code_reset") is None
+    assert (evidence.levels_per_codebook, evidence.residual_depth, evidence.residual_levels) == (1, 1, None)
+    assert not evidence.has_fixed_codes
+    assert evidence.early_until is None
 
 
 @pytest.mark.parametrize(
-    ("quantizer", "depth", "more"),
+    ("quantizer", "depth", "levels"),
     [
         (VECTOR, 1, None),
         (RESIDUAL, 2, ("model.quantizer.levels", 2)),
@@ -67,61 +69,70 @@ def test_nothing_is_known_of_settings_that_are_not_there() -> None:
     ],
     ids=["vector", "residual", "product", "product of residual", "fsq"],
 )
-def test_depth_is_that_of_the_residual_quantizer_wherever_it_stands(
-    quantizer: dict[str, Any], depth: int, more: tuple[str, int] | None
+def test_residual_depth_is_found_in_nested_quantizers(
+    quantizer: dict[str, Any], depth: int, levels: tuple[str, int] | None
 ) -> None:
     evidence = Evidence(usages([1, 1]), settings=settings(quantizer))
-    assert (evidence.depth, evidence.more_levels) == (depth, more)
+    assert (evidence.residual_depth, evidence.residual_levels) == (depth, levels)
 
 
-def test_figures_stand_under_their_level_where_there_are_several() -> None:
+def test_metrics_are_tagged_by_level_only_if_there_are_several() -> None:
     metrics = {"codebook/error": 0.5, "codebook/level_0/error": 0.25, "codebook/level_1/error": 0.75}
     one, two = Evidence(usages([1, 1]), metrics=metrics), Evidence(usages([1, 1], [2, 0]), metrics=metrics)
-    assert (one.metric(0, "error"), one.where(0)) == (0.5, "")
-    assert (two.metric(0, "error"), two.metric(1, "error"), two.where(1)) == (0.25, 0.75, " of level 1")
+    assert (one.metric(0, "error"), one.level_suffix(0)) == (0.5, "")
+    assert (two.metric(0, "error"), two.metric(1, "error"), two.level_suffix(1)) == (0.25, 0.75, " of level 1")
     assert two.metric(1, "spread") is None
     assert one.metric(0, "error", {"codebook/error": 0.125}) == 0.125
 
 
-def test_a_shared_codebook_is_one() -> None:
+def test_counts_of_a_shared_codebook_are_summed_over_levels() -> None:
     levels = usages([3, 0], [1, 2])
     shared = Evidence(levels, settings=settings({**RESIDUAL, "shared": True}))
-    apart = Evidence(levels, settings=settings(RESIDUAL))
+    separate = Evidence(levels, settings=settings(RESIDUAL))
     assert [(first, usage.counts) for first, usage in shared.codebooks] == [(0, [4, 2])]
-    assert [(first, usage.counts) for first, usage in apart.codebooks] == [(0, [3, 0]), (1, [1, 2])]
-    assert (shared.where(1), shared.which(0), apart.which(1)) == (" of level 1", "", " of level 1")
+    assert [(first, usage.counts) for first, usage in separate.codebooks] == [(0, [3, 0]), (1, [1, 2])]
+    assert (shared.level_suffix(1), shared.codebook_suffix(0), separate.codebook_suffix(1)) == (
+        " of level 1",
+        "",
+        " of level 1",
+    )
 
 
-def test_each_group_of_a_product_has_a_codebook_that_its_levels_share() -> None:
+def test_each_group_of_a_product_has_its_own_shared_codebook() -> None:
     groups = {"kind": "product", "groups": 2, "quantizer": {**RESIDUAL, "shared": True}}
     evidence = Evidence(usages([3, 0], [1, 2], [0, 5], [1, 4]), settings=settings(groups))
     assert [(first, usage.counts) for first, usage in evidence.codebooks] == [(0, [4, 2]), (2, [1, 9])]
-    assert (evidence.which(0), evidence.which(2)) == (" of levels 0 to 1", " of levels 2 to 3")
+    assert (evidence.codebook_suffix(0), evidence.codebook_suffix(2)) == (" of levels 0 to 1", " of levels 2 to 3")
 
 
-def test_levels_may_share_a_codebook_where_nothing_is_known_and_they_are_of_one_size() -> None:
+def test_levels_of_equal_size_may_share_a_codebook_if_settings_are_unknown() -> None:
     levels = usages([3, 0], [1, 2])
-    perhaps = Evidence(levels).perhaps_shared
-    assert perhaps is not None
-    assert perhaps.counts == [4, 2]
-    known = Evidence(levels, settings=settings(RESIDUAL))
-    for sure in (known, Evidence(levels[:1]), Evidence(usages([3, 0], [1, 2, 3]))):
-        assert sure.perhaps_shared is None
+    usage = Evidence(levels).possibly_shared_usage
+    assert usage is not None
+    assert usage.counts == [4, 2]
+    with_settings = Evidence(levels, settings=settings(RESIDUAL))
+    for evidence in (with_settings, Evidence(levels[:1]), Evidence(usages([3, 0], [1, 2, 3]))):
+        assert evidence.possibly_shared_usage is None
 
 
-def test_codes_are_given_where_nothing_learns_them() -> None:
-    assert Evidence(usages([1, 1]), settings=settings({"kind": "lfq", "bits": 1})).given
-    assert not Evidence(usages([1, 1]), settings=settings(VECTOR)).given
+def test_codes_of_lfq_are_fixed() -> None:
+    assert Evidence(usages([1, 1]), settings=settings({"kind": "lfq", "bits": 1})).has_fixed_codes
+    assert not Evidence(usages([1, 1]), settings=settings(VECTOR)).has_fixed_codes
 
 
-def test_validations_are_parted_at_the_best_one(trained: TrainedRun) -> None:
+def test_validations_are_split_at_the_best_one(trained: TrainedRun) -> None:
     run = RunDirectory(trained.folder)
     saved, _ = read_model(run.model)
-    at = {step: of_run(run, saved._replace(step=step)) for step in (6, 12)}
-    assert [[line["step"] for line in part] for part in (at[6].history, at[6].later)] == [[6], [12]]
-    assert [[line["step"] for line in part] for part in (at[12].history, at[12].later)] == [[6, 12], []]
-    assert at[12].tokens == 54 * 16
-    assert at[12].metrics == saved.metrics
-    assert at[12].levels[0].tokens == 6 * 16
-    unknown = of_run(run, saved._replace(step=None))
-    assert (list(unknown.history), list(unknown.later)) == ([], [])
+    best_at = {step: evidence_from_run(run, saved._replace(step=step)) for step in (6, 12)}
+    assert [[metrics["step"] for metrics in validations] for validations in (best_at[6].history, best_at[6].later)] == [
+        [6],
+        [12],
+    ]
+    assert [
+        [metrics["step"] for metrics in validations] for validations in (best_at[12].history, best_at[12].later)
+    ] == [[6, 12], []]
+    assert best_at[12].training_tokens == 54 * 16
+    assert best_at[12].metrics == saved.metrics
+    assert best_at[12].levels[0].tokens == 6 * 16
+    step_unknown = evidence_from_run(run, saved._replace(step=None))
+    assert (list(step_unknown.history), list(step_unknown.later)) == ([], [])

@@ -1,4 +1,4 @@
-"""What the figures of a codebook mean, in plain words."""
+"""Explanations of usage and perplexity in plain language."""
 
 import re
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vqtool.inspection.explain import expected_perplexity, explain, healthy_range
+from vqtool.inspection.explain import expected_perplexity, explain, healthy_perplexity_range
 from vqtool.metrics.usage import Usage, shannon_entropy, usage_from_counts
 
 
@@ -15,35 +15,35 @@ def usage(*counts: int) -> Usage:
 
 
 @pytest.mark.parametrize(("size", "tokens"), [(256, 20), (256, 720), (64, 64), (16, 2_000), (512, 40_000), (8, 1)])
-def test_expected_perplexity_is_that_of_even_draws(size: int, tokens: int) -> None:
+def test_expected_perplexity_matches_uniform_draws(size: int, tokens: int) -> None:
     random = np.random.default_rng(0)
-    drawn = [np.bincount(random.integers(0, size, tokens), minlength=size) for _ in range(200)]
-    mean = np.mean([shannon_entropy(torch.from_numpy(hits)) for hits in drawn])
+    counts = [np.bincount(random.integers(0, size, tokens), minlength=size) for _ in range(200)]
+    mean = np.mean([shannon_entropy(torch.from_numpy(hits)) for hits in counts])
     assert expected_perplexity(size, tokens) == pytest.approx(np.exp(mean), rel=0.02)
 
 
-def test_expected_perplexity_has_its_bounds() -> None:
+def test_expected_perplexity_is_between_1_and_the_number_of_codes_and_tokens() -> None:
     assert expected_perplexity(256, 0) == 1
     assert expected_perplexity(1, 1_000) == pytest.approx(1)
     assert expected_perplexity(8_192, 10**9) == pytest.approx(8_192, rel=1e-4)
     assert all(expected_perplexity(256, n) <= min(n, 256) + 1e-9 for n in (1, 2, 3, 10, 100, 12_799, 12_801))
 
 
-def test_a_healthy_range_follows_the_tokens() -> None:
-    low, high = healthy_range(usage(*[10_000] * 100))
+def test_healthy_range_depends_on_the_number_of_tokens() -> None:
+    low, high = healthy_perplexity_range(usage(*[10_000] * 100))
     assert (low, high) == (pytest.approx(50, rel=1e-3), pytest.approx(90, rel=1e-3))
-    assert healthy_range(usage(1, 1, *[0] * 98))[1] <= 2
+    assert healthy_perplexity_range(usage(1, 1, *[0] * 98))[1] <= 2
 
 
 @pytest.mark.parametrize(
-    ("counts", "place"),
+    ("counts", "position"),
     [([1_000] * 10, "above"), ([3_000] * 7 + [10] * 3, "within"), ([9_000, 100, 0, 0, 0, 0], "below")],
 )  # fmt: skip
-def test_a_codebook_is_placed(counts: list[int], place: str) -> None:
-    assert f"is {place} that range" in explain([usage(*counts)])[1]
+def test_codebook_is_placed_in_the_healthy_range(counts: list[int], position: str) -> None:
+    assert f"is {position} that range" in explain([usage(*counts)])[1]
 
 
-def test_sentences_tell_the_figures() -> None:
+def test_explanation_states_perplexity_range_data_kind_and_batch_limit() -> None:
     perplexity, normal, images, batch = explain([usage(4, 0, 2, 2)], "images", batch_tokens=2)
     assert "perplexity is 2.8 of K = 4: 1.50 bits per token" in perplexity
     assert normal.startswith("8 tokens are few for 4 codes: count more data")
@@ -53,20 +53,25 @@ def test_sentences_tell_the_figures() -> None:
     assert len(explain([usage(1, 1)], None)) == 3
 
 
-def test_the_first_of_several_levels_is_explained_and_the_others_are_judged_by_its_measure() -> None:
-    even, healthy, poor, single = usage(*[1_000] * 10), usage(*[3_000] * 7, *[10] * 3), usage(9_000, 9, 0, 0), usage(5)
-    perplexity, _, batch, others = explain([healthy, even, poor, even, single])
+def test_first_level_is_explained_and_the_others_are_placed_in_the_same_range() -> None:
+    uniform, healthy, low, single = (
+        usage(*[1_000] * 10),
+        usage(*[3_000] * 7, *[10] * 3),
+        usage(9_000, 9, 0, 0),
+        usage(5),
+    )
+    perplexity, _, batch, others = explain([healthy, uniform, low, uniform, single])
     assert "perplexity of level 0 is 7.1 of" in perplexity
     assert batch.startswith("A single batch")
-    judged = others.partition(": ")[2]
-    assert judged == "levels 1 and 3 are above that range, close to uniform usage; level 2 is below that range."
+    positions = others.partition(": ")[2]
+    assert positions == "levels 1 and 3 are above that range, close to uniform usage; level 2 is below that range."
     assert len(explain([healthy, single])) == 3
     first, second = explain([single, healthy])
     assert "of level 0 has a single code" in first
     assert second.endswith(": level 1 is within that range.")
 
 
-def test_a_single_code_and_a_single_token_are_nothing_to_judge() -> None:
+def test_single_code_and_single_token_are_not_judged() -> None:
     for counts in ((1,), (1000,)):
         (sentence,) = explain([usage(*counts)], "images", 2)
         assert sentence.startswith("The codebook has a single code")
@@ -75,16 +80,16 @@ def test_a_single_code_and_a_single_token_are_nothing_to_judge() -> None:
 
 
 @pytest.mark.parametrize("counts", [(2, 0), (1, 1), (1000, 0), (100, 100), (1, 1, 1), (2, *[0] * 511), (1, 2)])
-def test_small_numbers_make_whole_sentences(counts: tuple[int, ...]) -> None:
-    """No `1 codes`, no range from a number to itself, and no perplexity below the 1 that one code has."""
+def test_small_counts_give_grammatical_sentences(counts: tuple[int, ...]) -> None:
+    """No `1 codes`, no range from a number to itself, no perplexity below 1."""
     text = " ".join(explain([usage(*counts)], "vectors", batch_tokens=1))
     assert not re.search(r"\b1 (codes|tokens)\b|\b(\d+) to \2 here|[ (]0 to", text)
-    low, high = healthy_range(usage(*counts))
+    low, high = healthy_perplexity_range(usage(*counts))
     assert 1 <= low <= high
     assert ("below that range" in text) == (sum(count > 0 for count in counts) == 1)
     assert "batch of 1 token can use at most 1 code," in text
 
 
-def test_nothing_counted_is_said() -> None:
+def test_explanation_without_tokens() -> None:
     (sentence,) = explain([usage(0, 0)])
     assert sentence.startswith("No tokens were counted")

@@ -1,4 +1,4 @@
-"""Figures for a terminal."""
+"""Inspections as text: tables, findings, narrow terminals."""
 
 from io import StringIO
 from typing import Any
@@ -26,7 +26,7 @@ def rows(shown: str) -> dict[str, str]:
     return {line.split("  ")[0]: " ".join(line.split()) for line in shown.splitlines()}
 
 
-def test_the_figures_of_a_codebook() -> None:
+def test_one_level_shows_used_dead_perplexity_and_entropy() -> None:
     shown = rows(text([4, 0, 2, 2]))
     assert shown["run"] == "run"
     assert shown["counted on some data: 8 tokens"]
@@ -37,25 +37,25 @@ def test_the_figures_of_a_codebook() -> None:
     assert shown["entropy"].startswith("entropy 1.500 bits per token, 75.0% of")
 
 
-def test_collisions_are_told_where_ids_were_counted() -> None:
+def test_collision_rate_is_shown_if_ids_were_counted() -> None:
     shown = text([4, 0, 2, 2], distinct=IdCounts(8_000, 7_998))
     assert "distinct ids: 7,998 of 8,000 rows, collision rate 0.0250%" in shown
     assert "collision" not in text([4, 0, 2, 2])
 
 
-def test_one_is_not_told_as_many() -> None:
+def test_single_token_and_row_are_singular() -> None:
     shown = text([1, 0], distinct=IdCounts(1, 1))
     assert "some data: 1 token\n" in shown
     assert "distinct ids: 1 of 1 row," in shown
 
 
-def test_the_most_and_least_used_codes_are_named_with_their_hits() -> None:
+def test_most_and_least_used_codes_are_listed_with_their_hits() -> None:
     shown = rows(text([5, 0, 7, 1, 1000, 3, 2, 7, 4]))
     assert shown["most used (code:hits)"].endswith(") 4:1,000 2:7 7:7 0:5 8:4")
     assert shown["least used (code:hits)"].endswith(") 3:1 6:2 5:3 8:4 0:5")
 
 
-def test_a_codebook_without_hits_names_no_code() -> None:
+def test_codebook_without_hits_lists_no_codes() -> None:
     shown = rows(text([0, 0, 0]))
     assert shown["most used (code:hits)"].endswith(") none")
     assert shown["least used (code:hits)"].endswith(") none")
@@ -63,15 +63,15 @@ def test_a_codebook_without_hits_names_no_code() -> None:
     assert shown["no hits"].startswith("no hits 3")
 
 
-def test_the_histogram_counts_codes_by_multiples_of_even_use() -> None:
-    """Even use is 16 hits a code here; a code on a bound belongs to the bin above it."""
+def test_histogram_bins_are_multiples_of_the_mean_hits() -> None:
+    """The mean is 16 hits per code; a code on a bin edge belongs to the bin above it."""
     shown = rows(text([0, 0, 1, 3, 4, 7, 8, 15, 16, 31, 32, 63, 64, 12, 6, 2, 8]))
     codes = {label: int(line.removeprefix(label).split()[0]) for label, line in shown.items() if label in BINS}
     assert codes == dict(zip(BINS, [2, 3, 3, 4, 2, 2, 1], strict=True))
 
 
 @pytest.mark.parametrize("width", [160, 60])
-def test_several_levels_are_one_table(width: int) -> None:
+def test_several_levels_share_one_table(width: int) -> None:
     shown = text([400, 0, 200, 200], [3, 0], target="deep", width=width).splitlines()
     assert "counted on some data: 800 tokens per level" in shown
     levels = shown.index(next(line for line in shown if line.startswith("level"))) + 1
@@ -90,11 +90,8 @@ def test_several_levels_are_one_table(width: int) -> None:
 
 
 @pytest.mark.parametrize("target", ["runs/[bold]x", "runs/[/nothing]", "[link=x]", "a\\[b]"])
-def test_a_name_with_brackets_is_shown_as_it_is(target: str) -> None:
+def test_brackets_in_a_target_are_not_markup(target: str) -> None:
     assert text([1, 1], target=target).splitlines()[0] == target
-
-
-# Findings
 
 
 FINDINGS = [
@@ -113,15 +110,15 @@ FINDINGS = [
 ]
 
 
-def findings(*found: Finding, **options: Any) -> list[str]:
+def findings(*reported: Finding, **options: Any) -> list[str]:
     levels = [usage_from_counts(torch.tensor([4, 4]))]
     console = Console(file=StringIO(), highlight=False, **{"width": 120, **options})
-    console.print(render(Inspection("run", "some data", levels, None, findings=found)))
+    console.print(render(Inspection("run", "some data", levels, None, findings=reported)))
     lines: list[str] = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     return lines[lines.index(next(line for line in lines if "findings" in line)) :]
 
 
-def test_a_finding_tells_what_why_and_what_to_set() -> None:
+def test_finding_shows_symptom_cause_and_changes() -> None:
     assert findings(*FINDINGS) == [
         "findings",
         "severe (dead_codes): 9 of 10 codes have no hits",
@@ -136,7 +133,7 @@ def test_a_finding_tells_what_why_and_what_to_set() -> None:
     assert findings(FINDINGS[1])[-1] == "see configs/findings.md#codebook_saturated"
 
 
-def test_lines_fit_a_narrow_terminal() -> None:
+def test_findings_wrap_on_a_narrow_terminal() -> None:
     assert findings(FINDINGS[0], width=50) == [
         "findings",
         "severe (dead_codes): 9 of 10 codes have no hits",
@@ -152,21 +149,21 @@ def test_lines_fit_a_narrow_terminal() -> None:
     ]
 
 
-def test_where_nothing_is_found_that_is_said() -> None:
+def test_no_findings() -> None:
     assert findings() == ["findings: none"]
 
 
-def test_the_step_from_which_all_findings_are_reported_is_shown() -> None:
+def test_early_run_shows_the_step_from_which_all_findings_are_reported() -> None:
     console = Console(file=StringIO(), width=120, highlight=False)
     console.print(
-        render(Inspection("run", "some data", [usage_from_counts(torch.tensor([1, 2]))], None, young_until=1500))
+        render(Inspection("run", "some data", [usage_from_counts(torch.tensor([1, 2]))], None, early_until=1500))
     )
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "Before step 1,500, only codebook_too_large is reported" in shown
     assert shown.endswith("\n\nfindings: none\n")
 
 
-def test_severities_differ_in_colour() -> None:
+def test_severities_have_different_colours() -> None:
     coloured = findings(*FINDINGS, force_terminal=True, color_system="standard")
     assert any("\x1b[1;31msevere" in line for line in coloured)
     assert any("\x1b[36mnote" in line for line in coloured)

@@ -1,4 +1,4 @@
-"""Seeing into a codebook."""
+"""Codebook health: code usage, findings with suggested changes, text and HTML reports, comparison of runs."""
 
 from vqtool.inspection.inspect_targets import Inspection, inspect
 from vqtool.inspection.report import write_report

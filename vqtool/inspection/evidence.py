@@ -1,4 +1,7 @@
-"""What findings are drawn from: the figures of a validation, those before it, and the settings."""
+"""The evidence that findings are computed from: code counts, validation metrics and settings.
+
+Shapes: K codes, Q levels.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,28 +11,29 @@ import torch
 
 from vqtool.config import RunSettings
 from vqtool.errors import CheckpointError, ConfigError
-from vqtool.inspection.sharing import levels_sharing_codebook, residual_depth
 from vqtool.metrics.collisions import IdCounts
 from vqtool.metrics.usage import Usage, usage_from_counts
 from vqtool.runs.model_file import SavedModel
 from vqtool.runs.run_directory import RunDirectory
 
-# Steps, or those of warm-up where they are more, in which codes and latents are still on their way to each other.
-_BEGUN = 100
+# Before this step, or before the end of warm-up if that is later, codes and latents still move towards each other.
+_MIN_EARLY_STEPS = 100
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that is known of a codebook. What is not known is left out, and nothing is found of it.
+    """What is known about the codebooks of a run or an index file.
+
+    Unknown fields keep their defaults, and findings that need them are not reported.
 
     Attributes:
-        levels: usage of each level.
-        distinct: ids, where samples are vectors.
-        metrics: of the validation that the usage is of, by tag.
-        history: of the validations up to that one, the oldest first; each with its `step`.
-        later: of those after it: of a run that got worse, what became of it.
-        settings: of the run.
-        tokens: positions of all training samples: what a level has to learn from.
+        levels: usage of each of the Q levels.
+        distinct: number of rows and of distinct ids, if samples are vectors.
+        metrics: metrics by tag, of the validation in which `levels` were counted.
+        history: metrics and `step` of each validation up to that one, oldest first.
+        later: the same for the validations after it.
+        settings: settings of the run.
+        training_tokens: tokens per level in one pass over the training samples.
     """
 
     levels: Sequence[Usage]
@@ -38,114 +42,134 @@ class Evidence:
     history: Sequence[dict[str, Any]] = ()
     later: Sequence[dict[str, Any]] = ()
     settings: RunSettings | None = None
-    tokens: int | None = None
+    training_tokens: int | None = None
 
     def metric(self, level: int, name: str, metrics: dict[str, float] | None = None) -> float | None:
-        """A figure of a level; None where it is not known."""
+        """Return `codebook/NAME` of a level; None if unknown.
+
+        Args:
+            metrics: metrics of another validation by tag; None: `self.metrics`.
+        """
         prefix = "codebook" if len(self.levels) == 1 else f"codebook/level_{level}"
         return (self.metrics if metrics is None else metrics).get(f"{prefix}/{name}")
 
-    def key(self, name: str) -> str:
-        """The dotted key of a setting of the levels' own quantizer."""
-        return ".".join(["model", *["quantizer"] * max(1, len(self._nested)), name])
+    def quantizer_key(self, name: str) -> str:
+        """Return the dotted config key of a setting of the innermost quantizer, the one that has the codebook."""
+        return ".".join(["model", *["quantizer"] * max(1, len(self._quantizers)), name])
 
-    def setting(self, name: str) -> Any:
-        """A setting of the levels' own quantizer; None where it has none such, or nothing is known of settings."""
-        return getattr(self._nested[-1], name, None) if self._nested else None
-
-    @property
-    def _nested(self) -> list[Any]:
-        """The quantizers in each other, the levels' own the last; none where nothing is known of settings."""
-        found: list[Any] = [] if self.settings is None else [self.settings.model.quantizer]
-        while found and hasattr(found[-1], "quantizer"):
-            found.append(found[-1].quantizer)
-        return found
+    def quantizer_setting(self, name: str) -> Any:
+        """Return a setting of the innermost quantizer; None if it has no such setting or the settings are unknown."""
+        return getattr(self._quantizers[-1], name, None) if self._quantizers else None
 
     @property
-    def given(self) -> bool:
-        """Whether codes are known to be given: these do not learn, and have no place to move to."""
-        return bool(self._nested) and not hasattr(self._nested[-1], "update")
+    def _quantizers(self) -> list[Any]:
+        """Settings of the nested quantizers, outermost first; empty if the settings are unknown."""
+        return [] if self.settings is None else nested_quantizers(self.settings.model.quantizer)
 
     @property
-    def sharing(self) -> int:
-        """How many levels in a row have one codebook; 1 where each has its own, or nothing is known of settings."""
-        return 1 if self.settings is None else levels_sharing_codebook(self.settings.model.quantizer)
+    def has_fixed_codes(self) -> bool:
+        """Whether the codes are known to be fixed (FSQ, LFQ, BSQ), that is, not learned."""
+        return bool(self._quantizers) and not hasattr(self._quantizers[-1], "update")
 
     @property
-    def young_until(self) -> int | None:
-        """The step up to which a run has but begun, if its last validation was before; None where nobody knows that."""
-        validations = [*self.history, *self.later]
-        return self.begun if validations and validations[-1]["step"] < self.begun else None
+    def levels_per_codebook(self) -> int:
+        """Number of consecutive levels that share a codebook; 1 if the settings are unknown."""
+        return 1 if self.settings is None else levels_per_codebook(self.settings.model.quantizer)
 
     @property
-    def begun(self) -> int:
-        """The steps with which a run but begins; 0 where nothing is known of settings."""
+    def early_steps(self) -> int:
+        """Number of steps that count as the start of training; 0 if the settings are unknown."""
         if self.settings is None:
             return 0
         training = self.settings.training
-        return min(max(training.warmup_steps, _BEGUN), training.steps)  # one that ended will grow no older
+        # A run that is shorter than that has no later validation, so all findings are reported at its end.
+        return min(max(training.warmup_steps, _MIN_EARLY_STEPS), training.steps)
 
     @property
-    def depth(self) -> int:
-        """How many levels in a row have each what those before it left over; 1 where nothing is known of settings."""
+    def early_until(self) -> int | None:
+        """`early_steps` if the last validation of the run was before that step; otherwise, or if unknown, None."""
+        validations = [*self.history, *self.later]
+        return self.early_steps if validations and validations[-1]["step"] < self.early_steps else None
+
+    @property
+    def residual_depth(self) -> int:
+        """Number of levels of the residual quantizer; 1 if there is none or the settings are unknown."""
         return 1 if self.settings is None else residual_depth(self.settings.model.quantizer)
 
     @property
-    def more_levels(self) -> tuple[str, int] | None:
-        """The dotted key that says how deep a residual quantizer is, and its value; None where there is none such."""
-        for number, quantizer in enumerate(self._nested, 1):
+    def residual_levels(self) -> tuple[str, int] | None:
+        """Dotted config key and value of `levels` of the outermost residual quantizer; None if there is none."""
+        for depth, quantizer in enumerate(self._quantizers, 1):
             if quantizer.kind == "residual":
-                return ".".join(["model", *["quantizer"] * number, "levels"]), int(quantizer.levels)
+                return ".".join(["model", *["quantizer"] * depth, "levels"]), int(quantizer.levels)
         return None
 
     @property
     def codebooks(self) -> Sequence[tuple[int, Usage]]:
-        """The first level of each codebook, and its usage over all levels that share it."""
-        firsts = range(0, len(self.levels), self.sharing)
-        return [(first, _together(self.levels[first : first + self.sharing])) for first in firsts]
+        """First level of each codebook, and usage summed over the levels that share it."""
+        first_levels = range(0, len(self.levels), self.levels_per_codebook)
+        return [(first, _sum_usage(self.levels[first : first + self.levels_per_codebook])) for first in first_levels]
 
     @property
-    def perhaps_shared(self) -> Usage | None:
-        """The usage over all levels, where these may have one codebook and nobody knows: in an index file."""
-        alike = len(self.levels) > 1 and len({level.codebook_size for level in self.levels}) == 1
-        return _together(self.levels) if alike and self.settings is None else None
+    def possibly_shared_usage(self) -> Usage | None:
+        """Usage summed over all levels if it is unknown whether they share a codebook; otherwise None.
 
-    def where(self, level: int) -> str:
-        """How to name a level: nothing, or ` of level 1`."""
+        It is unknown without settings, as for an index file, if there are several levels and all have the same K.
+        """
+        same_size = len(self.levels) > 1 and len({level.codebook_size for level in self.levels}) == 1
+        return _sum_usage(self.levels) if same_size and self.settings is None else None
+
+    def level_suffix(self, level: int) -> str:
+        """Return ` of level 1` for messages; empty if there is one level."""
         return "" if len(self.levels) == 1 else f" of level {level}"
 
-    def which(self, first: int) -> str:
-        """How to name the codebook of a level: nothing, ` of level 1`, or ` of levels 2 to 3`."""
-        if self.sharing == 1:
-            return self.where(first)
-        return "" if self.sharing == len(self.levels) else f" of levels {first} to {first + self.sharing - 1}"
+    def codebook_suffix(self, first_level: int) -> str:
+        """Return ` of level 1` or ` of levels 2 to 3` for messages; empty if there is one codebook."""
+        shared = self.levels_per_codebook
+        if shared == 1:
+            return self.level_suffix(first_level)
+        return "" if shared == len(self.levels) else f" of levels {first_level} to {first_level + shared - 1}"
 
 
-def _together(levels: Sequence[Usage]) -> Usage:
-    """The usage of a codebook that all of these levels have."""
-    return (
-        levels[0]
-        if len(levels) == 1
-        else usage_from_counts(torch.tensor([level.counts for level in levels]).sum(dim=0))
-    )
+def nested_quantizers(quantizer: Any) -> list[Any]:
+    """Return the settings of a quantizer and of the quantizers nested in it, outermost first."""
+    chain = [quantizer]
+    while hasattr(chain[-1], "quantizer"):
+        chain.append(chain[-1].quantizer)
+    return chain
 
 
-def of_run(run: RunDirectory, saved: SavedModel) -> Evidence:
-    """The evidence of a run's best validation pass."""
-    step, validations = saved.step, run.validations()
+def levels_per_codebook(quantizer: Any) -> int:
+    """Return the number of consecutive levels that share a codebook, by the quantizer settings; 1 if none do."""
+    shared = (int(nested.levels) for nested in nested_quantizers(quantizer) if getattr(nested, "shared", False))
+    return next(shared, 1)
+
+
+def residual_depth(quantizer: Any) -> int:
+    """Return `levels` of the outermost residual quantizer in these quantizer settings; 1 if there is none.
+
+    Level q quantizes the residual of level q - 1 unless q is a multiple of this depth.
+    """
+    depths = (int(nested.levels) for nested in nested_quantizers(quantizer) if nested.kind == "residual")
+    return next(depths, 1)
+
+
+def evidence_from_run(run: RunDirectory, saved: SavedModel) -> Evidence:
+    """Return the evidence of the validation that chose the best model, and of the other validations of the run."""
+    step, validations = saved.step, run.read_validations()
     return Evidence(
-        levels=[usage_from_counts(hits) for hits in saved.counts],
+        levels=[usage_from_counts(counts) for counts in saved.counts],
         distinct=saved.distinct,
         metrics=saved.metrics,
         history=[metrics for metrics in validations if step is not None and metrics["step"] <= step],
         later=[metrics for metrics in validations if step is not None and metrics["step"] > step],
-        settings=readable_settings(run),
-        tokens=saved.tokens,
+        settings=settings_or_none(run),
+        training_tokens=saved.tokens,
     )
 
 
-def readable_settings(run: RunDirectory) -> RunSettings | None:
-    """Return a run's settings; None if they cannot be read: its codes can be inspected without them."""
+def settings_or_none(run: RunDirectory) -> RunSettings | None:
+    """Return the settings of a run; None if they cannot be read, because code counts are useful without them."""
     try:
         return run.settings()
     except (CheckpointError, ConfigError):
@@ -153,9 +177,16 @@ def readable_settings(run: RunDirectory) -> RunSettings | None:
 
 
 def settings_error(run: RunDirectory) -> str | None:
-    """Return the first line of why a run's settings cannot be read; None if they can."""
+    """Return the first line of the error that reading the settings of a run raises; None if they can be read."""
     try:
         run.settings()
     except (CheckpointError, ConfigError) as error:
         return str(error).splitlines()[0]
     return None
+
+
+def _sum_usage(levels: Sequence[Usage]) -> Usage:
+    """Return the usage of the counts summed over levels, which all have the same K."""
+    if len(levels) == 1:
+        return levels[0]
+    return usage_from_counts(torch.tensor([level.counts for level in levels]).sum(dim=0))

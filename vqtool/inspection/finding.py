@@ -1,4 +1,4 @@
-"""What an inspection found wrong, and what to change."""
+"""Findings and the config changes that they suggest."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,18 +6,18 @@ from typing import Literal
 
 Severity = Literal["severe", "warning", "note"]
 
-# Shown in place of changes where there are none.
+# Shown for a finding without changes.
 NO_CHANGE = "no change of the settings is known to help"
 
 
 @dataclass(frozen=True)
 class Change:
-    """A change of the config to try.
+    """A suggested change of the config.
 
     Attributes:
-        key: dotted, as for --set.
-        value: as YAML.
-        why: what it does.
+        key: dotted config key, as for --set.
+        value: new value, as YAML.
+        why: effect of the change.
     """
 
     key: str
@@ -27,15 +27,15 @@ class Change:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong, or could be better.
+    """A problem of a codebook, or a possible improvement.
 
     Attributes:
-        name: stable, for scripts.
+        name: identifier for scripts; it does not change between versions.
         severity: severe: the tokens are of little use; warning: they could be better; note: for information.
-        message: the symptom, with its values.
-        evidence: these values, by name.
-        cause: the most likely cause.
-        changes: to try, the most likely fix first.
+        message: symptom, with its values.
+        evidence: the values by name; None where unknown.
+        cause: most likely cause.
+        changes: suggested changes, the most likely fix first.
     """
 
     name: str
@@ -46,7 +46,10 @@ class Finding:
     changes: tuple[Change, ...] = field(default=())
 
 
-def guide(findings: Sequence[Finding]) -> str:
-    """Where the guide explains findings: `configs/findings.md#collapse` or `configs/findings.md (#collapse, ...)`."""
+def guide_reference(findings: Sequence[Finding]) -> str:
+    """Return where configs/findings.md explains these findings, each name once.
+
+    For one name `configs/findings.md#collapse`, for several `configs/findings.md (#collapse, #dead_codes)`.
+    """
     first, *others = [f"#{name}" for name in dict.fromkeys(finding.name for finding in findings)]
     return f"configs/findings.md{first}" if not others else f"configs/findings.md ({', '.join([first, *others])})"

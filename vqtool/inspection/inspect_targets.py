@@ -1,10 +1,13 @@
-"""What inspect looks at: a run, a run on other data, an index file; and the figures of each."""
+"""Inspect runs, directories of runs and index files: count codes, then diagnose.
+
+Shapes: n rows, L tokens per sample, Q levels.
+"""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,56 +15,58 @@ from numpy.typing import NDArray
 from vqtool.config import RunSettings
 from vqtool.data import spec_of
 from vqtool.data.layout import LAYOUTS
-from vqtool.errors import CheckpointError, ConfigError, DataError
+from vqtool.errors import CheckpointError, ConfigError, DataError, VqtoolError
 from vqtool.inference.tokenizer import load
-from vqtool.inspection.evidence import Evidence, of_run, readable_settings, settings_error
+from vqtool.inspection.evidence import Evidence, evidence_from_run, settings_error, settings_or_none
 from vqtool.inspection.finding import Finding
 from vqtool.inspection.findings import diagnose
-from vqtool.inspection.targets import OnSkipped, for_each_target
-from vqtool.metrics.code_counter import CodeCounter
 from vqtool.metrics.collisions import IdCounts
-from vqtool.metrics.usage import Usage
+from vqtool.metrics.usage import CodeCounter, Usage
 from vqtool.runs.index_file import read_indices, read_manifest
 from vqtool.runs.model_file import read_model
 from vqtool.runs.run_directory import RunDirectory
 from vqtool.runtime.progress import pass_bar
 
-# Indices counted at a time.
-_BLOCK = 1 << 22
+# Bounds the memory of a block that is read from a memory-mapped index file.
+_INDICES_PER_BLOCK = 1 << 22
 
-# Sees the number of a block's first row, and the block.
-Look = Callable[[int, NDArray[Any]], None]
+# Called with the number of the first row of a block, and the block: indices (n, L) or (n, L, Q).
+OnBlock = Callable[[int, NDArray[Any]], None]
+# Called with a run of a directory that cannot be used, and the error.
+OnSkipped = Callable[[Path, VqtoolError], None]
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """The usage of a codebook, and where it was counted.
+    """Usage and findings of a run or an index file.
 
     Attributes:
-        target: what was inspected.
-        counted: what its codes were counted on.
-        levels: of each level.
-        distinct: ids, where samples are vectors.
-        kind: of the samples: images, grids, sequences or vectors; None where it is not known.
-        batch_tokens: of a training batch of the run.
-        findings: what is wrong, the severe first.
-        young_until: the step from which on most findings are looked for, where the run has not got so far.
-        settings_error: why the settings of the run cannot be read; findings that need them are missing.
+        target: path of the run or index file.
+        counted_on: the data or validation that the codes were counted on, for display.
+        levels: usage of each level.
+        distinct: number of rows and of distinct ids, if samples are vectors.
+        sample_kind: images, grids, sequences or vectors; None if unknown.
+        batch_tokens: tokens per level in a training batch of the run; None if unknown.
+        findings: problems found, severe ones first.
+        early_until: step before which almost no findings are reported, if the run has not reached it; otherwise None.
+        settings_error: why the settings of the run cannot be read, so that findings that need them are missing.
     """
 
     target: str
-    counted: str
+    counted_on: str
     levels: list[Usage]
     distinct: IdCounts | None
-    kind: str | None = None
+    sample_kind: str | None = None
     batch_tokens: int | None = None
     findings: Sequence[Finding] = ()
-    young_until: int | None = None
+    early_until: int | None = None
     settings_error: str | None = None
 
     @property
     def tokens(self) -> int:
-        """Hits of a level: samples times positions."""
+        """Number of tokens counted per level: samples times L."""
         return self.levels[0].tokens
 
 
@@ -70,99 +75,172 @@ def inspect(
     data: str | None = None,
     key: str | None = None,
     device: str | None = None,
-    skipped: OnSkipped | None = None,
+    on_skipped: OnSkipped | None = None,
 ) -> list[Inspection]:
-    """Inspect each target: a run, a folder of runs, or an index file.
+    """Inspect runs, directories of runs, and index files.
 
     Args:
-        data: to count the codes of runs on; None: on the best validation pass.
-        skipped: called with each run of a folder that cannot be used, and why; None: that is an error.
+        data: data to count the codes of runs on; None: use the counts of the best validation.
+        key: name of the array in `data`, if that is a container.
+        device: device to encode `data` on.
+        on_skipped: called for each run of a directory that cannot be used; None: such a run is an error.
 
     Raises:
-        CheckpointError: a target is none of these.
+        CheckpointError: a target does not exist, is damaged, or is neither a run, a directory of runs nor an index
+            file.
+        ConfigError: the settings of a run are invalid.
         DataError: an index file or the data cannot be used.
     """
-    return for_each_target(targets, lambda target: inspect_one(target, data, key, device), skipped)
+    return map_targets(targets, lambda target: inspect_target(target, data, key, device), on_skipped)
 
 
-def inspect_one(target: Path, data: str | None = None, key: str | None = None, device: str | None = None) -> Inspection:
-    """As `inspect`, of one run or index file."""
+def inspect_target(
+    target: Path, data: str | None = None, key: str | None = None, device: str | None = None
+) -> Inspection:
+    """Inspect one run or index file; arguments and errors as for `inspect`."""
     if target.is_file():
         if data is not None:
             raise DataError(f"--data cannot be used with an index file ({target}); omit --data")
-        return of_file(target, count_file(target))
+        return inspection_from_file(target, count_index_file(target))
     if data is not None:
-        return of_data(target, data, load(target, device).count(data, key))
-    saved, _ = read_model(RunDirectory(target).model)
+        return inspection_from_data(target, data, load(target, device).count_codes(data, key))
+    run = RunDirectory(target)
+    saved, _ = read_model(run.model)
     if not saved.counts:
         raise CheckpointError(f"{target}: model.safetensors has no code counts; use --data FILE to count codes")
-    evidence = of_run(RunDirectory(target), saved)
-    inspection = _inspection(target, "the best validation pass", evidence, *_about(evidence.settings))
-    return inspection if evidence.settings else replace(inspection, settings_error=settings_error(RunDirectory(target)))
+    evidence = evidence_from_run(run, saved)
+    inspection = _inspection_from_evidence(target, "the best validation pass", evidence)
+    return inspection if evidence.settings else replace(inspection, settings_error=settings_error(run))
 
 
-def _inspection(
-    target: Path, counted: str, evidence: Evidence, kind: str | None, batch_tokens: int | None = None
-) -> Inspection:
-    found, young_until = diagnose(evidence), evidence.young_until
+def inspection_from_file(target: Path, counter: CodeCounter) -> Inspection:
+    """Return the inspection of an index file whose indices are counted in `counter`."""
+    inspection = _inspection_from_evidence(
+        target, "the indices in the file", Evidence(counter.levels, counter.distinct)
+    )
+    return replace(inspection, sample_kind=_sample_kind(read_manifest(target).layout))
+
+
+def inspection_from_data(target: Path, data: str, counter: CodeCounter) -> Inspection:
+    """Return the inspection of a run whose indices of `data` are counted in `counter`."""
+    settings = settings_or_none(RunDirectory(target))
+    return _inspection_from_evidence(target, data, Evidence(counter.levels, counter.distinct, settings=settings))
+
+
+def _inspection_from_evidence(target: Path, counted_on: str, evidence: Evidence) -> Inspection:
+    sample_kind, batch_tokens = _sample_kind_and_batch_tokens(evidence.settings)
     return Inspection(
-        str(target), counted, list(evidence.levels), evidence.distinct, kind, batch_tokens, found, young_until
+        str(target),
+        counted_on,
+        list(evidence.levels),
+        evidence.distinct,
+        sample_kind,
+        batch_tokens,
+        diagnose(evidence),
+        evidence.early_until,
     )
 
 
-def of_file(target: Path, tally: CodeCounter) -> Inspection:
-    """What was counted in an index file."""
-    kind = kind_of(read_manifest(target).layout)
-    return _inspection(target, "the indices in the file", Evidence(tally.levels, tally.distinct), kind)
+def count_index_file(
+    path: Path, on_block: OnBlock | None = None, indices_per_block: int = _INDICES_PER_BLOCK
+) -> CodeCounter:
+    """Count the hits of each code in an index file, and distinct ids if its samples are vectors.
 
+    The last column of an index file written with --unique is ignored, because it does not hold codes.
 
-def of_data(target: Path, data: str, tally: CodeCounter) -> Inspection:
-    """What was counted on data that a run has encoded."""
-    evidence = Evidence(tally.levels, tally.distinct, settings=readable_settings(RunDirectory(target)))
-    return _inspection(target, data, evidence, *_about(evidence.settings))
-
-
-def count_file(path: Path, look: Look | None = None) -> CodeCounter:
-    """The hits in an index file, block by block; `look` sees each block, too.
+    Args:
+        on_block: called with each block.
+        indices_per_block: maximum number of indices read at a time, at least one row.
 
     Raises:
-        DataError: it cannot be used.
+        DataError: the file cannot be read, or contains an index that is out of range.
     """
-    array, manifest = read_indices(path)
+    indices, manifest = read_indices(path)
     sizes = manifest.codebook_sizes
-    if manifest.unique:  # what makes rows unique is no codebook's
-        array, sizes = array[..., :-1], sizes[:-1]
-    tally = CodeCounter(sizes, ids=manifest.layout == "C")
-    step = max(1, _BLOCK // int(np.prod(array.shape[1:])))
-    with pass_bar("inspect", len(array)) as bar:
-        for start in range(0, len(array), step):
-            block = array[start : start + step]
+    if manifest.unique:
+        indices, sizes = indices[..., :-1], sizes[:-1]
+    counter = CodeCounter(sizes, ids=manifest.layout == "C")
+    rows_per_block = max(1, indices_per_block // int(np.prod(indices.shape[1:])))
+    with pass_bar("inspect", len(indices)) as bar:
+        for start in range(0, len(indices), rows_per_block):
+            block = indices[start : start + rows_per_block]
             try:
-                tally.add(block)
+                counter.add(block)
             except IndexError as error:
                 raise DataError(f"{path}: damaged: contains {error}; encode the data again") from error
-            if look:
-                look(start, block)
+            if on_block:
+                on_block(start, block)
             bar.update(len(block))
-    return tally
+    return counter
 
 
-def kind_of(layout: str, classes: bool = False) -> str | None:
-    """What samples of a layout are called: images, grids, sequences or vectors."""
-    if layout not in LAYOUTS:
-        return None
-    if classes:
-        return "grids"
-    return ["vectors", "sequences", "images"][LAYOUTS[layout].rank - (LAYOUTS[layout].channel is not None)]
+def expand_targets(targets: Sequence[Path]) -> list[Path]:
+    """Return the runs and index files among the targets, with each directory of runs replaced by its runs.
+
+    Raises:
+        CheckpointError: a target does not exist, or is neither a run, a directory of runs nor an index file.
+    """
+    return [path for target in targets for path in _expand_target(target)]
 
 
-def _about(settings: RunSettings | None) -> tuple[str | None, int | None]:
-    """Return the kind of a run's samples and the tokens of a training batch; None where they are not known."""
+def map_targets(
+    targets: Sequence[Path], function: Callable[[Path], Result], on_skipped: OnSkipped | None
+) -> list[Result]:
+    """Return `function(path)` for each run and index file in `expand_targets(targets)`.
+
+    Args:
+        on_skipped: called, after all others, for each run of a directory on which `function` fails; None: raise.
+
+    Raises:
+        CheckpointError, ConfigError, DataError: `expand_targets` raises it; or `function` does, for a target that was
+            named itself, for any run if `on_skipped` is None, or for all runs.
+    """
+    results, failures = [], []
+    for target in targets:
+        for path in _expand_target(target):
+            try:
+                results.append(function(path))
+            except (CheckpointError, ConfigError, DataError) as error:
+                if path == target or on_skipped is None:
+                    raise
+                failures.append((path, error))
+    if failures and not results:
+        raise failures[0][1]
+    for path, failure in failures:
+        assert on_skipped
+        on_skipped(path, failure)
+    return results
+
+
+def _expand_target(target: Path) -> list[Path]:
+    if target.is_file() or RunDirectory(target).exists:
+        return [target]
+    runs = sorted(path.parent for path in target.glob("*/config.yaml") if RunDirectory(path.parent).exists)
+    if not runs:
+        raise CheckpointError(
+            f"{target}: is neither a run, nor a directory of runs, nor an index file"
+            if target.exists()
+            else f"{target}: does not exist"
+        )
+    return runs
+
+
+def _sample_kind_and_batch_tokens(settings: RunSettings | None) -> tuple[str | None, int | None]:
+    """Return (sample_kind, batch_tokens) as in `Inspection`; both None without readable settings and data spec."""
     if settings is None:
         return None, None
     try:
         spec = spec_of(settings.data)
     except ConfigError:
         return None, None
-    positions = math.prod(settings.model.encoder.grid(spec.size))
-    return kind_of(spec.layout, bool(spec.classes)), settings.training.batch_size * positions
+    tokens_per_sample = math.prod(settings.model.encoder.grid(spec.size))
+    return _sample_kind(spec.layout, bool(spec.classes)), settings.training.batch_size * tokens_per_sample
+
+
+def _sample_kind(layout: str, classes: bool = False) -> str | None:
+    if layout not in LAYOUTS:
+        return None
+    if classes:
+        return "grids"
+    spatial_axes = LAYOUTS[layout].rank - (LAYOUTS[layout].channel is not None)
+    return ["vectors", "sequences", "images"][spatial_axes]

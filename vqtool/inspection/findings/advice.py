@@ -1,4 +1,8 @@
-"""Changes of the config that several findings advise."""
+"""Config changes that several findings suggest.
+
+Each function yields only the changes that apply to the quantizer of the run and are not already made; none if the
+settings are unknown.
+"""
 
 from collections.abc import Iterator
 from math import prod
@@ -6,73 +10,82 @@ from math import prod
 from vqtool.inspection.evidence import Evidence
 from vqtool.inspection.finding import Change
 
-
-def reviving(evidence: Evidence) -> Iterator[Change]:
-    """Settings that move codes to the latents and keep them there, except those that are already set."""
-    if evidence.setting("init") and getattr(evidence.setting("init"), "kind", None) == "random":
-        yield Change(evidence.key("init.kind"), "kmeans", "initialises the codes by k-means on the latents")
-    if getattr(evidence.setting("update"), "kind", None) == "entropy_only":
-        yield Change(evidence.key("update.kind"), "ema", "moves each code to the mean of the latents assigned to it")
-    if evidence.settings is not None and evidence.setting("dead_code_reset") is None and evidence.setting("update"):
-        yield Change(evidence.key("dead_code_reset"), "{min_hits: 5}", "resets dead codes to positions near latents")
+# Codebooks with more dimensions than this are advised to use fewer.
+_MAX_CODEBOOK_DIM = 16
 
 
-def narrowing(evidence: Evidence) -> Iterator[Change]:
-    """Few dimensions, in which every code has neighbours."""
-    dim = evidence.setting("codebook_dim")
-    if isinstance(dim, int) and dim > 16:
-        yield Change(evidence.key("codebook_dim"), "8", "more codes stay in use in few dimensions")
+def move_codes_to_latents(evidence: Evidence) -> Iterator[Change]:
+    """Yield k-means initialisation, EMA updates and dead-code reset, which place codes at the latents."""
+    init, update = evidence.quantizer_setting("init"), evidence.quantizer_setting("update")
+    if getattr(init, "kind", None) == "random":
+        yield Change(evidence.quantizer_key("init.kind"), "kmeans", "initialises the codes by k-means on the latents")
+    if getattr(update, "kind", None) == "entropy_only":
+        yield Change(
+            evidence.quantizer_key("update.kind"), "ema", "moves each code to the mean of the latents assigned to it"
+        )
+    if update and evidence.quantizer_setting("dead_code_reset") is None:
+        yield Change(
+            evidence.quantizer_key("dead_code_reset"), "{min_hits: 5}", "resets dead codes to positions near latents"
+        )
 
 
-def smaller(evidence: Evidence, size: int) -> Iterator[Change]:
-    """A codebook of another size, where it has one and that is smaller."""
-    if evidence.setting("codebook_size") and size < int(evidence.setting("codebook_size")):
-        yield Change(evidence.key("codebook_size"), str(size), "as many codes as the data can use")
+def reduce_codebook_dim(evidence: Evidence) -> Iterator[Change]:
+    """Yield `codebook_dim: 8` for a codebook with more than 16 dimensions."""
+    dim = evidence.quantizer_setting("codebook_dim")
+    if isinstance(dim, int) and dim > _MAX_CODEBOOK_DIM:
+        yield Change(evidence.quantizer_key("codebook_dim"), "8", "more codes stay in use in few dimensions")
 
 
-def one_more_level(evidence: Evidence, why: str) -> tuple[Change, ...]:
-    """Of a residual quantizer, wherever it stands."""
-    known = evidence.more_levels
-    return (Change(known[0], str(known[1] + 1), why),) if known else ()
+def reduce_codebook_size(evidence: Evidence, size: int) -> Iterator[Change]:
+    """Yield `codebook_size: SIZE` if that is smaller than the present size."""
+    if size < (evidence.quantizer_setting("codebook_size") or 0):
+        yield Change(evidence.quantizer_key("codebook_size"), str(size), "as many codes as the data can use")
 
 
-def power_above(number: int) -> int:
-    """The least power of two, from 2 on, that is no less."""
-    return 1 << max(1, (number - 1).bit_length())
+def reduce_fixed_codes(evidence: Evidence, used: int) -> Iterator[Change]:
+    """Yield lower `levels` of FSQ, or fewer `bits` of LFQ and BSQ, that still give at least `used` codes."""
+    levels, bits = evidence.quantizer_setting("levels"), evidence.quantizer_setting("bits")
+    if isinstance(levels, list) and (lower := _lower_levels(levels, used)) != levels:
+        yield Change(evidence.quantizer_key("levels"), str(lower), "as many codes as the data can use")
+    if isinstance(bits, int) and (fewer := next_power_of_two(used).bit_length() - 1) < bits:
+        yield Change(evidence.quantizer_key("bits"), str(fewer), "as many codes as the data can use")
 
 
-def power_below(number: int) -> int:
-    """The largest power of two, from 2 on, that is no more."""
-    return 1 << max(1, number.bit_length() - 1)
+def _lower_levels(levels: list[int], used: int) -> list[int]:
+    """Decrement the largest of the FSQ levels while their product stays at least `used` and each level at least 2."""
+    lowest, candidate = levels, list(levels)
+    while min(candidate) > 1 and prod(candidate) >= used:
+        lowest = list(candidate)
+        candidate[candidate.index(max(candidate))] -= 1
+    return lowest
 
 
-def spreading(evidence: Evidence) -> Iterator[Change]:
-    """Where codes are given: what makes the encoder use them."""
-    if evidence.settings and evidence.given:
+def add_residual_level(evidence: Evidence, why: str) -> Iterator[Change]:
+    """Yield one more level for the outermost residual quantizer; `why` is the effect to show."""
+    if evidence.residual_levels:
+        key, levels = evidence.residual_levels
+        yield Change(key, str(levels + 1), why)
+
+
+def raise_entropy_weight(evidence: Evidence) -> Iterator[Change]:
+    """Yield three times the weight of the entropy loss, at least 0.1, for fixed codes."""
+    if evidence.settings and evidence.has_fixed_codes:
         weight = max(0.1, 3 * evidence.settings.loss.entropy)
         yield Change("loss.entropy", f"{weight:.2g}", "rewards uniform usage of the codes")
 
 
-def fewer_values(evidence: Evidence, used: int) -> Iterator[Change]:
-    """Where codes are given: fewer values of a dimension, or fewer bits, but no fewer codes than are used."""
-    levels, bits = evidence.setting("levels"), evidence.setting("bits")
-    if isinstance(levels, list) and (lower := _lowered(levels, used)) != levels:
-        yield Change(evidence.key("levels"), str(lower), "as many codes as the data can use")
-    if isinstance(bits, int) and (fewer := power_above(used).bit_length() - 1) < bits:
-        yield Change(evidence.key("bits"), str(fewer), "as many codes as the data can use")
-
-
-def _lowered(levels: list[int], used: int) -> list[int]:
-    """Levels of which the largest is lowered, again and again, while their product is no less than `used`."""
-    found, lower = levels, list(levels)
-    while min(lower) > 1 and prod(lower) >= used:
-        found = list(lower)
-        lower[lower.index(max(lower))] -= 1
-    return found
-
-
-def slower(evidence: Evidence) -> Iterator[Change]:
-    """A lower learning rate."""
+def reduce_learning_rate(evidence: Evidence) -> Iterator[Change]:
+    """Yield a third of the learning rate."""
     if evidence.settings:
         rate = evidence.settings.training.learning_rate
         yield Change("training.learning_rate", f"{rate / 3:.1g}", "slows the encoder, so that the codes can follow")
+
+
+def next_power_of_two(number: int) -> int:
+    """Return the smallest power of two that is at least `number` and at least 2."""
+    return 1 << max(1, (number - 1).bit_length())
+
+
+def previous_power_of_two(number: int) -> int:
+    """Return the largest power of two that is at most `number`, or 2 if `number` is smaller."""
+    return 1 << max(1, number.bit_length() - 1)

@@ -1,90 +1,96 @@
-"""More codes than the data fill, or fewer than they could."""
+"""Findings about the codebook size: more codes than the training data can place, or fewer than pay off."""
 
 from collections.abc import Iterator
 from math import prod
 from statistics import fmean
 
 from vqtool.inspection.evidence import Evidence
+from vqtool.inspection.explain import pluralize
 from vqtool.inspection.finding import Change, Finding
-from vqtool.inspection.findings.advice import one_more_level, power_below, smaller
-from vqtool.inspection.words import counted
-from vqtool.metrics.usage import Usage
+from vqtool.inspection.findings.advice import add_residual_level, previous_power_of_two, reduce_codebook_size
 
-# Training tokens a code, fewer than which cannot place it.
-_ENOUGH = 20
-# Perplexity over K, from which on a codebook is full.
-_FULL = 0.9
-# What merging codes by twos would multiply the quantizing error by, from which on the curve falls steeply. (In 8
-# dimensions it is about 1.3, where the best code of half the size has 1.19; in 4, 1.6 and 1.41; in 2, 2.1 and 2.)
-_STEEP = 1.75
-# The part of the latents' variance that is lost: worth a steep step; and too much, however flat the curve.
-_SOME, _MOST = 0.1, 0.5
-# What merging must do at least: where it does next to nothing, the data are noise to so few codes.
-_FLAT = 1.05
+# Fewer training tokens per code cannot place the codes.
+_MIN_TRAINING_TOKENS_PER_CODE = 20
+# Perplexity, as a fraction of K, above which a codebook is used almost uniformly.
+_MIN_SATURATED_PERPLEXITY = 0.9
+# Errors are quantization errors as fractions of the variance of the latents. `halving` is the error if all codes were
+# merged in pairs, over the error: about 1.3 in 8 dimensions, 1.6 in 4 and 2.1 in 2, where an optimal codebook of half
+# the size has 2^(2/D) = 1.19, 1.41 and 2. From `_MIN_STEEP_HALVING` on, more codes pay off even for a small error.
+_MIN_STEEP_HALVING, _MIN_ERROR_IF_STEEP = 1.75, 0.1
+# A large error is worth more codes at any `halving` above this; below, merging has next to no effect, so that the
+# latents are noise to this number of codes.
+_MIN_HALVING, _MIN_ERROR = 1.05, 0.5
 
 
 def codebook_too_large(evidence: Evidence) -> Iterator[Finding]:
-    """More codes than there are data to place them."""
-    if evidence.tokens is None:
+    """Report learned codebooks with fewer than 20 training tokens per code."""
+    if evidence.training_tokens is None:
         return
-    for number, usage in evidence.codebooks:
-        if evidence.metric(number, "spread") is None:  # its codes are given, and need no data
+    for level, usage in evidence.codebooks:
+        if evidence.metric(level, "spread") is None:  # fixed codes, which need no training data
             continue
-        tokens = evidence.sharing * evidence.tokens
-        each = tokens / usage.codebook_size
-        if each < _ENOUGH:
+        tokens = evidence.levels_per_codebook * evidence.training_tokens
+        tokens_per_code = tokens / usage.codebook_size
+        if tokens_per_code < _MIN_TRAINING_TOKENS_PER_CODE:
             yield Finding(
                 "codebook_too_large",
                 "warning",
-                f"{counted(usage.codebook_size, 'code')}{evidence.which(number)} and "
-                f"{counted(tokens, 'training token')}: {each:,.1f} tokens per code",
-                {"level": number, "tokens_per_code": each, "codebook_size": usage.codebook_size},
-                f"codes with fewer than {_ENOUGH} training tokens each overfit them",
-                tuple(smaller(evidence, power_below(tokens // _ENOUGH))),
+                f"{pluralize(usage.codebook_size, 'code')}{evidence.codebook_suffix(level)} and "
+                f"{pluralize(tokens, 'training token')}: {tokens_per_code:,.1f} tokens per code",
+                {"level": level, "tokens_per_code": tokens_per_code, "codebook_size": usage.codebook_size},
+                f"codes with fewer than {_MIN_TRAINING_TOKENS_PER_CODE} training tokens each overfit them",
+                tuple(reduce_codebook_size(evidence, previous_power_of_two(tokens // _MIN_TRAINING_TOKENS_PER_CODE))),
             )
 
 
 def codebook_saturated(evidence: Evidence) -> Iterator[Finding]:
-    """All codes are in even use, and more of them would bring reconstruction forward."""
-    lost = _lost(evidence)
-    if lost is None or not all(_is_full(usage) for _, usage in evidence.codebooks):
+    """Report codebooks that are all used almost uniformly, if more codes would clearly reduce the error.
+
+    At most one finding, for the first codebook where they would.
+    """
+    error = _relative_error(evidence)
+    saturated = all(
+        usage.perplexity > _MIN_SATURATED_PERPLEXITY * usage.codebook_size for _, usage in evidence.codebooks
+    )
+    if error is None or not saturated:
         return
-    for number, usage in evidence.codebooks:
-        halving = evidence.metric(number, "halving")
-        if halving is not None and _pays(halving, lost):
+    for level, usage in evidence.codebooks:
+        halving = evidence.metric(level, "halving")
+        if halving is None:
+            continue
+        if (error > _MIN_ERROR and halving > _MIN_HALVING) or (
+            error > _MIN_ERROR_IF_STEEP and halving > _MIN_STEEP_HALVING
+        ):
             yield Finding(
                 "codebook_saturated",
                 "note",
-                f"the codebook{evidence.which(number)} is used almost uniformly (perplexity {usage.perplexity:,.1f} of "
-                f"{usage.codebook_size:,}), and the quantization error is {lost:.0%} of the variance of the latents",
-                {"level": number, "perplexity": usage.perplexity, "error": lost, "halving": halving},
+                f"the codebook{evidence.codebook_suffix(level)} is used almost uniformly (perplexity "
+                f"{usage.perplexity:,.1f} of {usage.codebook_size:,}), and the quantization error is {error:.0%} of "
+                "the variance of the latents",
+                {"level": level, "perplexity": usage.perplexity, "error": error, "halving": halving},
                 f"more codes would reduce the error; with half as many it would be up to {halving:.2g} times as large",
-                tuple(_more(evidence)),
+                tuple(_add_codes(evidence)),
             )
-            return  # what else there is of levels is full as well
+            return
 
 
-def _is_full(usage: Usage) -> bool:
-    return usage.perplexity > _FULL * usage.codebook_size
+def _relative_error(evidence: Evidence) -> float | None:
+    """Return the quantization error over the variance of the latents, after all levels.
 
-
-def _pays(halving: float, lost: float) -> bool:
-    return (lost > _MOST and halving > _FLAT) or (lost > _SOME and halving > _STEEP)
-
-
-def _lost(evidence: Evidence) -> float | None:
-    """The part of the latents' variance that is lost; behind the levels of a residual quantizer, by all of them."""
-    errors = [evidence.metric(number, "error") for number, _ in enumerate(evidence.levels)]
-    known = [error for error in errors if error is not None]
-    if len(known) < len(errors):
+    The relative errors of the levels of a residual quantizer multiply; groups of a product quantizer are averaged.
+    None if the error of a level is unknown.
+    """
+    known = [error for level in range(len(evidence.levels)) if (error := evidence.metric(level, "error")) is not None]
+    if len(known) < len(evidence.levels):
         return None
-    depth = evidence.depth
+    depth = evidence.residual_depth
     return fmean(prod(known[first : first + depth]) for first in range(0, len(known), depth))
 
 
-def _more(evidence: Evidence) -> Iterator[Change]:
-    size = evidence.setting("codebook_size")
-    if deeper := one_more_level(evidence, "one more code for the residual"):
-        yield from deeper
+def _add_codes(evidence: Evidence) -> Iterator[Change]:
+    """Yield one more residual level, or without a residual quantizer twice the codebook size."""
+    size = evidence.quantizer_setting("codebook_size")
+    if evidence.residual_levels:
+        yield from add_residual_level(evidence, "one more code for the residual")
     elif isinstance(size, int):
-        yield Change(evidence.key("codebook_size"), str(2 * size), "one more bit per token")
+        yield Change(evidence.quantizer_key("codebook_size"), str(2 * size), "one more bit per token")

@@ -1,77 +1,95 @@
-"""Codes that lie where they are of no use."""
+"""Findings about the positions of the codes relative to the latents and to each other.
+
+Shapes: K codes, D dimensions.
+"""
 
 import math
 from collections.abc import Iterator
 
 from vqtool.inspection.evidence import Evidence
 from vqtool.inspection.finding import Finding
-from vqtool.inspection.findings.advice import power_above, reviving, smaller
+from vqtool.inspection.findings.advice import move_codes_to_latents, next_power_of_two, reduce_codebook_size
 from vqtool.inspection.findings.usage import has_collapsed
 
-# Parts of a codebook.
-_DUPLICATES, _OUTSIDE = 0.02, 0.01
-# Root mean square of the chosen codes over that of the latents: against what a code of as many bits should have, and as
-# it is. The means of latents spread less far than these, and few codes in many dimensions far less.
-_TOO_SMALL, _TOO_LARGE = 1 / 3, 2.0
+# At least this many duplicates, and more than this fraction of the codebook, are reported.
+_MIN_DUPLICATES, _MAX_DUPLICATE_FRACTION = 2, 0.02
+# Fraction of the codebook that may be outliers.
+_MAX_OUTLIER_FRACTION = 0.01
+# `spread` is the RMS distance of the chosen codes from the mean of the latents, over that of the latents. The minimum
+# is relative to an optimal codebook, because the codes are means of latents and spread less than these, much less if
+# there are few codes in many dimensions.
+_MIN_SPREAD_OVER_OPTIMAL, _MAX_SPREAD = 1 / 3, 2.0
 
 
 def duplicate_codes(evidence: Evidence) -> Iterator[Finding]:
-    """Codes that are nearer to each other than latents are to codes."""
-    for number, usage in evidence.codebooks:
-        duplicates = evidence.metric(number, "duplicates")
-        if duplicates is not None and duplicates >= 2 and duplicates > _DUPLICATES * usage.codebook_size:
+    """Report codebooks with more than 2% duplicates: codes that are nearly identical to another code."""
+    for level, usage in evidence.codebooks:
+        duplicates = evidence.metric(level, "duplicates")
+        if (
+            duplicates is not None
+            and duplicates >= _MIN_DUPLICATES
+            and duplicates > _MAX_DUPLICATE_FRACTION * usage.codebook_size
+        ):
+            # A collapsed codebook does not show how many codes the data can use.
+            changes = [] if has_collapsed(usage) else reduce_codebook_size(evidence, _distinct_code_size(evidence))
             yield Finding(
                 "duplicate_codes",
                 "warning",
-                f"{duplicates:,.0f} of {usage.codebook_size:,} codes{evidence.which(number)} are nearly identical "
-                "to another code",
-                {"level": number, "duplicates": duplicates, "codebook_size": usage.codebook_size},
+                f"{duplicates:,.0f} of {usage.codebook_size:,} codes{evidence.codebook_suffix(level)} are nearly "
+                "identical to another code",
+                {"level": level, "duplicates": duplicates, "codebook_size": usage.codebook_size},
                 "there are more codes than distinct latents, or codes were initialised or reset at the same position",
-                () if has_collapsed(usage) else tuple(smaller(evidence, power_above(_different(evidence)))),
+                tuple(changes),
             )
 
 
-def _different(evidence: Evidence) -> int:
-    """The codes, of the level that has most, if one of each two duplicates is left: of more alike, one still would be.
+def _distinct_code_size(evidence: Evidence) -> int:
+    """Return the power of two that holds the distinct codes of every level, because all levels have the same K.
 
-    All levels have one size. What a collapsed codebook has says nothing of how many codes there should be.
+    Counts one distinct code per two duplicates, an upper bound if more than two codes coincide.
     """
-    known = [(usage.codebook_size, evidence.metric(number, "duplicates")) for number, usage in evidence.codebooks]
-    return max(size - int(duplicates or 0) // 2 for size, duplicates in known)
+    distinct = (
+        usage.codebook_size - int(evidence.metric(level, "duplicates") or 0) // 2 for level, usage in evidence.codebooks
+    )
+    return next_power_of_two(max(distinct))
 
 
 def outlier_codes(evidence: Evidence) -> Iterator[Finding]:
-    """Codes outside the cloud of latents."""
-    for number, usage in evidence.codebooks:
-        outside = evidence.metric(number, "outside")
-        if outside and outside > _OUTSIDE * usage.codebook_size:
+    """Report codebooks with more than 1% outliers: codes without hits that are far from all latents."""
+    for level, usage in evidence.codebooks:
+        outliers = evidence.metric(level, "outside")
+        if outliers and outliers > _MAX_OUTLIER_FRACTION * usage.codebook_size:
             yield Finding(
                 "outlier_codes",
                 "warning",
-                f"{outside:,.0f} of {usage.codebook_size:,} codes{evidence.which(number)} "
-                f"{'lies' if outside == 1 else 'lie'} far from all latents",
-                {"level": number, "outside": outside, "codebook_size": usage.codebook_size},
+                f"{outliers:,.0f} of {usage.codebook_size:,} codes{evidence.codebook_suffix(level)} "
+                f"{'lies' if outliers == 1 else 'lie'} far from all latents",
+                {"level": level, "outside": outliers, "codebook_size": usage.codebook_size},
                 "they were initialised there, or the latents moved or shrank away from them",
-                tuple(reviving(evidence)),
+                tuple(move_codes_to_latents(evidence)),
             )
 
 
 def scale_mismatch(evidence: Evidence) -> Iterator[Finding]:
-    """Codes on another scale than the latents."""
-    for number, _ in evidence.codebooks:
-        spread = evidence.metric(number, "spread")
-        if spread is not None and not _TOO_SMALL * _least_spread(evidence, number) <= spread <= _TOO_LARGE:
+    """Report codebooks whose RMS spread is over 2 times that of the latents, or under a third of the optimal spread."""
+    for level, usage in evidence.codebooks:
+        spread, optimal = evidence.metric(level, "spread"), _optimal_spread(evidence, usage.codebook_size)
+        if spread is not None and not _MIN_SPREAD_OVER_OPTIMAL * optimal <= spread <= _MAX_SPREAD:
             yield Finding(
                 "scale_mismatch",
                 "severe",
-                f"the RMS spread of the codes{evidence.which(number)} is {spread:.3g} times that of the latents",
-                {"level": number, "spread": spread},
+                f"the RMS spread of the codes{evidence.codebook_suffix(level)} is {spread:.3g} times that of the "
+                "latents",
+                {"level": level, "spread": spread},
                 "codes initialised at another scale than the latents get few hits until they have moved to the latents",
-                tuple(reviving(evidence)),
+                tuple(move_codes_to_latents(evidence)),
             )
 
 
-def _least_spread(evidence: Evidence, level: int) -> float:
-    """Of the best code of as many bits for a Gaussian, over that of its latents (Cover & Thomas 2006, 10.3.2)."""
-    dim, size = evidence.setting("codebook_dim"), evidence.levels[level].codebook_size
-    return float(-math.expm1(-2 * math.log(size) / dim)) ** 0.5 if isinstance(dim, int) else 0.0
+def _optimal_spread(evidence: Evidence, codebook_size: int) -> float:
+    """Return sqrt(1 - K^(-2/D)), the RMS spread of K optimal codes for Gaussian latents over that of the latents.
+
+    The rate-distortion bound of a Gaussian source (Cover & Thomas 2006, 10.3.2) at log2 K bits. 0 if D is unknown.
+    """
+    dim = evidence.quantizer_setting("codebook_dim")
+    return float(-math.expm1(-2 * math.log(codebook_size) / dim)) ** 0.5 if isinstance(dim, int) else 0.0

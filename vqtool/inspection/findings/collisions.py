@@ -1,33 +1,38 @@
-"""Items that share an id."""
+"""Findings about rows with the same id, one code per level."""
 
 import math
 from collections.abc import Iterator
 
 from vqtool.inspection.evidence import Evidence
 from vqtool.inspection.finding import Finding
-from vqtool.inspection.findings.advice import one_more_level
+from vqtool.inspection.findings.advice import add_residual_level
 from vqtool.metrics.usage import expected_used
 
-# Collisions that nobody minds, and by how many times chance must be exceeded.
-_FEW, _BEYOND = 0.1, 3.0
-_MANY_BITS = 100
+# Collision rates up to this are acceptable.
+_MAX_COLLISION_RATE = 0.1
+# Rates up to this multiple of the rate of random ids are explained by chance.
+_MAX_RATIO_TO_RANDOM_IDS = 3.0
+# With longer ids random collisions are negligible, and 2^bits would exceed the range of a float from 1024 bits on.
+_MAX_ID_BITS = 100
 
 
 def collisions(evidence: Evidence) -> Iterator[Finding]:
-    """More rows share an id than chance would have it (the birthday bound), over ids of several levels."""
+    """Report a collision rate far above that of random ids (the birthday bound), for ids of several levels.
+
+    Of n rows with random ids of b bits, the fraction 1 - m (1 - (1 - 1/m)^n) / n collides, where m = 2^b.
+    """
     if evidence.distinct is None or len(evidence.levels) < 2 or not evidence.distinct.rows:
         return
     rows, rate = evidence.distinct.rows, evidence.distinct.collision_rate
-    positions = evidence.levels[0].tokens // rows
-    bits = positions * sum(math.log2(usage.codebook_size) for usage in evidence.levels)
-    # Beyond so many ids no two rows share one by chance, and their number is none that a float holds.
-    chance = 1 - expected_used(round(2**bits), rows) / rows if bits < _MANY_BITS else 0.0
-    if rate > _FEW and rate > _BEYOND * chance:
+    tokens_per_row = evidence.levels[0].tokens // rows
+    bits = tokens_per_row * sum(math.log2(usage.codebook_size) for usage in evidence.levels)
+    random_rate = 1 - expected_used(round(2**bits), rows) / rows if bits < _MAX_ID_BITS else 0.0
+    if rate > _MAX_COLLISION_RATE and rate > _MAX_RATIO_TO_RANDOM_IDS * random_rate:
         yield Finding(
             "collisions",
             "warning",
-            f"the collision rate is {rate:.1%} over {rows:,} rows; uniformly random ids would have {chance:.1%}",
-            {"collision_rate": rate, "by_chance": chance, "rows": rows},
+            f"the collision rate is {rate:.1%} over {rows:,} rows; uniformly random ids would have {random_rate:.1%}",
+            {"collision_rate": rate, "by_chance": random_rate, "rows": rows},
             "many rows are nearly identical, or usage is uneven; vqtool encode --unique makes each id unique",
-            one_more_level(evidence, "one more code per id distinguishes more rows"),
+            tuple(add_residual_level(evidence, "one more code per id distinguishes more rows")),
         )

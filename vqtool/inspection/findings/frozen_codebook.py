@@ -1,4 +1,4 @@
-"""Codes that no longer move, where they should."""
+"""Findings about codes that stop moving in training."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -6,67 +6,70 @@ from typing import Any
 from vqtool.config import RunSettings, learning_rate
 from vqtool.inspection.evidence import Evidence
 from vqtool.inspection.finding import Change, Finding
-from vqtool.inspection.findings.advice import reviving
+from vqtool.inspection.findings.advice import move_codes_to_latents
 
-# Of movement, over the quantizing error.
-_STILL = 1e-3
-# Steps without which rest says nothing: codes move little in a few, and nobody minds. Averages forget in far fewer, so
-# that in as many they have wandered all that they wander where latents rest.
-_LONG = 100
-# The part of its full value below which a learning rate moves nothing any more.
-_COLD = 0.1
+# RMS movement of the codes, over the RMS quantization error, below which they are frozen.
+_MAX_FROZEN_MOVEMENT = 1e-3
+# Healthy codes move little in a few steps. EMA codes forget older latents in far fewer steps than this, so by then
+# they have moved as far as they ever do around latents that are at rest.
+_MIN_STEPS = 100
+# Learning rate, as a fraction of its maximum, below which codes need not move.
+_MIN_LR_FRACTION = 0.1
+# EMA settings with larger values are advised to use these.
+_MAX_SUGGESTED_EMA = {"decay": 0.9, "min_ema_hits": 15.0}
 
 
 def codebook_frozen(evidence: Evidence) -> Iterator[Finding]:
-    """A codebook that did not move while the learning rate was high."""
-    if evidence.settings is None or _rests(evidence.settings, evidence):
+    """Report codebooks that did not move over the last 100 or more steps at a high learning rate.
+
+    Not reported for EMA updates with an identity encoder: fixed latents let the codes converge.
+    """
+    settings, update = evidence.settings, evidence.quantizer_setting("update")
+    uses_ema = getattr(update, "kind", None) == "ema"
+    if settings is None or (uses_ema and settings.model.encoder.kind == "identity"):
         return
-    stretch = _stretch(evidence.settings, evidence.history)
-    for number, _ in evidence.codebooks:
-        moves = [evidence.metric(number, "movement", metrics) for metrics in stretch[1:]]
-        # What they moved from validation to validation is at least what they moved over all of them.
-        path = sum(move for move in moves if move is not None)
-        if moves and None not in moves and path < _STILL:
-            first, last = stretch[0]["step"], stretch[-1]["step"]
+    window = _validations_at_high_lr(settings, evidence.history)
+    for level, _ in evidence.codebooks:
+        movements = [evidence.metric(level, "movement", validation) for validation in window[1:]]
+        # The sum of the movements between validations is an upper bound of the movement over the whole window.
+        path = sum(movement for movement in movements if movement is not None)
+        if movements and None not in movements and path < _MAX_FROZEN_MOVEMENT:
+            first, last = window[0]["step"], window[-1]["step"]
             yield Finding(
                 "codebook_frozen",
                 "severe",
-                f"the codes{evidence.which(number)} did not move from step {first:,} to step {last:,}",
-                {"level": number, "movement": path, "since": first, "step": last},
+                f"the codes{evidence.codebook_suffix(level)} did not move from step {first:,} to step {last:,}",
+                {"level": level, "movement": path, "since": first, "step": last},
                 "the codes are not updated: the loss that trains them has almost no weight, or its gradient vanishes",
-                (*_moving(evidence), *reviving(evidence)),
+                (*_update_codes(evidence), *move_codes_to_latents(evidence)),
             )
 
 
-def _stretch(settings: RunSettings, history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The last validations at a high learning rate, as few as are so many steps apart; none where they are not."""
+def _validations_at_high_lr(settings: RunSettings, history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the fewest last validations at a high learning rate that span 100 steps; empty if they do not."""
     training = settings.training
-    warm = [
-        metrics for metrics in history if learning_rate(training, metrics["step"]) >= _COLD * training.learning_rate
-    ]
-    for number in range(len(warm) - 2, -1, -1):
-        if warm[-1]["step"] - warm[number]["step"] >= _LONG:
-            return warm[number:]
+    min_lr = _MIN_LR_FRACTION * training.learning_rate
+    validations = [metrics for metrics in history if learning_rate(training, metrics["step"]) >= min_lr]
+    for first in range(len(validations) - 2, -1, -1):
+        if validations[-1]["step"] - validations[first]["step"] >= _MIN_STEPS:
+            return validations[first:]
     return []
 
 
-def _rests(settings: RunSettings, evidence: Evidence) -> bool:
-    """Whether codes may rest by right: averages of latents that no network moves arrive where they belong."""
-    averages = getattr(evidence.setting("update"), "kind", None) == "ema"
-    return averages and settings.model.encoder.kind == "identity"
-
-
-def _moving(evidence: Evidence) -> Iterator[Change]:
-    learning = evidence.setting("update")
-    if getattr(learning, "kind", None) != "ema":
+def _update_codes(evidence: Evidence) -> Iterator[Change]:
+    """Yield EMA updates, or for EMA a shorter memory."""
+    update = evidence.quantizer_setting("update")
+    if getattr(update, "kind", None) != "ema":
         yield Change(
-            evidence.key("update.kind"), "ema", "updates the codes from the latents, independent of the loss weights"
+            evidence.quantizer_key("update.kind"),
+            "ema",
+            "updates the codes from the latents, independent of the loss weights",
         )
         return
-    for name, usual in (("decay", 0.9), ("min_ema_hits", 15.0)):
-        if getattr(learning, name) > usual:
+    for name, value in _MAX_SUGGESTED_EMA.items():
+        if getattr(update, name) > value:
             yield Change(
-                evidence.key(f"update.{name}"),
-                f"{usual:g}",
+                evidence.quantizer_key(f"update.{name}"),
+                f"{value:g}",
                 "averages over fewer steps, so that the codes follow the latents",
             )

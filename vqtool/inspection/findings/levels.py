@@ -1,32 +1,32 @@
-"""Levels of a residual quantizer that add little."""
+"""Findings about the levels of a residual quantizer."""
 
 from collections.abc import Iterator
 
 from vqtool.inspection.evidence import Evidence
 from vqtool.inspection.finding import Change, Finding
 
-# The part of what is left over that a level may leave over.
-_WEAK = 0.95
+# Quantization error, over the variance of the residual that a level quantizes, above which the level is weak.
+_MAX_ERROR = 0.95
 
 
 def weak_level(evidence: Evidence) -> Iterator[Finding]:
-    """A level that leaves almost all of what it was given."""
-    for number in range(len(evidence.levels)):
-        left = evidence.metric(number, "error")
-        if number % evidence.depth and left is not None and left > _WEAK:
+    """Report levels after the first that leave more than 95% of the variance of their residual."""
+    for level in range(len(evidence.levels)):
+        error = evidence.metric(level, "error")
+        if level % evidence.residual_depth and error is not None and error > _MAX_ERROR:
             yield Finding(
                 "weak_level",
                 "warning",
-                f"level {number} leaves {left:.0%} of the variance of the residual that it quantizes",
-                {"level": number, "error": left},
+                f"level {level} leaves {error:.0%} of the variance of the residual that it quantizes",
+                {"level": level, "error": error},
                 "the residual is noise at this level, or the codes are far from the residuals",
-                tuple(_without(evidence, number % evidence.depth)),
+                tuple(_remove_levels(evidence, level % evidence.residual_depth)),
             )
 
 
-def _without(evidence: Evidence, place: int) -> Iterator[Change]:
-    """No more levels than come before this place; if all from there on are weak, in each of several groups."""
-    behind = [number for number in range(len(evidence.levels)) if number % evidence.depth >= place]
-    if evidence.more_levels and all((evidence.metric(number, "error") or 0) > _WEAK for number in behind):
-        key, _ = evidence.more_levels
-        yield Change(key, str(place), "removes the levels that reduce the error by less than 5%")
+def _remove_levels(evidence: Evidence, depth: int) -> Iterator[Change]:
+    """Yield `levels: DEPTH` if all levels from this depth on are weak, in every group of a product quantizer."""
+    deeper = [level for level in range(len(evidence.levels)) if level % evidence.residual_depth >= depth]
+    if evidence.residual_levels and all((evidence.metric(level, "error") or 0) > _MAX_ERROR for level in deeper):
+        key, _ = evidence.residual_levels
+        yield Change(key, str(depth), "removes the levels that reduce the error by less than 5%")
