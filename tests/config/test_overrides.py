@@ -123,7 +123,7 @@ def test_new_kind_of_an_inner_block_drops_keys_of_that_block_only() -> None:
 def test_same_kind_drops_nothing(config: Path) -> None:
     assert values("data.kind=synthetic") == read_yaml(SYNTHETIC, "c.yaml").values
     config.write_text(SYNTHETIC.replace("samples", "sample"))
-    with pytest.raises(ConfigError, match=r"c\.yaml:4: data\.sample: unknown key; did you mean samples\?"):
+    with pytest.raises(ConfigError, match=r"c\.yaml:4: data\.sample: .* samples\?"):
         load_config(config, ["data.kind=synthetic"])
 
 
@@ -132,34 +132,39 @@ def test_unknown_kind_drops_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("overrides", "start", "part"),
     [
-        (["training.stesp=5"], "--set training.stesp: unknown key; did you mean steps?"),
-        (["data.kind=tensors", "data.path=x", "data.samples=5"], "--set data.samples: unknown key"),
-        (["data.samples=5", "data.kind=tensors", "data.path=x"], "--set data.samples: unknown key"),
+        (["training.stesp=5"], "training.stesp", " steps?"),
+        (["data.kind=tensors", "data.path=x", "data.samples=5"], "data.samples", "unknown key"),
+        (["data.samples=5", "data.kind=tensors", "data.path=x"], "data.samples", "unknown key"),
         (
             ["data.kind=tensors", "data.path=x", "data.source.kind=tiles"],
-            "--set data.source.kind: data.source: unknown key",
+            "data.source.kind: data.source",
+            "unknown key",
         ),
         (
             ["data.source.kind=tiles", "data.kind=tensors", "data.path=x"],
-            "--set data.source.kind: data.source: unknown key",
+            "data.source.kind: data.source",
+            "unknown key",
         ),
-        (["kind=tensors"], "--set kind: unknown key"),
-        (["training.steps.more=1"], "--set training.steps.more: unknown key; training.steps is a single value"),
-        (["seed=-1"], "--set seed: expected at least 0 (got -1)"),
-        (["data.kind=tensor"], '--set data.kind: unknown kind "tensor"; did you mean tensors?'),
-        (["data.size=[1, a]"], "--set data.size: data.size[1]: expected an integer"),
-        (["training={steps: 1, steps: 2}"], "--set training: training.steps: duplicate key"),
-        (["name=!mine x"], "--set name: YAML tag !mine is not supported"),
-        (["training.steps=[1"], "--set training.steps: not YAML"),
-        (["training.steps=" + "[" * 10_000], "--set training.steps: nested too deeply"),
+        (["kind=tensors"], "kind", "unknown key"),
+        (["training.steps.more=1"], "training.steps.more", " training.steps is a single value"),
+        (["seed=-1"], "seed", "at least 0 (got -1)"),
+        (["data.kind=tensor"], "data.kind", '"tensor"; did you mean tensors?'),
+        (["data.size=[1, a]"], "data.size: data.size[1]", "integer"),
+        (["training={steps: 1, steps: 2}"], "training: training.steps", "duplicate key"),
+        (["name=!mine x"], "name", "!mine"),
+        (["training.steps=[1"], "training.steps", "not YAML"),
+        (["training.steps=" + "[" * 10_000], "training.steps", "nested too deeply"),
     ],
 )
-def test_errors_of_an_override_name_it(overrides: list[str], message: str, config: Path) -> None:
+def test_errors_of_an_override_name_it(overrides: list[str], start: str, part: str, config: Path) -> None:
     with pytest.raises(ConfigError) as error:
         load_config(config, overrides)
-    assert message in str(error.value)
+    assert any(
+        line.startswith(f"--set {start}: ") and part in line.removeprefix(f"--set {start}: ")
+        for line in str(error.value).splitlines()
+    )
 
 
 def test_errors_of_file_and_overrides_are_reported_together(config: Path) -> None:

@@ -44,74 +44,85 @@ def test_unchanged_config_of_these_tests_is_valid(tmp_path: Path) -> None:
     assert load_config(tmp_path / "c.yaml").training.steps == 10
 
 
-OTHER = "unknown key for this kind; it needs"
+def check_message(message: str, start: str, parts: list[str]) -> None:
+    """Check line and key at the start of a message, and that its rest contains all parts."""
+    assert message.startswith(f"c.yaml:{start}: ")
+    rest = message.removeprefix(f"c.yaml:{start}: ")
+    assert all(part in rest for part in parts), rest
+
+
+# Replaced text, new text; line and key of the error; parts of its message.
 UNKNOWN = [
-    ("seed: 0", "sed: 0", "1: sed: unknown key; did you mean seed?"),
-    ("  steps: 10", "  step: 10", "16: training.step: unknown key; did you mean steps?"),
-    ("{kind: textures}", "{kind: textures, hieght: 8}", "4: data.source.hieght: unknown key; did you mean height?"),
-    ("{kind: conv2d}", "{kind: conv2d, zzz: 2}", "8: model.encoder.zzz: unknown key; expected one of "),
-    ("{kind: conv2d}", "{kind: conv2d, heads: 2}", f"8: model.encoder.heads: {OTHER} model.encoder.kind: transformer"),
-    ("  kind: synthetic", "  kind: synthetic\n  path: x.npy", f"4: data.path: {OTHER} data.kind: tensors"),
-    ("{kind: ema}", "{kind: ema, decai: 1}", "12: model.quantizer.update.decai: unknown key; did you mean decay?"),
-    ("{kind: textures}", "{kind: texture}", "4: data.source.kind: unknown kind \"texture\"; did you mean textures?"),
-    ("{kind: conv2d}", "{kind: cnov2d}", "8: model.encoder.kind: unknown kind \"cnov2d\"; did you mean conv2d?"),
-    ("kind: synthetic", "kind: xyz", "3: data.kind: unknown kind \"xyz\"; expected one of tensors, synthetic"),
-    (": cosine", ": cosin", "18: training.schedule: expected cosine or constant (got \"cosin\"); did you mean cosine?"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("old", "new", "line"), UNKNOWN)
-def test_unknown_name_is_reported_with_the_nearest_name(old: str, new: str, line: str, tmp_path: Path) -> None:
-    (message,) = error_lines(tmp_path, GOOD.replace(old, new))
-    assert message.startswith(f"c.yaml:{line}")
-
-
-MISSING = [
-    ("data:\n  kind: synthetic", "data:", "2: data: missing kind; expected one of tensors, synthetic"),
-    ("{kind: conv2d}", "{width: 8}", "8: model.encoder: missing kind; expected one of identity, mlp, conv1d"),
-    ("{kind: conv2d}", "{}", "8: model.encoder: missing kind; expected one of identity, mlp, conv1d"),
-    ("  encoder: {kind: conv2d}\n", "", "7: model.encoder: missing"),
-    ("  source: {kind: textures}\n", "", "2: data.source: missing"),
-    ("kind: synthetic\n  source: {kind: textures}", "kind: tensors", "2: data.path: missing"),
+    ("seed: 0", "sed: 0", "1: sed", ["unknown key", " seed?"]),
+    ("  steps: 10", "  step: 10", "16: training.step", ["unknown key", " steps?"]),
+    ("{kind: textures}", "{kind: textures, hieght: 8}", "4: data.source.hieght", ["unknown key", " height?"]),
+    ("{kind: conv2d}", "{kind: conv2d, zzz: 2}", "8: model.encoder.zzz", ["unknown key", "expected one of", " width,"]),
+    ("{kind: conv2d}", "{kind: conv2d, heads: 2}", "8: model.encoder.heads", [" model.encoder.kind: transformer"]),
+    ("  kind: synthetic", "  kind: synthetic\n  path: x.npy", "4: data.path", ["unknown key", " data.kind: tensors"]),
+    ("{kind: ema}", "{kind: ema, decai: 1}", "12: model.quantizer.update.decai", ["unknown key", " decay?"]),
+    ("{kind: textures}", "{kind: texture}", "4: data.source.kind", ["unknown kind", '"texture"', " textures?"]),
+    ("{kind: conv2d}", "{kind: cnov2d}", "8: model.encoder.kind", ["unknown kind", '"cnov2d"', " conv2d?"]),
+    ("kind: synthetic", "kind: xyz", "3: data.kind", ["unknown kind", '"xyz"', "one of tensors, synthetic"]),
+    (": cosine", ": cosin", "18: training.schedule", ["cosine or constant", '"cosin"', "mean cosine?"]),
 ]
 
 
-@pytest.mark.parametrize(("old", "new", "line"), MISSING)
-def test_missing_key_is_reported_at_its_block(old: str, new: str, line: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("old", "new", "start", "parts"), UNKNOWN)
+def test_unknown_name_is_reported_with_the_nearest_name(
+    old: str, new: str, start: str, parts: list[str], tmp_path: Path
+) -> None:
     (message,) = error_lines(tmp_path, GOOD.replace(old, new))
-    assert message.startswith(f"c.yaml:{line}")
+    check_message(message, start, parts)
 
 
+MISSING = [
+    ("data:\n  kind: synthetic", "data:", "2: data", ["missing kind", "tensors, synthetic"]),
+    ("{kind: conv2d}", "{width: 8}", "8: model.encoder", ["missing kind", "identity, mlp, conv1d"]),
+    ("{kind: conv2d}", "{}", "8: model.encoder", ["missing kind", "identity, mlp, conv1d"]),
+    ("  encoder: {kind: conv2d}\n", "", "7: model.encoder", ["missing"]),
+    ("  source: {kind: textures}\n", "", "2: data.source", ["missing"]),
+    ("kind: synthetic\n  source: {kind: textures}", "kind: tensors", "2: data.path", ["missing"]),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "start", "parts"), MISSING)
+def test_missing_key_is_reported_at_its_block(old: str, new: str, start: str, parts: list[str], tmp_path: Path) -> None:
+    (message,) = error_lines(tmp_path, GOOD.replace(old, new))
+    check_message(message, start, parts)
+
+
+STEPS, RATE = "16: training.steps", "17: training.learning_rate"
 STRICT = [
-    ("steps: 10", "steps: '10'", "16: training.steps: expected an integer (got the string \"10\"; remove the quotes)"),
-    ("steps: 10", "steps: true", "16: training.steps: expected an integer (got true)"),
-    ("steps: 10", "steps: 10.0", "16: training.steps: expected an integer (got 10.0)"),
-    ("steps: 10", "steps: 1e1", "16: training.steps: expected an integer (got 10.0)"),
-    ("steps: 10", "steps:", "16: training.steps: expected an integer (got null)"),
-    ("steps: 10", "steps: [10]", "16: training.steps: expected an integer (got [10])"),
-    ("steps: 10", "steps: {a: 1}", "16: training.steps: expected an integer"),
-    ("rate: 0.001", "rate: fast", "17: training.learning_rate: expected a number (got \"fast\")"),
-    ("rate: 0.001", "rate: '1e-3'", "17: training.learning_rate: expected a number (got the string \"1e-3\"; remove"),
-    ("rate: 0.001", "rate: false", "17: training.learning_rate: expected a number (got false)"),
-    ("rate: 0.001", "rate: .nan", "17: training.learning_rate: expected a finite number (got NaN)"),
-    ("rate: 0.001", "rate: .inf", "17: training.learning_rate: expected a finite number (got Infinity)"),
-    ("rate: 0.001", "rate: 1e999", "17: training.learning_rate: expected a finite number (got Infinity)"),
-    ("rate: 0.001", "rate: 0", "17: training.learning_rate: expected a number greater than 0 (got 0)"),
-    ("steps: 10", "steps: 0", "16: training.steps: expected at least 1 (got 0)"),
-    ("entropy: 0.0", "entropy: -0.1", "14: loss.entropy: expected at least 0 (got -0.1)"),
-    ("size: 16", "size: 0", "11: model.quantizer.codebook_size: expected at least 1 (got 0)"),
-    ("seed: 0", "seed: 4294967296", "1: seed: expected a number less than 4,294,967,296 (got 4294967296)"),
-    ("seed: 0", "name: 5", "1: name: expected a string (got 5)"),
-    ("validation: 0.1", "validation: 1.0", "5: data.validation: expected a number less than 1 or a string (got 1.0)"),
-    ("size: auto", "size: [8, 8.0]", "6: data.size[1]: expected an integer (got 8.0)"),
-    ("size: auto", "layout: chw", "6: data.layout: expected auto, C, CT, TC, CHW, HWC, T or HW"),
-]  # fmt: skip
+    ("steps: 10", "steps: '10'", STEPS, ["integer", 'the string "10"', "quotes"]),
+    ("steps: 10", "steps: true", STEPS, ["integer", "got true"]),
+    ("steps: 10", "steps: 10.0", STEPS, ["integer", "got 10.0"]),
+    ("steps: 10", "steps: 1e1", STEPS, ["integer", "got 10.0"]),
+    ("steps: 10", "steps:", STEPS, ["integer", "got null"]),
+    ("steps: 10", "steps: [10]", STEPS, ["integer", "got [10]"]),
+    ("steps: 10", "steps: {a: 1}", STEPS, ["integer"]),
+    ("rate: 0.001", "rate: fast", RATE, ["a number", 'got "fast"']),
+    ("rate: 0.001", "rate: '1e-3'", RATE, ["a number", 'the string "1e-3"', "quotes"]),
+    ("rate: 0.001", "rate: false", RATE, ["a number", "got false"]),
+    ("rate: 0.001", "rate: .nan", RATE, ["a finite number", "got NaN"]),
+    ("rate: 0.001", "rate: .inf", RATE, ["a finite number", "got Infinity"]),
+    ("rate: 0.001", "rate: 1e999", RATE, ["a finite number", "got Infinity"]),
+    ("rate: 0.001", "rate: 0", RATE, ["greater than 0 ", "got 0"]),
+    ("steps: 10", "steps: 0", STEPS, ["at least 1 ", "got 0"]),
+    ("entropy: 0.0", "entropy: -0.1", "14: loss.entropy", ["at least 0 ", "got -0.1"]),
+    ("size: 16", "size: 0", "11: model.quantizer.codebook_size", ["at least 1 ", "got 0"]),
+    ("seed: 0", "seed: 4294967296", "1: seed", ["less than 4,294,967,296 ", "got 4294967296"]),
+    ("seed: 0", "name: 5", "1: name", ["a string", "got 5"]),
+    ("validation: 0.1", "validation: 1.0", "5: data.validation", ["a number less than 1 or a string", "got 1.0"]),
+    ("size: auto", "size: [8, 8.0]", "6: data.size[1]", ["integer", "got 8.0"]),
+    ("size: auto", "layout: chw", "6: data.layout", ["expected auto, C, CT, TC, CHW, HWC, T or HW", '"chw"']),
+]
 
 
-@pytest.mark.parametrize(("old", "new", "line"), STRICT)
-def test_invalid_value_is_reported_with_the_expected_type(old: str, new: str, line: str, tmp_path: Path) -> None:
-    lines = error_lines(tmp_path, GOOD.replace(old, new))
-    assert lines[0].startswith(f"c.yaml:{line}")
+@pytest.mark.parametrize(("old", "new", "start", "parts"), STRICT)
+def test_invalid_value_is_reported_with_the_expected_type(
+    old: str, new: str, start: str, parts: list[str], tmp_path: Path
+) -> None:
+    check_message(error_lines(tmp_path, GOOD.replace(old, new))[0], start, parts)
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", "/", "''", '"a\\tb"', '"a\\nb"', "a\\b", "x" * 256, "ä" * 128])
@@ -134,7 +145,7 @@ def test_unknown_dtype_is_refused(dtype: str, tmp_path: Path) -> None:
 
 def test_heads_that_do_not_divide_the_width_are_refused(tmp_path: Path) -> None:
     (message,) = error_lines(tmp_path, GOOD.replace("{kind: conv2d}", "{kind: transformer, width: 10, heads: 3}"))
-    assert message.startswith("c.yaml:8: model.encoder.heads: width 10 is not a multiple of 3 heads")
+    check_message(message, "8: model.encoder.heads", ["10", "3"])
 
 
 @pytest.mark.parametrize(
@@ -146,7 +157,8 @@ def test_value_instead_of_a_block_is_refused(key: str, start: int, value: str, t
     top = [line for line in lines if not line.startswith(" ")]
     text = f"{key}: {value}\n" + "\n".join(top).replace("seed: 0", "")
     (message,) = [line for line in error_lines(tmp_path, text) if f" {key}: " in line]
-    assert message.startswith(f"c.yaml:1: {key}: {'expected' if value else 'is empty; expected'} a block of keys")
+    check_message(message, f"1: {key}", ["a block of keys"])
+    assert ("is empty" in message) == (value == "")
 
 
 def test_all_errors_are_reported_at_once_with_line_and_key(tmp_path: Path) -> None:
@@ -176,7 +188,7 @@ def test_errors_are_in_the_order_of_the_file(tmp_path: Path) -> None:
 
 def test_value_that_fits_no_branch_of_a_union_is_one_error(tmp_path: Path) -> None:
     (message,) = error_lines(tmp_path, GOOD.replace("validation: 0.1", "validation: []"))
-    assert message == "c.yaml:5: data.validation: expected a number or a string (got [])"
+    check_message(message, "5: data.validation", ["a number or a string", "got []"])
 
 
 LONG = "y" * 100_000
@@ -219,13 +231,13 @@ def test_error_of_a_block_names_the_key_inside(value: str, line: str, tmp_path: 
 
 def test_key_of_another_block_is_reported_with_that_block(tmp_path: Path) -> None:
     (message,) = error_lines(tmp_path, GOOD.replace("  entropy: 0.0", "  steps: 3"))
-    assert message == "c.yaml:14: loss.steps: unknown key; did you mean training.steps?"
+    check_message(message, "14: loss.steps", ["unknown key", " training.steps?"])
 
 
 @pytest.mark.parametrize(("value", "shown"), [("", "null"), ("{}", "{}"), ("false", "false"), ("5", "5")])
 def test_kind_that_is_not_a_string_is_shown_as_written(value: str, shown: str, tmp_path: Path) -> None:
     (message,) = error_lines(tmp_path, GOOD.replace("{kind: conv2d}", f"{{kind: {value}}}"))
-    assert f"model.encoder.kind: unknown kind {shown}; expected" in message
+    check_message(message, "8: model.encoder.kind", [f"unknown kind {shown};"])
 
 
 def test_misspelt_key_of_another_kind_is_reported_with_key_and_kind(tmp_path: Path) -> None:
@@ -325,7 +337,8 @@ def test_renamed_key_is_reported_with_its_new_name(
     block: dict[str, Any], at: str, old: str, value: Any, new: str, tmp_path: Path
 ) -> None:
     message = error_message(write_config_with(tmp_path, block, f"{at}.{old}", value))
-    assert f" {at}.{old}: unknown key; did you mean {new}?" in message
+    assert f" {at}.{old}: unknown key" in message
+    assert message.endswith(f" {new}?")
     assert len(message.splitlines()) == 1
 
 
@@ -338,7 +351,9 @@ def test_renamed_key_in_an_override_is_reported_with_its_new_name(
         override = f"{key}={yaml.safe_dump(inner).splitlines()[0]}"
         message = error_message(write_config_with(tmp_path, block), override)
         subject = f"--set {key}" if key == f"{at}.{old}" else f"--set {key}: {at}.{old}"
-        assert message == f"{subject}: unknown key; did you mean {new}?"
+        assert message.startswith(f"{subject}: unknown key")
+        assert message.endswith(f" {new}?")
+        assert len(message.splitlines()) == 1
 
 
 @pytest.mark.parametrize(("key", "old", "new"), RENAMED_VALUES, ids=lambda value: value)
@@ -348,7 +363,7 @@ def test_renamed_value_is_reported_with_its_new_name(key: str, old: str, new: st
         error_message(write_config_with(tmp_path, VECTOR), f"{key}={old}"),
     ):
         assert f" {key}: " in message
-        assert f"did you mean {new}?" in message
+        assert message.endswith(f" {new}?")
 
 
 @pytest.mark.parametrize(
@@ -360,4 +375,4 @@ def test_renamed_key_in_another_block_is_not_reported_with_a_name_that_is_invali
 ) -> None:
     message = error_message(write_config_with(tmp_path, block), f"{key}=1")
     assert f"--set {key}: unknown key" in message
-    assert not any(f"did you mean {new}?" in message for new in ("patch_size", "level_dropout", "beam_size"))
+    assert not any(f"mean {new}?" in message for new in ("patch_size", "level_dropout", "beam_size"))

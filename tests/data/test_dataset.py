@@ -1,5 +1,6 @@
 """Data sets: splits, resolved settings, normalisation, and messages for data that contradict the settings."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def test_one_row_is_accepted_with_separate_validation_data(folder: Path, tmp_pat
 
 
 def test_one_row_cannot_be_split(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"one\.npy: contains one row; .* at least two"):
+    with pytest.raises(DataError, match=r"one\.npy: .*one row.* two"):
         _open(_save(tmp_path / "one.npy", VECTORS[:1]))
 
 
@@ -159,7 +160,7 @@ def test_resolved_settings_have_no_auto_and_open_the_same_data_set(
 
 
 def test_spec_of_refuses_auto(folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.dtype: is auto"):
+    with pytest.raises(ConfigError, match=r"data\.dtype: .*auto"):
         spec_of(TensorsSettings(path="x.npy", layout="C", channels=3, size=[], classes=None))
 
 
@@ -198,21 +199,21 @@ def test_booleans_are_two_classes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "pattern"),
     [
-        ({"channels": 4}, "data.channels is 4, but the array has 3"),
-        ({"size": [8, 6]}, "data.size is [8, 6], but the array has [6, 8]"),
-        ({"dtype": "float64"}, "data.dtype is float64, but the array has float32"),
-        ({"layout": "C"}, "data.layout: C needs rows with 1 axis, but "),
-        ({"layout": "HW"}, "data.layout: HW needs rows with 2 axes, but "),
+        ({"channels": 4}, r"data\.channels .*\b4\b.*\b3\b"),
+        ({"size": [8, 6]}, r"data\.size .*\[8, 6\].*\[6, 8\]"),
+        ({"dtype": "float64"}, r"data\.dtype .*float64.*float32"),
+        ({"layout": "C"}, r"data\.layout: C .*\b1 axis\b"),
+        ({"layout": "HW"}, r"data\.layout: HW .*\b2 axes\b"),
     ],
 )
 def test_setting_that_contradicts_the_data_is_refused_with_both_values(
-    folder: Path, settings: dict[str, Any], message: str
+    folder: Path, settings: dict[str, Any], pattern: str
 ) -> None:
     with pytest.raises(DataError) as caught:
         _open(folder / "images.npy", **settings)
-    assert message in str(caught.value)
+    assert re.search(pattern, str(caught.value))
     assert "images.npy" in str(caught.value)
     assert "(3, 6, 8)" in str(caught.value)
 
@@ -223,12 +224,12 @@ def test_settings_that_agree_with_the_data_are_accepted(folder: Path) -> None:
 
 
 def test_ambiguous_layout_is_refused_with_file_and_candidates(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"x\.npy: rows of shape \(6, 5\) can have layout CT, TC or HW"):
+    with pytest.raises(DataError, match=r"x\.npy: .*\(6, 5\).*CT, TC or HW"):
         _open(_save(tmp_path / "x.npy", np.ones((4, 6, 5))))
 
 
 def test_uint8_up_to_255_without_channels_is_ambiguous(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"grey\.npy: uint8 up to 255 .* set data\.layout to HW for classes"):
+    with pytest.raises(DataError, match=r"grey\.npy: .*uint8.*255.*data\.layout.*HW"):
         _open(folder / "grey.npy")
 
 
@@ -243,14 +244,14 @@ def test_uint8_with_a_channel_axis_are_values(tmp_path: Path) -> None:
 def test_negative_class_is_refused_with_its_row(tmp_path: Path) -> None:
     grids = GRIDS.copy()
     grids[11, 0, 0] = -1
-    with pytest.raises(DataError, match=r"x\.npy: row 11 contains a negative integer"):
+    with pytest.raises(DataError, match=r"x\.npy: row 11 .*negative"):
         _open(_save(tmp_path / "x.npy", grids))
 
 
 def test_class_beyond_data_classes_is_refused_with_its_row(tmp_path: Path) -> None:
     grids = GRIDS % 3
     grids[11, 0, 0] = grids[20, 0, 0] = 3
-    with pytest.raises(DataError, match=r"x\.npy: row 11 contains class 3 .* 0 to 2; .* set data\.classes to 4$"):
+    with pytest.raises(DataError, match=r"x\.npy: row 11 .*class 3 .* 0 to 2\b.*data\.classes.* 4$"):
         _open(_save(tmp_path / "x.npy", grids), classes=3)
 
 
@@ -259,34 +260,33 @@ def test_integer_too_large_for_a_class_is_refused_with_its_row(tmp_path: Path, s
     grids = GRIDS.copy()
     grids[11, 0, 0] = stray
     path = _save(tmp_path / "x.npy", grids)
-    advice = f", or set data.classes to {stray + 1}" if stray < 1 << 20 else ""
-    with pytest.raises(
-        DataError, match=rf"x\.npy: row 11 contains class {stray} .* channel axis if these are values{advice}$"
-    ):
+    with pytest.raises(DataError, match=rf"x\.npy: row 11 .*class {stray} .*channel axis") as caught:
         _open(path)
+    assert ("data.classes" in str(caught.value)) == (stray < 1 << 20)
     if stray < 1 << 20:
+        assert str(caught.value).endswith(f" {stray + 1}")
         assert _open(path, classes=stray + 1).spec.classes == stray + 1
 
 
 @pytest.mark.parametrize("name", ["vectors", "images"])
 def test_classes_are_refused_for_floats(folder: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match=r"data\.classes: 4, but .*\.npy contains float32 values"):
+    with pytest.raises(ConfigError, match=r"data\.classes: 4\b.*\.npy .*float32"):
         _open(folder / f"{name}.npy", classes=4)
 
 
 def test_classes_are_refused_for_integers_with_channels(folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.classes: 256, but .*int64 values in layout CT"):
+    with pytest.raises(ConfigError, match=r"data\.classes: 256\b.*int64.*layout CT"):
         _open(folder / "grids.npy", layout="CT", classes=256)
 
 
 def test_classes_null_is_refused_for_a_grid_of_integers(folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.classes: null, but integers in layout HW are classes"):
+    with pytest.raises(ConfigError, match=r"data\.classes: null\b.*layout HW"):
         _open(folder / "grids.npy", classes=None)
 
 
 @pytest.mark.parametrize("normalize", ["global", "feature"])
 def test_normalize_is_refused_for_classes(folder: Path, normalize: str) -> None:
-    with pytest.raises(ConfigError, match=rf"data\.normalize: {normalize}, but classes are not normalised"):
+    with pytest.raises(ConfigError, match=rf"data\.normalize: {normalize}\b.*classes"):
         _open(folder / "grids.npy", normalize=normalize)
 
 
@@ -305,7 +305,8 @@ def test_validation_rows_of_another_shape_are_refused_with_both_shapes(
     path = _save(tmp_path / "other.npy", other)
     with pytest.raises(DataError) as caught:
         _open(folder / "images.npy", layout=layout, validation=str(path))
-    assert f"other.npy: rows have shape {other.shape[1:]}" in str(caught.value)
+    assert "other.npy: " in str(caught.value)
+    assert f"shape {other.shape[1:]}" in str(caught.value)
     assert "(3, 6, 8)" in str(caught.value)
 
 
@@ -318,14 +319,14 @@ def test_float_validation_rows_are_refused_for_classes(folder: Path, tmp_path: P
 def test_number_of_classes_covers_both_splits(folder: Path, tmp_path: Path) -> None:
     path = _save(tmp_path / "other.npy", np.full((2, 6, 5), 9))
     assert _open(folder / "grids.npy", validation=str(path)).spec.classes == 10
-    with pytest.raises(DataError, match=r"other\.npy: row 0 contains class 9 .* 0 to 6;"):
+    with pytest.raises(DataError, match=r"other\.npy: row 0 .*class 9 .* 0 to 6\b"):
         _open(folder / "grids.npy", validation=str(path), classes=7)
 
 
 def test_nan_in_validation_data_is_refused_with_its_row(folder: Path, tmp_path: Path) -> None:
     other = VECTORS.copy()
     other[5, 0] = np.nan
-    with pytest.raises(DataError, match=r"other\.npy: row 5 contains NaN"):
+    with pytest.raises(DataError, match=r"other\.npy: row 5 .*NaN"):
         _open(folder / "vectors.npy", validation=str(_save(tmp_path / "other.npy", other)))
 
 
@@ -359,7 +360,7 @@ def test_open_source_has_all_rows_in_order(folder: Path) -> None:
 def test_standard_deviation_below_float32_precision_of_the_mean_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "far.npy", 1e8 + np.random.default_rng(0).standard_normal((50, 3)))
     settings = TensorsSettings(path=str(tmp_path / "far.npy"))
-    with pytest.raises(DataError, match=r"far\.npy: a mean of 1e\+08 with a standard deviation of .*subtract the mean"):
+    with pytest.raises(DataError, match=r"far\.npy: .*mean.* 1e\+08 .*standard deviation.*float32"):
         open_dataset(settings, 0)
 
 

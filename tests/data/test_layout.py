@@ -70,13 +70,13 @@ def test_unambiguous_layout_is_inferred(row: tuple[int, ...], dtype: torch.dtype
 def test_ambiguous_layout_is_refused_with_the_candidates(row: tuple[int, ...], candidates: str) -> None:
     with pytest.raises(DataError) as caught:
         guess_layout(row, torch.float32)
-    assert f"rows of shape {row} can have layout {candidates}; set data.layout" in str(caught.value)
+    assert all(part in str(caught.value) for part in (str(row), f"layout {candidates}", "data.layout"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
 @pytest.mark.parametrize("row", [(), (2, 3, 4, 5)])
 def test_rank_without_layout_is_refused(row: tuple[int, ...], dtype: torch.dtype) -> None:
-    with pytest.raises(DataError, match=r"expected an array \(N, C\), \(N, C, T\) or \(N, C, H, W\)"):
+    with pytest.raises(DataError, match=r"\(N, C\), \(N, C, T\) or \(N, C, H, W\)"):
         guess_layout(row, dtype)
 
 
@@ -187,7 +187,7 @@ def test_another_size_is_refused_unless_any_size() -> None:
     spec = SampleSpec("CHW", 3, (8, 8), None, "float32")
     spec.check_row_shape((3, 8, 8), any_size=False, subject="x.npy")
     spec.check_row_shape((3, 9, 4), any_size=True, subject="x.npy")
-    with pytest.raises(DataError, match=r"x\.npy: rows have shape \(3, 9, 4\), but .* \(3, 8, 8\) \(layout CHW\)"):
+    with pytest.raises(DataError, match=r"x\.npy: .*\(3, 9, 4\).*\(3, 8, 8\).*CHW"):
         spec.check_row_shape((3, 9, 4), any_size=False, subject="x.npy")
 
 
@@ -196,7 +196,7 @@ def test_other_channels_or_axes_are_refused_even_with_any_size(shape: tuple[int,
     spec = SampleSpec("CHW", 3, (8, 8), None, "float32")
     with pytest.raises(DataError) as caught:
         spec.check_row_shape(shape, any_size=True, subject="x.npy")
-    assert f"rows have shape {shape}" in str(caught.value)
+    assert f"shape {shape}" in str(caught.value)
     assert "(3, 8, 8)" in str(caught.value)
 
 

@@ -135,7 +135,7 @@ def test_values_have_moments_and_no_bounds(layout: LayoutName, dtype: str) -> No
 def test_first_row_that_is_not_finite_is_named(value: float, kind: str, bad: int, chunk: int) -> None:
     array = np.ones((40, 3))
     array[bad, 1] = array[-1, 2] = value
-    with pytest.raises(DataError, match=rf"^x\.npy: row {bad} contains .*{kind}"):
+    with pytest.raises(DataError, match=rf"^x\.npy: row {bad} .*{kind}"):
         _scan(NumpyRows(array), chunk_bytes=chunk)
 
 
@@ -143,17 +143,17 @@ def test_first_row_that_is_not_finite_is_named(value: float, kind: str, bad: int
 def test_every_float_dtype_is_checked(dtype: torch.dtype) -> None:
     rows = torch.ones(40, 3, dtype=dtype)
     rows[21, 0] = torch.inf
-    with pytest.raises(DataError, match="row 21 contains a value that is infinite"):
+    with pytest.raises(DataError, match=r"row 21 .*infinite"):
         _scan(TensorRows(rows))
 
 
 def test_infinities_of_opposite_sign_are_found() -> None:
-    with pytest.raises(DataError, match="row 0 contains a value that is infinite"):
+    with pytest.raises(DataError, match=r"row 0 .*infinite"):
         _scan(NumpyRows(np.array([[np.inf, -np.inf]])))
 
 
 def test_rows_outside_the_mask_are_checked_too() -> None:
-    with pytest.raises(DataError, match="row 1 contains NaN"):
+    with pytest.raises(DataError, match=r"row 1 .*NaN"):
         _scan(NumpyRows(np.array([[0.0], [np.nan]])), moment_rows=np.array([True, False]))
 
 
@@ -239,7 +239,7 @@ def test_another_array_of_the_file_needs_a_new_scan(tmp_path: Path) -> None:
 def test_failed_scan_is_not_cached(tmp_path: Path) -> None:
     path = _saved(tmp_path, np.full((4, 3), np.nan))
     for _ in range(2):
-        with pytest.raises(DataError, match="row 0 contains NaN"):
+        with pytest.raises(DataError, match=r"row 0 .*NaN"):
             _scan_saved(path)
 
 
@@ -297,5 +297,5 @@ def test_scan_without_moments_hashes_and_checks_the_file(tmp_path: Path) -> None
     assert scanned.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert scan_file(path, open_file(path), "C", None, True).moments is not None
     path = _saved(tmp_path, np.array([[1.0, 2.0], [3.0, np.nan]]))
-    with pytest.raises(DataError, match="row 1 contains NaN"):
+    with pytest.raises(DataError, match=r"row 1 .*NaN"):
         scan_file(path, open_file(path), "C", None, False)

