@@ -1,4 +1,4 @@
-"""Compiled loops: what they give, and that they need no place to be kept in."""
+"""Numba decorators: results, order of summation, and compilation without a usable cache."""
 
 import threading
 import time
@@ -7,51 +7,51 @@ import numba
 import numpy as np
 import pytest
 
-from vqtool.runtime import numba_jit as compiled
+from vqtool.runtime import numba_jit
 from vqtool.runtime.numba_jit import cached_kernel, inline_kernel, strict_kernel
 
 
 @pytest.fixture(autouse=True)
-def _kept_elsewhere(tmp_path, monkeypatch):
+def _temporary_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
 
 
 def total(numbers):
-    """The sum of all."""
-    found = 0.0
-    for place in range(numbers.size):
-        found += numbers[place]
-    return found
+    """Return the sum of all numbers."""
+    result = 0.0
+    for i in range(numbers.size):
+        result += numbers[i]
+    return result
 
 
-def test_a_loop_called_from_python_is_the_function_that_was_written():
+def test_cached_kernel_computes_the_function():
     summed = cached_kernel(total)
     assert summed(np.arange(10.0)) == 45
     assert summed(numbers=np.arange(4.0)) == 6
     assert summed.__doc__ == total.__doc__
 
 
-# Were the order left open, LLVM would sum eight at a time, and lose no 1.
-def test_an_exact_loop_sums_in_order_whoever_calls_it():
+# With reassociation LLVM keeps several partial sums, and the ones are not lost to rounding against 2**53.
+def test_strict_kernel_sums_in_order_inside_a_fast_kernel():
     inner = strict_kernel(total)
     numbers = np.array([2.0**53, *[1.0] * 31])
     assert cached_kernel(lambda values: inner(values))(numbers) == 2.0**53
     assert inline_kernel(total)(numbers) > 2.0**53
 
 
-def test_without_a_place_to_keep_it_a_loop_is_compiled_all_the_same(monkeypatch):
-    def nowhere(*arguments, cache=False, **options):
+def test_kernel_compiles_without_a_cache_directory(monkeypatch):
+    def njit_without_cache(*arguments, cache=False, **options):
         if cache:
             raise RuntimeError("cannot cache function 'total': no locator available for file 'x.py'")
         return njit(*arguments, **options)
 
     njit = numba.njit
-    monkeypatch.setattr(compiled.numba, "njit", nowhere)
+    monkeypatch.setattr(numba_jit.numba, "njit", njit_without_cache)
     assert cached_kernel(total)(np.arange(10.0)) == 45
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), EOFError("Ran out of input")], ids=repr)
-def test_what_cannot_be_kept_or_read_again_stops_no_loop(monkeypatch, error):
+def test_kernel_runs_if_its_cache_cannot_be_written_or_read(monkeypatch, error):
     calls = []
 
     def njit(cache=False, **options):
@@ -66,45 +66,45 @@ def test_what_cannot_be_kept_or_read_again_stops_no_loop(monkeypatch, error):
 
         return decorate
 
-    monkeypatch.setattr(compiled.numba, "njit", njit)
+    monkeypatch.setattr(numba_jit.numba, "njit", njit)
     summed = cached_kernel(total)
     assert summed(np.arange(10.0)) == summed(np.arange(10.0)) == 45
     assert calls == [True, False, False]
 
 
-def test_a_damaged_cache_stops_no_loop(tmp_path):
+def test_kernel_runs_with_a_damaged_cache_file(tmp_path):
     assert cached_kernel(total)(np.arange(10.0)) == 45
     (index,) = tmp_path.rglob("*.nbi")
     index.write_bytes(b"")
     assert cached_kernel(total)(np.arange(10.0)) == 45
 
 
-def test_errors_of_a_loop_itself_are_raised():
+def test_errors_of_the_kernel_itself_are_raised():
     with pytest.raises(numba.TypingError):
         cached_kernel(total)("no numbers")
 
 
-def roots(numbers, times):
-    found = 0.0
-    for _ in range(times):
-        for place in range(numbers.size):
-            found += np.sqrt(numbers[place] + found)
-    return found
+def sum_of_roots(numbers, repeats):
+    result = 0.0
+    for _ in range(repeats):
+        for i in range(numbers.size):
+            result += np.sqrt(numbers[i] + result)
+    return result
 
 
-def test_other_threads_go_on_meanwhile():
-    long, numbers = cached_kernel(roots), np.ones(1000)
-    long(numbers, 1)  # compiled
-    thread, turns = threading.Thread(target=long, args=(numbers, 50_000)), 0  # half a second, or more
+def test_kernel_releases_the_gil():
+    kernel, numbers = cached_kernel(sum_of_roots), np.ones(1000)
+    kernel(numbers, 1)  # compile it
+    thread, wakeups = threading.Thread(target=kernel, args=(numbers, 50_000)), 0  # at least half a second
     thread.start()
     while thread.is_alive():
         time.sleep(0.001)
-        turns += 1
-    assert turns > 10
+        wakeups += 1
+    assert wakeups > 10
 
 
 @pytest.mark.parametrize("decorate", [inline_kernel, strict_kernel, cached_kernel])
-def test_each_takes_numbers_of_any_type(decorate):
+def test_kernels_accept_any_number_type(decorate):
     twice = decorate(lambda number: 2 * number)
     assert twice(3) == 6
     assert twice(0.5) == 1

@@ -1,4 +1,4 @@
-"""Progress as bars on a terminal, beside processes that are forked, and as plain lines elsewhere."""
+"""Progress: bars on a terminal, lines elsewhere, and the lock of the bars in forked processes."""
 
 import io
 import os
@@ -10,9 +10,9 @@ import pytest
 
 from vqtool.runtime.progress import Bar, LineWriter, format_duration, pass_bar, step_bar, with_progress
 
-PATIENCE = 20
+TIMEOUT_SECONDS = 20
 
-# From Python 3.12 on a fork beside threads warns: its child has none of them.
+# Python 3.12 and later warn about os.fork in a process with threads.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 
 
@@ -22,7 +22,7 @@ class Terminal(io.StringIO):
 
 
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """Standard error as a terminal. Not a fixture: pytest sets the stream again when a test begins."""
+    """Make standard error a terminal. Not a fixture, because pytest replaces the stream when a test starts."""
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
     return stream
@@ -41,7 +41,7 @@ def clock() -> Clock:
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """The lines on standard error since the last call; nothing is on standard output."""
+    """Return the lines on standard error since the last call; standard output must be empty."""
     out, err = capsys.readouterr()
     assert out == ""
     return err.splitlines()
@@ -50,14 +50,14 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
 # Bars
 
 
-def test_a_pass_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pass_shows_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = terminal(monkeypatch)
     with pass_bar("scan data.npy", 3000, delay=0):
         assert "scan data.npy:   0%" in stream.getvalue()
         assert "0/3000" in stream.getvalue()
 
 
-def test_training_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_shows_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = terminal(monkeypatch)
     with step_bar(200, 50, lambda: 61.0) as bar:
         bar.show("loss 0.25")
@@ -70,7 +70,7 @@ def test_training_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
 # Lines
 
 
-def test_a_pass_writes_a_line_at_every_interval(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pass_writes_a_line_per_interval(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with pass_bar("scan data.npy", 5_000_000, lines=LineWriter(10, clock)) as bar:
         for _ in range(25):
             clock.now += 1
@@ -81,14 +81,14 @@ def test_a_pass_writes_a_line_at_every_interval(clock: Clock, capsys: pytest.Cap
     ]
 
 
-def test_the_last_line_has_no_eta(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_line_of_a_finished_pass_has_no_eta(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with pass_bar("validate", 7, lines=LineWriter(10, clock)) as bar:
         clock.now += 11
         bar.update(7)
     assert lines(capsys) == ["validate: 7 of 7 rows (100%)"]
 
 
-def test_items_in_use_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_progress_counts_an_item_after_its_use(monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[int] = []
     monkeypatch.setattr("vqtool.runtime.progress.PassProgress.update", lambda self, n=1: counted.append(n))
     for item in with_progress(range(3), "generate data"):
@@ -96,14 +96,14 @@ def test_items_in_use_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert counted == [1, 1, 1]
 
 
-def test_units_of_unequal_times_have_no_eta(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eta_can_be_disabled(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with pass_bar("dry run", 4, "stages", lines=LineWriter(10, clock), eta=False) as bar:
         clock.now += 11
         bar.update()
     assert lines(capsys) == ["dry run: 1 of 4 stages (25%)"]
 
 
-def test_a_series_of_short_passes_is_not_silent(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_short_passes_write_a_line_after_the_interval(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     shared = LineWriter(10, clock)
     for _ in range(14):
         with pass_bar("validate", 2, lines=shared) as bar:
@@ -112,7 +112,7 @@ def test_a_series_of_short_passes_is_not_silent(clock: Clock, capsys: pytest.Cap
     assert lines(capsys) == ["validate: 1 of 2 rows (50%), ETA 2 s"] * 2
 
 
-def test_passes_one_after_the_other_share_the_interval(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_consecutive_passes_share_the_interval(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     shared = LineWriter(10, clock)
     for name in ("first", "second", "third"):
         with pass_bar(name, 4, "vectors", lines=shared) as bar:
@@ -121,7 +121,7 @@ def test_passes_one_after_the_other_share_the_interval(clock: Clock, capsys: pyt
     assert lines(capsys) == ["third: 1 of 4 vectors (25%), ETA 12 s"]
 
 
-def test_training_writes_lines_and_passes_within_share_them(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_and_passes_inside_it_share_the_interval(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     shared = LineWriter(10, clock)
     with step_bar(2000, 298, lambda: 190.0, shared) as steps:
         steps.show("loss 0.5")
@@ -138,7 +138,7 @@ def test_training_writes_lines_and_passes_within_share_them(clock: Clock, capsys
     assert lines(capsys) == ["step 299/2000  loss 0.5  ETA 3 min", "validate: 2 of 10 rows (20%), ETA 24 s"]
 
 
-def test_without_a_terminal_there_is_no_bar(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_no_bar_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     with pass_bar("scan", 3, delay=0) as bar, step_bar(9, 0) as steps:
         bar.update()
         steps.update()
@@ -158,7 +158,7 @@ def test_only_rank_0_shows_progress(
     assert lines(capsys) == []
 
 
-def test_names_are_made_printable(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_in_names_are_escaped(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with pass_bar("scan a\n\x1b[2J.npy", 2, lines=LineWriter(10, clock)) as bar:
         clock.now += 20
         bar.update()
@@ -181,11 +181,11 @@ def test_names_are_made_printable(clock: Clock, capsys: pytest.CaptureFixture[st
         (76 * 3600, "3 d 4 h"),
     ],
 )
-def test_durations(seconds: float, words: str) -> None:
+def test_format_duration(seconds: float, words: str) -> None:
     assert format_duration(seconds) == words
 
 
-# Processes that are forked
+# Forked processes
 
 
 def use_bars() -> None:
@@ -194,7 +194,7 @@ def use_bars() -> None:
             bar.update()
 
 
-def test_a_child_process_killed_while_it_draws_a_bar_stops_no_bar_of_its_parent(
+def test_killed_child_that_held_the_lock_does_not_block_its_parent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     terminal(monkeypatch)
@@ -206,25 +206,25 @@ def test_a_child_process_killed_while_it_draws_a_bar_stops_no_bar_of_its_parent(
     os.waitpid(child, 0)
     thread = threading.Thread(target=use_bars, daemon=True)
     thread.start()
-    thread.join(PATIENCE)
+    thread.join(TIMEOUT_SECONDS)
     assert not thread.is_alive()
 
 
-def test_a_child_process_forked_while_a_thread_draws_a_bar_can_draw_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_child_forked_while_a_thread_holds_the_lock_can_draw_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal(monkeypatch)
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
         with Bar.get_lock():
             held.set()
-            done.wait(PATIENCE)
+            done.wait(TIMEOUT_SECONDS)
 
     thread = threading.Thread(target=hold)
     thread.start()
-    held.wait(PATIENCE)
+    held.wait(TIMEOUT_SECONDS)
     child = os.fork()
     if not child:
-        signal.alarm(PATIENCE)
+        signal.alarm(TIMEOUT_SECONDS)
         use_bars()
         os._exit(0)
     done.set()

@@ -1,3 +1,5 @@
+"""SIGINT and SIGTERM are recorded, and raised where stopping is safe."""
+
 import signal
 import threading
 
@@ -7,11 +9,11 @@ from vqtool.errors import Stopped
 from vqtool.runtime.progress import pass_bar
 from vqtool.runtime.signals import deferred_signals, raise_if_stopped
 
-NUMBERS = [signal.SIGINT, signal.SIGTERM]
+STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
 
-@pytest.mark.parametrize("number", NUMBERS)
-def test_a_signal_is_noted_and_heeded_where_it_does_no_harm(number: signal.Signals) -> None:
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_signal_is_recorded_and_raised_by_raise_if_stopped(number: signal.Signals) -> None:
     with deferred_signals():
         raise_if_stopped()
         signal.raise_signal(number)
@@ -20,7 +22,7 @@ def test_a_signal_is_noted_and_heeded_where_it_does_no_harm(number: signal.Signa
     assert stopped.value.signal == number
 
 
-def test_a_second_interrupt_takes_its_usual_course() -> None:
+def test_second_signal_has_its_original_effect() -> None:
     with deferred_signals():
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
@@ -29,7 +31,7 @@ def test_a_second_interrupt_takes_its_usual_course() -> None:
             raise_if_stopped()
 
 
-def test_every_pass_heeds() -> None:
+def test_pass_progress_raises_stopped() -> None:
     with deferred_signals(), pass_bar("rows", 3) as bar:
         bar.update()
         signal.raise_signal(signal.SIGTERM)
@@ -37,25 +39,25 @@ def test_every_pass_heeds() -> None:
             bar.update()
 
 
-def fail_within(number: int) -> None:
+def fail_inside(number: int) -> None:
     before = signal.getsignal(number)
     with deferred_signals():
         assert signal.getsignal(number) != before
         raise RuntimeError("out")
 
 
-@pytest.mark.parametrize("number", NUMBERS)
-def test_handlers_are_put_back(number: signal.Signals) -> None:
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_original_handlers_are_restored(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with pytest.raises(RuntimeError, match="out"):
-        fail_within(number)
+        fail_inside(number)
     assert signal.getsignal(number) == before
     with deferred_signals():
         signal.raise_signal(number)
     assert signal.getsignal(number) == before
 
 
-def test_each_time_starts_without_a_request() -> None:
+def test_recorded_signal_is_forgotten_at_the_end() -> None:
     with deferred_signals():
         signal.raise_signal(signal.SIGTERM)
     raise_if_stopped()
@@ -63,7 +65,7 @@ def test_each_time_starts_without_a_request() -> None:
         raise_if_stopped()
 
 
-def test_an_inner_one_changes_nothing() -> None:
+def test_nested_context_has_no_effect() -> None:
     with deferred_signals():
         with deferred_signals():
             signal.raise_signal(signal.SIGTERM)
@@ -71,13 +73,13 @@ def test_an_inner_one_changes_nothing() -> None:
             raise_if_stopped()
 
 
-def test_another_thread_heeds_and_handles_nothing() -> None:
-    seen: list[object] = []
+def test_other_threads_raise_stopped_but_set_no_handlers() -> None:
+    unchanged: list[object] = []
 
     def work() -> None:
         handler = signal.getsignal(signal.SIGINT)
         with deferred_signals():
-            seen.append(signal.getsignal(signal.SIGINT) == handler)
+            unchanged.append(signal.getsignal(signal.SIGINT) == handler)
         with pytest.raises(Stopped):
             raise_if_stopped()
 
@@ -86,4 +88,4 @@ def test_another_thread_heeds_and_handles_nothing() -> None:
         thread = threading.Thread(target=work)
         thread.start()
         thread.join()
-    assert seen == [True]
+    assert unchanged == [True]

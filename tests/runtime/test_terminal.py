@@ -1,4 +1,4 @@
-"""What a file calls itself can be shown."""
+"""Text from files is safe to print."""
 
 import pytest
 from hypothesis import given, settings
@@ -18,16 +18,16 @@ from vqtool.runtime.terminal import escape_control, escape_surrogates
         ("\udcff\x9b", r"\udcff\x9b"),
     ],
 )
-def test_only_what_steers_a_terminal_is_escaped(text: str, shown: str) -> None:
+def test_only_non_printable_characters_are_escaped(text: str, shown: str) -> None:
     assert escape_control(text) == shown
 
 
 @given(text=st.text())
 @settings(max_examples=100, deadline=None, database=None, derandomize=True)
-def test_what_comes_out_is_printable_and_stays_as_it_is(text: str) -> None:
+def test_escaped_text_is_printable_and_not_escaped_again(text: str) -> None:
     assert escape_control(text).isprintable()
     assert escape_control(escape_control(text)) == escape_control(text)
 
 
-def test_bytes_that_are_no_text_become_escapes_and_all_else_stays() -> None:
+def test_surrogates_become_escapes_and_other_characters_stay() -> None:
     assert escape_surrogates("a\udcff\n名.npy") == "a\\udcff\n名.npy"

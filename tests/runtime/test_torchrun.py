@@ -1,4 +1,4 @@
-"""What a launcher says of a process' place."""
+"""Rank and world size from the environment."""
 
 import pytest
 
@@ -16,5 +16,5 @@ from vqtool.runtime.torchrun import rank_info
         ({"RANK": "x", "WORLD_SIZE": "8", "LOCAL_RANK": "-1"}, (0, 1, None)),
     ],
 )
-def test_place(environment: dict[str, str], expected: tuple[int, int, int | None]) -> None:
+def test_rank_info_of_an_environment(environment: dict[str, str], expected: tuple[int, int, int | None]) -> None:
     assert tuple(rank_info(environment)) == expected

@@ -1,4 +1,4 @@
-"""Real processes for tests: each begins torch.distributed, does some work, and tells what came of it."""
+"""Run a function on several ranks, each a process with torch.distributed initialized."""
 
 import tempfile
 from collections.abc import Callable
@@ -11,17 +11,19 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 
-def in_processes(size: int, work: Callable[[], Any]) -> list[Any]:
-    """What `work`, a function of a module, returns in each of so many processes: tensors, numbers, texts, and lists
-    and dicts of them."""
+def run_on_ranks(world_size: int, function: Callable[[], Any]) -> list[Any]:
+    """Call a module-level function on every rank of a gloo group; return the results by rank.
+
+    The results are sent by torch.save: tensors, numbers, strings, lists and dicts.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_begun, (size, folder, work), nprocs=size)
-        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(size)]
+        multiprocessing.spawn(_run_rank, (world_size, folder, function), nprocs=world_size)
+        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
 
 
-def _begun(rank: int, size: int, folder: str, work: Callable[[], Any]) -> None:
+def _run_rank(rank: int, world_size: int, folder: str, function: Callable[[], Any]) -> None:
     torch.set_num_threads(1)
-    patience = timedelta(seconds=60)
-    dist.init_process_group("gloo", f"file://{folder}/store", patience, world_size=size, rank=rank)
-    torch.save(work(), Path(folder) / f"{rank}.pt")
+    timeout = timedelta(seconds=60)
+    dist.init_process_group("gloo", f"file://{folder}/store", timeout, world_size=world_size, rank=rank)
+    torch.save(function(), Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()

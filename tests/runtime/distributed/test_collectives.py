@@ -1,11 +1,11 @@
-"""What three real processes add up, put together and agree on."""
+"""Collectives, shards, on_rank0 and the code that uses them, on three ranks."""
 
 from typing import Any
 
 import pytest
 import torch
 
-from tests.runtime.distributed import in_processes
+from tests.runtime.distributed import run_on_ranks
 from vqtool.errors import Stopped
 from vqtool.metrics.collisions import IdCounter
 from vqtool.quantizers.dead_codes import HitSteps
@@ -14,188 +14,199 @@ from vqtool.runtime import distributed
 from vqtool.runtime.distributed import BatchShard
 from vqtool.runtime.distributed.process_group import Rank0FailedError
 
-SIZE = 3
-ROWS = (2, 0, 3)  # of each process
+RANKS = 3
+ROWS = (2, 0, 3)  # rows of each rank
 
 
-def rows_of(rank: int) -> torch.Tensor:
+def rows_of_rank(rank: int) -> torch.Tensor:
     return torch.arange(ROWS[rank] * 2, dtype=torch.float64).reshape(-1, 2) + 100 * rank
 
 
-def reduced_everywhere() -> dict[str, Any]:
+# Functions that run on every rank; their results are checked below.
+
+
+def reductions() -> dict[str, Any]:
     rank = distributed.rank()
-    own = torch.tensor([rank, 5 - rank])
+    tensor = torch.tensor([rank, 5 - rank])
     return {
-        "place": [distributed.rank(), distributed.world_size(), distributed.is_rank0()],
-        "sum": distributed.all_reduce_sum(own),
-        "largest": distributed.all_reduce_max(own),
-        "smallest": distributed.all_reduce_min(own),
-        "own": own,
-        "rows": distributed.all_gather_rows(rows_of(rank)),
-        "nothing": distributed.all_gather_rows(torch.zeros(0, 4)),
+        "rank": [distributed.rank(), distributed.world_size(), distributed.is_rank0()],
+        "sum": distributed.all_reduce_sum(tensor),
+        "max": distributed.all_reduce_max(tensor),
+        "min": distributed.all_reduce_min(tensor),
+        "input": tensor,
+        "rows": distributed.all_gather_rows(rows_of_rank(rank)),
+        "no_rows": distributed.all_gather_rows(torch.zeros(0, 4)),
     }
 
 
-def shared() -> dict[str, Any]:
+def shards() -> dict[str, Any]:
     rank = distributed.rank()
     shard = distributed.local_shard(ROWS[rank], torch.device("cpu"))
     with distributed.fixed_global_batch(7):
-        plan = distributed.local_shard(BatchShard.for_rank(7).samples, torch.device("cpu"))
-    part = torch.tensor([1.0 + rank, 2.0], dtype=torch.float64, requires_grad=True)
-    (shard.sum(part) * torch.tensor([1.0 + rank, 3.0])).sum().backward()
-    return {"share": list(shard), "plan": list(plan), "gradient": part.grad, "mean": shard.mean(rows_of(rank))}
+        fixed = distributed.local_shard(BatchShard.for_rank(7).samples, torch.device("cpu"))
+    partial = torch.tensor([1.0 + rank, 2.0], dtype=torch.float64, requires_grad=True)
+    (shard.sum(partial) * torch.tensor([1.0 + rank, 3.0])).sum().backward()
+    return {
+        "shard": list(shard),
+        "fixed": list(fixed),
+        "gradient": partial.grad,
+        "mean": shard.mean(rows_of_rank(rank)),
+    }
 
 
-def of_first() -> dict[str, Any]:
+def results_of_on_rank0() -> dict[str, Any]:
     rank = distributed.rank()
     calls = []
 
-    def refuse() -> None:
+    def fail() -> None:
         raise ValueError("no")
 
-    made = distributed.on_rank0(lambda: calls.append(rank) or {"a": [1, "b", None], "t": torch.arange(3)})
+    result = distributed.on_rank0(lambda: calls.append(rank) or {"a": [1, "b", None], "t": torch.arange(3)})
     try:
-        distributed.on_rank0(refuse)
-        refused = ""
+        distributed.on_rank0(fail)
+        error_text = ""
     except (ValueError, Rank0FailedError) as error:
-        refused = f"{type(error).__name__}: {error}"
-    return {"made": made, "calls": calls, "refused": refused}
+        error_text = f"{type(error).__name__}: {error}"
+    return {"result": result, "calls": calls, "error": error_text}
 
 
-def stopped() -> dict[str, Any]:
+def stop_in_on_rank0() -> dict[str, Any]:
     def stop() -> None:
-        distributed.any_rank(2)  # of this process alone, for the others do not ask
+        distributed.any_rank(2)  # must not communicate, because the other ranks do not call it
         raise Stopped(15, "stopped by SIGTERM")
 
     with distributed.async_any_rank():
         before = distributed.any_rank(0)
         try:
             distributed.on_rank0(stop)
-            told = ""
+            error_text = ""
         except Stopped as error:
-            told = f"{error.signal}: {error}"
+            error_text = f"{error.signal}: {error}"
         after = [distributed.any_rank(0), distributed.any_rank(0)]
-    return {"told": told, "votes": [before, *after]}
+    return {"error": error_text, "any_rank": [before, *after]}
 
 
-def started() -> dict[str, Any]:
-    """Codes by k-means of the first alone."""
+def kmeans_init() -> dict[str, Any]:
     rank = distributed.rank()
     settings = {"codebook_size": 4, "codebook_dim": 3, "init": {"kind": "kmeans", "latents_per_code": 2}}
     quantizer = VectorQuantizerSettings.model_validate(settings).build()
     if rank:
-        quantizer.init_codes = lambda preprocessed: pytest.fail("the first alone starts")  # type: ignore[method-assign]
-    waited = []
+        quantizer.init_codes = lambda preprocessed: pytest.fail("k-means ran on another rank than 0")  # type: ignore[method-assign]
+    needed_init = []
     for step in range(3):
-        waited.append(quantizer.needs_init)
+        needed_init.append(quantizer.needs_init)
         quantizer(torch.randn(3 * rank, 3, generator=torch.Generator().manual_seed(10 * step + rank)))
         quantizer.update()
-    return {"waited": waited, "codes": quantizer.codes}
+    return {"needed_init": needed_init, "codes": quantizer.codes}
 
 
-def votes() -> list[int]:
+def any_rank() -> list[int]:
     rank = distributed.rank()
     outside = distributed.any_rank(40 + rank)
     with distributed.async_any_rank():
-        within = [distributed.any_rank(15 if (rank, turn) == (1, 2) else 0) for turn in range(5)]
-    return [outside, *within]
+        inside = [distributed.any_rank(15 if (rank, call) == (1, 2) else 0) for call in range(5)]
+    return [outside, *inside]
 
 
-def counted() -> dict[str, Any]:
+def hits_and_ids() -> dict[str, Any]:
     rank = distributed.rank()
-    hit_steps, ids = HitSteps([4]), IdCounter()
+    hit_steps, id_counter = HitSteps([4]), IdCounter()
     hit_steps.record(torch.tensor([rank]), 3 + rank, torch.tensor(True))
     hit_steps.record(torch.tensor([3]), 6 - rank, torch.tensor(True))
     hit_steps.synchronize()
     hit_steps.synchronize()
-    if rank:  # the first has none
-        ids.add(torch.tensor([[1, 2], [rank, 0], [1, 2]]).numpy())
+    if rank:
+        id_counter.add(torch.tensor([[1, 2], [rank, 0], [1, 2]]).numpy())
     else:
-        ids.add(torch.zeros(0, 2, dtype=torch.int64).numpy())
-    ids.all_reduce()
-    found = ids.result()
-    assert found
-    return {"first": hit_steps.first, "last": hit_steps.last, "rows": found.rows, "ids": found.ids}
+        id_counter.add(torch.zeros(0, 2, dtype=torch.int64).numpy())
+    id_counter.all_reduce()
+    counts = id_counter.result()
+    assert counts
+    return {"first": hit_steps.first, "last": hit_steps.last, "rows": counts.rows, "ids": counts.ids}
 
 
-def everything() -> dict[str, Any]:
-    return {work.__name__: work() for work in (reduced_everywhere, shared, of_first, votes, stopped, started, counted)}
+FUNCTIONS = (reductions, shards, results_of_on_rank0, any_rank, stop_in_on_rank0, kmeans_init, hits_and_ids)
+
+
+def all_results() -> dict[str, Any]:
+    return {function.__name__: function() for function in FUNCTIONS}
 
 
 @pytest.fixture(scope="module")
-def found() -> list[dict[str, Any]]:
-    return in_processes(SIZE, everything)
+def by_rank() -> list[dict[str, Any]]:
+    """Results of every rank, by name of the function."""
+    return run_on_ranks(RANKS, all_results)
 
 
-def test_sums_and_extremes_are_those_of_all(found: list[dict[str, Any]]) -> None:
-    for rank, each in enumerate(found):
-        own = each["reduced_everywhere"]
-        assert own["place"] == [rank, SIZE, rank == 0]
-        assert own["sum"].tolist() == [3, 12]
-        assert own["largest"].tolist() == [2, 5]
-        assert own["smallest"].tolist() == [0, 3]
-        assert own["own"].tolist() == [rank, 5 - rank]  # as it was
+def test_reductions_are_over_all_ranks_and_keep_the_input(by_rank: list[dict[str, Any]]) -> None:
+    for rank, results in enumerate(by_rank):
+        reduced = results["reductions"]
+        assert reduced["rank"] == [rank, RANKS, rank == 0]
+        assert reduced["sum"].tolist() == [3, 12]
+        assert reduced["max"].tolist() == [2, 5]
+        assert reduced["min"].tolist() == [0, 3]
+        assert reduced["input"].tolist() == [rank, 5 - rank]
 
 
-def test_rows_stand_in_order_of_the_ranks(found: list[dict[str, Any]]) -> None:
-    expected = torch.cat([rows_of(rank) for rank in range(SIZE)])
-    for each in found:
-        assert torch.equal(each["reduced_everywhere"]["rows"], expected)
-        assert each["reduced_everywhere"]["nothing"].shape == (0, 4)
+def test_all_gather_rows_is_in_rank_order(by_rank: list[dict[str, Any]]) -> None:
+    expected = torch.cat([rows_of_rank(rank) for rank in range(RANKS)])
+    for results in by_rank:
+        assert torch.equal(results["reductions"]["rows"], expected)
+        assert results["reductions"]["no_rows"].shape == (0, 4)
 
 
-def test_shares_are_asked_for_unless_they_are_planned(found: list[dict[str, Any]]) -> None:
-    assert [each["shared"]["share"] for each in found] == [[0, 2, 5, True], [2, 0, 5, True], [2, 3, 5, True]]
-    assert [each["shared"]["plan"] for each in found] == [[0, 2, 7, True], [2, 2, 7, True], [4, 3, 7, True]]
+def test_local_shard_is_exchanged_unless_the_global_batch_is_fixed(by_rank: list[dict[str, Any]]) -> None:
+    assert [results["shards"]["shard"] for results in by_rank] == [[0, 2, 5, True], [2, 0, 5, True], [2, 3, 5, True]]
+    assert [results["shards"]["fixed"] for results in by_rank] == [[0, 2, 7, True], [2, 2, 7, True], [4, 3, 7, True]]
 
 
-def test_the_gradient_of_a_sum_is_the_sum_of_the_gradients(found: list[dict[str, Any]]) -> None:
-    for each in found:
-        assert each["shared"]["gradient"].tolist() == [1 + 2 + 3, 9]
+def test_gradient_of_shard_sum_is_the_sum_of_gradients_over_ranks(by_rank: list[dict[str, Any]]) -> None:
+    for results in by_rank:
+        assert results["shards"]["gradient"].tolist() == [1 + 2 + 3, 9]
 
 
-def test_a_mean_is_one_over_all_shares(found: list[dict[str, Any]]) -> None:
-    expected = torch.cat([rows_of(rank) for rank in range(SIZE)]).mean()
-    for each in found:
-        torch.testing.assert_close(each["shared"]["mean"], expected, rtol=1e-14, atol=0)
+def test_shard_mean_is_the_mean_over_the_whole_batch(by_rank: list[dict[str, Any]]) -> None:
+    expected = torch.cat([rows_of_rank(rank) for rank in range(RANKS)]).mean()
+    for results in by_rank:
+        torch.testing.assert_close(results["shards"]["mean"], expected, rtol=1e-14, atol=0)
 
 
-def test_the_first_makes_for_all(found: list[dict[str, Any]]) -> None:
-    for rank, each in enumerate(found):
-        own = each["of_first"]
-        assert own["made"]["a"] == [1, "b", None]
-        assert own["made"]["t"].tolist() == [0, 1, 2]
-        assert own["calls"] == ([0] if rank == 0 else [])
+def test_on_rank0_calls_once_and_returns_on_all_ranks(by_rank: list[dict[str, Any]]) -> None:
+    for rank, results in enumerate(by_rank):
+        on_rank0 = results["results_of_on_rank0"]
+        assert on_rank0["result"]["a"] == [1, "b", None]
+        assert on_rank0["result"]["t"].tolist() == [0, 1, 2]
+        assert on_rank0["calls"] == ([0] if rank == 0 else [])
 
 
-def test_where_the_first_fails_the_others_are_told(found: list[dict[str, Any]]) -> None:
-    first, *others = (each["of_first"]["refused"] for each in found)
-    assert first == "ValueError: no"
-    assert all(other.startswith("Rank0FailedError: stopped: rank 0 failed") for other in others)
-    assert len(others) == 2
+def test_on_rank0_raises_on_all_ranks_if_rank_0_fails(by_rank: list[dict[str, Any]]) -> None:
+    rank0_error, *other_errors = (results["results_of_on_rank0"]["error"] for results in by_rank)
+    assert rank0_error == "ValueError: no"
+    assert all(error.startswith("Rank0FailedError: stopped: rank 0 failed") for error in other_errors)
+    assert len(other_errors) == 2
 
 
-def test_where_the_first_is_stopped_all_are(found: list[dict[str, Any]]) -> None:
-    for each in found:
-        assert each["stopped"] == {"told": "15: stopped by SIGTERM", "votes": [0, 0, 0]}
+def test_on_rank0_raises_stopped_on_all_ranks_if_rank_0_is_stopped(by_rank: list[dict[str, Any]]) -> None:
+    for results in by_rank:
+        assert results["stop_in_on_rank0"] == {"error": "15: stopped by SIGTERM", "any_rank": [0, 0, 0]}
 
 
-def test_codes_start_where_those_of_the_first_do(found: list[dict[str, Any]]) -> None:
-    for each in found:
-        assert each["started"]["waited"] == [True, False, False]
-        assert torch.equal(each["started"]["codes"], found[0]["started"]["codes"])
+def test_kmeans_init_runs_on_rank_0_and_gives_equal_codes(by_rank: list[dict[str, Any]]) -> None:
+    for results in by_rank:
+        assert results["kmeans_init"]["needed_init"] == [True, False, False]
+        assert torch.equal(results["kmeans_init"]["codes"], by_rank[0]["kmeans_init"]["codes"])
 
 
-def test_what_one_answers_all_hear_at_the_next_question(found: list[dict[str, Any]]) -> None:
-    assert [each["votes"] for each in found] == [[40 + rank, 0, 0, 0, 15, 0] for rank in range(SIZE)]
+def test_any_rank_returns_the_maximum_of_the_previous_call(by_rank: list[dict[str, Any]]) -> None:
+    assert [results["any_rank"] for results in by_rank] == [[40 + rank, 0, 0, 0, 15, 0] for rank in range(RANKS)]
 
 
-def test_hit_steps_are_the_first_and_last_of_all(found: list[dict[str, Any]]) -> None:
-    for each in found:
-        assert each["counted"]["first"].tolist() == [3, 4, 5, 4]
-        assert each["counted"]["last"].tolist() == [3, 4, 5, 6]
+def test_hit_steps_are_the_minimum_and_maximum_over_ranks(by_rank: list[dict[str, Any]]) -> None:
+    for results in by_rank:
+        assert results["hits_and_ids"]["first"].tolist() == [3, 4, 5, 4]
+        assert results["hits_and_ids"]["last"].tolist() == [3, 4, 5, 6]
 
 
-def test_ids_of_all_are_counted_once(found: list[dict[str, Any]]) -> None:
-    for each in found:
-        assert (each["counted"]["rows"], each["counted"]["ids"]) == (6, 3)
+def test_distinct_ids_are_counted_over_all_ranks(by_rank: list[dict[str, Any]]) -> None:
+    for results in by_rank:
+        assert (results["hits_and_ids"]["rows"], results["hits_and_ids"]["ids"]) == (6, 3)

@@ -1,4 +1,4 @@
-"""One process and several give the same answer, and end together: a short version of `scripts/processes.py`."""
+"""Short version of scripts/processes.py: one process and several give equal results and end together."""
 
 import subprocess
 import sys
@@ -12,8 +12,8 @@ SCRIPT = Path(__file__).parents[3] / "scripts" / "processes.py"
 @pytest.mark.parametrize(
     ("parts", "share"), [("double traffic", 0.1), ("mutants init-from", 0.1), ("death signal", 0.5)]
 )
-def test_the_promise_holds(parts: str, share: float) -> None:
+def test_processes_script_passes(parts: str, share: float) -> None:
     command = [sys.executable, str(SCRIPT), *parts.split(), "--share", str(share)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    assert " yes " in done.stdout
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr[-3000:]
+    assert " yes " in result.stdout
