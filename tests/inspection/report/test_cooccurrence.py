@@ -80,15 +80,15 @@ def test_the_rows_counted_do_not_depend_on_block_sizes() -> None:
     assert {item.conditional_entropy for item in items} == {items[0].conditional_entropy}
 
 
-def test_residuals_of_the_most_used_codes() -> None:
+def test_pearson_residuals_of_the_most_used_codes() -> None:
     collector = CooccurrenceCollector([4], (8,), 1)
     collector.add(0, np.array([[0, 1, 0, 1, 0, 1, 2, 3]]))
     (item,) = collector.result(max_codes=2)
     assert item.neighbour_codes.tolist() == [0, 1]
     assert item.codes.tolist() == [0, 1]
     # 7 pairs. (0, 1) is observed 3 times and expected 3 * 3 / 7 times; (0, 0) is observed 0 and expected 3 * 2 / 7.
-    assert item.residuals[0, 1] == pytest.approx((3 - 9 / 7) / math.sqrt(9 / 7 + 1))
-    assert item.residuals[0, 0] == pytest.approx(-6 / 7 / math.sqrt(6 / 7 + 1))
+    assert item.pearson_residuals[0, 1] == pytest.approx((3 - 9 / 7) / math.sqrt(9 / 7 + 1))
+    assert item.pearson_residuals[0, 0] == pytest.approx(-6 / 7 / math.sqrt(6 / 7 + 1))
 
 
 def test_a_single_token_of_one_level_has_no_neighbours() -> None:

@@ -41,8 +41,8 @@ class CodeExamples:
         positions: (M,), the position in 0..L-1 at which each sample has the code.
         rows: (M, *row).
         reconstructions: (M, *row).
-        reconstructions_without_code: (M, *row), decoded after replacing the code at the position by the most used
-            other code of the level.
+        reconstructions_without_code: (M, *row), decoded from indices in which the most used other code of the level
+            replaces this code at the position.
     """
 
     model_samples: ModelSamples
@@ -82,10 +82,13 @@ def code_examples_figures(
     most_used: int = _MOST_USED_CODES,
     least_used: int = _LEAST_USED_CODES,
 ) -> list[Figure]:
-    """Draw one figure for each of the first levels, with one picture per selected code; levels without hits have none.
+    """Draw one figure for each of the first levels, with one picture per selected code.
+
+    Levels without hits have no figure, and neither has a codebook too large for `DataPass.nearest_tokens`.
 
     Args:
-        most_used, least_used: number of codes shown from either end of the codes sorted by hits.
+        levels: usage of all levels.
+        most_used, least_used: number of codes to show, as for `select_codes`.
     """
     figures = []
     for level, nearest_tokens in enumerate(model_samples.data_pass.nearest_tokens):
@@ -125,10 +128,11 @@ def select_codes(
     most_used: int = _MOST_USED_CODES,
     least_used: int = _LEAST_USED_CODES,
 ) -> list[int]:
-    """Return the most used and then the least used codes, sorted by hits, among those with a nearest token.
+    """Return the most used and then the least used codes among those with a nearest token, in descending order of hits.
 
     Args:
         nearest_tokens: (K, M), -1 where a code has fewer than M tokens.
+        most_used, least_used: number of codes from the start and the end of that order.
     """
     codes = [
         int(code) for code in codes_by_hits(usage.counts) if code < len(nearest_tokens) and nearest_tokens[code, 0] >= 0
@@ -137,7 +141,7 @@ def select_codes(
 
 
 def _examples(model_samples: ModelSamples, level: int, codes: list[int], usage: Usage) -> list[CodeExamples]:
-    """Collect the examples of all codes; their samples are encoded and decoded in one batch, which is faster."""
+    """Return the examples of each code. Encoding and decoding all of them in one batch is faster than code by code."""
     nearest = [model_samples.data_pass.nearest_tokens[level][code] for code in codes]
     nearest = [tokens[tokens >= 0] for tokens in nearest]
     tokens, counts = np.concatenate(nearest), [len(tokens) for tokens in nearest]
@@ -182,18 +186,18 @@ def replace_codes(indices: Tensor, level: int, positions: Tensor, codes: Tensor)
 
 def _drawing_style(model_samples: ModelSamples) -> _DrawingStyle:
     size, grid = model_samples.samples.size, model_samples.grid
-    # Each token of a convolutional or similar model covers a fixed part of the sample.
+    # Encoders for any input size are local (identity, convolutions): a token covers a fixed region of the sample.
     is_local = len(grid) == len(size) and model_samples.tokenizer.model.any_size
     if not size:
         return _DrawingStyle(
-            draw_vectors,
+            _draw_vectors,
             "Horizontal: index in the row. Vertical: samples, labelled with their row in the data; below the white "
             "line, their reconstructions. Colour: value, from dark (low) to bright (high).",
             "Each picture is a code.",
         )
     if len(size) == 1:
         return _DrawingStyle(
-            draw_waveforms,
+            _draw_waveforms,
             "Horizontal: time steps, relative to the first step of the token. Vertical: value of the first channel, in "
             "the units of the data. Thin lines: samples. Thick line: the mean of their reconstructions. Shaded: the "
             "steps that the token covers."
@@ -204,13 +208,13 @@ def _drawing_style(model_samples: ModelSamples) -> _DrawingStyle:
         )
     if is_local:
         return _DrawingStyle(
-            draw_patches,
+            _draw_patches,
             "Upper row: patches of input images, with the pixels of the token in the middle and a margin of half a "
             "token; transparent outside the image. Lower row: the same patches of the reconstructions.",
             "Each card is a code.",
         )
     return _DrawingStyle(
-        draw_whole_samples,
+        _draw_whole_samples,
         "Whole samples are shown, because each code depends on the whole sample. Upper row: inputs. Lower row: their "
         "reconstructions. Left: pixels or tiles of the reconstruction that change if this code is replaced by the most "
         "used other code; more red means in more of these samples.",
@@ -218,8 +222,8 @@ def _drawing_style(model_samples: ModelSamples) -> _DrawingStyle:
     )
 
 
-def draw_vectors(examples: CodeExamples) -> Picture:
-    """Draw a heat map of the rows, and below them their reconstructions; one colour scale for all codes."""
+def _draw_vectors(examples: CodeExamples) -> Picture:
+    """Draw a heat map of the rows, and below them their reconstructions. All codes have the same colour scale."""
     rows, reconstructions = examples.rows.double().numpy(), examples.reconstructions.double().numpy()
     preview = examples.model_samples.preview_rows.double()
     name, label = examples.drawing_name, f"rows of code {examples.code}"
@@ -239,8 +243,12 @@ def draw_vectors(examples: CodeExamples) -> Picture:
     return Picture(drawing.svg, examples.title)
 
 
-def draw_waveforms(examples: CodeExamples) -> Picture:
-    """Draw windows of the samples around the token, and the mean of their reconstructions, step by step."""
+def _draw_waveforms(examples: CodeExamples) -> Picture:
+    """Draw the first channel of each sample and the mean of the reconstructions.
+
+    If tokens cover a fixed region, time is relative to the start of the token, and only a window around it is drawn.
+    Otherwise the whole samples are drawn.
+    """
     model_samples = examples.model_samples
     spec, steps = model_samples.tokenizer.spec, model_samples.samples.size[0]
     first, last, token_steps, starts = 0, steps, 0, [0] * len(examples.positions)
@@ -251,12 +259,12 @@ def draw_waveforms(examples: CodeExamples) -> Picture:
         starts = [position * token_steps for position in examples.positions]
 
     def windows(rows: Tensor) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-        """Time steps relative to the start of the token, and the values at these; shorter at the ends of a sample."""
-        cuts = []
+        """Return the time steps of each window, relative to the start of the token, and the values at these steps."""
+        result = []
         for values, start in zip(first_channel(spec, rows), starts, strict=True):
             times = np.arange(max(0, start + first), min(len(values), start + last))
-            cuts.append((times - start, values[times]))
-        return cuts
+            result.append((times - start, values[times]))
+        return result
 
     name, label = examples.drawing_name, f"waveforms of code {examples.code}"
     with svg_drawing(name, label, _PLOT_WIDTH_INCHES, _PLOT_HEIGHT_INCHES, margins=_PLOT_MARGINS_INCHES) as drawing:
@@ -271,8 +279,8 @@ def draw_waveforms(examples: CodeExamples) -> Picture:
     return Picture(drawing.svg, examples.title)
 
 
-def draw_patches(examples: CodeExamples) -> Picture:
-    """Draw the patches of the token in the samples, and below them the patches in the reconstructions."""
+def _draw_patches(examples: CodeExamples) -> Picture:
+    """Draw the image patch of the token in each sample, and below it the same patch of the reconstruction."""
     renderer = SampleRenderer(examples.model_samples.tokenizer.spec, examples.model_samples.preview_rows)
     rows, columns = examples.model_samples.grid
     patches = [
@@ -283,8 +291,11 @@ def draw_patches(examples: CodeExamples) -> Picture:
     return Picture(element, examples.title)
 
 
-def draw_whole_samples(examples: CodeExamples) -> Picture:
-    """Draw the nearest samples and their reconstructions, and on the left, which pixels the code changes."""
+def _draw_whole_samples(examples: CodeExamples) -> Picture:
+    """Draw up to three samples and their reconstructions, and left of them a heat map of the pixels the code changes.
+
+    The heat map is the fraction of all M examples in which a pixel changes without the code.
+    """
     renderer = SampleRenderer(examples.model_samples.tokenizer.spec, examples.model_samples.preview_rows)
     inputs, reconstructions = renderer.render(examples.rows), renderer.render(examples.reconstructions)
     difference = np.abs(reconstructions - renderer.render(examples.reconstructions_without_code)).max(axis=-1)

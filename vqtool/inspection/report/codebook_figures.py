@@ -17,11 +17,11 @@ from vqtool.inspection.report.figure import BLUE, DENSITY_CMAP, GREY, RED, Figur
 from vqtool.inspection.report.inputs import DataPass
 from vqtool.metrics.usage import Usage
 
-# The CSV file has all levels.
+# Levels in the figure of hits per code; its CSV file has all levels.
 _MAX_LEVELS_DRAWN = 8
 # Rows per level in the CSV file; codes with hits are always included.
 _MAX_CSV_CODES = 1 << 16
-# With more codes than this, the map draws codes as pixels, not as vector shapes.
+# With more codes, the map draws codes as pixels instead of vector shapes, which keeps the page small.
 _MAX_CODES_AS_SHAPES = 600
 
 Points = NDArray[np.float64]
@@ -165,7 +165,8 @@ def _draw_map(
         bins = {"gridsize": 45, "mincnt": 1, "cmap": DENSITY_CMAP, "norm": LogNorm(vmin=0.3), "linewidths": 0.1}
         ax.hexbin(latents[:, 0], latents[:, 1], rasterized=True, **bins)  # type: ignore[arg-type]
         ax.scatter(
-            *codes[~used].T,
+            codes[~used, 0],
+            codes[~used, 1],
             s=6 if as_pixels else 14,
             rasterized=as_pixels,
             marker="x",
@@ -173,7 +174,7 @@ def _draw_map(
             lw=0.8,
             alpha=0.5 if as_pixels else 1,
         )
-        ax.scatter(*codes[used].T, s=sizes, rasterized=as_pixels, color=BLUE, alpha=0.7, lw=0)
+        ax.scatter(codes[used, 0], codes[used, 1], s=sizes, rasterized=as_pixels, color=BLUE, alpha=0.7, lw=0)
         first, second = components.explained_variance_ratio
         ax.set_xlabel(f"first component ({first:.0%})")
         ax.set_ylabel(f"second component ({second:.0%})")

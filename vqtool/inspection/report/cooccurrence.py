@@ -21,7 +21,7 @@ from vqtool.metrics.usage import Usage
 # Pairs kept in memory, over all neighbours and levels: 64 MiB.
 _MAX_PAIRS = 1 << 23
 _MAX_LEVELS = 4
-# Codes per axis of a matrix of pairs.
+# Codes per axis of a matrix of pairs (`pearson_residuals`).
 _MAX_MATRIX_CODES = 24
 _MAX_MATRICES_DRAWN = 4
 # With fewer pairs per used code, the figure says that the estimate is not reliable.
@@ -39,13 +39,13 @@ class Cooccurrence:
         neighbour: name of Y, such as "the previous code".
         pairs: P.
         entropy: H(X).
-        conditional_entropy: H(X|Y). With few pairs it is biased towards 0.
-        shuffled_conditional_entropy: H(X|Y') where Y' is a random permutation of Y, independent of X. It has about the
-            same bias.
+        conditional_entropy: H(X|Y). With few pairs, this estimate is too small.
+        shuffled_conditional_entropy: H(X|Y'), where Y' is a random permutation of the values of Y. X and Y' are
+            independent, so it would be H(X), except that with few pairs it is too small as well.
         codes, neighbour_codes: the most used values of X (m,) and of Y (m',), in ascending order.
-        residuals: (m', m), (O - E) / sqrt(E + 1), where O[j, i] is the number of pairs with Y = neighbour_codes[j] and
-            X = codes[i], and E[j, i] = count(Y = neighbour_codes[j])·count(X = codes[i]) / P is its expectation for
-            independent X and Y. Roughly in standard deviations.
+        pearson_residuals: (m', m), (O - E) / sqrt(E + 1), roughly in standard deviations. O[j, i] is the number of
+            pairs with Y = neighbour_codes[j] and X = codes[i]. E[j, i] = count(Y = neighbour_codes[j])·count(X =
+            codes[i]) / P is its expectation for independent X and Y.
     """
 
     level: int
@@ -56,22 +56,23 @@ class Cooccurrence:
     shuffled_conditional_entropy: float
     codes: NDArray[np.int64]
     neighbour_codes: NDArray[np.int64]
-    residuals: NDArray[np.float64]
+    pearson_residuals: NDArray[np.float64]
 
     @property
     def mutual_information(self) -> float:
-        """Estimate of I(X;Y) in bits, max(0, H(X|Y') - H(X|Y)). The difference cancels the bias of few pairs."""
+        """Estimate of I(X;Y) in bits, max(0, H(X|Y') - H(X|Y)); with few pairs, H(X) - H(X|Y) would be too large."""
         return max(0.0, self.shuffled_conditional_entropy - self.conditional_entropy)
 
 
 class CooccurrenceCollector:
-    """Collects pairs of neighbouring codes, block by block. Memory is bounded, whatever the number of rows.
+    """Collects pairs of neighbouring codes, block by block, in memory that is independent of the number of rows.
 
     Args:
         codebook_sizes: K of each level.
         grid: the token grid, of one or two dimensions with product L, in row-major order.
         rows: N.
-        max_pairs: approximate number of pairs kept in all; rows are skipped at regular intervals to stay below it.
+        max_pairs: approximate limit of the pairs over all levels and neighbours. Only every k-th row is used, with the
+            smallest k that respects it.
     """
 
     def __init__(
@@ -97,11 +98,16 @@ class CooccurrenceCollector:
                 self._add_pairs(level, f"the code at level {level - 1}", block[..., level - 1], codes)
 
     def result(self, max_codes: int = _MAX_MATRIX_CODES) -> list[Cooccurrence]:
-        """Return one entry per level and neighbour, in order of levels; `max_codes` limits m and m'."""
-        return [
-            _cooccurrence(level, neighbour, *(np.concatenate(side) for side in zip(*blocks, strict=True)), max_codes)
-            for (level, neighbour), blocks in self._pairs.items()
-        ]
+        """Return the statistics of each level and neighbour, in order of levels.
+
+        Args:
+            max_codes: upper limit of m and m'.
+        """
+        result = []
+        for (level, neighbour), blocks in self._pairs.items():
+            y, x = (np.concatenate(side) for side in zip(*blocks, strict=True))
+            result.append(_cooccurrence(level, neighbour, y, x, max_codes))
+        return result
 
     def _add_pairs(self, level: int, neighbour: str, y: Indices, x: Indices) -> None:
         if y.size:
@@ -134,7 +140,7 @@ def _cooccurrence(level: int, neighbour: str, y: Indices, x: Indices, max_codes:
         shuffled_conditional_entropy=conditional_entropy_bits(x, shuffled),
         codes=codes,
         neighbour_codes=neighbour_codes,
-        residuals=_residuals(y, x, neighbour_codes, codes),
+        pearson_residuals=_pearson_residuals(y, x, neighbour_codes, codes),
     )
 
 
@@ -144,7 +150,7 @@ def _most_used(indices: Indices, max_codes: int) -> NDArray[np.int64]:
     return np.sort(codes[np.lexsort((codes, -hits))[:max_codes]].astype(np.int64))
 
 
-def _residuals(y: Indices, x: Indices, neighbour_codes: Indices, codes: Indices) -> NDArray[np.float64]:
+def _pearson_residuals(y: Indices, x: Indices, neighbour_codes: Indices, codes: Indices) -> NDArray[np.float64]:
     rows, columns = np.searchsorted(neighbour_codes, y), np.searchsorted(codes, x)
     rows, columns = rows.clip(max=len(neighbour_codes) - 1), columns.clip(max=len(codes) - 1)
     in_rows, in_columns = neighbour_codes[rows] == y, codes[columns] == x
@@ -153,9 +159,9 @@ def _residuals(y: Indices, x: Indices, neighbour_codes: Indices, codes: Indices)
     row_hits = np.bincount(rows[in_rows], minlength=len(neighbour_codes))
     column_hits = np.bincount(columns[in_columns], minlength=len(codes))
     expected = np.outer(row_hits, column_hits) / len(x)
-    # The 1 keeps a single pair with an expectation near 0 from dominating the colour scale.
-    residuals: NDArray[np.float64] = (observed - expected) / np.sqrt(expected + 1)
-    return residuals
+    # The usual denominator is sqrt(E); with it, a single pair with E near 0 would dominate the colour scale.
+    pearson_residuals: NDArray[np.float64] = (observed - expected) / np.sqrt(expected + 1)
+    return pearson_residuals
 
 
 def cooccurrence_figure(cooccurrences: Sequence[Cooccurrence], levels: Sequence[Usage]) -> Figure | None:
@@ -230,9 +236,14 @@ def _draw_bits(cooccurrences: Sequence[Cooccurrence], levels: Sequence[Usage]) -
 
 def _draw_pair_matrix(number: int, item: Cooccurrence) -> Picture:
     with svg_drawing(f"pairs-{number}", "pairs of codes", height=3.7) as drawing:
-        limit = float(np.abs(item.residuals).max().clip(3, 20))
+        limit = float(np.abs(item.pearson_residuals).max().clip(3, 20))
         image = drawing.ax.imshow(
-            item.residuals, cmap=DIVERGING_CMAP, vmin=-limit, vmax=limit, origin="lower", interpolation="nearest"
+            item.pearson_residuals,
+            cmap=DIVERGING_CMAP,
+            vmin=-limit,
+            vmax=limit,
+            origin="lower",
+            interpolation="nearest",
         )
         for axis, codes in ((drawing.ax.xaxis, item.codes), (drawing.ax.yaxis, item.neighbour_codes)):
             ticks = np.arange(0, len(codes), max(1, len(codes) // 8))

@@ -23,8 +23,8 @@ from vqtool.inspection.report.inputs import MAX_LEVELS, ModelSamples
 Pixels = NDArray[np.float64]
 Colours = NDArray[np.float64]
 
-# Code numbers are written into the cells of grids whose longer side has at most this many cells.
-_MAX_LABELLED_CELLS = 8
+# Grids with at most this many cells per side show the number of the code in each cell.
+_MAX_LABELLED_GRID_SIDE = 8
 # Margins of a row of images, and of a waveform above its strips of codes; left, right, bottom, top.
 _IMAGE_MARGINS_INCHES = (0.25, 0.08, 0.2, 0.22)
 _WAVEFORM_MARGINS_INCHES = (0.55, 0.08, 0.3, 0.22)
@@ -34,10 +34,10 @@ _STRIP_GAP_INCHES = 0.27
 
 
 class SampleRenderer:
-    """Renders images and integer grids as RGBA pixels, on one scale for all rows.
+    """Renders images and integer grids as RGBA pixels, with the same scale for all rows.
 
     Args:
-        rows: (n, *row); their minimum is black and their maximum white.
+        rows: (n, *row), the rows that determine the scale: their minimum is black and their maximum is white.
     """
 
     def __init__(self, spec: SampleSpec, rows: Tensor) -> None:
@@ -111,8 +111,9 @@ def index_maps_figure(model_samples: ModelSamples) -> Figure | None:
 def code_colours(model_samples: ModelSamples, level: int = 0) -> Colours:
     """Return one RGB colour (K, 3) per code of a level; codes near each other have similar colours.
 
-    Red, green and blue are the first three principal components of the latents, from their 2% to their 98% quantile. A
-    codebook too large for `DataPass.codebooks` gets shades of grey in order of the code numbers.
+    Red, green and blue are the first three principal components of the code, scaled so that the 2% and 98% quantiles of
+    the latents get the darkest and the brightest value. A codebook that is too large for `DataPass.codebooks` gets
+    shades of grey in order of the code numbers.
     """
     if not model_samples.data_pass.codebooks:
         size = model_samples.tokenizer.model.quantizer.codebook_sizes[level]
@@ -202,7 +203,7 @@ def _show_codes(
     ax.set_title(title)
     ax.set_xticks([])
     ax.set_yticks([])
-    if max(codes.shape) > _MAX_LABELLED_CELLS:
+    if max(codes.shape) > _MAX_LABELLED_GRID_SIDE:
         return
     for (row, column), code in np.ndenumerate(codes):
         dark = colours[code].mean() < 0.55

@@ -1,7 +1,7 @@
 """Everything that a report page shows about a run or an index file, gathered in one pass over the data.
 
-Shapes: n of N samples, L tokens per sample, Q levels, K codes, D code dimension, S latents, M nearest tokens per code.
-A token is identified by its number n·L + l, where n is its sample and l its position.
+Shapes: n of N samples, L tokens per sample, Q levels, K codes, D code dimension, S latents, M nearest tokens per code,
+B tokens of a block. The token at position l of sample n has the number n·L + l.
 """
 
 import math
@@ -37,7 +37,7 @@ from vqtool.runtime.progress import pass_bar
 MAX_LEVELS = 4
 EXAMPLES_PER_CODE = 6
 _MAX_LATENTS_PER_LEVEL = 10_000
-# Codes of larger codebooks are neither drawn nor shown by examples.
+# Codebooks with more codes are neither drawn nor shown by examples.
 _MAX_CODES = 1 << 17
 _PREVIEW_SAMPLES = 6
 
@@ -55,7 +55,13 @@ class NearestTokens:
         self.tokens = np.full((codebook_size, tokens_per_code), -1, dtype=np.int64)
 
     def add(self, codes: NDArray[np.int64], distances: NDArray[np.float64], tokens: NDArray[np.int64]) -> None:
-        """Add tokens (B,) with their codes (B,) and distances to these (B,). Tokens that were added first win ties."""
+        """Add a block of tokens. Of tokens with equal distances, the one added first comes first.
+
+        Args:
+            codes: (B,), the code of each token.
+            distances: (B,), between each token's latent and its code.
+            tokens: (B,), the token numbers.
+        """
         closer = distances < self.distances[codes, -1]
         codes, distances, tokens = codes[closer], distances[closer], tokens[closer]
         changed, tokens_per_code = np.unique(codes), self.distances.shape[1]
@@ -97,10 +103,10 @@ class DataPass:
 
 @dataclass(frozen=True)
 class ModelSamples:
-    """A model, the samples it was applied to, and the results.
+    """A model, a dataset, and the results of encoding the dataset.
 
     Attributes:
-        samples: the N samples of the pass.
+        samples: the N samples that `data_pass` covers.
         preview_rows: the first samples, (n, *row).
         preview_indices: their indices, (n, L, Q).
         preview_reconstructions: their reconstructions, (n, *row).
@@ -124,8 +130,8 @@ class ModelSamples:
 
     def take_rows(self, samples: Sequence[int]) -> Tensor:
         """Return the rows (n, *row) of the user's array that hold the given samples."""
-        numbers = np.array([self.row_index(sample) for sample in samples], dtype=np.int64)
-        return self.samples.rows.take(numbers)
+        row_indices = np.array([self.row_index(sample) for sample in samples], dtype=np.int64)
+        return self.samples.rows.take(row_indices)
 
     def encode(self, rows: Tensor) -> Tensor:
         """Return the indices (n, L) or (n, L, Q) of rows (n, *row)."""
@@ -159,9 +165,10 @@ class ReportInputs:
 def gather(target: Path, data: str | None = None, key: str | None = None, device: str | None = None) -> ReportInputs:
     """Gather the report inputs of one run or index file.
 
+    If `data` is None and the run's own data cannot be read, the result has no `model_samples` but a `data_error`.
+
     Args:
-        data, key: the dataset for a run, instead of its validation split. If the run's own data cannot be read, the
-            result lacks `model_samples`.
+        data, key: the dataset to encode, instead of the validation split of the run.
 
     Raises:
         CheckpointError: the run cannot be loaded.
@@ -201,7 +208,11 @@ def _apply_model(tokenizer: Tokenizer, samples: Samples) -> ModelSamples:
 
 
 def collect_data_pass(tokenizer: Tokenizer, samples: Samples, max_latents: int = _MAX_LATENTS_PER_LEVEL) -> DataPass:
-    """Encode all samples once, and collect counts, co-occurrences, at most `max_latents` latents and nearest tokens."""
+    """Encode all samples once, and return code counts, co-occurrences, latents and nearest tokens.
+
+    Args:
+        max_latents: limit of the latents kept per level.
+    """
     quantizer, grid = tokenizer.model.quantizer, tokenizer.model.grid(samples.size)
     tokens_per_sample = math.prod(grid)
     latent_step = max(1, math.ceil(len(samples) * tokens_per_sample / max_latents))
@@ -215,7 +226,7 @@ def collect_data_pass(tokenizer: Tokenizer, samples: Samples, max_latents: int =
         for start in range(0, len(samples), rows_per_chunk):
             ((x, n),) = chunks(samples.read(start, min(start + rows_per_chunk, len(samples))), rows_per_chunk)
             z = tokenizer.model.latents(x.to(tokenizer.device))
-            # The padding after the first n rows is quantized too: only chunks of one shape have reproducible indices.
+            # Encode the padding after the n rows too: a chunk of another shape could give other indices.
             indices = quantizer.encode(z)[:n].cpu()
             counter.add(indices.numpy())
             collector.add(start, indices.numpy())
@@ -240,16 +251,16 @@ def collect_data_pass(tokenizer: Tokenizer, samples: Samples, max_latents: int =
 
 
 def level_latents(preprocessed: Tensor, indices: Tensor, codebooks: list[Tensor]) -> list[Tensor]:
-    """Return the vectors (n, D) that each of the first levels compares with its codebook (K, D).
+    """Return, for each of the first levels, the vectors (n, D) that it compares with its codes (K, D).
 
-    The preprocessed latents are split into groups of D dimensions (one group without a product quantizer), and the Q
-    levels evenly among the groups. In each group, level 0 compares its dimensions z, and level q the residual
-    r[q] = r[q-1] - e[q-1][indices[q-1]], with r[0] = z.
+    A product quantizer splits its input into groups of D dimensions; other quantizers have one group. Each group has
+    Q / groups consecutive levels. The first level of a group compares the D dimensions of the group, r[0] = z. Level q
+    of a group compares the residual r[q] = r[q-1] - e[q-1][indices[q-1]].
 
     Args:
-        preprocessed: (n, D · groups), the output of `Quantizer.preprocess`.
+        preprocessed: (n, groups·D), the output of `Quantizer.preprocess`.
         indices: (n, Q).
-        codebooks: of the first levels, at most Q.
+        codebooks: codes of the first levels, at most Q of them.
     """
     dim = codebooks[0].shape[1]
     groups = preprocessed.shape[1] // dim

@@ -1,7 +1,7 @@
-"""HTML pages from figures, tables and texts. The template escapes all text, except the markup of pictures.
+"""HTML pages: the data for the template `template.html.j2`, and its rendering.
 
-Pages are UTF-8. Control characters in the names of targets and surrogates (undecodable bytes of file names) are shown
-as backslash escapes.
+The template escapes all text for HTML; only the markup of pictures is inserted as it is. Control characters in names of
+targets, and surrogates (undecodable bytes of file names) anywhere, are shown as backslash escapes: pages are UTF-8.
 """
 
 import shlex
@@ -50,7 +50,7 @@ class TextTable:
 
 @dataclass(frozen=True)
 class SummaryTile:
-    """A headline number of the page, with its name and an explanation."""
+    """A number at the top of the page, with its name and a short explanation."""
 
     name: str
     value: str
@@ -59,15 +59,17 @@ class SummaryTile:
 
 @dataclass(frozen=True)
 class Page:
-    """Variables of the template; empty ones are omitted from the page.
+    """Variables of the template. The page has no section for an empty variable.
 
     Attributes:
-        findings: of a page of one target, with evidence and suggested changes; None on a comparison page.
-        findings_by_target: of a comparison page, (number and name of the target, findings), names and messages only.
+        findings: findings of one target, shown with evidence and suggested changes; None on a comparison page. If it is
+            an empty list, the page says that there are no findings.
+        findings_by_target: on a comparison page, pairs (number and name of a target, its findings), shown without
+            evidence and changes.
         explanations: sentences of the section "What is a good perplexity?".
         notes: sentences at the top of the page.
         config: text of config.yaml.
-        differing_settings: of a comparison page.
+        differing_settings: on a comparison page, the settings in which the runs differ.
     """
 
     title: str
@@ -176,6 +178,6 @@ def _render(page: Page) -> str:
 
 
 def _format_evidence(evidence: Mapping[str, float | int | str | None]) -> str:
-    """Return `name = value, ...` with four significant digits, without the values that are None."""
+    """Return "name = value, ...", floats with four significant digits; values that are None are omitted."""
     values = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in evidence.items()}
     return ", ".join(f"{name} = {value}" for name, value in values.items() if value is not None)
