@@ -1,3 +1,5 @@
+"""Checkpoints: saved and loaded, deleted, damaged, and of other format versions."""
+
 import json
 import random
 from collections.abc import Callable
@@ -7,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training import assert_equal_states, update_checkpoint_marker, tiny_settings
+from tests.training import assert_equal_states, tiny_settings, update_checkpoint_marker
 from vqtool.errors import CheckpointError, DataError
-from vqtool.runs.run_directory import RunDirectory
 from vqtool.runs import checkpoint as checkpoint_module
-from vqtool.training import train
 from vqtool.runs.checkpoint import TrainingState, Validation, load_checkpoint, save_checkpoint
+from vqtool.runs.run_directory import RunDirectory
+from vqtool.training import train
 
 
 @pytest.fixture
@@ -36,55 +38,55 @@ def state_at(step: int) -> TrainingState:
     )
 
 
-def steps(run: RunDirectory) -> list[int]:
-    """Those whose checkpoints are there, whole with their markers."""
+def checkpoint_steps(run: RunDirectory) -> list[int]:
+    """Return the checkpoint_steps of all checkpoints; every .pt file must have its marker."""
     names = sorted(path.name for path in run.checkpoints.iterdir())
-    found = [int(name[5:14]) for name in names if name.endswith(".pt")]
-    assert names == sorted(f"step-{step:09d}.{kind}" for step in found for kind in ("pt", "json"))
-    return found
+    found_steps = [int(name[5:14]) for name in names if name.endswith(".pt")]
+    assert names == sorted(f"step-{step:09d}.{kind}" for step in found_steps for kind in ("pt", "json"))
+    return found_steps
 
 
-def loaded(run: RunDirectory) -> TrainingState:
+def load(run: RunDirectory) -> TrainingState:
     state = load_checkpoint(run)
     assert state is not None
     return state
 
 
-def test_a_state_comes_back_whole(run: RunDirectory) -> None:
+def test_saved_state_is_loaded_unchanged(run: RunDirectory) -> None:
     state = state_at(7)
     save_checkpoint(run, state, keep=1)
-    assert_equal_states(vars(loaded(run)), vars(state))
+    assert_equal_states(vars(load(run)), vars(state))
 
 
-def test_the_newest_is_loaded(run: RunDirectory) -> None:
+def test_newest_checkpoint_is_loaded(run: RunDirectory) -> None:
     for step in (9, 10, 100, 10**9 + 1):
         save_checkpoint(run, state_at(step), keep=5)
-    assert loaded(run).step == 10**9 + 1
+    assert load(run).step == 10**9 + 1
 
 
-def test_where_there_is_none_there_is_none(run: RunDirectory) -> None:
+def test_without_checkpoints_none_is_loaded(run: RunDirectory) -> None:
     assert load_checkpoint(run) is None
     (run.checkpoints / ".step-000000003.pt.part").write_bytes(b"half")
     assert load_checkpoint(run) is None
 
 
-def test_one_whose_writing_was_cut_short_does_not_count(run: RunDirectory) -> None:
-    (run.checkpoints / "step-000000003.pt").write_bytes(b"whole, perhaps")
+def test_checkpoint_without_marker_is_skipped_with_a_message(run: RunDirectory) -> None:
+    (run.checkpoints / "step-000000003.pt").write_bytes(b"content")
     lines: list[str] = []
     assert load_checkpoint(run, lines.append) is None
     assert "step-000000003.pt: incomplete checkpoint: marker step-000000003.json" in lines[0]
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
-def test_only_the_last_are_kept(run: RunDirectory, keep: int) -> None:
+def test_only_the_last_checkpoints_are_kept(run: RunDirectory, keep: int) -> None:
     for step in (5, 50, 500, 5000):
         save_checkpoint(run, state_at(step), keep)
-    assert steps(run) == [5, 50, 500, 5000][-keep:]
+    assert checkpoint_steps(run) == [5, 50, 500, 5000][-keep:]
 
 
-def test_one_of_the_same_step_takes_its_place_at_once(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_of_the_same_step_is_replaced_atomically(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(run, state_at(5), keep=1)
-    first = loaded(run)
+    first = load(run)
 
     def killed(path: Path, value: object) -> None:
         raise KeyboardInterrupt
@@ -93,22 +95,22 @@ def test_one_of_the_same_step_takes_its_place_at_once(run: RunDirectory, monkeyp
         patch.setattr(checkpoint_module, "write_json", killed)
         with pytest.raises(KeyboardInterrupt):
             save_checkpoint(run, state_at(5), keep=1)
-    assert_equal_states(vars(loaded(run)), vars(first))
+    assert_equal_states(vars(load(run)), vars(first))
     for _ in range(3):
         again = state_at(5)
         save_checkpoint(run, again, keep=1)
-        assert_equal_states(vars(loaded(run)), vars(again))
+        assert_equal_states(vars(load(run)), vars(again))
         assert len(list(run.checkpoints.iterdir())) == 2
 
 
-def test_those_of_later_steps_go_once_the_run_went_another_way(run: RunDirectory) -> None:
+def test_checkpoints_of_later_steps_are_deleted(run: RunDirectory) -> None:
     for step in (5, 50, 500):
         save_checkpoint(run, state_at(step), keep=3)
     save_checkpoint(run, state_at(51), keep=3)
-    assert steps(run) == [5, 50, 51]
+    assert checkpoint_steps(run) == [5, 50, 51]
 
 
-def test_what_is_none_of_ours_stays(run: RunDirectory) -> None:
+def test_other_files_are_kept(run: RunDirectory) -> None:
     for name in ("step-final.pt", "epoch-000000001.pt", "step-000000001.txt"):
         (run.checkpoints / name).write_text("mine")
     for step in (5, 50):
@@ -120,43 +122,43 @@ def test_what_is_none_of_ours_stays(run: RunDirectory) -> None:
     ]
 
 
-def test_training_keeps_as_many_as_asked_for(tmp_path: Path) -> None:
+def test_training_keeps_the_configured_number_of_checkpoints(tmp_path: Path) -> None:
     train(tiny_settings(tmp_path, checkpoint_every=2, keep_checkpoints=3), tmp_path / "run")
-    assert steps(RunDirectory(tmp_path / "run")) == [4, 6, 8]
+    assert checkpoint_steps(RunDirectory(tmp_path / "run")) == [4, 6, 8]
 
 
-@pytest.mark.parametrize("fault", [KeyboardInterrupt(), OSError(28, "No space left on device")])
-def test_one_that_cannot_be_written_leaves_those_before(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, fault: BaseException
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_failed_write_keeps_existing_checkpoints(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     save_checkpoint(run, state_at(1), keep=1)
 
     def fail(content: object, file: object) -> None:
-        raise fault
+        raise error
 
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises((KeyboardInterrupt, DataError)):
         save_checkpoint(run, state_at(2), keep=1)
-    assert steps(run) == [1]
+    assert checkpoint_steps(run) == [1]
 
 
-def cut(content: bytes) -> bytes:
+def truncate(content: bytes) -> bytes:
     return content[: len(content) // 2]
 
 
-def scramble(content: bytes) -> bytes:
+def randomize(content: bytes) -> bytes:
     return random.Random(0).randbytes(len(content))
 
 
-def flip(content: bytes) -> bytes:
-    place = len(content) // 3
-    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+def flip_a_bit(content: bytes) -> bytes:
+    i = len(content) // 3
+    return content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :]
 
 
 DAMAGES = [
-    cut,
-    scramble,
-    flip,
+    truncate,
+    randomize,
+    flip_a_bit,
     lambda content: b"",
     lambda content: b"PK\x03\x04",
     lambda content: b'{"format_version": 1}',
@@ -165,7 +167,7 @@ DAMAGES = [
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("kind", ["pt", "json"])
-def test_a_damaged_one_is_told_and_the_one_before_is_used(
+def test_damaged_checkpoint_is_skipped_with_a_message(
     run: RunDirectory, damage: Callable[[bytes], bytes], kind: str
 ) -> None:
     for step in (3, 6):
@@ -177,12 +179,12 @@ def test_a_damaged_one_is_told_and_the_one_before_is_used(
     assert state is not None
     assert state.step == 3
     assert len(lines) == 1
-    assert any(f"step-000000006.{part}: damaged" in lines[0] for part in {"pt", kind})
+    assert any(f"step-000000006.{suffix}: damaged" in lines[0] for suffix in {"pt", kind})
     assert lines[0].endswith("skipped")
 
 
 @pytest.mark.parametrize("kind", ["pt", "json"])
-def test_a_missing_part_is_told_too(run: RunDirectory, kind: str) -> None:
+def test_checkpoint_with_a_missing_file_is_skipped_with_a_message(run: RunDirectory, kind: str) -> None:
     for step in (3, 6):
         save_checkpoint(run, state_at(step), keep=2)
     (run.checkpoints / f"step-000000006.{kind}").unlink()
@@ -193,13 +195,13 @@ def test_a_missing_part_is_told_too(run: RunDirectory, kind: str) -> None:
     assert "step-000000006" in lines[0]
 
 
-def test_where_none_is_whole_nothing_is_begun_anew(tmp_path: Path) -> None:
+def test_resume_is_refused_if_all_checkpoints_are_damaged(tmp_path: Path) -> None:
     settings = tiny_settings(tmp_path)
     train(settings, tmp_path / "run")
     run = RunDirectory(tmp_path / "run")
     run.summary.unlink()
     for path in run.checkpoints.glob("*.pt"):
-        path.write_bytes(flip(path.read_bytes()))
+        path.write_bytes(flip_a_bit(path.read_bytes()))
     model = run.model.read_bytes()
     with pytest.raises(CheckpointError, match=r"checkpoints: no usable checkpoint; .*--overwrite"):
         train(settings, tmp_path / "run", resume=True)
@@ -214,7 +216,7 @@ class _Code:
 @pytest.mark.parametrize(
     "content", [[1, 2], {"format_version": 1, "model": {}}, torch.zeros(3), {"format_version": 1, "step": _Code()}]
 )
-def test_what_is_no_checkpoint_is_no_traceback_and_no_code_runs(run: RunDirectory, content: object) -> None:
+def test_foreign_content_is_refused_and_executes_no_code(run: RunDirectory, content: object) -> None:
     save_checkpoint(run, state_at(3), keep=1)
     path = run.checkpoints / "step-000000003.pt"
     torch.save(content, path)
@@ -226,7 +228,7 @@ def test_what_is_no_checkpoint_is_no_traceback_and_no_code_runs(run: RunDirector
 
 
 def read_pair(run: RunDirectory) -> dict[str, dict[str, Any]]:
-    """The only checkpoint and its marker, by suffix."""
+    """Return the content of the only checkpoint and of its marker, by suffix."""
     path = run.checkpoints / "step-000000003.pt"
     return {"pt": torch.load(path, weights_only=True), "json": json.loads(path.with_suffix(".json").read_text())}
 
@@ -238,14 +240,14 @@ def write_pair(run: RunDirectory, pair: dict[str, dict[str, Any]]) -> None:
     update_checkpoint_marker(path)
 
 
-def test_checkpoint_and_marker_have_the_format_version(run: RunDirectory) -> None:
+def test_checkpoint_and_marker_have_a_format_version(run: RunDirectory) -> None:
     save_checkpoint(run, state_at(3), keep=1)
     assert [content["format_version"] for content in read_pair(run).values()] == [1, 1]
 
 
 @pytest.mark.parametrize("kind", ["pt", "json"])
 @pytest.mark.parametrize("version", [2, 0, "1"])
-def test_an_unknown_format_version_is_refused(run: RunDirectory, kind: str, version: Any) -> None:
+def test_unknown_format_version_is_refused(run: RunDirectory, kind: str, version: Any) -> None:
     save_checkpoint(run, state_at(3), keep=1)
     pair = read_pair(run)
     pair[kind]["format_version"] = version
@@ -253,17 +255,17 @@ def test_an_unknown_format_version_is_refused(run: RunDirectory, kind: str, vers
     lines: list[str] = []
     with pytest.raises(CheckpointError, match="no usable checkpoint"):
         load_checkpoint(run, lines.append)
-    for part in (
+    for text in (
         f"step-000000003.{kind}: format_version: {json.dumps(version)} ",
         "reads 1",
         "update vqtool",
         "--overwrite",
     ):
-        assert part in lines[0]
+        assert text in lines[0]
 
 
 @pytest.mark.parametrize("kind", ["pt", "json"])
-def test_a_missing_format_version_is_refused(run: RunDirectory, kind: str) -> None:
+def test_missing_format_version_is_refused(run: RunDirectory, kind: str) -> None:
     save_checkpoint(run, state_at(3), keep=1)
     pair = read_pair(run)
     del pair[kind]["format_version"]
@@ -276,13 +278,13 @@ def test_a_missing_format_version_is_refused(run: RunDirectory, kind: str) -> No
 
 
 @pytest.mark.parametrize("kind", ["pt", "json"])
-def test_a_run_goes_on_from_the_one_before_a_damaged_one(tmp_path: Path, kind: str) -> None:
+def test_resume_from_the_checkpoint_before_a_damaged_one_gives_the_same_model(tmp_path: Path, kind: str) -> None:
     settings = tiny_settings(tmp_path)
     train(settings, tmp_path / "run")
     run = RunDirectory(tmp_path / "run")
     model, last = run.model.read_bytes(), run.checkpoints / f"step-000000008.{kind}"
     before = load_checkpoint(run)
-    last.write_bytes(flip(last.read_bytes()))
+    last.write_bytes(flip_a_bit(last.read_bytes()))
     run.summary.unlink()
     lines: list[str] = []
     train(settings, tmp_path / "run", resume=True, log=lines.append)

@@ -1,4 +1,4 @@
-"""The index file and its manifest."""
+"""The index file and its manifest: written, read, damaged, and of other format versions."""
 
 import json
 import os
@@ -12,13 +12,13 @@ import pytest
 from vqtool.errors import DataError
 from vqtool.runs.index_file import (
     Manifest,
+    atomic_write_array,
+    atomic_write_indices,
     check_indices_output,
     check_output,
     index_dtype,
     manifest_path,
     read_indices,
-    atomic_write_array,
-    atomic_write_indices,
 )
 
 MANIFEST = Manifest(
@@ -36,7 +36,7 @@ INDICES = np.arange(24, dtype=np.uint8).reshape(6, 4) % 10
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """An index file that is in order."""
+    """A valid index file with its manifest."""
     path = tmp_path / "tokens.npy"
     write(path, INDICES, MANIFEST)
     return path
@@ -64,16 +64,16 @@ def names(folder: Path) -> list[str]:
         (2**24, np.uint32),
     ],
 )
-def test_the_type_is_the_smallest_that_holds_the_largest_index(size: int, dtype: type) -> None:
+def test_index_dtype_is_the_smallest_that_holds_the_largest_index(size: int, dtype: type) -> None:
     assert index_dtype((size,)) == dtype
     assert np.iinfo(dtype).max >= size - 1
 
 
-def test_the_largest_of_several_codebooks_decides() -> None:
+def test_index_dtype_is_that_of_the_largest_codebook() -> None:
     assert index_dtype((8, 300, 8)) == np.uint16
 
 
-def test_what_is_written_reads_back(path: Path) -> None:
+def test_written_indices_and_manifest_are_read_unchanged(path: Path) -> None:
     array, manifest = read_indices(path)
     assert isinstance(array, np.memmap)
     assert array.dtype == np.uint8
@@ -82,24 +82,24 @@ def test_what_is_written_reads_back(path: Path) -> None:
     assert names(path.parent) == ["tokens.json", "tokens.npy"]
 
 
-def test_a_level_axis_reads_back(tmp_path: Path) -> None:
+def test_indices_with_levels_are_read_unchanged(tmp_path: Path) -> None:
     manifest = replace(MANIFEST, shape=[6, 2, 2], codebook_sizes=[10, 300], dtype="uint16")
     indices = INDICES.reshape(6, 2, 2).astype(np.uint16)
     write(tmp_path / "t.npy", indices, manifest)
     assert np.array_equal(read_indices(tmp_path / "t.npy")[0], indices)
 
 
-def test_the_file_is_a_plain_npy_file(path: Path) -> None:
+def test_index_file_is_a_standard_npy_file(path: Path) -> None:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     assert np.array_equal(array, INDICES)
     assert json.loads(path.with_suffix(".json").read_text()) == asdict(MANIFEST)
 
 
-def test_the_manifest_stands_beside() -> None:
+def test_manifest_path_has_suffix_json() -> None:
     assert manifest_path(Path("a/my.tokens.npy")) == Path("a/my.tokens.json")
 
 
-def test_equal_indices_are_equal_bytes(path: Path, tmp_path: Path) -> None:
+def test_equal_indices_give_equal_bytes(path: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     again = tmp_path / "other" / "again.npy"
     write(again, INDICES, MANIFEST)
@@ -113,7 +113,7 @@ def write_half(path: Path) -> None:
         raise KeyboardInterrupt
 
 
-def test_a_failure_leaves_what_was_there(path: Path) -> None:
+def test_failed_write_keeps_existing_files(path: Path) -> None:
     before = path.read_bytes(), manifest_path(path).read_bytes()
     with pytest.raises(KeyboardInterrupt):
         write_half(path)
@@ -121,13 +121,13 @@ def test_a_failure_leaves_what_was_there(path: Path) -> None:
     assert names(path.parent) == ["tokens.json", "tokens.npy"]
 
 
-def test_a_failure_leaves_nothing_where_nothing_was(tmp_path: Path) -> None:
+def test_failed_write_leaves_no_files(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_half(tmp_path / "new.npy")
     assert names(tmp_path) == []
 
 
-def test_an_output_is_a_new_npy_file_in_a_folder_that_is_there(path: Path) -> None:
+def test_check_output_needs_a_new_npy_file_in_an_existing_directory(path: Path) -> None:
     check_output(path.with_name("new.npy"), overwrite=False)
     check_output(path, overwrite=True)
     for wrong, message in [
@@ -140,13 +140,13 @@ def test_an_output_is_a_new_npy_file_in_a_folder_that_is_there(path: Path) -> No
             check_output(wrong, overwrite=False)
 
 
-def test_a_missing_file_is_named(path: Path) -> None:
+def test_missing_index_file_is_named(path: Path) -> None:
     path.unlink()
     with pytest.raises(DataError, match=r"tokens\.npy: does not exist"):
         read_indices(path)
 
 
-def test_a_missing_manifest_is_named(path: Path) -> None:
+def test_missing_manifest_is_named(path: Path) -> None:
     manifest_path(path).unlink()
     with pytest.raises(DataError, match=r"tokens\.npy: .*manifest tokens\.json.* missing"):
         read_indices(path)
@@ -155,7 +155,7 @@ def test_a_missing_manifest_is_named(path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"5", b"null", b'{"format_version": 1}', b"\xff\xfe", b"[" * 100_000]
 )
-def test_what_is_no_manifest_is_refused(content: bytes, path: Path) -> None:
+def test_foreign_content_of_the_manifest_is_refused(content: bytes, path: Path) -> None:
     manifest_path(path).write_bytes(content)
     with pytest.raises(DataError, match=r"tokens\.json: damaged: "):
         read_indices(path)
@@ -183,7 +183,7 @@ def test_what_is_no_manifest_is_refused(content: bytes, path: Path) -> None:
         ("format_version", True),
     ],
 )
-def test_a_manifest_with_a_wrong_field_is_refused(field: str, value: Any, path: Path) -> None:
+def test_manifest_with_an_invalid_field_is_refused(field: str, value: Any, path: Path) -> None:
     manifest_path(path).write_text(json.dumps({**asdict(MANIFEST), field: value}))
     with pytest.raises(DataError, match=r"tokens\.json"):
         read_indices(path)
@@ -192,7 +192,7 @@ def test_a_manifest_with_a_wrong_field_is_refused(field: str, value: Any, path: 
 @pytest.mark.parametrize(
     "field", ["shape", "dtype", "grid", "codebook_sizes", "row_shape", "model_sha256", "data_sha256", "shards"]
 )
-def test_a_manifest_without_a_field_is_refused(field: str, path: Path) -> None:
+def test_manifest_with_a_missing_field_is_refused(field: str, path: Path) -> None:
     fields = asdict(MANIFEST)
     del fields[field]
     manifest_path(path).write_text(json.dumps(fields))
@@ -200,7 +200,7 @@ def test_a_manifest_without_a_field_is_refused(field: str, path: Path) -> None:
         read_indices(path)
 
 
-def test_a_manifest_from_before_there_were_unique_ids_is_of_plain_ones(path: Path) -> None:
+def test_unique_defaults_to_false(path: Path) -> None:
     fields = asdict(MANIFEST)
     del fields["unique"]
     manifest_path(path).write_text(json.dumps(fields))
@@ -212,7 +212,7 @@ def test_a_manifest_from_before_there_were_unique_ids_is_of_plain_ones(path: Pat
     [INDICES[:5], INDICES.T, INDICES.reshape(6, 2, 2), INDICES.astype(np.uint16), INDICES.astype(np.int8)],
     ids=["fewer", "turned", "folded", "wider", "signed"],
 )
-def test_a_manifest_of_another_shape_or_type_is_refused(array: np.ndarray, path: Path) -> None:
+def test_manifest_of_another_shape_or_dtype_is_refused(array: np.ndarray, path: Path) -> None:
     np.save(path, array)
     with pytest.raises(DataError) as error:
         read_indices(path)
@@ -237,7 +237,7 @@ def npz(path: Path) -> None:
     ],
     ids=["empty", "junk", "header cut", "data cut", "pickle", "npz"],
 )
-def test_what_is_no_npy_file_is_refused(damage: Any, path: Path) -> None:
+def test_damaged_index_file_is_refused(damage: Any, path: Path) -> None:
     damage(path)
     with pytest.raises(DataError, match=r"tokens\.npy: "):
         read_indices(path)
@@ -246,14 +246,14 @@ def test_what_is_no_npy_file_is_refused(damage: Any, path: Path) -> None:
 # Format version
 
 
-def test_the_manifest_begins_with_its_format_version(path: Path) -> None:
+def test_manifest_starts_with_its_format_version(path: Path) -> None:
     fields = json.loads(manifest_path(path).read_text())
     assert next(iter(fields)) == "format_version"
     assert fields["format_version"] == 1
 
 
 @pytest.mark.parametrize("version", [2, 0, "1", [1]])
-def test_a_manifest_of_an_unknown_format_version_is_refused(version: Any, path: Path) -> None:
+def test_unknown_format_version_is_refused(version: Any, path: Path) -> None:
     changed = {"format_version": version, "a field of a later version": 1}
     manifest_path(path).write_text(json.dumps({**asdict(MANIFEST), **changed}))
     with pytest.raises(DataError) as error:
@@ -263,16 +263,16 @@ def test_a_manifest_of_an_unknown_format_version_is_refused(version: Any, path: 
 
 
 @pytest.mark.parametrize("fields", [{}, {"shape": [6, 4]}, {**asdict(MANIFEST), "format": "vqtool indices 1"}])
-def test_a_manifest_without_a_format_version_is_refused(fields: dict[str, Any], path: Path) -> None:
+def test_missing_format_version_is_refused(fields: dict[str, Any], path: Path) -> None:
     manifest_path(path).write_text(json.dumps({key: value for key, value in fields.items() if key != "format_version"}))
     with pytest.raises(DataError, match=r"tokens\.json: format_version: missing.*encode the data again"):
         read_indices(path)
 
 
-# Written whole, or not at all
+# Atomic writes
 
 
-def test_a_manifest_alone_may_be_replaced_for_its_writer_was_killed(path: Path) -> None:
+def test_manifest_without_index_file_can_be_replaced(path: Path) -> None:
     path.unlink()
     check_indices_output(path, overwrite=False)
     manifest_path(path).write_text('{"mine": 1}')
@@ -280,14 +280,16 @@ def test_a_manifest_alone_may_be_replaced_for_its_writer_was_killed(path: Path) 
         check_indices_output(path, overwrite=False)
 
 
-def test_there_are_no_indices_without_their_manifest(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_indices_are_not_replaced_if_the_manifest_cannot_be_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, manifest = read_indices(path)
     before = path.read_bytes(), manifest_path(path).read_bytes()
 
-    def full(value: object) -> str:
+    def raise_disk_full(value: object) -> str:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vqtool.runs.index_file.to_json", full)
+    monkeypatch.setattr("vqtool.runs.index_file.to_json", raise_disk_full)
     with (
         pytest.raises(DataError, match=r"tokens\.json: cannot be written: No space left"),
         atomic_write_indices(path, manifest.shape, manifest.dtype, lambda: manifest) as array,
@@ -296,18 +298,16 @@ def test_there_are_no_indices_without_their_manifest(path: Path, monkeypatch: py
     assert (path.read_bytes(), manifest_path(path).read_bytes()) == before
 
 
-def test_where_there_is_no_room_the_array_is_refused_before_it_is_filled(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(handle: int, start: int, size: int) -> None:
+def test_full_disk_is_reported_before_the_array_is_filled(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raise_disk_full(handle: int, start: int, size: int) -> None:
         assert size > 1000 * 1000
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(os, "posix_fallocate", raise_disk_full)
     before = path.read_bytes()
     with (
         pytest.raises(DataError, match=r"tokens\.npy: cannot be written: No space left"),
         atomic_write_array(path, (1000, 1000), np.dtype(np.uint8)),
     ):
-        pytest.fail("there was no room")
+        pytest.fail("the body was executed")
     assert path.read_bytes() == before

@@ -1,4 +1,4 @@
-"""The run directory: what is where, written and read."""
+"""The run directory: files, locking, metrics and summary."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def run(tmp_path: Path) -> RunDirectory:
     return run
 
 
-def test_a_run_is_there_once_its_config_is(tmp_path: Path) -> None:
+def test_run_exists_once_it_is_created(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "a" / "b")
     assert not run.exists
     run.create(SETTINGS)
@@ -39,34 +39,34 @@ def test_a_run_is_there_once_its_config_is(tmp_path: Path) -> None:
     assert sorted(path.name for path in run.folder.iterdir()) == ["checkpoints", "config.yaml"]
 
 
-def test_a_folder_may_be_given_as_text(run: RunDirectory) -> None:
+def test_folder_can_be_a_string(run: RunDirectory) -> None:
     assert RunDirectory(str(run.folder)).settings() == SETTINGS
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_directory_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"not a run: config\.yaml is missing"):
         RunDirectory(tmp_path).settings()
 
 
-def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+def test_directory_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="file/run: cannot be created"):
         RunDirectory(tmp_path / "file" / "run").create(SETTINGS)
 
 
-def test_a_damaged_config_is_named(run: RunDirectory) -> None:
+def test_invalid_config_is_named(run: RunDirectory) -> None:
     run.config.write_text("data: 5\n")
     with pytest.raises(ConfigError, match=r"config\.yaml:1: data: "):
         run.settings()
 
 
-def test_clear_removes_a_run_and_nothing_else(trained: TrainedRun, tmp_path: Path) -> None:
+def test_clear_removes_the_run_and_keeps_other_files(trained: TrainedRun, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(trained.folder, folder)
     (folder / "notes.txt").write_text("mine")
     (folder / "plots").mkdir()
     RunDirectory(folder).clear()
-    # Its config and an empty folder say that a run may be begun here.
+    # The config and the empty checkpoints directory remain, so the directory still counts as a run.
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "config.yaml", "notes.txt", "plots"]
     assert not list((folder / "checkpoints").iterdir())
     assert RunDirectory(folder).exists
@@ -74,18 +74,26 @@ def test_clear_removes_a_run_and_nothing_else(trained: TrainedRun, tmp_path: Pat
     assert not (tmp_path / "nothing").exists()
 
 
-def test_two_processes_cannot_claim_one_folder(run: RunDirectory) -> None:
-    again = f"from vqtool.runs.run_directory import RunDirectory\nwith RunDirectory({str(run.folder)!r}).locked(): print('claimed')"
+def test_directory_is_locked_by_one_process(run: RunDirectory) -> None:
+    lock = (
+        "from vqtool.runs.run_directory import RunDirectory\n"
+        f"with RunDirectory({str(run.folder)!r}).locked(): print('locked')"
+    )
     with run.locked():
-        second = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True)
+        second = subprocess.run([sys.executable, "-c", lock], capture_output=True, text=True)
         assert "another process is training in this directory" in second.stderr
-    third = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True)
-    assert third.stdout == "claimed\n"
+    third = subprocess.run([sys.executable, "-c", lock], capture_output=True, text=True)
+    assert third.stdout == "locked\n"
 
 
-def test_claiming_removes_what_a_killed_process_left_and_nothing_else(run: RunDirectory) -> None:
-    left = [".config.yaml.part", ".model.safetensors.part", ".metrics.jsonl.part", ".events.out.tfevents.1.host.part"]
-    for name in [*left, "checkpoints/.step-000000003.pt.part", ".notes.part", "checkpoints/mine.part"]:
+def test_locking_removes_temporary_files_of_the_run_only(run: RunDirectory) -> None:
+    temp_files = [
+        ".config.yaml.part",
+        ".model.safetensors.part",
+        ".metrics.jsonl.part",
+        ".events.out.tfevents.1.host.part",
+    ]
+    for name in [*temp_files, "checkpoints/.step-000000003.pt.part", ".notes.part", "checkpoints/mine.part"]:
         (run.folder / name).write_text("half")
     with run.locked():
         pass
@@ -94,29 +102,29 @@ def test_claiming_removes_what_a_killed_process_left_and_nothing_else(run: RunDi
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", "model.safetensors", "config.yaml"])
-def test_links_and_devices_are_no_files_of_a_run(run: RunDirectory, tmp_path: Path, name: str) -> None:
+def test_links_and_devices_in_place_of_files_are_refused(run: RunDirectory, tmp_path: Path, name: str) -> None:
     path = run.folder / name
     if name == "checkpoints":
         path.rmdir()
     path.unlink(missing_ok=True)
     path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(CheckpointError, match=f"{name}: is a link or a device"), run.locked():
-        pytest.fail("claimed")
+        pytest.fail("locked")
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(CheckpointError, match=f"{name}: is a link or a device"), run.locked():
-        pytest.fail("claimed")
+        pytest.fail("locked")
 
 
 @pytest.mark.parametrize("line", ["[" * 100_000, '{"step": Infinity}', '{"step": "x"}', "[]", "", '{"step": 1'])
-def test_a_line_of_the_log_that_is_none_is_passed_over(run: RunDirectory, line: str) -> None:
+def test_damaged_lines_of_the_metrics_are_skipped(run: RunDirectory, line: str) -> None:
     good = '{"step": 3, "validation/loss/total": 1.5, "x": "y", "findings": []}'
     run.metrics.write_text(f"{line} validation/loss/total\n{good}\n")
     assert run.read_validations() == [{"step": 3, "validation/loss/total": 1.5, "findings": []}]
 
 
-def test_lines_far_too_long_are_passed_over_and_never_held(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vqtool.runs.run_directory._LONGEST_LINE", 40)
+def test_lines_that_are_too_long_are_skipped(run: RunDirectory) -> None:
+    run.max_line_bytes = 40
     first, last = '{"step": 1, "loss/total": 1.5}', '{"step": 2, "loss/total": 0.5}'
     for long in ("x" * 39, "x" * 40, "x" * 79, "x" * 80, '{"step": 9}' + " " * 200, " " * 40 + '{"step": 9}'):
         run.metrics.write_text(f"{first}\n{long}\n{last}\n")
@@ -128,23 +136,28 @@ def test_lines_far_too_long_are_passed_over_and_never_held(run: RunDirectory, mo
     assert [line["step"] for line in run.read_metrics()] == [1, 2]
 
 
-@pytest.mark.parametrize("lacking", ["name", "severity", "message"])
-@pytest.mark.parametrize("instead", [None, 3])
-def test_findings_without_a_name_a_severity_and_a_message_are_none(lacking: str, instead: int | None, run: RunDirectory) -> None:
-    whole = {"name": "collapse", "severity": "severe", "message": "few codes"}
-    odd = {key: instead if key == lacking else value for key, value in whole.items() if key != lacking or instead}
+@pytest.mark.parametrize("missing_key", ["name", "severity", "message"])
+@pytest.mark.parametrize("replacement", [None, 3])
+def test_logged_findings_without_name_severity_or_message_are_dropped(
+    missing_key: str, replacement: int | None, run: RunDirectory
+) -> None:
+    finding = {"name": "collapse", "severity": "severe", "message": "few codes"}
+    invalid: dict[str, object] = {**finding, missing_key: replacement}
+    if replacement is None:
+        del invalid[missing_key]
     line = {"step": 3, "validation/loss/total": 1.5}
-    run.metrics.write_text("".join(f"{json.dumps(line | {'findings': [each]})}\n" for each in (odd, whole)))
-    assert run.read_validations() == [line, line | {"findings": [whole]}]
+    lines = [json.dumps(line | {"findings": [logged]}) for logged in (invalid, finding)]
+    run.metrics.write_text("".join(f"{text}\n" for text in lines))
+    assert run.read_validations() == [line, line | {"findings": [finding]}]
 
 
-def test_a_claim_that_comes_to_nothing_leaves_nothing(tmp_path: Path) -> None:
+def test_new_directory_that_stays_empty_is_removed(tmp_path: Path) -> None:
     with RunDirectory(tmp_path / "new").locked():
         assert (tmp_path / "new").is_dir()
     assert not (tmp_path / "new").exists()
 
 
-def test_a_summary_reads_back(run: RunDirectory) -> None:
+def test_summary_is_read_unchanged(run: RunDirectory) -> None:
     assert run.read_summary() is None
     summary = {"steps": 3, "seconds": 1.5, "best_step": 2, "best": {"a": 0.5}, "final": {"a": 0.75}}
     run.write_summary(summary)
@@ -152,13 +165,13 @@ def test_a_summary_reads_back(run: RunDirectory) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"5", b"[]", b'{"steps": 30}'])
-def test_a_damaged_summary_is_named(content: bytes, run: RunDirectory) -> None:
+def test_damaged_summary_is_refused(content: bytes, run: RunDirectory) -> None:
     run.summary.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"summary\.json: damaged"):
         run.read_summary()
 
 
-def test_a_summary_without_a_key_names_it(run: RunDirectory) -> None:
+def test_missing_key_of_the_summary_is_named(run: RunDirectory) -> None:
     run.write_summary({"steps": 3, "seconds": 1.5, "best_step": 2, "final": {}})
     with pytest.raises(CheckpointError, match=r"summary\.json: damaged: missing keys: best;"):
         run.read_summary()
@@ -167,17 +180,17 @@ def test_a_summary_without_a_key_names_it(run: RunDirectory) -> None:
 # Format version
 
 
-def test_the_config_of_a_run_begins_with_its_format_version(run: RunDirectory) -> None:
+def test_config_starts_with_its_format_version(run: RunDirectory) -> None:
     assert run.config.read_text().startswith("format_version: 1\n")
 
 
-def test_a_config_without_a_format_version_is_of_version_1(run: RunDirectory) -> None:
+def test_config_without_a_format_version_has_version_1(run: RunDirectory) -> None:
     run.config.write_text(run.config.read_text().removeprefix("format_version: 1\n"))
     assert run.settings() == SETTINGS
 
 
 @pytest.mark.parametrize("version", ["2", "0", "'1'", "1.0", "true", "null"])
-def test_a_config_of_an_unknown_format_version_is_refused(run: RunDirectory, version: str) -> None:
+def test_unknown_format_version_of_the_config_is_refused(run: RunDirectory, version: str) -> None:
     run.config.write_text(run.config.read_text().replace("format_version: 1", f"format_version: {version}"))
     with pytest.raises(ConfigError, match=r"config\.yaml:1: format_version: .*reads 1; update vqtool"):
         run.settings()
