@@ -1,4 +1,4 @@
-"""Any number of workers write the bytes that one would."""
+"""Encoding in parts: any number of workers write the same bytes as one."""
 
 import json
 import re
@@ -15,48 +15,50 @@ from tests.conftest import Result, TrainedRun
 from vqtool import load
 from vqtool.errors import ConfigError, DataError
 from vqtool.inference import parts
+from vqtool.inference.encode import encode_file
 from vqtool.inference.parts import Part, encode_part
 from vqtool.inference.tokenizer import Tokenizer
-from vqtool.inference.transcode import encode_file
 
 Command = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on 300 sequences, of which a chunk holds 32."""
-    return make_run(tmp_path_factory.mktemp("many"), normal(300, 2, 256), CONV1D)
+def sequences_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on 300 sequences; a chunk has 32 rows."""
+    return make_run(tmp_path_factory.mktemp("sequences"), normal(300, 2, 256), CONV1D)
 
 
 @pytest.fixture
-def tokenizer(many: Path) -> Tokenizer:
-    return load(many)
+def tokenizer(sequences_run: Path) -> Tokenizer:
+    return load(sequences_run)
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "3", "a/b", "1/0", "-1/3", "1/3/5", ""])
-def test_what_is_no_part_is_refused(text: str) -> None:
+def test_invalid_parts_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=rf"--part: {re.escape(text)} .*3/16"):
         Part.parse(text)
 
 
-def test_under_torchrun_a_part_is_that_of_the_rank() -> None:
+def test_part_of_a_rank_under_torchrun() -> None:
     assert Part.parse("3/16") == Part(3, 16)
-    assert Part.of_process({"RANK": "2", "WORLD_SIZE": "16"}) == Part(3, 16)
-    assert Part.of_process({"RANK": "0", "WORLD_SIZE": "1"}) is None
-    assert Part.of_process({}) is None
+    assert Part.from_environment({"RANK": "2", "WORLD_SIZE": "16"}) == Part(3, 16)
+    assert Part.from_environment({"RANK": "0", "WORLD_SIZE": "1"}) is None
+    assert Part.from_environment({}) is None
 
 
 @pytest.mark.parametrize("of", [1, 2, 3, 7, 16, 100])
 @pytest.mark.parametrize(("rows", "chunk"), [(300, 32), (1, 64), (64, 64), (1000, 1)])
-def test_parts_hold_every_row_once_and_begin_with_a_chunk(of: int, rows: int, chunk: int) -> None:
-    ranges = [Part(number + 1, of).rows(rows, chunk) for number in range(of)]
+def test_parts_cover_all_rows_and_start_at_chunks(of: int, rows: int, chunk: int) -> None:
+    ranges = [Part(number + 1, of).row_range(rows, chunk) for number in range(of)]
     assert [row for part in ranges for row in part] == list(range(rows))
     assert all(part.start % chunk == 0 for part in ranges if part)
 
 
 @pytest.mark.parametrize("of", [1, 2, 3, 16])
 @pytest.mark.parametrize("backwards", [False, True])
-def test_the_bytes_are_those_of_one_worker(tokenizer: Tokenizer, tmp_path: Path, of: int, backwards: bool) -> None:
+def test_joined_parts_have_the_bytes_of_one_worker(
+    tokenizer: Tokenizer, tmp_path: Path, of: int, backwards: bool
+) -> None:
     encode_file(tokenizer, tmp_path / "whole.npy")
     numbers = range(of, 0, -1) if backwards else range(1, of + 1)
     results = [encode_part(tokenizer, tmp_path / "parts.npy", Part(number, of), batch_size=64) for number in numbers]
@@ -66,27 +68,27 @@ def test_the_bytes_are_those_of_one_worker(tokenizer: Tokenizer, tmp_path: Path,
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".json", ".npy", ".npy"]
 
 
-def test_whoever_completes_the_set_joins_it(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_worker_that_completes_the_last_part_joins_all(tokenizer: Tokenizer, tmp_path: Path) -> None:
     for number, order in enumerate(permutations([1, 2, 3])):
         out = tmp_path / f"{number}.npy"
         results = [encode_part(tokenizer, out, Part(part, 3)) for part in order]
         assert [result is not None for result in results] == [False, False, True]
 
 
-def test_a_part_that_is_done_is_not_done_again(
+def test_complete_parts_are_not_encoded_again(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "tokens.npy"
     encode_part(tokenizer, out, Part(1, 2))
     with monkeypatch.context() as patch:
-        patch.setattr(Tokenizer, "encode_samples", lambda *args: pytest.fail("encoded again"))
+        patch.setattr(Tokenizer, "encode_batch", lambda *args: pytest.fail("encoded again"))
         assert encode_part(tokenizer, out, Part(1, 2)) is None
     manifest = encode_part(tokenizer, out, Part(2, 2))
-    monkeypatch.setattr(Tokenizer, "encode_samples", lambda *args: pytest.fail("encoded again"))
+    monkeypatch.setattr(Tokenizer, "encode_batch", lambda *args: pytest.fail("encoded again"))
     assert encode_part(tokenizer, out, Part(1, 2)) == manifest
 
 
-def test_a_worker_killed_on_its_way_starts_its_part_over(
+def test_interrupted_and_damaged_parts_are_encoded_again(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode_file(tokenizer, tmp_path / "whole.npy")
@@ -98,12 +100,12 @@ def test_a_worker_killed_on_its_way_starts_its_part_over(
     encode_part(tokenizer, out, Part(2, 2))
     damaged = next(path for path in (tmp_path / "tokens.npy.parts").glob("part-000002*.npy"))
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\xff")
-    assert encode_part(tokenizer, out, Part(1, 2)) is None  # the other is damaged, and does not count
+    assert encode_part(tokenizer, out, Part(1, 2)) is None  # part 2 is damaged and not complete
     assert encode_part(tokenizer, out, Part(2, 2)) is not None
     assert files(out) == files(tmp_path / "whole.npy")
 
 
-def test_parts_of_another_model_or_of_other_data_are_refused(many: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_parts_of_another_model_are_refused(sequences_run: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     out = tmp_path / "tokens.npy"
     encode_part(tokenizer, out, Part(1, 2))
     other = make_run(tmp_path, normal(300, 2, 256, seed=1), CONV1D)
@@ -118,7 +120,7 @@ def test_parts_of_another_model_or_of_other_data_are_refused(many: Path, tokeniz
             encode_part(tokenizer, out, Part(1, 2))
 
 
-def test_parts_before_and_after_the_data_changed_are_not_joined(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_parts_of_changed_data_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     data, out = tmp_path / "data.npy", tmp_path / "tokens.npy"
     np.save(data, normal(300, 2, 256, seed=1))
     encode_part(tokenizer, out, Part(1, 2), str(data))
@@ -129,7 +131,7 @@ def test_parts_before_and_after_the_data_changed_are_not_joined(tokenizer: Token
         encode_part(tokenizer, out, Part(2, 2), str(data))
 
 
-def test_indices_of_data_that_changed_are_not_taken_for_finished(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_existing_output_of_changed_data_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     data, out = tmp_path / "data.npy", tmp_path / "tokens.npy"
     np.save(data, normal(300, 2, 256, seed=1))
     finished = encode_part(tokenizer, out, Part(1, 1), str(data))
@@ -140,26 +142,26 @@ def test_indices_of_data_that_changed_are_not_taken_for_finished(tokenizer: Toke
         encode_part(tokenizer, out, Part(1, 1), str(data))
 
 
-def test_another_file_in_the_way_is_kept(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_existing_file_at_the_output_path_is_kept(tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "tokens.npy").write_text("mine")
     with pytest.raises(DataError, match=r"already exists; .*--overwrite"):
         encode_part(tokenizer, tmp_path / "tokens.npy", Part(1, 1))
     assert (tmp_path / "tokens.npy").read_text() == "mine"
 
 
-def test_the_command_says_what_it_did(trained: TrainedRun, tmp_path: Path, vqtool: Command) -> None:
+def test_encode_part_command(trained: TrainedRun, tmp_path: Path, vqtool: Command) -> None:
     assert vqtool("encode", trained.folder, "--out", tmp_path / "whole.npy").code == 0
     first = vqtool("encode", trained.folder, "--out", tmp_path / "t.npy", "--part", "1/2", "--json")
-    told = json.loads(first.out)
-    empty = {"out": str(tmp_path / "t.npy"), "part": 1, "of": 2, "joined": False}
-    if told != empty:  # all rows in one chunk: the first part may hold none, and the second all
-        assert told["shape"][0] == 60
+    printed = json.loads(first.out)
+    incomplete = {"out": str(tmp_path / "t.npy"), "part": 1, "of": 2, "joined": False}
+    if printed != incomplete:  # all rows are in one chunk, so part 1 has no rows, or all
+        assert printed["shape"][0] == 60
     assert vqtool("encode", trained.folder, "--out", tmp_path / "t.npy", "--part", "2/2").code == 0
     assert files(tmp_path / "t.npy") == files(tmp_path / "whole.npy")
 
 
 @pytest.mark.parametrize(("options", "rank"), [(["--part", "1/2"], None), ([], "1")])
-def test_ids_that_are_unique_need_all_rows(
+def test_unique_refuses_parts(
     options: list[str],
     rank: str | None,
     trained: TrainedRun,
@@ -176,7 +178,7 @@ def test_ids_that_are_unique_need_all_rows(
     assert not (tmp_path / "u.npy").exists()
 
 
-def test_vectors_of_which_a_chunk_holds_thousands(tmp_path: Path) -> None:
+def test_parts_of_vectors_with_thousands_of_rows_per_chunk(tmp_path: Path) -> None:
     run = make_run(tmp_path, normal(9000, 4), IDENTITY)
     tokenizer = load(run)
     encode_file(tokenizer, tmp_path / "whole.npy")

@@ -16,8 +16,9 @@ from tests import CONV1D, CONV2D, IDENTITY, MLP, QUERIES, TRANSFORMER, Block, fi
 from tests.conftest import TrainedRun
 from vqtool import load
 from vqtool.errors import CheckpointError, DataError
-from vqtool.inference.tokenizer import Report, Tokenizer, as_rows
-from vqtool.inference.transcode import decode_file, encode_file
+from vqtool.inference.decode import decode_file
+from vqtool.inference.encode import encode_file
+from vqtool.inference.tokenizer import EvaluationReport, Tokenizer, to_tensor
 from vqtool.metrics.collisions import IdCounts
 from vqtool.models.chunks import chunk_rows
 from vqtool.runs.model_file import read_model
@@ -25,19 +26,20 @@ from vqtool.runs.run_directory import RunDirectory
 
 PRODUCT = {"kind": "product", "groups": 2, "quantizer": {"kind": "vector", "codebook_size": 4}}
 
-# Chunks
+# Batch size and chunks
 
 
 def on_near_ties(tokenizer: Tokenizer, data: NDArray[np.float32]) -> Tokenizer:
-    """Put the codes in pairs about latents of the data, so that those latents are float32 midpoints."""
+    """Set pairs of codes at equal distances from latents of the data, so that those latents are near ties."""
     latents = tokenizer.model.latents(torch.from_numpy(data[: chunk_rows(tokenizer.model, tokenizer.spec.size)]))
     points = latents.flatten(0, 1)[:: max(1, latents.numel() // (8 * latents.shape[2]))][:8]
-    away = torch.randn(points.shape, generator=torch.Generator().manual_seed(0)) * 1e-3
-    tokenizer.codebook.copy_(torch.stack([points + away, points - away], dim=1).flatten(0, 1))
+    offset = torch.randn(points.shape, generator=torch.Generator().manual_seed(0)) * 1e-3
+    tokenizer.codebook.copy_(torch.stack([points + offset, points - offset], dim=1).flatten(0, 1))
     return tokenizer
 
 
-def write_back(tokenizer: Tokenizer, run: Path) -> Tokenizer:
+def save_codebook(tokenizer: Tokenizer, run: Path) -> Tokenizer:
+    """Write the codes of a tokenizer to the model of its run, and load the run again."""
     tensors = load_file(run / "model.safetensors") | {"quantizer.codebook.weight": tokenizer.codebook.clone()}
     save_file(tensors, run / "model.safetensors")
     return load(run)
@@ -48,13 +50,13 @@ def write_back(tokenizer: Tokenizer, run: Path) -> Tokenizer:
     [(CONV2D, (1, 8, 8)), (MLP, (12,)), (CONV1D, (2, 37)), (QUERIES, (1, 8, 8)), (IDENTITY, (3, 20))],
     ids=lambda value: value["kind"] if isinstance(value, dict) else "",
 )
-def test_on_near_ties_the_bytes_are_the_same_for_any_batch_size(
+def test_indices_of_near_ties_do_not_depend_on_batch_size(
     tmp_path: Path, encoder: Block, shape: tuple[int, ...]
 ) -> None:
-    # Few distinct rows, each at many places of a chunk: rounding that depends on the place would show.
+    # Few distinct rows, each at many num_tokens of a chunk: rounding that depends on the position would be detected.
     array = np.tile(normal(20, *shape), (40, *[1] * len(shape)))[np.random.default_rng(1).permutation(800)]
     run = make_run(tmp_path, array, encoder)
-    tokenizer = write_back(on_near_ties(load(run), array), run)
+    tokenizer = save_codebook(on_near_ties(load(run), array), run)
     assert len(array) > 2 * chunk_rows(tokenizer.model, tokenizer.spec.size)
     for batch_size in (1, 300, 999, 1 << 20):
         encode_file(tokenizer, tmp_path / f"{batch_size}.npy", batch_size=batch_size)
@@ -63,7 +65,7 @@ def test_on_near_ties_the_bytes_are_the_same_for_any_batch_size(
     assert torch.equal(tokenizer.encode(array), torch.from_numpy(np.load(tmp_path / "1.npy")).long())
 
 
-def test_midpoints_in_float32_go_to_the_nearer_code_and_on_a_tie_to_the_lower(tmp_path: Path) -> None:
+def test_float32_midpoints_get_the_nearest_code_in_float64(tmp_path: Path) -> None:
     array = normal(64, 5)
     run = make_run(tmp_path, array, IDENTITY, normalize="none")
     tokenizer = load(run)
@@ -75,57 +77,57 @@ def test_midpoints_in_float32_go_to_the_nearer_code_and_on_a_tie_to_the_lower(tm
 
 
 @pytest.mark.parametrize("encoder", [CONV2D, TRANSFORMER, IDENTITY], ids=lambda encoder: encoder["kind"])
-def test_every_batch_that_reaches_the_encoder_is_one_aligned_chunk(
+def test_every_encoder_input_is_one_aligned_chunk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: Block
 ) -> None:
-    monkeypatch.setattr("vqtool.models.chunks._POSITIONS", 160)
+    monkeypatch.setattr("vqtool.models.chunks._MAX_TOKENS_PER_CHUNK", 160)
     array = normal(45, 1, 6, 6)
     tokenizer = load(make_run(tmp_path, array, encoder, normalize="none"))
     rows = chunk_rows(tokenizer.model, (6, 6))
     assert rows == {"conv2d": 16, "transformer": 32, "identity": 4}[encoder["kind"]]
     padded = np.zeros((-(-45 // rows) * rows, 1, 6, 6), dtype=np.float32)
     padded[:45] = array
-    seen: list[torch.Tensor] = []
-    tokenizer.model.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
+    encoder_inputs: list[torch.Tensor] = []
+    tokenizer.model.encoder.register_forward_pre_hook(lambda module, args: encoder_inputs.append(args[0].clone()))
     uses: dict[str, Callable[[], object]] = {
         "one": lambda: encode_file(tokenizer, tmp_path / "one.npy", batch_size=1),
         "some": lambda: encode_file(tokenizer, tmp_path / "some.npy", batch_size=rows + 1),
         "all": lambda: encode_file(tokenizer, tmp_path / "all.npy", batch_size=999),
         "in Python": lambda: tokenizer.encode(array),
         "eval": lambda: tokenizer.evaluate(str(tmp_path / "data.npy")),
-        "inspect": lambda: tokenizer.count(str(tmp_path / "data.npy")),
+        "inspect": lambda: tokenizer.count_codes(str(tmp_path / "data.npy")),
     }
     for use in uses.values():
-        seen.clear()
+        encoder_inputs.clear()
         use()
-        assert {tuple(x.shape) for x in seen} == {(rows, 1, 6, 6)}
-        came = sorted(x.numpy().tobytes() for x in seen)  # several threads pass them on
-        assert came == sorted(chunk.tobytes() for chunk in np.split(padded, len(padded) // rows))
+        assert {tuple(x.shape) for x in encoder_inputs} == {(rows, 1, 6, 6)}
+        inputs = sorted(x.numpy().tobytes() for x in encoder_inputs)  # in any order, because several threads encode
+        assert inputs == sorted(chunk.tobytes() for chunk in np.split(padded, len(padded) // rows))
 
 
-@pytest.mark.parametrize("positions", [1, 3, 64, 5000])
-def test_a_chunk_is_a_power_of_two_of_rows_given_by_the_sizes_alone(tmp_path: Path, positions: int) -> None:
-    tokenizer = load(make_run(tmp_path, normal(16, 4), {**MLP, "width": 2, "num_tokens": positions}, dim=1))
+@pytest.mark.parametrize("num_tokens", [1, 3, 64, 5000])
+def test_chunk_rows_of_mlp_tokenizers(tmp_path: Path, num_tokens: int) -> None:
+    tokenizer = load(make_run(tmp_path, normal(16, 4), {**MLP, "width": 2, "num_tokens": num_tokens}, dim=1))
     rows = chunk_rows(tokenizer.model, ())
-    assert rows == {1: 4096, 3: 1024, 64: 64, 5000: 1}[positions]
+    assert rows == {1: 4096, 3: 1024, 64: 64, 5000: 1}[num_tokens]
 
 
-def test_a_row_encodes_alike_wherever_it_stands_in_a_chunk(trained: TrainedRun) -> None:
+def test_indices_do_not_depend_on_the_position_in_a_chunk(trained: TrainedRun) -> None:
     tokenizer = load(trained.folder)
     whole = tokenizer.encode(trained.array)
     assert torch.equal(tokenizer.encode(trained.array[::-1].copy()), whole.flip(0))
     assert torch.equal(torch.cat([tokenizer.encode(row[None]) for row in trained.array[:5]]), whole[:5])
 
 
-def test_training_and_encoding_share_one_look_up(trained: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_and_encoding_share_one_search(trained: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     from vqtool.quantizers import sinkhorn as balance
     from vqtool.quantizers import vector
 
-    asked: list[int] = []
+    searched: list[int] = []
     search = vector.nearest_codes
 
     def counted(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-        asked.append(len(vectors))
+        searched.append(len(vectors))
         return search(vectors, codebook)
 
     monkeypatch.setattr(vector, "nearest_codes", counted)
@@ -137,21 +139,21 @@ def test_training_and_encoding_share_one_look_up(trained: TrainedRun, monkeypatc
     in_training = tokenizer.model(torch.from_numpy(array)).quantizer.indices
     tokenizer.model.quantizer.discard()
     assert torch.equal(tokenizer.encode(array), in_training)
-    assert asked == [rows * 16, rows * 16]
+    assert searched == [rows * 16, rows * 16]
 
 
-# There and back
+# Round trips
 
 
 @dataclass
 class Case:
-    """An array, the run trained on it, and what its tokens decode to."""
+    """An array, the run trained on it, and its tokens, decoded rows and evaluation."""
 
     array: NDArray[Any] | torch.Tensor
     run: Path
     tokens: Path
     decoded: NDArray[Any]
-    report: Report
+    report: EvaluationReport
 
 
 def integers(high: int, *shape: int, dtype: Any) -> NDArray[Any]:
@@ -194,12 +196,12 @@ def as_numpy(array: NDArray[Any] | torch.Tensor) -> NDArray[Any]:
     return array.float().numpy() if isinstance(array, torch.Tensor) else array
 
 
-def test_decoding_gives_back_shape_type_and_layout(case: Case) -> None:
+def test_decoded_rows_have_the_shape_and_dtype_of_the_data(case: Case) -> None:
     like = as_numpy(case.array)
     assert (case.decoded.shape, case.decoded.dtype) == (like.shape, like.dtype)
 
 
-def test_in_python_it_is_as_in_files(case: Case) -> None:
+def test_encode_and_decode_equal_the_files(case: Case) -> None:
     tokenizer = load(case.run)
     indices = tokenizer.encode(case.array)
     stored = np.load(case.tokens)
@@ -208,23 +210,23 @@ def test_in_python_it_is_as_in_files(case: Case) -> None:
     assert np.array_equal(indices.numpy(), stored)
     for given in (indices, stored, indices.to(torch.int32), np.load(case.tokens, mmap_mode="r")):
         decoded = tokenizer.decode(given)
-        assert decoded.dtype == as_rows(case.array).dtype
+        assert decoded.dtype == to_tensor(case.array).dtype
         assert np.array_equal(as_numpy(decoded), case.decoded)
 
 
 def test_eval_measures_what_decode_writes(case: Case) -> None:
-    true, fidelity = as_numpy(case.array), case.report.fidelity
+    true, metrics = as_numpy(case.array), case.report.reconstruction
     if load(case.run).spec.classes:
-        assert fidelity.accuracy == accuracy_score(true.flatten(), case.decoded.flatten())
-        assert (fidelity.mse, fidelity.nmse) == (None, None)
+        assert metrics.accuracy == accuracy_score(true.flatten(), case.decoded.flatten())
+        assert (metrics.mse, metrics.nmse) == (None, None)
         return
     flat, decoded = (x.reshape(len(x), -1).astype(np.float64) for x in (true, case.decoded))
-    assert fidelity.accuracy is None
-    assert fidelity.mse == pytest.approx(mean_squared_error(flat, decoded), rel=1e-9)
+    assert metrics.accuracy is None
+    assert metrics.mse == pytest.approx(mean_squared_error(flat, decoded), rel=1e-9)
     if (flat == flat[0]).all():
-        assert fidelity.nmse is None
+        assert metrics.nmse is None
     else:
-        assert fidelity.nmse == pytest.approx(1 - r2_score(flat, decoded, multioutput="variance_weighted"), rel=1e-9)
+        assert metrics.nmse == pytest.approx(1 - r2_score(flat, decoded, multioutput="variance_weighted"), rel=1e-9)
 
 
 def test_eval_counts_samples_bits_and_codes(case: Case) -> None:
@@ -234,7 +236,7 @@ def test_eval_counts_samples_bits_and_codes(case: Case) -> None:
     assert case.report.evaluation.levels[0].counts == np.bincount(stored.flatten(), minlength=16).tolist()
 
 
-def test_the_manifest_says_what_the_file_is(case: Case) -> None:
+def test_manifest_describes_the_index_file(case: Case) -> None:
     data = next(case.run.parent.glob("data.*"))
     manifest = json.loads(case.tokens.with_suffix(".json").read_text())
     digest = hashlib.sha256(data.read_bytes()).hexdigest()
@@ -254,23 +256,23 @@ def test_the_manifest_says_what_the_file_is(case: Case) -> None:
     assert np.prod(manifest["grid"]) == manifest["shape"][1]
 
 
-def test_codes_equal_to_the_data_give_the_data_back(tmp_path: Path) -> None:
+def test_codes_equal_to_the_data_reconstruct_the_data(tmp_path: Path) -> None:
     points = (1000 + 50 * normal(16, 3)).astype(np.float32)
     array = np.tile(points, (4, 1))
     run = make_run(tmp_path, array, IDENTITY, normalize="feature")
     tokenizer = load(run)
     tokenizer.codebook.copy_(tokenizer.model.latents(torch.from_numpy(points)).squeeze(1))
-    tokenizer = write_back(tokenizer, run)
+    tokenizer = save_codebook(tokenizer, run)
     np.testing.assert_allclose(tokenizer.decode(tokenizer.encode(array)).numpy(), array, rtol=1e-6)
     report = tokenizer.evaluate(str(tmp_path / "data.npy"))
-    assert report.fidelity.nmse is not None
-    assert report.fidelity.nmse < 1e-9
+    assert report.reconstruction.nmse is not None
+    assert report.reconstruction.nmse < 1e-9
 
 
 # The run's own data
 
 
-def test_eval_takes_the_runs_validation_part(trained: TrainedRun) -> None:
+def test_evaluate_uses_the_validation_split_by_default(trained: TrainedRun) -> None:
     report = load(trained.folder).evaluate()
     summary = json.loads((trained.folder / "summary.json").read_text())
     assert report.evaluation.samples == 6
@@ -278,20 +280,22 @@ def test_eval_takes_the_runs_validation_part(trained: TrainedRun) -> None:
         assert report.evaluation.losses[name] == summary["best"][f"validation/loss/{name}"]
 
 
-def test_the_usage_of_the_best_validation_pass_is_kept(trained: TrainedRun) -> None:
+def test_counts_of_the_best_validation_pass_are_saved(trained: TrainedRun) -> None:
     counts = [level.counts for level in load(trained.folder).evaluate().evaluation.levels]
     assert [hits.tolist() for hits in read_model(RunDirectory(trained.folder).model)[0].counts] == counts
     assert sum(counts[0]) == 6 * 16
 
 
-@pytest.mark.parametrize("positions", [1 << 12, 1 << 6])  # in one chunk, or many
-def test_usage_counts_what_encode_writes(trained: TrainedRun, monkeypatch: pytest.MonkeyPatch, positions: int) -> None:
-    monkeypatch.setattr("vqtool.models.chunks._POSITIONS", positions)
+@pytest.mark.parametrize("max_tokens", [1 << 12, 1 << 6])  # one chunk, several chunks
+def test_count_codes_counts_the_indices_of_encode(
+    trained: TrainedRun, monkeypatch: pytest.MonkeyPatch, max_tokens: int
+) -> None:
+    monkeypatch.setattr("vqtool.models.chunks._MAX_TOKENS_PER_CHUNK", max_tokens)
     tokenizer = load(trained.folder)
     expected = torch.bincount(tokenizer.encode(trained.array).flatten(), minlength=16)
-    tally = tokenizer.count(str(trained.data))
-    assert [level.counts for level in tally.levels] == [expected.tolist()]
-    assert tally.distinct is None
+    counter = tokenizer.count_codes(str(trained.data))
+    assert [level.counts for level in counter.levels] == [expected.tolist()]
+    assert counter.distinct is None
 
 
 # Other data than the run's
@@ -306,7 +310,7 @@ def test_usage_counts_what_encode_writes(trained: TrainedRun, monkeypatch: pytes
         (IDENTITY, (3, 4, 5), (3, 2, 6), [2, 6]),
     ],
 )
-def test_other_sizes_are_encoded_where_the_network_allows(
+def test_other_sizes_are_encoded_if_the_networks_support_them(
     tmp_path: Path, encoder: Block, shape: tuple[int, ...], other: tuple[int, ...], grid: list[int]
 ) -> None:
     tokenizer = load(make_run(tmp_path, normal(24, *shape), encoder))
@@ -318,7 +322,7 @@ def test_other_sizes_are_encoded_where_the_network_allows(
     decoded = tokenizer.decode(indices, other).numpy()
     assert np.array_equal(decoded, np.load(tmp_path / "decoded.npy"))
     report = tokenizer.evaluate(str(tmp_path / "other.npy"))
-    assert report.fidelity.mse == pytest.approx(mean_squared_error(array.ravel(), decoded.ravel()), rel=1e-6)
+    assert report.reconstruction.mse == pytest.approx(mean_squared_error(array.ravel(), decoded.ravel()), rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -334,7 +338,7 @@ def test_other_sizes_are_encoded_where_the_network_allows(
         (IDENTITY, (3, 20), (20, 3)),
     ],
 )
-def test_other_rows_are_refused_with_both_shapes(
+def test_unsupported_rows_are_refused_with_both_shapes(
     tmp_path: Path, encoder: Block, shape: tuple[int, ...], other: tuple[int, ...]
 ) -> None:
     tokenizer = load(make_run(tmp_path, normal(24, *shape), encoder))
@@ -343,7 +347,7 @@ def test_other_rows_are_refused_with_both_shapes(
         ("encode", lambda: tokenizer.encode(normal(5, *other))),
         (str(path), lambda: encode_file(tokenizer, out, str(path))),
         (str(path), lambda: tokenizer.evaluate(str(path))),
-        (str(path), lambda: tokenizer.count(str(path))),
+        (str(path), lambda: tokenizer.count_codes(str(path))),
     ):
         with pytest.raises(DataError) as error:
             use()
@@ -354,20 +358,20 @@ def test_other_rows_are_refused_with_both_shapes(
     assert not out.exists()
 
 
-def test_other_sizes_are_refused_where_encoder_and_decoder_would_part(tmp_path: Path) -> None:
+def test_sizes_with_different_encoder_and_decoder_grids_are_refused(tmp_path: Path) -> None:
     decoder = {**CONV1D, "downsamples": 2}
     tokenizer = load(make_run(tmp_path, normal(24, 3, 2), CONV1D, decoder=decoder, layout="CT"))
     with pytest.raises(DataError, match=r"rows .*\(3, 8\)"):
         tokenizer.decode(tokenizer.encode(normal(5, 3, 8)), (3, 8))
 
 
-def test_a_row_that_holds_nothing_is_refused(tmp_path: Path) -> None:
+def test_empty_rows_are_refused(tmp_path: Path) -> None:
     tokenizer = load(make_run(tmp_path, normal(24, 3, 20), IDENTITY))
     with pytest.raises(DataError, match="shape"):
         tokenizer.encode(np.zeros((5, 3, 0), dtype=np.float32))
 
 
-def test_no_rows_give_no_indices(trained: TrainedRun) -> None:
+def test_encode_and_decode_zero_rows(trained: TrainedRun) -> None:
     tokenizer = load(trained.folder)
     indices = tokenizer.encode(trained.array[:0])
     assert indices.shape == (0, 16)
@@ -375,7 +379,7 @@ def test_no_rows_give_no_indices(trained: TrainedRun) -> None:
 
 
 @pytest.mark.parametrize(("bad", "kind"), [(np.nan, "NaN"), (np.inf, "infinit"), (-np.inf, "infinit")])
-def test_rows_that_are_not_finite_are_refused(trained: TrainedRun, tmp_path: Path, bad: float, kind: str) -> None:
+def test_nan_and_infinity_are_refused(trained: TrainedRun, tmp_path: Path, bad: float, kind: str) -> None:
     array = trained.array.copy()
     array[17, 0, 3, 3] = bad
     tokenizer = load(trained.folder)
@@ -387,7 +391,7 @@ def test_rows_that_are_not_finite_are_refused(trained: TrainedRun, tmp_path: Pat
     assert not list(tmp_path.glob("*tokens*"))
 
 
-def test_a_number_beyond_float32_is_refused(trained: TrainedRun) -> None:
+def test_values_beyond_float32_are_refused(trained: TrainedRun) -> None:
     array = trained.array.astype(np.float64)
     array[3, 0, 0, 0] = 1e300
     with pytest.raises(DataError, match=r"encode: row 3 .*infinite in float32"):
@@ -407,7 +411,7 @@ def test_classes_out_of_range_are_refused(tmp_path: Path, bad: int) -> None:
         encode_file(tokenizer, tmp_path / "tokens.npy", str(path))
 
 
-def test_values_for_classes_are_refused_and_the_other_way_round(tmp_path: Path) -> None:
+def test_values_and_classes_are_not_interchangeable(tmp_path: Path) -> None:
     (tmp_path / "classes").mkdir()
     (tmp_path / "values").mkdir()
     classes = load(make_run(tmp_path / "classes", integers(5, 24, 4, 4, dtype=np.int64), CONV2D))
@@ -418,7 +422,7 @@ def test_values_for_classes_are_refused_and_the_other_way_round(tmp_path: Path) 
         values.encode(integers(5, 24, 4, 4, dtype=np.int64))
 
 
-def test_another_type_of_values_is_encoded_alike(trained: TrainedRun) -> None:
+def test_indices_do_not_depend_on_dtype_or_byte_order(trained: TrainedRun) -> None:
     tokenizer = load(trained.folder)
     expected = tokenizer.encode(trained.array)
     swapped = trained.array.astype(">f4")
@@ -426,67 +430,67 @@ def test_another_type_of_values_is_encoded_alike(trained: TrainedRun) -> None:
         assert torch.equal(tokenizer.encode(array), expected)
 
 
-# Indices that do not decode
+# Invalid indices
 
 
 @pytest.mark.parametrize("shape", [(3, 15), (3, 16, 1), (16,)])
-def test_indices_of_another_shape_are_refused_with_both(trained: TrainedRun, shape: tuple[int, ...]) -> None:
+def test_indices_of_another_shape_are_refused_with_both_shapes(trained: TrainedRun, shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError) as error:
         load(trained.folder).decode(np.zeros(shape, dtype=np.int64))
     assert str(error.value) == f"decode: expected indices of shape (N, 16), got {shape}"
 
 
 @pytest.mark.parametrize("row_shape", [(3, 8, 8), (1, 8, 9), (8, 8), (1, 8, 8, 1)])
-def test_rows_that_the_network_cannot_make_are_refused(tmp_path: Path, row_shape: tuple[int, ...]) -> None:
+def test_unsupported_row_shapes_are_refused(tmp_path: Path, row_shape: tuple[int, ...]) -> None:
     tokenizer = load(make_run(tmp_path, normal(24, 1, 8, 8), TRANSFORMER))
     with pytest.raises(DataError, match="decode: "):
         tokenizer.decode(np.zeros((3, 4), dtype=np.int64), row_shape)
 
 
 @pytest.mark.parametrize("bad", [16, -1, 255])
-def test_an_index_that_is_no_code_is_refused(trained: TrainedRun, bad: int) -> None:
+def test_indices_out_of_range_are_refused(trained: TrainedRun, bad: int) -> None:
     indices = np.zeros((3, 16), dtype=np.int64)
     indices[1, 5] = bad
     with pytest.raises(DataError, match=rf"decode: index {bad} in row 1 .*0 to 15$"):
         load(trained.folder).decode(indices)
 
 
-def test_numbers_that_are_no_integers_are_no_indices(trained: TrainedRun) -> None:
+def test_float_indices_are_refused(trained: TrainedRun) -> None:
     with pytest.raises(DataError, match="decode"):
         load(trained.folder).decode(np.full((3, 16), 1.5))
 
 
-# Codes
+# Embeddings
 
 
-def test_one_codebook_embeds_as_its_codes(trained: TrainedRun) -> None:
+def test_embed_with_one_codebook(trained: TrainedRun) -> None:
     tokenizer = load(trained.folder)
     indices = tokenizer.encode(trained.array)
-    found = tokenizer.embed(indices)
-    assert (found.shape, found.dtype) == ((60, 16, 4), torch.float32)
-    assert torch.equal(found, tokenizer.codebook[indices])
-    assert torch.equal(tokenizer.embed(indices.numpy().astype(np.uint8)), found)
-    assert torch.equal(tokenizer.embed(indices, levels=1), found)
+    embedded = tokenizer.embed(indices)
+    assert (embedded.shape, embedded.dtype) == ((60, 16, 4), torch.float32)
+    assert torch.equal(embedded, tokenizer.codebook[indices])
+    assert torch.equal(tokenizer.embed(indices.numpy().astype(np.uint8)), embedded)
+    assert torch.equal(tokenizer.embed(indices, levels=1), embedded)
 
 
 @pytest.mark.parametrize("levels", [None, 1, 2])
-def test_levels_embed_as_the_sum_of_their_codes(catalogue: TrainedRun, levels: int | None) -> None:
+def test_embed_sums_levels(catalogue: TrainedRun, levels: int | None) -> None:
     tokenizer = load(catalogue.folder)
     indices = tokenizer.encode(catalogue.array)
     expected = sum(tokenizer.codebook[level][indices[..., level]] for level in range(levels or 2))
-    found = tokenizer.embed(indices, levels)
-    assert found.shape == (60, 1, 6)
-    torch.testing.assert_close(found, expected)
+    embedded = tokenizer.embed(indices, levels)
+    assert embedded.shape == (60, 1, 6)
+    torch.testing.assert_close(embedded, expected)
 
 
-def test_groups_embed_side_by_side(tmp_path: Path) -> None:
+def test_embed_concatenates_groups(tmp_path: Path) -> None:
     tokenizer = load(make_run(tmp_path, normal(40, 6), IDENTITY, quantizer=PRODUCT))
     indices = tokenizer.encode(normal(40, 6))
     expected = torch.cat([tokenizer.codebook[group][indices[..., group]] for group in range(2)], dim=-1)
     assert torch.equal(tokenizer.embed(indices), expected)
 
 
-def test_codes_behind_a_projection_embed_in_their_own_space(tmp_path: Path) -> None:
+def test_embed_does_not_apply_the_output_projection(tmp_path: Path) -> None:
     tokenizer = load(make_run(tmp_path, normal(40, 6), IDENTITY, dim=3))
     indices = tokenizer.encode(normal(40, 6))
     assert torch.equal(tokenizer.embed(indices), tokenizer.codebook[indices])
@@ -494,7 +498,7 @@ def test_codes_behind_a_projection_embed_in_their_own_space(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("levels", [-1, 0, 3])
-def test_levels_that_are_not_there_are_refused(catalogue: TrainedRun, levels: int) -> None:
+def test_levels_out_of_range_are_refused(catalogue: TrainedRun, levels: int) -> None:
     tokenizer = load(catalogue.folder)
     indices = tokenizer.encode(catalogue.array)
     for what, use in (("decode", tokenizer.decode), ("embed", tokenizer.embed)):
@@ -502,7 +506,7 @@ def test_levels_that_are_not_there_are_refused(catalogue: TrainedRun, levels: in
             use(indices, levels=levels)
 
 
-def test_some_groups_of_a_product_do_not_decode(tmp_path: Path) -> None:
+def test_product_quantizer_needs_all_groups(tmp_path: Path) -> None:
     tokenizer = load(make_run(tmp_path, normal(40, 6), IDENTITY, quantizer=PRODUCT))
     indices = tokenizer.encode(normal(40, 6))
     assert torch.equal(tokenizer.decode(indices, levels=2), tokenizer.decode(indices))
@@ -512,14 +516,14 @@ def test_some_groups_of_a_product_do_not_decode(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 1), (3, 1, 3), (3, 2), (2,)])
-def test_embedding_asks_for_all_levels(catalogue: TrainedRun, shape: tuple[int, ...]) -> None:
+def test_embed_requires_indices_of_all_levels(catalogue: TrainedRun, shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError) as error:
         load(catalogue.folder).embed(np.zeros(shape, dtype=np.int64), levels=1)
     assert str(error.value) == f"embed: expected indices of shape (N, 1, 2), got {shape}"
 
 
 @pytest.mark.parametrize("bad", [4, -1])
-def test_embedding_an_index_that_is_no_code_is_refused(catalogue: TrainedRun, bad: int) -> None:
+def test_embed_refuses_indices_out_of_range(catalogue: TrainedRun, bad: int) -> None:
     indices = np.zeros((3, 1, 2), dtype=np.int64)
     indices[2, 0, 1] = bad
     with pytest.raises(DataError, match=rf"embed: index {bad} in row 2 .*0 to 3$"):
@@ -529,23 +533,23 @@ def test_embedding_an_index_that_is_no_code_is_refused(catalogue: TrainedRun, ba
 # Distinct ids
 
 
-def test_ids_of_vectors_are_counted_over_any_data(catalogue: TrainedRun, tmp_path: Path) -> None:
+def test_distinct_ids_of_vectors_are_counted(catalogue: TrainedRun, tmp_path: Path) -> None:
     tokenizer, array = load(catalogue.folder), catalogue.array[:50]
     distinct = IdCounts(50, len({row.tobytes() for row in tokenizer.encode(array).numpy()}))
     assert distinct.ids < 50
     path = str(save(tmp_path, array, "fifty"))
-    assert tokenizer.count(path).distinct == distinct
+    assert tokenizer.count_codes(path).distinct == distinct
     assert tokenizer.evaluate(path).evaluation.distinct == distinct
 
 
-def test_an_id_of_vectors_may_have_several_positions(tmp_path: Path) -> None:
+def test_distinct_ids_of_vectors_with_several_tokens(tmp_path: Path) -> None:
     array = normal(40, 6)
     tokenizer = load(make_run(tmp_path, array, {**MLP, "num_tokens": 2}))
     distinct = IdCounts(40, len({row.tobytes() for row in tokenizer.encode(array).numpy()}))
-    assert tokenizer.count(str(tmp_path / "data.npy")).distinct == distinct
+    assert tokenizer.count_codes(str(tmp_path / "data.npy")).distinct == distinct
 
 
-def test_the_ids_of_the_best_validation_pass_are_kept(catalogue: TrainedRun) -> None:
+def test_distinct_ids_of_the_best_validation_pass_are_saved(catalogue: TrainedRun) -> None:
     distinct = load(catalogue.folder).evaluate().evaluation.distinct
     assert distinct is not None
     assert read_model(RunDirectory(catalogue.folder).model)[0].distinct == distinct
@@ -554,7 +558,7 @@ def test_the_ids_of_the_best_validation_pass_are_kept(catalogue: TrainedRun) -> 
 # Loading
 
 
-def test_a_missing_run_is_named(tmp_path: Path) -> None:
+def test_missing_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nothing: not a run: the directory does not exist"):
         load(tmp_path / "nothing")
 
@@ -565,7 +569,7 @@ def copy_run(trained: TrainedRun, folder: Path) -> Path:
     return folder
 
 
-def test_config_and_model_are_all_that_encode_needs(trained: TrainedRun, tmp_path: Path) -> None:
+def test_encode_needs_config_and_model_only(trained: TrainedRun, tmp_path: Path) -> None:
     expected = load(trained.folder).encode(trained.array)
     assert torch.equal(load(str(copy_run(trained, tmp_path))).encode(trained.array), expected)
 
@@ -591,11 +595,11 @@ def test_a_model_of_another_config_is_refused(trained: TrainedRun, tmp_path: Pat
         load(tmp_path)
 
 
-def test_a_device_can_be_named(trained: TrainedRun) -> None:
+def test_load_with_a_device(trained: TrainedRun) -> None:
     assert load(trained.folder, "cpu").device == torch.device("cpu")
 
 
-def test_a_tokenizer_says_what_it_is(trained: TrainedRun) -> None:
+def test_attributes_of_a_loaded_tokenizer(trained: TrainedRun) -> None:
     tokenizer = load(trained.folder)
     assert tokenizer.codebook.shape == (16, 4)
     assert tokenizer.grid == (4, 4)

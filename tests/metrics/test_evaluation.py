@@ -1,4 +1,4 @@
-"""A validation pass in several chunks against the same figures over everything at once."""
+"""Evaluation over chunks, compared with the same computation over all samples at once."""
 
 import math
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from vqtool.data import Samples, SampleSpec
 from vqtool.data.rows import NumpyRows
-from vqtool.metrics.evaluation import evaluate, raw_losses, reconstruct, shuffled_loss
+from vqtool.metrics.evaluation import evaluate, iter_reconstructions, shuffled_loss, unweighted_losses
 from vqtool.models.autoencoder import Autoencoder, ModelSettings, resolve_model
 from vqtool.models.losses import LossSettings
 from vqtool.quantizers import LevelStatistics
@@ -21,12 +21,12 @@ CONVOLUTION = {"kind": "conv2d", "width": 8, "downsamples": 1, "res_blocks": 1}
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    """Chunks of 8 rows for samples of `positions` positions."""
+    """Set the size of chunks to 8 rows, for samples of `tokens` tokens."""
 
-    def set_positions(positions):
-        monkeypatch.setattr("vqtool.models.chunks._POSITIONS", ROWS * positions)
+    def set_tokens(tokens):
+        monkeypatch.setattr("vqtool.models.chunks._MAX_TOKENS_PER_CHUNK", ROWS * tokens)
 
-    return set_positions
+    return set_tokens
 
 
 def build(spec, encoder, mean=None, scale=None, **quantizer):
@@ -45,7 +45,7 @@ def samples_of(array, spec, numbers=None):
 
 
 def naive(z, codes, temperature=1.0):
-    """Indices, squared distances to the chosen codes, and soft assignments of z (N, D), in float64."""
+    """Return indices, squared distances to the nearest codes, and soft assignments of z (N, D), in float64."""
     z, codes = z.double(), codes.detach().double()
     d = (z[:, None] - codes).square().sum(dim=2)
     weights = torch.exp(-d / temperature)
@@ -57,14 +57,14 @@ def negative_entropy(p):
 
 
 @pytest.mark.parametrize(
-    ("learning", "factor"),
+    ("update", "factor"),
     [({"kind": "entropy_only"}, 1.0), ({"kind": "ema"}, 1.0), ({"kind": "codebook_loss", "weight": 3.0}, 4.0)],
 )
-def test_chunks_add_up_to_the_whole(small_chunks, learning, factor):
+def test_evaluation_over_chunks_equals_the_formulas(small_chunks, update, factor):
     small_chunks(5)
     spec = SampleSpec("CT", 3, (5,), None, "float32")
     mean, scale = (1.0, -1.0, 0.0), (2.0, 0.5, 1.0)
-    model = build(spec, {"kind": "identity"}, mean, scale, update=learning, temperature=0.7)
+    model = build(spec, {"kind": "identity"}, mean, scale, update=update, temperature=0.7)
     array = np.random.default_rng(0).normal(size=(21, 3, 5)).astype(np.float32)
     result = evaluate(model, samples_of(array, spec), LOSS)
 
@@ -73,7 +73,7 @@ def test_chunks_add_up_to_the_whole(small_chunks, learning, factor):
     indices, distances, soft = naive(z, model.quantizer.codes, 0.7)
     p = soft.mean(dim=0)
     commitment, entropy = float(distances.sum()) / z.numel(), negative_entropy(p)
-    # Without a network, what the decoder gives is the code itself.
+    # With identity networks, the decoder output is the code.
     assert result.losses == {
         "total": pytest.approx(commitment + 0.25 * factor * commitment + 0.1 * entropy, rel=1e-5),
         "reconstruction": pytest.approx(commitment, rel=1e-5),
@@ -83,12 +83,12 @@ def test_chunks_add_up_to_the_whole(small_chunks, learning, factor):
     (level,) = result.levels
     assert level.counts == [indices.tolist().count(k) for k in range(6)]
     assert result.soft_entropies == [pytest.approx(-float((p * p.log()).sum()) / math.log(6), rel=1e-5)]
-    own = -float((soft * soft.log()).sum(dim=1).mean()) / math.log(6)
-    assert result.sample_entropies == [pytest.approx(own, rel=1e-5)]
+    sample_entropy = -float((soft * soft.log()).sum(dim=1).mean()) / math.log(6)
+    assert result.sample_entropies == [pytest.approx(sample_entropy, rel=1e-5)]
     assert result.samples == 21
 
 
-def test_a_convolution_on_classes_adds_up_to_the_whole(small_chunks):
+def test_evaluation_of_a_convolutional_model_on_classes(small_chunks):
     small_chunks(16)
     spec = SampleSpec("HW", 1, (8, 8), 5, "uint8")
     model = build(spec, CONVOLUTION, codebook_dim=4)
@@ -111,13 +111,13 @@ def test_a_convolution_on_classes_adds_up_to_the_whole(small_chunks):
     assert result.levels[0].counts == [indices.tolist().count(k) for k in range(6)]
 
 
-def test_soft_entropy_is_of_the_pass_and_not_the_mean_of_batches(small_chunks):
+def test_soft_entropy_is_of_the_pass_not_the_mean_over_chunks(small_chunks):
     small_chunks(1)
     spec = SampleSpec("C", 1, (), None, "float32")
     model = build(spec, {"kind": "identity"}, codebook_size=2)
     with torch.no_grad():
         model.quantizer.codes.copy_(torch.tensor([[-10.0], [10.0]]))
-    # Each chunk of 8 rows lies on one code and has no entropy of its own.
+    # All rows of a chunk are equal to one code, so the entropy of each chunk is 0.
     array = np.repeat(np.array([[-10.0], [10.0]], dtype=np.float32), 8, axis=0)
     result = evaluate(model, samples_of(array, spec), LOSS)
     assert result.soft_entropies == [pytest.approx(1)]
@@ -126,7 +126,7 @@ def test_soft_entropy_is_of_the_pass_and_not_the_mean_of_batches(small_chunks):
     assert result.levels[0].perplexity == pytest.approx(2)
 
 
-def test_samples_weigh_the_same_in_a_short_last_chunk(small_chunks):
+def test_samples_have_equal_weight_in_a_short_last_chunk(small_chunks):
     small_chunks(1)
     spec = SampleSpec("C", 1, (), None, "float32")
     model = build(spec, {"kind": "identity"}, codebook_size=1)
@@ -139,7 +139,7 @@ def test_samples_weigh_the_same_in_a_short_last_chunk(small_chunks):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_pass_leaves_the_model_as_it_was(small_chunks, training):
+def test_evaluate_does_not_change_the_model(small_chunks, training):
     small_chunks(16)
     spec = SampleSpec("CHW", 1, (8, 8), None, "float32")
     model = build(spec, CONVOLUTION, codebook_dim=4, update={"kind": "ema"}).train(training)
@@ -152,24 +152,24 @@ def test_a_pass_leaves_the_model_as_it_was(small_chunks, training):
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
 
-def test_a_pass_that_is_broken_off_gives_the_mode_back(small_chunks):
+def test_interrupted_pass_restores_the_training_mode(small_chunks):
     small_chunks(1)
     spec = SampleSpec("C", 2, (), None, "float32")
     model = build(spec, {"kind": "identity"}).train()
-    passing = reconstruct(model, samples_of(np.zeros((20, 2), np.float32), spec), LOSS, "test")
+    passing = iter_reconstructions(model, samples_of(np.zeros((20, 2), np.float32), spec), LOSS, "test")
     next(passing)
     assert not model.training
     passing.close()
     assert model.training
 
 
-def test_chunks_hold_the_rows_in_order_and_what_decode_would_write(small_chunks):
+def test_chunks_hold_the_rows_in_order_and_the_decoded_rows(small_chunks):
     small_chunks(16)
     spec = SampleSpec("HWC", 1, (8, 8), None, "uint8")
     model = build(spec, CONVOLUTION, (100.0,), (50.0,), codebook_dim=4)
     array = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 1), dtype=np.uint8)
     numbers = np.random.default_rng(1).permutation(30)[:21]
-    passed = list(reconstruct(model, samples_of(array, spec, numbers), LOSS, "test"))
+    passed = list(iter_reconstructions(model, samples_of(array, spec, numbers), LOSS, "test"))
 
     assert [len(chunk.rows) for chunk in passed] == [8, 8, 5]
     assert torch.equal(torch.cat([chunk.rows for chunk in passed]), torch.from_numpy(array[numbers]))
@@ -177,11 +177,11 @@ def test_chunks_hold_the_rows_in_order_and_what_decode_would_write(small_chunks)
     with torch.no_grad():
         prediction = model.decoder(model.quantizer.codes[model.encode(x)], (8, 8))
     expected = (prediction * 50 + 100).round().clamp(0, 255).permute(0, 2, 3, 1)
-    restored = torch.cat([chunk.restored for chunk in passed])
-    assert restored.dtype == torch.uint8
-    # A number within rounding of one half may go either way.
-    torch.testing.assert_close(restored.float(), expected, rtol=0, atol=1)
-    assert (restored.float() == expected).float().mean() > 0.99
+    decoded = torch.cat([chunk.decoded for chunk in passed])
+    assert decoded.dtype == torch.uint8
+    # A value within rounding errors of one half can be rounded up or down.
+    torch.testing.assert_close(decoded.float(), expected, rtol=0, atol=1)
+    assert (decoded.float() == expected).float().mean() > 0.99
 
 
 def level(counts, soft, squared_distance, elements):
@@ -208,7 +208,7 @@ VECTOR = {"kind": "vector", "codebook_size": 6, "sample_entropy_weight": 0.5, "i
     ],
     ids=lambda settings: settings["kind"],
 )
-def test_the_total_is_that_of_training_with_the_confidence_term(quantizer):
+def test_total_equals_the_training_loss_with_sample_entropy(quantizer):
     spec = SampleSpec("C", 4, (), None, "float32")
     torch.manual_seed(0)
     settings = ModelSettings.model_validate({"encoder": {"kind": "mlp", "width": 8}, "quantizer": quantizer})
@@ -224,35 +224,35 @@ def test_the_total_is_that_of_training_with_the_confidence_term(quantizer):
     assert evaluate(model, samples_of(array, spec), LOSS).losses["total"] < total - 1e-3
 
 
-def test_raw_terms_are_averaged_over_levels():
+def test_unweighted_losses_are_averaged_over_levels():
     levels = [level([3, 1], [[2.0, 2.0]], 24.0, 12), level([4, 0], [[3.0, 1.0]], 8.0, 8)]
-    commitment, entropy = raw_losses(levels)
+    commitment, entropy = unweighted_losses(levels)
     assert commitment == pytest.approx((24 / 12 + 8 / 8) / 2)
     assert entropy == pytest.approx((-math.log(2) + 0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / 2)
 
 
-def test_the_entropies_of_factors_add_up():
-    # Four vectors on a product of a scale of two values and one of three.
+def test_entropies_of_factors_add_up():
+    # Four vectors, quantized by two factors with two and three values.
     factors = level([4, 0, 0, 0, 0, 0], [[2.0, 2.0, 0.0], [1.0, 2.0, 1.0]], 4.0, 8)
     expected = -math.log(2) + 0.5 * math.log(0.5) + 2 * 0.25 * math.log(0.25)
-    assert raw_losses([factors])[1] == pytest.approx(expected)
+    assert unweighted_losses([factors])[1] == pytest.approx(expected)
 
 
-def test_shuffled_samples_get_the_indices_of_one_half_the_way_round(small_chunks):
+def test_shuffled_loss_rolls_indices_by_half_the_samples(small_chunks):
     small_chunks(1)
     spec = SampleSpec("C", 1, (), None, "float32")
     model = build(spec, {"kind": "identity"}, codebook_size=4)
     with torch.no_grad():
         model.quantizer.codes.copy_(torch.tensor([[0.0], [1.0], [2.0], [3.0]]))
     array = np.array([[0.1], [1.1], [2.1], [3.1]], dtype=np.float32)
-    own, others = shuffled_loss(model.train(), samples_of(array, spec), LOSS)
-    assert own == pytest.approx(0.01)
-    assert others == pytest.approx((1.9**2 + 1.9**2 + 2.1**2 + 2.1**2) / 4)
+    loss, shuffled = shuffled_loss(model.train(), samples_of(array, spec), LOSS)
+    assert loss == pytest.approx(0.01)
+    assert shuffled == pytest.approx((1.9**2 + 1.9**2 + 2.1**2 + 2.1**2) / 4)
     assert model.training
 
 
-def test_shuffling_looks_at_samples_from_all_over(small_chunks):
-    """The first chunk alone, of equal rows, would not tell."""
+def test_shuffled_loss_uses_evenly_spaced_samples(small_chunks):
+    """The first chunk consists of equal rows, for which shuffling changes nothing."""
     small_chunks(1)
     spec = SampleSpec("C", 1, (), None, "float32")
     model = build(spec, {"kind": "identity"}, codebook_size=2)
@@ -263,32 +263,37 @@ def test_shuffling_looks_at_samples_from_all_over(small_chunks):
     assert shuffled_loss(model, samples_of(array, spec, np.arange(1, 100, 3)), LOSS) == (0.0, 1.0)
 
 
-def test_latents_are_those_that_a_pass_quantized(small_chunks):
+def test_latent_statistics_of_a_pass(small_chunks):
     small_chunks(1)
     spec = SampleSpec("C", 3, (), None, "float32")
     model = build(spec, {"kind": "identity"})
     array = np.random.default_rng(0).normal(5, 2, size=(30, 3)).astype(np.float32)
-    (found,) = evaluate(model, samples_of(array, spec), LOSS).latents
+    (statistics,) = evaluate(model, samples_of(array, spec), LOSS).latent_statistics
     indices, distances, _ = naive(torch.from_numpy(array), model.quantizer.codes)
-    wide = array.astype(np.float64)
-    assert found.mean.tolist() == pytest.approx(wide.mean(axis=0).tolist())
-    assert found.variance == pytest.approx(((wide - wide.mean(axis=0)) ** 2).sum(axis=1).mean())
-    assert found.error == pytest.approx(float(distances.mean()))
-    assert found.errors.tolist() == pytest.approx(np.bincount(indices, weights=distances, minlength=6).tolist())
+    array64 = array.astype(np.float64)
+    assert statistics.mean.tolist() == pytest.approx(array64.mean(axis=0).tolist())
+    assert statistics.variance == pytest.approx(((array64 - array64.mean(axis=0)) ** 2).sum(axis=1).mean())
+    assert statistics.quantization_error == pytest.approx(float(distances.mean()))
+    assert statistics.error_per_code.tolist() == pytest.approx(
+        np.bincount(indices, weights=distances, minlength=6).tolist()
+    )
 
 
-@pytest.mark.parametrize("of", [1, 2, 3, 5])
-def test_processes_take_chunks_in_turn_and_each_as_many(small_chunks, of):
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_ranks_take_chunks_in_turn_and_get_equally_many(small_chunks, world_size):
     small_chunks(1)
     array = np.random.default_rng(0).standard_normal((3 * ROWS + 2, 4)).astype(np.float32)
     spec = SampleSpec("C", 4, (), None, "float32")
     model = build(spec, {"kind": "identity"})
-    passed = [list(reconstruct(model, samples_of(array, spec), LOSS, "validate", rank, of)) for rank in range(of)]
-    assert len({len(chunks) for chunks in passed}) == 1
-    turns = [chunk for turn in zip(*passed, strict=True) for chunk in turn]
-    assert torch.equal(torch.cat([chunk.rows for chunk in turns]), torch.from_numpy(array))
-    empty = [chunk for chunk in turns if not len(chunk.rows)]
-    assert len(empty) == -(-4 // of) * of - 4
+    samples = samples_of(array, spec)
+    by_rank = [
+        list(iter_reconstructions(model, samples, LOSS, "validate", rank, world_size)) for rank in range(world_size)
+    ]
+    assert len({len(chunks) for chunks in by_rank}) == 1
+    in_turn = [chunk for chunks in zip(*by_rank, strict=True) for chunk in chunks]
+    assert torch.equal(torch.cat([chunk.rows for chunk in in_turn]), torch.from_numpy(array))
+    empty = [chunk for chunk in in_turn if not len(chunk.rows)]
+    assert len(empty) == -(-4 // world_size) * world_size - 4
     for chunk in empty:
         assert chunk.reconstruction_loss == chunk.commitment_loss == 0
         assert int(chunk.statistics[0].counts.sum()) == 0

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.models.encoders import assert_no_sample_sees_another
+from tests.models.encoders import assert_samples_are_independent
 from vqtool.data import SampleSpec
 from vqtool.errors import ConfigError
 from vqtool.models.autoencoder import Autoencoder, ModelSettings, resolve_model
@@ -29,7 +29,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "conv2d": {"width": 8, "downsamples": 1, "res_blocks": 1},
     "transformer": {"num_tokens": 5, "patch_size": 2, "width": 8, "depth": 1, "heads": 2},
 }
-# Positions of each pairing that fits.
+# Tokens per sample, for each layout and the families that support it.
 FITS = {
     ("C", "identity"): 1,
     ("CT", "identity"): 7,
@@ -88,27 +88,27 @@ def batch_of(spec: SampleSpec, count: int = 2) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("layout", "family"), FITS)
-def test_a_family_that_fits_goes_there_and_back(layout: str, family: str) -> None:
-    spec, positions = SPECS[layout], FITS[layout, family]
+def test_shapes_and_dtypes_of_supported_families(layout: str, family: str) -> None:
+    spec, tokens = SPECS[layout], FITS[layout, family]
     model, x = build(spec, settings(family)).eval(), batch_of(SPECS[layout])
     channels = spec.classes or spec.channels
     output = model(x)
     assert output.prediction.shape == (2, channels, *spec.size)
     assert output.target.shape == x.shape
-    assert output.latents.shape == (2, positions, model.quantizer.dim)
-    assert output.quantizer.indices.shape == (2, positions)
+    assert output.latents.shape == (2, tokens, model.quantizer.dim)
+    assert output.quantizer.indices.shape == (2, tokens)
     indices = model.encode(x)
     assert torch.equal(indices, output.quantizer.indices)
     assert indices.dtype == torch.int64
     decoded = model.decode(indices, spec.size)
     assert (decoded.shape, decoded.dtype) == (x.shape, x.dtype)
-    torch.testing.assert_close(decoded, model.modality.restore(output.prediction), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(decoded, model.data_io.postprocess(output.prediction), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("layout", "family"), [(layout, family) for layout in SPECS for family in FAMILIES if (layout, family) not in FITS]
 )
-def test_a_family_that_does_not_fit_is_refused_by_name(layout: str, family: str) -> None:
+def test_unsupported_family_is_refused_with_the_fitting_ones(layout: str, family: str) -> None:
     takes = {
         "mlp": "vectors (C,)",
         "conv1d": "sequences (C, T)",
@@ -127,7 +127,7 @@ def test_a_family_that_does_not_fit_is_refused_by_name(layout: str, family: str)
 
 
 @pytest.mark.parametrize(("layout", "family"), FITS)
-def test_no_sample_sees_another(layout: str, family: str) -> None:
+def test_samples_of_a_batch_are_independent(layout: str, family: str) -> None:
     spec = SPECS[layout]
     if spec.classes:
         model = build(spec, settings(family)).eval().double()
@@ -136,11 +136,11 @@ def test_no_sample_sees_another(layout: str, family: str) -> None:
         torch.testing.assert_close(model(x).prediction, alone, rtol=1e-9, atol=1e-11)
         return
     model = build(spec, settings(family), mean=0.5, scale=2.0).eval().double()
-    assert_no_sample_sees_another(lambda x: model(x).prediction, batch_of(spec, 3).double())
+    assert_samples_are_independent(lambda x: model(x).prediction, batch_of(spec, 3).double())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_decoder_left_out_mirrors_the_encoder(family: str) -> None:
+def test_omitted_decoder_mirrors_the_encoder(family: str) -> None:
     layout = next(layout for layout, fits in FITS if fits == family)
     resolved = resolve_model(settings(family), SPECS[layout])
     assert resolved.decoder == resolved.encoder
@@ -155,7 +155,7 @@ def test_a_decoder_left_out_mirrors_the_encoder(family: str) -> None:
         ("identity", {"kind": "conv2d", "width": 8, "downsamples": 0, "res_blocks": 1}),
     ],
 )
-def test_another_decoder_with_as_many_positions_goes(encoder: str, decoder: dict[str, Any]) -> None:
+def test_decoder_of_another_family_with_equal_tokens(encoder: str, decoder: dict[str, Any]) -> None:
     spec = SPECS["CHW"]
     model = build(spec, settings(encoder, decoder))
     assert model(batch_of(spec)).prediction.shape == (2, 3, 6, 5)
@@ -163,32 +163,32 @@ def test_another_decoder_with_as_many_positions_goes(encoder: str, decoder: dict
 
 
 @pytest.mark.parametrize(
-    ("decoder", "positions", "grid"),
+    ("decoder", "tokens", "grid"),
     [
         ({"kind": "conv2d", "downsamples": 2}, 4, "(2, 2)"),
         ({"kind": "transformer", "num_tokens": 8}, 8, "(8,)"),
         ({"kind": "identity"}, 30, "(6, 5)"),
     ],
 )
-def test_another_decoder_with_other_positions_is_refused(decoder: dict[str, Any], positions: int, grid: str) -> None:
-    expected = rf"^model\.decoder: .* {positions} tokens .*\(grid {re.escape(grid)}\).* 9 \(grid \(3, 3\)\)"
+def test_decoder_with_another_number_of_tokens_is_refused(decoder: dict[str, Any], tokens: int, grid: str) -> None:
+    expected = rf"^model\.decoder: .* {tokens} tokens .*\(grid {re.escape(grid)}\).* 9 \(grid \(3, 3\)\)"
     with pytest.raises(ConfigError, match=expected):
         resolve_model(settings("conv2d", decoder), SPECS["CHW"])
 
 
-def test_a_decoder_for_other_data_is_refused_by_its_own_key() -> None:
+def test_unsupported_decoder_is_refused_under_its_own_key() -> None:
     expected = rf"^model\.decoder\.kind: mlp takes {re.escape('vectors (C,)')}, .*{re.escape(DATA['CHW'])}"
     with pytest.raises(ConfigError, match=expected):
         resolve_model(settings("conv2d", "mlp"), SPECS["CHW"])
 
 
 @pytest.mark.parametrize(("family", "layout", "dim"), [("identity", "CHW", 3), ("conv2d", "CHW", 8), ("mlp", "C", 8)])
-def test_the_width_of_the_codes_follows_from_the_encoder(family: str, layout: str, dim: int) -> None:
+def test_auto_codebook_dim_follows_the_encoder(family: str, layout: str, dim: int) -> None:
     assert resolve_model(settings(family), SPECS[layout]).quantizer.codebook_dim == dim
     assert build(SPECS[layout], settings(family)).quantizer.codes.shape == (16, dim)
 
 
-def test_the_width_of_the_codes_can_be_chosen() -> None:
+def test_codebook_dim_sets_the_latent_width() -> None:
     model = build(SPECS["CHW"], settings("conv2d", dim=5))
     assert model(batch_of(SPECS["CHW"])).latents.shape == (2, 9, 5)
 
@@ -206,7 +206,7 @@ MLP = {"kind": "mlp", "width": 8, "layers": 1, "num_tokens": 1}
     ],
     ids=["narrower codes", "wider codes", "identity encoder", "identity decoder"],
 )
-def test_where_a_net_has_no_width_of_its_own_the_quantizer_projects(
+def test_codes_of_another_width_than_fixed_latents_are_projected(
     encoder: dict[str, Any], decoder: dict[str, Any] | None, dim: int
 ) -> None:
     spec = SPECS["C"]
@@ -226,36 +226,36 @@ def test_where_a_net_has_no_width_of_its_own_the_quantizer_projects(
         assert parameter.grad.abs().sum() > 0, name
 
 
-def test_codes_as_wide_as_the_data_need_no_projection() -> None:
+def test_codes_as_wide_as_the_latents_are_not_projected() -> None:
     assert not isinstance(build(SPECS["CHW"], settings("identity", dim=3)).quantizer, ProjectedQuantizer)
     assert not isinstance(build(SPECS["CHW"], settings("conv2d", dim=5)).quantizer, ProjectedQuantizer)
 
 
 @pytest.mark.parametrize(("layout", "family"), [pair for pair in FITS if "classes" in pair[0]])
-def test_classes_go_through_an_embedding_and_come_out_as_logits(layout: str, family: str) -> None:
+def test_classes_are_embedded_and_predicted_by_logits(layout: str, family: str) -> None:
     spec = SPECS[layout]
     model, x = build(spec, settings(family)), batch_of(spec, 4)
     x[x == 3] = 0
     output = model(x)
     assert torch.equal(output.target, x)
     F.cross_entropy(output.prediction, output.target).backward()
-    gradient = model.get_parameter("modality.embedding.weight").grad
+    gradient = model.get_parameter("data_io.embedding.weight").grad
     assert gradient is not None
     assert gradient.abs().sum(dim=1).bool().tolist() == [True, True, True, False]
 
 
-def test_the_likeliest_class_is_the_one_that_comes_back() -> None:
+def test_postprocess_returns_the_most_likely_class() -> None:
     model = build(SPECS["HW of classes"], settings("conv2d"))
     logits = torch.zeros(1, 4, 6, 5)
     logits[:, 2] = 1
     logits[0, 1, 3, 4] = 5
-    restored = model.modality.restore(logits)
+    restored = model.data_io.postprocess(logits)
     assert restored[0, 3, 4] == 1
     assert (restored == 2).sum() == 29
 
 
 @pytest.mark.parametrize(("layout", "grid"), [("C", (1,)), ("TC", (7,)), ("CHW", (6, 5))])
-def test_decoding_undoes_normalising(layout: str, grid: tuple[int, ...]) -> None:
+def test_decode_denormalises(layout: str, grid: tuple[int, ...]) -> None:
     spec = SPECS[layout]
     mean, scale = (100.0, -3.0, 0.5), (7.0, 0.01, 2.0)
     model = Autoencoder(resolve_model(settings("identity"), spec), spec, mean, scale).eval()
@@ -271,7 +271,7 @@ def test_decoding_undoes_normalising(layout: str, grid: tuple[int, ...]) -> None
     assert indices.flatten().tolist() == list(range(len(points)))
 
 
-def test_the_networks_see_normalised_values() -> None:
+def test_encoder_input_is_normalised() -> None:
     model = build(SPECS["CT"], settings("identity"), mean=10.0, scale=4.0)
     x = torch.tensor([[[10.0] * 7, [14.0] * 7, [2.0] * 7]])
     output = model(x)
@@ -279,18 +279,18 @@ def test_the_networks_see_normalised_values() -> None:
     assert torch.equal(output.latents[0, 0], output.target[0, :, 0])
 
 
-def test_normalisation_travels_with_the_weights() -> None:
+def test_normalisation_is_in_the_state_dict() -> None:
     spec = SPECS["CHW"]
     trained = build(spec, settings("conv2d"), mean=10.0, scale=4.0)
     loaded = build(spec, settings("conv2d"))
     loaded.load_state_dict(trained.state_dict())
     x = batch_of(spec)
     assert torch.equal(loaded(x).target, (x - 10) / 4)
-    assert {"modality.mean", "modality.scale", "quantizer.codebook.weight"} <= set(trained.state_dict())
+    assert {"data_io.mean", "data_io.scale", "quantizer.codebook.weight"} <= set(trained.state_dict())
 
 
 @pytest.mark.parametrize(("encoder", "expected"), [("identity", True), ("conv2d", True), ("transformer", False)])
-def test_whether_other_sizes_go_follows_from_the_networks(encoder: str, expected: bool) -> None:
+def test_any_size_requires_both_networks_to_support_it(encoder: str, expected: bool) -> None:
     assert build(SPECS["CHW"], settings(encoder)).any_size == expected
 
 

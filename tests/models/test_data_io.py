@@ -1,4 +1,4 @@
-"""Values and classes on the way in and on the way out."""
+"""Normalisation of values and embedding of classes, and their inverses."""
 
 import pytest
 import torch
@@ -23,15 +23,15 @@ def test_values_are_normalised_channel_by_channel(size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_restore_brings_back_the_units(size):
+def test_postprocess_inverts_normalisation(size):
     prediction, values = normal(4, 3, *size), ContinuousIO(MEAN, SCALE)
-    restored = values.restore(prediction)
+    denormalised = values.postprocess(prediction)
     for channel in range(3):
-        torch.testing.assert_close(restored[:, channel], prediction[:, channel] * SCALE[channel] + MEAN[channel])
-    torch.testing.assert_close(values(restored), prediction, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(denormalised[:, channel], prediction[:, channel] * SCALE[channel] + MEAN[channel])
+    torch.testing.assert_close(values(denormalised), prediction, rtol=1e-5, atol=1e-5)
 
 
-def test_normalising_has_as_many_channels_as_the_batch_even_when_sizes_agree():
+def test_normalisation_uses_the_channel_axis_when_all_axes_have_equal_length():
     x = normal(3, 3, 3, 3)
     torch.testing.assert_close(ContinuousIO(MEAN, SCALE)(x)[:, 1], (x[:, 1] + 2) * 4)
 
@@ -42,7 +42,7 @@ def test_the_target_of_values_is_normalised():
     assert torch.equal(values.target(x), values(x))
 
 
-def test_normalisation_travels_in_the_state_dict_and_is_not_trained():
+def test_mean_and_scale_are_buffers_in_the_state_dict():
     values = ContinuousIO(MEAN, SCALE)
     assert set(values.state_dict()) == {"mean", "scale"}
     assert list(values.parameters()) == []
@@ -50,11 +50,11 @@ def test_normalisation_travels_in_the_state_dict_and_is_not_trained():
     other.load_state_dict(values.state_dict())
     x = normal(4, 3)
     assert torch.equal(other(x), values(x))
-    assert (values.inputs, values.outputs) == (3, 3)
+    assert (values.in_channels, values.out_channels) == (3, 3)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_each_class_becomes_its_vector(size):
+def test_each_class_becomes_its_embedding(size):
     classes = CategoricalIO(6, 3)
     x = torch.randint(0, 6, (4, *size), generator=torch.Generator().manual_seed(0))
     y = classes(x)
@@ -64,21 +64,21 @@ def test_each_class_becomes_its_vector(size):
         assert torch.equal(vector, classes.embedding.weight[index])
 
 
-def test_the_gradient_reaches_the_vectors_of_the_classes_seen():
+def test_gradient_reaches_the_embeddings_of_the_classes_in_the_batch():
     classes = CategoricalIO(6, 3)
     classes(torch.tensor([[1, 4, 4]])).sum().backward()
     assert classes.embedding.weight.grad.tolist() == [[0] * 3, [1] * 3, [0] * 3, [0] * 3, [2] * 3, [0] * 3]
 
 
-def test_classes_take_a_width_and_give_a_logit_a_class():
+def test_channels_and_target_of_classes():
     classes = CategoricalIO(6, 3)
-    assert (classes.inputs, classes.outputs) == (3, 6)
+    assert (classes.in_channels, classes.out_channels) == (3, 6)
     x = torch.tensor([[1, 4]])
     assert classes.target(x) is x
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_likeliest_class_is_restored(size):
+def test_postprocess_returns_the_most_likely_class(size):
     x = torch.randint(0, 6, (4, *size), generator=torch.Generator().manual_seed(0))
     logits = torch.nn.functional.one_hot(x, 6).movedim(-1, 1) + 0.4 * normal(4, 6, *size).clamp(-1, 1)
-    assert torch.equal(CategoricalIO(6, 3).restore(logits), x)
+    assert torch.equal(CategoricalIO(6, 3).postprocess(logits), x)

@@ -1,4 +1,4 @@
-"""Reconstruction losses against loops over their formulas."""
+"""Reconstruction losses compared with loops over their formulas."""
 
 import math
 
@@ -17,12 +17,12 @@ def normal(*shape, seed=0):
 
 
 def pairs(prediction, target):
-    """All the numbers of two tensors, side by side."""
+    """Return the pairs of corresponding values of two tensors."""
     return list(zip(prediction.flatten().tolist(), target.flatten().tolist(), strict=True))
 
 
 def columns(x):
-    """(B, C, *size) as one list of C numbers a position."""
+    """Return (B, C, *size) as one list of C values per sample and position."""
     return x.movedim(1, -1).flatten(0, -2).tolist()
 
 
@@ -45,10 +45,10 @@ def cosine(prediction, target):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(("name", "by_hand"), [("mse", mse), ("l1", l1), ("cosine", cosine)])
-def test_losses_of_values(name, by_hand, size):
+@pytest.mark.parametrize(("name", "expected"), [("mse", mse), ("l1", l1), ("cosine", cosine)])
+def test_losses_of_continuous_values(name, expected, size):
     prediction, target = normal(4, 3, *size), normal(4, 3, *size, seed=1)
-    assert float(reconstruction_loss(name, prediction, target)) == pytest.approx(by_hand(prediction, target), rel=1e-5)
+    assert float(reconstruction_loss(name, prediction, target)) == pytest.approx(expected(prediction, target), rel=1e-5)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -74,14 +74,14 @@ def test_cross_entropy_of_classes(size):
         ("cosine", [[0.0, -1 / math.sqrt(2) / 3 / 2], [0.0, 0.0]]),
     ],
 )
-def test_gradients_of_the_prediction(name, gradient):
+def test_gradients_with_respect_to_the_prediction(name, gradient):
     prediction = torch.tensor([[3.0, 0.0], [0.0, 4.0]], requires_grad=True)
     target = torch.tensor([[1.0, 1.0], [0.0, 1.0]])
     reconstruction_loss(name, prediction, target).backward()
     torch.testing.assert_close(prediction.grad, torch.tensor(gradient), atol=1e-6, rtol=1e-6)
 
 
-def test_cosine_does_not_see_length():
+def test_cosine_ignores_the_length_of_vectors():
     x = normal(4, 3, 5)
     assert float(reconstruction_loss("cosine", x, 7 * x)) == pytest.approx(0, abs=1e-6)
     assert float(reconstruction_loss("cosine", x, -x)) == pytest.approx(2)
@@ -90,11 +90,11 @@ def test_cosine_does_not_see_length():
 @pytest.mark.parametrize("name", ["mse", "l1", "cosine"])
 def test_losses_are_means_over_the_batch(name):
     prediction, target = normal(4, 3, 5), normal(4, 3, 5, seed=1)
-    halves = [reconstruction_loss(name, prediction[part], target[part]) for part in (slice(0, 2), slice(2, 4))]
+    halves = [reconstruction_loss(name, prediction[half], target[half]) for half in (slice(0, 2), slice(2, 4))]
     torch.testing.assert_close(reconstruction_loss(name, prediction, target), sum(halves) / 2)
 
 
-def test_a_half_precision_prediction_is_compared_in_float32():
+def test_half_precision_predictions_are_compared_in_float32():
     prediction, target = normal(4, 3).bfloat16(), normal(4, 3, seed=1)
     assert float(reconstruction_loss("mse", prediction, target)) == pytest.approx(mse(prediction, target), rel=1e-5)
     assert reconstruction_loss("cross_entropy", prediction, torch.tensor([0, 1, 2, 0])).dtype == torch.float32
@@ -107,13 +107,13 @@ def test_auto_is_mse_for_values_and_cross_entropy_for_classes():
 
 
 @pytest.mark.parametrize("name", RECONSTRUCTION_LOSSES)
-def test_a_named_loss_stays(name):
+def test_explicit_loss_is_not_changed(name):
     settings = LossSettings(reconstruction=name)
     assert resolve_reconstruction(settings, 7 if name == "cross_entropy" else None) == settings
 
 
 @pytest.mark.parametrize("name", ["mse", "l1", "cosine"])
-def test_a_loss_of_values_is_refused_for_classes(name):
+def test_losses_of_values_are_refused_for_classes(name):
     message = rf"^loss\.reconstruction: {name} .*classes; .*cross_entropy or auto$"
     with pytest.raises(ConfigError, match=message):
         resolve_reconstruction(LossSettings(reconstruction=name), 7)
@@ -126,6 +126,6 @@ def test_cross_entropy_is_refused_for_values():
 
 
 @pytest.mark.parametrize("weight", [{"commitment": -0.1}, {"entropy": -0.1}, {"entropy": float("nan")}])
-def test_weights_are_numbers_from_zero(weight):
+def test_negative_or_nan_weights_are_refused(weight):
     with pytest.raises(ValidationError, match=next(iter(weight))):
         LossSettings(**weight)

@@ -1,1 +1,1 @@
-"""Use a trained model: encode, decode, evaluate, and write index files."""
+"""Use of a trained model: encode, decode and evaluate arrays and files, write semantic ids, measure rate-distortion."""

@@ -1,7 +1,8 @@
 """Encode data in parts by several workers. The worker that completes the last part joins all parts.
 
-Parts begin at chunk boundaries, so the joined file has the same bytes for any number of workers. A part is a .npy file
-in the directory OUT.parts, with a JSON marker that identifies model, data and rows.
+Parts begin at chunk boundaries, so the joined file has the same bytes for any number of workers. The directory
+OUT.parts holds a .npy file for each part, and a JSON marker with the digests of model, data and part, which is written
+when the part is complete.
 
 Shapes: N rows, L tokens per sample, Q levels.
 """
@@ -21,17 +22,17 @@ import numpy as np
 
 from vqtool.data import Samples, Source, map_npy
 from vqtool.errors import ConfigError, DataError
-from vqtool.inference.encoding import encoded, encoding
+from vqtool.inference.encode import iter_indices, open_encode_job
 from vqtool.inference.tokenizer import Tokenizer
 from vqtool.models.chunks import chunk_rows
 from vqtool.runs.index_file import (
     Manifest,
+    atomic_write_array,
+    atomic_write_indices,
     check_indices_output,
     check_not_input,
     index_dtype,
     read_indices,
-    writing_array,
-    writing_indices,
 )
 from vqtool.runtime.files import convert_write_errors, error_reason, read_json, try_lock, write_json
 from vqtool.runtime.memory import convert_out_of_memory
@@ -39,17 +40,16 @@ from vqtool.runtime.progress import pass_bar
 from vqtool.runtime.signals import deferred_signals
 from vqtool.runtime.torchrun import rank_info
 
-_LARGEST_MARKER = 1 << 16
-# Bytes hashed at a time.
-_BLOCK = 1 << 20
+_MAX_MARKER_BYTES = 1 << 16
+_HASH_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Part:
-    """Part `number` of `of`, counted from 1."""
+    """Part `number` of `total`; numbers start at 1."""
 
     number: int
-    of: int
+    total: int
 
     @staticmethod
     def parse(text: str) -> "Part":
@@ -60,21 +60,21 @@ class Part:
         """
         match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
         part = Part(int(match[1]), int(match[2])) if match else None
-        if part is None or not 1 <= part.number <= part.of:
+        if part is None or not 1 <= part.number <= part.total:
             raise ConfigError(f"--part: {text} is not a part; expected I/N with I from 1 to N, such as 3/16")
         return part
 
     @staticmethod
-    def of_process(environment: Mapping[str, str] = os.environ) -> "Part | None":
-        """Part of this process by its rank under torchrun; None for a single process."""
-        own = rank_info(environment)
-        return Part(own.rank + 1, own.size) if own.size > 1 else None
+    def from_environment(environment: Mapping[str, str] = os.environ) -> "Part | None":
+        """Return part rank + 1 of world_size under torchrun; None for a single process."""
+        process = rank_info(environment)
+        return Part(process.rank + 1, process.world_size) if process.world_size > 1 else None
 
-    def rows(self, rows: int, chunk: int) -> range:
-        """Row numbers of this part of `rows` rows; the first one starts a chunk."""
-        chunks = -(-rows // chunk)
-        first, last = (chunks * rank_info // self.of * chunk for rank_info in (self.number - 1, self.number))
-        return range(min(first, rows), min(last, rows))
+    def row_range(self, num_rows: int, rows_per_chunk: int) -> range:
+        """Return the row numbers of this part of `num_rows` rows; the first one is the first row of a chunk."""
+        num_chunks = -(-num_rows // rows_per_chunk)
+        start, stop = (num_chunks * i // self.total * rows_per_chunk for i in (self.number - 1, self.number))
+        return range(min(start, num_rows), min(stop, num_rows))
 
 
 @deferred_signals()
@@ -101,33 +101,37 @@ def encode_part(
     Raises:
         DataError: as `encode_file`; also if existing parts were encoded from other data or by another model.
     """
-    source, samples = tokenizer.open(data, key)
+    source, samples = tokenizer.open_data(data, key)
     check_not_input(out, source.paths, source.name)
-    work = _Work(tokenizer, source, samples, out, part.of)
-    finished = None if overwrite else work.finished()
-    if finished:
-        return finished
+    job = _PartsJob(tokenizer, source, samples, out, part.total)
+    manifest = None if overwrite else job.existing_manifest()
+    if manifest:
+        return manifest
     check_indices_output(out, overwrite)
-    with convert_write_errors(work.folder):
-        work.folder.mkdir(exist_ok=True)
-    if not work.done(part):
-        work.encode(part, batch_size)
-    return work.join(data, key) if all(map(work.done, work.parts())) else None
+    with convert_write_errors(job.folder):
+        job.folder.mkdir(exist_ok=True)
+    if not job.is_complete(part):
+        job.encode(part, batch_size)
+    return job.join(data, key) if all(map(job.is_complete, job.parts())) else None
 
 
 @dataclass(frozen=True)
-class _Work:
-    """State of one output that all workers share, on disk.
+class _PartsJob:
+    """Data that several workers encode to one index file. The workers share the state on disk.
 
     Attributes:
-        of: number of parts.
+        tokenizer: tokenizer to encode with.
+        source: files of the data.
+        samples: all samples of the data.
+        out: index file to write.
+        total: number of parts.
     """
 
     tokenizer: Tokenizer
     source: Source
     samples: Samples
     out: Path
-    of: int
+    total: int
 
     @property
     def folder(self) -> Path:
@@ -135,110 +139,125 @@ class _Work:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Shape of the index file."""
         return (len(self.samples), *self.tokenizer.index_shape(self.samples.size))
 
     @property
     def dtype(self) -> np.dtype[Any]:
+        """Dtype of the index file."""
         return index_dtype(self.tokenizer.model.quantizer.codebook_sizes)
 
     def rows(self, part: Part) -> range:
-        return part.rows(len(self.samples), chunk_rows(self.tokenizer.model, self.samples.size))
+        return part.row_range(len(self.samples), chunk_rows(self.tokenizer.model, self.samples.size))
 
     def path(self, part: Part) -> Path:
-        return self.folder / f"part-{part.number:06d}-of-{part.of:06d}.npy"
+        return self.folder / f"part-{part.number:06d}-of-{part.total:06d}.npy"
 
     @cached_property
-    def data(self) -> str:
-        """Digest that identifies the data and their state: names, sizes and modification times of the files."""
+    def data_digest(self) -> str:
+        """SHA-256 of the names, sizes and modification times of the data files."""
         statuses = [(path.name, path.stat()) for path in self.source.paths]
         files = [[name, status.st_size, status.st_mtime_ns] for name, status in statuses]
         return hashlib.sha256(json.dumps([self.source.name, files]).encode()).hexdigest()
 
-    def mark(self, part: Part) -> dict[str, Any]:
-        """Content of the marker of a part: its model, data and rows."""
+    def marker(self, part: Part) -> dict[str, Any]:
+        """Return the content of the marker of a part, without the digest of its file."""
         rows = self.rows(part)
         return {
             "model_sha256": self.tokenizer.model_sha256,
-            "data": self.data,
+            "data": self.data_digest,
             "rows": [rows.start, rows.stop],
             "shape": list(self.shape),
         }
 
     def parts(self) -> list[Part]:
-        """All parts that have rows."""
-        every = [Part(number + 1, self.of) for number in range(self.of)]
-        return [part for part in every if self.rows(part)]
+        """Return all parts that have rows."""
+        parts = [Part(number, self.total) for number in range(1, self.total + 1)]
+        return [part for part in parts if self.rows(part)]
 
-    def finished(self) -> Manifest | None:
-        """The manifest of an existing output of the same model and data; None if there is none."""
+    def existing_manifest(self) -> Manifest | None:
+        """Return the manifest of `out` if it was encoded from these data by this model; otherwise None."""
         try:
             manifest = read_indices(self.out)[1]
         except DataError:
             return None
-        alike = (manifest.model_sha256, manifest.shape) == (self.tokenizer.model_sha256, list(self.shape))
-        return manifest if alike and manifest.data_sha256 == self.tokenizer.survey(self.source).sha256 else None
+        if (manifest.model_sha256, manifest.shape) != (self.tokenizer.model_sha256, list(self.shape)):
+            return None
+        return manifest if manifest.data_sha256 == self.tokenizer.scan(self.source).sha256 else None
 
-    def done(self, part: Part) -> bool:
-        """Whether a part is complete.
+    def is_complete(self, part: Part) -> bool:
+        """Return whether the marker of a part exists and matches its file; true for a part without rows.
 
         Raises:
-            DataError: it was encoded by another model or from other data.
+            DataError: the part was encoded by another model or from other data, or its marker is damaged.
         """
         path = self.path(part)
-        marker = path.with_suffix(".json")
+        marker_path = path.with_suffix(".json")
         if not self.rows(part):
             return True
-        if not marker.exists():
+        if not marker_path.exists():
             return False
         try:
-            said = read_json(marker, _LARGEST_MARKER)
-            digest = said.pop("sha256")
+            marker = read_json(marker_path, _MAX_MARKER_BYTES)
+            digest = marker.pop("sha256")
         except (OSError, ValueError, KeyError) as error:
             raise DataError(
-                f"{marker}: damaged: {error_reason(error)}; remove {self.folder} and encode all parts again"
+                f"{marker_path}: damaged: {error_reason(error)}; remove {self.folder} and encode all parts again"
             ) from error
-        if said != self.mark(part):
+        if marker != self.marker(part):
             raise DataError(
-                f"{marker}: the part was encoded by another model or from other data; remove {self.folder} and encode "
-                "all parts again"
+                f"{marker_path}: the part was encoded by another model or from other data; remove {self.folder} and "
+                "encode all parts again"
             )
-        return path.is_file() and self.hashed(part) == digest
+        return path.is_file() and self.file_sha256(part) == digest
 
-    def hashed(self, part: Part) -> str:
-        """SHA-256 of the file of a part."""
+    def file_sha256(self, part: Part) -> str:
+        """Return the SHA-256 of the file of a part."""
         digest, path = hashlib.sha256(), self.path(part)
         with (
             path.open("rb") as file,
-            pass_bar(f"hash part {part.number} of {part.of}", path.stat().st_size, "bytes") as bar,
+            pass_bar(f"hash part {part.number} of {part.total}", path.stat().st_size, "bytes") as bar,
         ):
-            while block := file.read(_BLOCK):
+            while block := file.read(_HASH_BLOCK_BYTES):
                 digest.update(block)
                 bar.update(len(block))
         return digest.hexdigest()
 
     def encode(self, part: Part, batch_size: int) -> None:
-        """Write a part, then its marker."""
-        rows, progress = self.rows(part), f"encode part {part.number} of {part.of}"
+        """Write the file of a part, then its marker.
+
+        Raises:
+            DataError: the data changed since they were opened, or a class is out of range.
+        """
+        rows, progress_name = self.rows(part), f"encode part {part.number} of {part.total}"
         if self.tokenizer.spec.classes:
-            self.tokenizer.survey(self.source)  # an embedding cannot look up a class that is out of range
+            self.tokenizer.scan(self.source)  # an embedding cannot look up a class that is out of range
         with (
             convert_out_of_memory(DataError, "lower --batch-size"),
-            writing_array(self.path(part), (len(rows), *self.shape[1:]), self.dtype) as array,
+            atomic_write_array(self.path(part), (len(rows), *self.shape[1:]), self.dtype) as array,
         ):
-            for start, indices in encoded(self.tokenizer, self.samples, rows, batch_size, progress):
+            for start, indices in iter_indices(self.tokenizer, self.samples, rows, batch_size, progress_name):
                 array[start - rows.start :][: len(indices)] = indices
         self.source.check_unchanged()
         path = self.path(part)
-        write_json(path.with_suffix(".json"), {**self.mark(part), "sha256": self.hashed(part)})
+        write_json(path.with_suffix(".json"), {**self.marker(part), "sha256": self.file_sha256(part)})
 
     def join(self, data: str | None, key: str | None) -> Manifest | None:
-        """Write the index file from all parts and remove the parts; None if another worker does it."""
+        """Write the index file from all parts, and remove the parts.
+
+        Returns:
+            The manifest; None if another worker joins the parts.
+
+        Raises:
+            DataError: a value of the data is NaN or infinite.
+        """
         handle = os.open(self.folder, os.O_RDONLY)
         try:
+            # After a join by another worker, the folder does not exist any more.
             if not try_lock(handle) or not self.folder.exists():
                 return None
-            with encoding(self.tokenizer, self.out, data, key) as job:
-                with writing_indices(self.out, self.shape, self.dtype.name, job.manifest) as array:
+            with open_encode_job(self.tokenizer, self.out, data, key) as job:
+                with atomic_write_indices(self.out, self.shape, self.dtype.name, job.manifest) as array:
                     for part in self.parts():
                         rows = self.rows(part)
                         array[rows.start : rows.stop] = map_npy(self.path(part))

@@ -19,13 +19,12 @@ from vqtool.runtime.progress import pass_bar
 
 # Runs of k-means; the one with the smallest error on the training latents is used.
 N_INIT = 3
-# Maximum number of training latents for k-means.
-_SAMPLE = 1 << 18
+_MAX_TRAINING_LATENTS = 1 << 18
 
 
 @dataclass(frozen=True)
 class RateDistortion:
-    """Quantization error per dimension (mean squared), in the space in which codes are compared.
+    """Quantization error per dimension, mean over all elements of (z - e[indices])², on preprocessed latents z.
 
     Attributes:
         error: quantization error of the run's codes on the evaluated latents.
@@ -48,76 +47,88 @@ class RateDistortion:
     shannon_bound: float | None
 
 
-def rate_distortion(tokenizer: Tokenizer, data: str | None = None, key: str | None = None) -> RateDistortion:
+def rate_distortion(
+    tokenizer: Tokenizer,
+    data: str | None = None,
+    key: str | None = None,
+    max_training_latents: int = _MAX_TRAINING_LATENTS,
+) -> RateDistortion:
     """Compare the quantization error of a run with k-means on its own latents.
 
     Args:
         data: path as in `data.path`, to evaluate on; None: the validation split of the run.
-        key: name of the array in a file with several.
+        key: name of the array, for files with several arrays.
+        max_training_latents: upper limit of S; the latents of evenly spaced training samples are used.
 
     Raises:
-        DataError: the data do not match the training data.
+        DataError: the data do not match the training data, or contain NaN or infinity.
     """
     dataset = open_dataset(tokenizer.settings.data, tokenizer.settings.seed)
-    judged = dataset.validation if data is None else tokenizer.open_checked(data, key)
-    training, latents = _latents(tokenizer, dataset.training, _SAMPLE), _latents(tokenizer, judged, None)
+    evaluated = dataset.validation if data is None else tokenizer.open_scanned(data, key)
+    training = _preprocessed_latents(tokenizer, dataset.training, max_training_latents)
+    latents = _preprocessed_latents(tokenizer, evaluated, None)
     quantizer = tokenizer.model.quantizer
     inner = quantizer.inner if isinstance(quantizer, ProjectedQuantizer) else quantizer
     error = float((latents - inner.decode(inner.nearest(latents))).double().square().mean())
-    left = _reference(inner, training, latents)
-    reference = None if left is None else float(left.double().square().mean())
+    residual = _kmeans_residual(inner, training, latents)
+    reference = None if residual is None else float(residual.double().square().mean())
     return RateDistortion(
         error=error,
         reference=reference,
         ratio=error / reference if reference else None,
         n_init=N_INIT,
         fitted_on=len(training),
-        shannon_bound=_shannon_bound(tokenizer, judged) if data is None else None,
+        shannon_bound=_shannon_bound(tokenizer, evaluated) if data is None else None,
     )
 
 
 @torch.inference_mode()
-def _latents(tokenizer: Tokenizer, samples: Samples, most: int | None) -> Tensor:
-    """Preprocessed latents (N, D) of samples; of evenly spaced samples if limited to `most` latents."""
+def _preprocessed_latents(tokenizer: Tokenizer, samples: Samples, max_latents: int | None) -> Tensor:
+    """Return the preprocessed latents (N, D) of all samples, or of evenly spaced samples with at most `max_latents`."""
     model = tokenizer.model
     rows = chunk_rows(model, samples.size)
-    wanted = len(samples) if most is None else min(len(samples), max(1, most // math.prod(model.grid(samples.size))))
-    numbers = np.arange(wanted) * len(samples) // wanted
-    found: list[Tensor] = []
-    with pass_bar("latents", wanted) as bar:
-        for start in range(0, wanted, rows):
-            ((x, n),) = chunks(samples.take(numbers[start : start + rows]), rows)
-            preprocessed = model.quantizer.preprocess(model.latents(x.to(tokenizer.device)))[:n]
-            found.append(preprocessed.reshape(-1, preprocessed.shape[-1]))
+    count = len(samples)
+    if max_latents is not None:
+        count = min(count, max(1, max_latents // math.prod(model.grid(samples.size))))
+    sample_indices = np.arange(count) * len(samples) // count
+    latents: list[Tensor] = []
+    with pass_bar("latents", count) as bar:
+        for start in range(0, count, rows):
+            ((x, n),) = chunks(samples.take(sample_indices[start : start + rows]), rows)
+            chunk = model.quantizer.preprocess(model.latents(x.to(tokenizer.device)))[:n]
+            latents.append(chunk.reshape(-1, chunk.shape[-1]))
             bar.update(n)
-    return torch.cat(found)
+    return torch.cat(latents)
 
 
-def _reference(quantizer: Quantizer, training: Tensor, latents: Tensor) -> Tensor | None:
-    """Residual (N, D) of the latents after k-means replaces each codebook; None if training has too few latents."""
+def _kmeans_residual(quantizer: Quantizer, training: Tensor, latents: Tensor) -> Tensor | None:
+    """Return latents - e[indices] (N, D) for codes e from k-means on the training latents (S, D).
+
+    The levels of a residual quantizer are fitted one after the other to the residuals of the levels before. The groups
+    of a product quantizer are fitted to their own dimensions. None if a codebook has more codes than there are training
+    latents.
+    """
     if isinstance(quantizer, ProductQuantizer):
-        widths = [group.dim for group in quantizer.all_groups]
-        parts = zip(quantizer.all_groups, training.split(widths, dim=1), latents.split(widths, dim=1), strict=True)
-        left = [_reference(group, *part) for group, *part in parts]
-        known = [part for part in left if part is not None]
-        return torch.cat(known, dim=1) if len(known) == len(left) else None
+        groups = quantizer.group_quantizers
+        widths = [group.dim for group in groups]
+        split = zip(groups, training.split(widths, dim=1), latents.split(widths, dim=1), strict=True)
+        residuals = [_kmeans_residual(*group) for group in split]
+        fitted = [residual for residual in residuals if residual is not None]
+        return torch.cat(fitted, dim=1) if len(fitted) == len(residuals) else None
     if max(quantizer.codebook_sizes) > len(training):
         return None
     for size in quantizer.codebook_sizes if isinstance(quantizer, ResidualQuantizer) else quantizer.codebook_sizes[:1]:
-        codes = _best_of(training, size)
+        fits = [kmeans(training, size, Generator().manual_seed(seed)) for seed in range(N_INIT)]
+        errors = [float((training - codes[nearest_codes(training, codes)]).square().sum()) for codes in fits]
+        codes = fits[errors.index(min(errors))]
         training = training - codes[nearest_codes(training, codes)]
         latents = latents - codes[nearest_codes(latents, codes)]
     return latents
 
 
-def _best_of(training: Tensor, size: int) -> Tensor:
-    fits = [kmeans(training, size, Generator().manual_seed(seed)) for seed in range(N_INIT)]
-    return min(fits, key=lambda codes: float((training - codes[nearest_codes(training, codes)]).square().sum()))
-
-
 def _shannon_bound(tokenizer: Tokenizer, samples: Samples) -> float | None:
-    """2^(-2 R / n) for R bits per sample of n independent standard normal numbers."""
+    """Return 2^(-2 R / n) for R bits per sample of n independent standard normal values; None for other sources."""
     data = tokenizer.settings.data
     if not (isinstance(data, SyntheticSettings) and isinstance(data.source, GaussianSettings)):
         return None
-    return float(2 ** (-2 * tokenizer.model.bits(samples.size) / data.source.numbers))
+    return float(2 ** (-2 * tokenizer.model.bits_per_sample(samples.size) / data.source.values_per_sample))

@@ -1,4 +1,4 @@
-"""Trained tokenizer: load a run, encode, decode, evaluate. All commands that use a run use it.
+"""Tokenizer of a trained run: encode, decode, embed, evaluate. Every command that uses a trained model goes through it.
 
 Shapes: n or N rows, L tokens per sample, D code dimension, K codes, Q levels; `row` is the shape of one row of the
 user's array, in that array's layout and units.
@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqtool.config import RunSettings
-from vqtool.data import DatasetScan, FileSource, Samples, SampleSpec, Source, open_dataset, open_source, spec_of
-from vqtool.data.layout import holds_classes, sample_shape
+from vqtool.data import DatasetScan, FileSource, Samples, Source, open_dataset, open_source, spec_of
+from vqtool.data.layout import dtype_name, holds_classes, sample_shape
 from vqtool.data.rows import NumpyRows
-from vqtool.data.spec import dtype_name
 from vqtool.errors import CheckpointError, ConfigError, DataError
-from vqtool.metrics.code_counter import CodeCounter
-from vqtool.metrics.evaluation import Evaluation, EvaluationAccumulator, reconstruct
+from vqtool.metrics.evaluation import Evaluation, EvaluationAccumulator, iter_reconstructions
 from vqtool.metrics.reconstruction_metrics import CategoricalMetrics, ContinuousMetrics, ReconstructionMetrics
+from vqtool.metrics.usage import CodeCounter
 from vqtool.models.autoencoder import Autoencoder, resolve_model
 from vqtool.models.chunks import batch_rows, chunk_rows, chunks
 from vqtool.models.encoders import Size
@@ -34,22 +33,22 @@ from vqtool.runtime.threads import map_items
 
 
 @dataclass(frozen=True)
-class Report:
+class EvaluationReport:
     """Result of `Tokenizer.evaluate`.
 
     Attributes:
         evaluation: losses and codebook usage; losses are in normalised units.
-        fidelity: reconstruction quality in the units of the data: mse and nmse, or accuracy for classes.
+        reconstruction: reconstruction quality in the units of the data: mse and nmse, or accuracy for classes.
         bits_per_sample: L times the sum over levels of log2 K.
     """
 
     evaluation: Evaluation
-    fidelity: ReconstructionMetrics
+    reconstruction: ReconstructionMetrics
     bits_per_sample: float
 
 
 class Tokenizer:
-    """Tokenizer of a trained run. Create it with `vqtool.load`.
+    """Maps rows to indices and back with a trained model. Create it with `vqtool.load`.
 
     Shapes: n rows, L tokens per sample, D code dimension, K codes, Q levels; `row` is the shape of one row of the
     user's array. Indices are (n, L, Q) for residual and product quantizers, and (n, L) otherwise.
@@ -57,7 +56,7 @@ class Tokenizer:
     Attributes:
         settings: settings of the run (config.yaml).
         spec: shape, dtype and layout of the samples that the model was trained on.
-        device: the device that the model is on.
+        device: device of the model.
         model: the autoencoder, in evaluation mode, without gradients.
         model_sha256: SHA-256 of model.safetensors.
         grid: shape whose row-major order gives the L tokens, such as (H, W), for samples of the run's size.
@@ -65,7 +64,16 @@ class Tokenizer:
 
     def __init__(self, run: RunDirectory, device: str | None = None) -> None:
         self.settings: RunSettings = run.settings()
-        self.spec = _resolved_spec(run, self.settings)
+        try:
+            self.spec = spec_of(self.settings.data)
+            resolved = resolve_model(self.settings.model, self.spec)
+        except ConfigError as error:
+            raise CheckpointError(f"{run.config}: {error}") from error
+        if resolved != self.settings.model:
+            raise CheckpointError(
+                f"{run.config}: model: a value is auto or missing, but a run directory needs resolved values; restore "
+                "the config.yaml that the run wrote, or train again"
+            )
         self.device = resolve_device(device, "--device") if device else resolve_device(self.settings.training.device)
         saved, self.model_sha256 = read_model(run.model)
         channels = self.spec.channels
@@ -77,12 +85,12 @@ class Tokenizer:
                 f"{run.model}: tensors do not match the model in {run.config.name}; use both files of the same run"
             ) from error
         self.model.to(self.device).eval().requires_grad_(False)
-        self.model.quantizer.skip_entropy()  # figures come from the raw terms
+        self.model.quantizer.skip_entropy_loss()  # evaluation computes it from the level statistics
         self.grid = self.model.grid(self.spec.size)
 
     @property
     def codebook(self) -> Tensor:
-        """The codes, shape (K, D); (Q, K, D) for residual and product quantizers."""
+        """Codes (K, D); (Q, K, D) for residual and product quantizers."""
         return self.model.quantizer.codes
 
     def encode(self, rows: Tensor | NDArray[Any]) -> Tensor:
@@ -92,26 +100,26 @@ class Tokenizer:
             rows: array or tensor (n, *row), in the layout and units of the training data.
 
         Returns:
-            (n, L), or (n, L, Q), int64, on the CPU.
+            Indices (n, L), or (n, L, Q), int64, on the CPU.
 
         Raises:
-            DataError: the shape or kind of the rows differs from the training data, a value is NaN or infinite in
-                float32, or a class is out of range.
+            DataError: the rows have another shape than the training data, or are classes instead of values or values
+                instead of classes; a value is NaN or infinite in float32; or a class is out of range.
         """
-        rows = as_rows(rows)
-        self._check_like(tuple(rows.shape[1:]), rows.dtype, "encode")
-        samples = self.spec.samples(rows)
+        rows = to_tensor(rows)
+        self._check_rows(tuple(rows.shape[1:]), rows.dtype, "encode")
+        samples = self.spec.to_samples(rows)
         if self.spec.classes:
-            bad = ((samples < 0) | (samples >= self.spec.classes)).nonzero()
-            if len(bad):
+            invalid = ((samples < 0) | (samples >= self.spec.classes)).nonzero()
+            if len(invalid):
                 raise DataError(
-                    f"encode: class {int(samples[tuple(bad[0])])} in row {int(bad[0, 0])} is out of range; the model "
-                    f"was trained on classes 0 to {self.spec.classes - 1}"
+                    f"encode: class {int(samples[tuple(invalid[0])])} in row {int(invalid[0, 0])} is out of range; the "
+                    f"model was trained on classes 0 to {self.spec.classes - 1}"
                 )
         if not (finite := samples.isfinite()).all():
             row = int((~finite).nonzero()[0, 0])
             raise DataError(f"encode: row {row} contains NaN or a value that is infinite in float32; remove it")
-        return self.encode_samples(samples)
+        return self.encode_batch(samples)
 
     def decode(
         self, indices: Tensor | NDArray[Any], row_shape: Size | None = None, levels: int | None = None
@@ -120,81 +128,99 @@ class Tokenizer:
 
         Args:
             indices: integers (n, L), or (n, L, Q).
-            row_shape: shape of one decoded row; None: that of the training data. Other sizes need a convolutional or
-                identity encoder.
+            row_shape: shape of one decoded row; None: that of the training data. Other sizes need encoder and decoder
+                families that support them (convolutional, identity).
             levels: number of leading levels to decode (residual quantizers only); None: all.
 
         Returns:
-            (n, *row), in the layout, units and dtype of the training data, on the CPU.
+            Rows (n, *row), in the layout, units and dtype of the training data, on the CPU.
 
         Raises:
-            DataError: the shape does not match the model, an index or the number of levels is out of range.
+            DataError: a shape does not match the model, or an index or the number of levels is out of range.
         """
         self.model.check_rows(row_shape or self.spec.row_shape, "decode")
         size = sample_shape(self.spec.layout, row_shape or self.spec.row_shape)[1]
-        return self.decode_checked(self.checked(indices, size, levels, "decode"), size)
+        return self.decode_batch(self.validate_indices(indices, size, levels, "decode"), size)
 
     def embed(self, indices: Tensor | NDArray[Any], levels: int | None = None) -> Tensor:
-        """Look up the code vectors of indices. Levels are summed (residual) or concatenated (product).
+        """Look up the codes of indices; those of several levels are summed (residual) or concatenated (product).
 
         Args:
             indices: integers (n, L), or (n, L, Q), of rows of the run's size.
             levels: number of leading levels to use (residual quantizers only); None: all.
 
         Returns:
-            (n, L, D), on the CPU.
+            Codes (n, L, D), on the CPU.
 
         Raises:
             DataError: as `decode`.
         """
-        checked = self.checked(indices, self.spec.size, levels, "embed")
+        indices = self.validate_indices(indices, self.spec.size, levels, "embed")
         with torch.inference_mode():
-            return self.model.quantizer.embed(checked.to(self.device)).cpu()
+            return self.model.quantizer.embed(indices.to(self.device)).cpu()
 
-    def checked(
-        self, indices: Tensor | NDArray[Any], size: Size, levels: int | None, what: str, first: int = 0
+    def validate_indices(
+        self, indices: Tensor | NDArray[Any], size: Size, levels: int | None, source: str, first_row: int = 0
     ) -> Tensor:
-        """Validate indices; return int64 with `levels` levels. Errors start with `what` and count rows from `first`."""
-        indices = as_rows(indices)
+        """Check indices of samples of `size`, and return their leading levels as int64.
+
+        Args:
+            indices: integers (n, L), or (n, L, Q).
+            size: size of the samples.
+            levels: number of leading levels to return; None: all.
+            source: origin of the indices, such as a file; error messages start with it.
+            first_row: number of the first row, for error messages.
+
+        Raises:
+            DataError: dtype or shape is wrong, or an index or the number of levels is out of range.
+        """
+        indices = to_tensor(indices)
         if indices.dtype.is_floating_point or indices.dtype == torch.bool:
-            raise DataError(f"{what}: expected integer indices, got {dtype_name(indices.dtype)}")
+            raise DataError(f"{source}: expected integer indices, got {dtype_name(indices.dtype)}")
         indices = indices.long()
         expected = self.index_shape(size)
         if tuple(indices.shape[1:]) != expected:
             raise DataError(
-                f"{what}: expected indices of shape (N, {', '.join(map(str, expected))}), got {tuple(indices.shape)}"
+                f"{source}: expected indices of shape (N, {', '.join(map(str, expected))}), got {tuple(indices.shape)}"
             )
         sizes = self.model.quantizer.codebook_sizes
         limits = torch.tensor(sizes if self.model.quantizer.has_levels else sizes[0])
-        bad = ((indices < 0) | (indices >= limits)).nonzero()
-        if len(bad):
-            index, limit = int(indices[tuple(bad[0])]), int(limits.expand(expected)[tuple(bad[0, 1:])])
+        invalid = ((indices < 0) | (indices >= limits)).nonzero()
+        if len(invalid):
+            index, limit = int(indices[tuple(invalid[0])]), int(limits.expand(expected)[tuple(invalid[0, 1:])])
             raise DataError(
-                f"{what}: index {index} in row {first + int(bad[0, 0])} is out of range; valid indices are 0 to "
-                f"{limit - 1}"
+                f"{source}: index {index} in row {first_row + int(invalid[0, 0])} is out of range; valid indices are 0 "
+                f"to {limit - 1}"
             )
-        self.check_levels(levels, f"{what}: levels")
+        self.check_levels(levels, f"{source}: levels")
         return indices if levels in (None, len(sizes)) else indices[..., :levels]
 
-    def check_levels(self, levels: int | None, what: str) -> None:
-        """Check a number of levels to decode. Errors, DataErrors all, start with `what`."""
+    def check_levels(self, levels: int | None, option: str) -> None:
+        """Check a number of leading levels to decode; None: all.
+
+        Args:
+            option: name of the option or argument; the error message starts with it.
+
+        Raises:
+            DataError: the number is out of range, or the quantizer can only decode all levels.
+        """
         count = len(self.model.quantizer.codebook_sizes)
         if levels is None or levels == count:
             return
         if not self.model.quantizer.supports_prefix_decoding:
             raise DataError(
-                f"{what}: only a residual quantizer can decode fewer than all levels; omit it, or use {count} "
+                f"{option}: only a residual quantizer can decode fewer than all levels; omit it, or use {count} "
                 f"(got {levels})"
             )
         if not 1 <= levels < count:
-            raise DataError(f"{what}: {levels} is out of range; expected 1 to {count}")
+            raise DataError(f"{option}: {levels} is out of range; expected 1 to {count}")
 
-    def evaluate(self, data: str | None = None, key: str | None = None) -> Report:
+    def evaluate(self, data: str | None = None, key: str | None = None) -> EvaluationReport:
         """Compute losses, codebook usage and reconstruction quality over data.
 
         Args:
             data: path as in `data.path`; None: the validation split of the run.
-            key: name of the array in a file with several.
+            key: name of the array, for files with several arrays.
 
         Raises:
             DataError: the data do not match the training data, or contain NaN or infinity.
@@ -202,41 +228,51 @@ class Tokenizer:
         if data is None:
             samples = open_dataset(self.settings.data, self.settings.seed).validation
         else:
-            samples = self.open_checked(data, key)
-        whole = EvaluationAccumulator(self.model, self.settings.loss)
-        fidelity = CategoricalMetrics() if self.spec.classes else ContinuousMetrics()
-        for chunk in reconstruct(self.model, samples, self.settings.loss, "eval"):
-            whole.add(chunk)
-            fidelity.add(chunk.rows, chunk.restored)
-        return Report(whole.result(), fidelity.result(), self.model.bits(samples.size))
+            samples = self.open_scanned(data, key)
+        evaluation = EvaluationAccumulator(self.model, self.settings.loss)
+        reconstruction = CategoricalMetrics() if self.spec.classes else ContinuousMetrics()
+        for chunk in iter_reconstructions(self.model, samples, self.settings.loss, "eval"):
+            evaluation.add(chunk)
+            reconstruction.add(chunk.rows, chunk.decoded)
+        bits = self.model.bits_per_sample(samples.size)
+        return EvaluationReport(evaluation.result(), reconstruction.result(), bits)
 
-    def count(self, data: str, key: str | None = None) -> CodeCounter:
+    def count_codes(self, data: str, key: str | None = None) -> CodeCounter:
         """Count the hits of each code over data; for vectors also the distinct ids.
 
-        Args, raises: as `evaluate`.
-        """
-        samples = self.open_checked(data, key)
-        tally = CodeCounter(self.model.quantizer.codebook_sizes, ids=not self.spec.size)
-        step = batch_rows(self.model, samples.size, len(samples))
-        with pass_bar("inspect", len(samples)) as bar:
-            for start in range(0, len(samples), step):
-                indices = self.encode_samples(samples.read(start, min(start + step, len(samples))))
-                tally.add(indices.numpy())
-                bar.update(len(indices))
-        return tally
-
-    def open_checked(self, data: str, key: str | None) -> Samples:
-        """Open data and scan them.
+        Args:
+            data: path as in `data.path`.
+            key: name of the array, for files with several arrays.
 
         Raises:
             DataError: the data do not match the training data, or contain NaN or infinity.
         """
-        source, samples = self.open(data, key)
-        self.survey(source)
+        samples = self.open_scanned(data, key)
+        counter = CodeCounter(self.model.quantizer.codebook_sizes, ids=not self.spec.size)
+        step = batch_rows(self.model, samples.size, len(samples))
+        with pass_bar("inspect", len(samples)) as bar:
+            for start in range(0, len(samples), step):
+                indices = self.encode_batch(samples.read(start, min(start + step, len(samples))))
+                counter.add(indices.numpy())
+                bar.update(len(indices))
+        return counter
+
+    def open_scanned(self, data: str, key: str | None) -> Samples:
+        """Open and scan data.
+
+        Raises:
+            DataError: the data do not match the training data, or contain NaN or infinity.
+        """
+        source, samples = self.open_data(data, key)
+        self.scan(source)
         return samples
 
-    def open(self, data: str | None, key: str | None) -> tuple[Source, Samples]:
-        """Open data without scanning them; None: the run's own data.
+    def open_data(self, data: str | None, key: str | None) -> tuple[Source, Samples]:
+        """Open data without scanning them.
+
+        Args:
+            data: path as in `data.path`; None: the run's own data, all rows in order.
+            key: name of the array, for files with several arrays.
 
         Raises:
             DataError: the data do not match the training data.
@@ -244,52 +280,56 @@ class Tokenizer:
         if data is None and key is not None:
             raise DataError(f"key: {key} is given without data; name the data too, or omit key for the run's own data")
         source = open_source(self.settings.data, self.settings.seed) if data is None else FileSource(data, key)
-        self._check_like(source.rows.shape, source.rows.dtype, source.name)
+        self._check_rows(source.rows.shape, source.rows.dtype, source.name)
         return source, Samples(source.rows, self.spec)
 
-    def survey(self, source: Source) -> DatasetScan:
-        """Scan data.
+    def scan(self, source: Source) -> DatasetScan:
+        """Scan data for NaN, infinity and classes out of range, and hash them.
 
         Raises:
             DataError: a value is NaN or infinite, or a class is out of range.
         """
-        survey = source.verify(self.spec.layout)
+        scan = source.scan(self.spec.layout, moment_rows=False)
         if self.spec.classes:
-            source.check_classes(survey, self.spec.classes)
-        return survey
+            source.check_classes(scan, self.spec.classes)
+        return scan
 
-    def _check_like(self, row_shape: Size, dtype: torch.dtype, what: str) -> None:
-        self.model.check_rows(row_shape, what)
+    def _check_rows(self, row_shape: Size, dtype: torch.dtype, source: str) -> None:
+        self.model.check_rows(row_shape, source)
         if holds_classes(self.spec.layout, dtype) != bool(self.spec.classes):
-            holds = "classes" if self.spec.classes else "values"
+            expected = "classes" if self.spec.classes else "values"
             raise DataError(
-                f"{what}: dtype {dtype_name(dtype)} does not match the model; it was trained on {holds} "
+                f"{source}: dtype {dtype_name(dtype)} does not match the model; it was trained on {expected} "
                 f"({self.spec.dtype})"
             )
 
     def index_shape(self, size: Size) -> Size:
-        """Shape of the indices of one sample: (L,), or (L, Q)."""
+        """Return the shape of the indices of one sample of `size`: (L,), or (L, Q)."""
         quantizer = self.model.quantizer
         levels = (len(quantizer.codebook_sizes),) if quantizer.has_levels else ()
         return (math.prod(self.model.grid(size)), *levels)
 
-    def encode_samples(self, samples: Tensor) -> Tensor:
-        """Encode samples in the model's own layout to indices (n, L), or (n, L, Q)."""
+    def encode_batch(self, samples: Tensor) -> Tensor:
+        """Encode valid samples in fixed-size chunks: (n, C, *size) or (n, *size) to (n, L) or (n, L, Q), on the CPU.
+
+        On a CPU, each chunk is computed by one thread.
+        """
+
+        def encode_chunk(chunk: tuple[Tensor, int]) -> Tensor:
+            x, n = chunk
+            with torch.inference_mode():
+                return self.model.encode(x.to(self.device))[:n].cpu()
+
         rows = chunk_rows(self.model, self.model.size_of(samples))
-        return torch.cat(map_items(self._encode_chunk, chunks(samples, rows), self.device))
+        return torch.cat(map_items(encode_chunk, chunks(samples, rows), self.device))
 
-    def _encode_chunk(self, chunk: tuple[Tensor, int]) -> Tensor:
-        x, n = chunk
+    def decode_batch(self, indices: Tensor, size: Size) -> Tensor:
+        """Decode valid indices in fixed-size chunks: (n, L) or (n, L, Q) to rows (n, *row) of `size`, on the CPU."""
+        rows_per_chunk, decoded = chunk_rows(self.model, size), []
         with torch.inference_mode():
-            return self.model.encode(x.to(self.device))[:n].cpu()
-
-    def decode_checked(self, indices: Tensor, size: Size) -> Tensor:
-        """Decode indices that `checked` returned."""
-        rows, pieces = chunk_rows(self.model, size), []
-        with torch.inference_mode():
-            for x, n in chunks(indices, rows):
-                pieces.append(self.spec.rows(self.model.decode(x.to(self.device), size).cpu())[:n])
-        return torch.cat(pieces)
+            for x, n in chunks(indices, rows_per_chunk):
+                decoded.append(self.spec.to_rows(self.model.decode(x.to(self.device), size).cpu())[:n])
+        return torch.cat(decoded)
 
 
 def load(run: str | Path, device: str | None = None) -> Tokenizer:
@@ -309,26 +349,11 @@ def load(run: str | Path, device: str | None = None) -> Tokenizer:
     return Tokenizer(RunDirectory(run), device)
 
 
-def _resolved_spec(run: RunDirectory, settings: RunSettings) -> SampleSpec:
-    """The spec of a run's samples, after checking that its settings are resolved."""
-    try:
-        spec = spec_of(settings.data)
-        resolved = resolve_model(settings.model, spec)
-    except ConfigError as error:
-        raise CheckpointError(f"{run.config}: {error}") from error
-    if resolved != settings.model:
-        raise CheckpointError(
-            f"{run.config}: model: a value is auto or missing, but a run directory needs resolved values; restore the "
-            "config.yaml that the run wrote, or train again"
-        )
-    return spec
-
-
-def as_rows(array: Tensor | NDArray[Any]) -> Tensor:
-    """Convert an array of any byte order to a tensor.
+def to_tensor(array: Tensor | NDArray[Any]) -> Tensor:
+    """Convert an array (N, ...) of any byte order to a tensor; tensors with at least one axis are returned unchanged.
 
     Raises:
-        DataError: the array has no axis, or a dtype that torch does not have.
+        DataError: the array has no axes, or a dtype that torch does not support.
     """
     if isinstance(array, Tensor) and array.ndim:
         return array
@@ -342,6 +367,6 @@ def as_rows(array: Tensor | NDArray[Any]) -> Tensor:
 
 
 def to_numpy(rows: Tensor) -> NDArray[Any]:
-    """Convert rows to a NumPy array; bfloat16, which NumPy does not have, becomes float32."""
+    """Convert rows to a NumPy array; bfloat16 becomes float32, because NumPy does not support it."""
     array: NDArray[Any] = (rows.float() if rows.dtype == torch.bfloat16 else rows).numpy()
     return array

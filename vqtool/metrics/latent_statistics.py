@@ -1,6 +1,6 @@
-"""Where codes lie: beside each other, and beside the latents.
+"""Statistics of the latents of a pass, and of where the codes lie relative to them and to each other.
 
-Shapes: K codes, D dimensions, S codes looked at.
+Shapes: K codes, D dimensions, N latents, M sampled codes.
 """
 
 from collections.abc import Sequence
@@ -10,104 +10,135 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Codes looked at: of a larger codebook these speak for the rest.
-_LOOKED_AT = 2048
-# Scores of one block, and of all blocks: of a codebook in which this is passed, fewer codes speak.
-_BLOCK, _ALL_BLOCKS = 1 << 22, 1 << 25
-# Codes are duplicates where their squared gap is at most this part of the quantizing error of their own latents, in one
-# dimension. Two that share a Gaussian cluster between them lie 8 / pi = 2.5 such errors apart, in any number of
-# dimensions. (The nearest latent is as far off as the whole error, which grows with the dimensions: against it, those
-# two would be duplicates.)
-_DUPLICATE = 0.02
-# A code is outside where it is further from the latents' mean than this many times their own root mean square, and won
-# nothing: rare latents may lie as far, and have codes by right.
-_OUTSIDE = 4.0
-# The part of the latents' mean square below which variance, and squared gaps, are rounding.
+# Limits of the search for the nearest other code: sampled codes, distances in all (M · K), and distances in one block.
+_MAX_SAMPLED_CODES = 2048
+_MAX_DISTANCES = 1 << 25
+_DISTANCES_PER_BLOCK = 1 << 22
+# Two codes are duplicates if their squared distance is at most this fraction of their quantization error per dimension.
+# Two codes that split one Gaussian cluster are 8 / pi = 2.5 such errors apart, for any number of dimensions.
+_DUPLICATE_FRACTION = 0.02
+# An outlier code is further from the mean of the latents than this many standard deviations. It also has no hits: codes
+# of rare latents may be as far away.
+_OUTLIER_DISTANCE = 4.0
+# Variances and squared distances below this fraction of the mean square of the latents are rounding errors.
 _ROUNDING = 1e-11
 
 
 class LatentStatistics(NamedTuple):
-    """The vectors that a level quantizes, over a pass."""
+    """Statistics of the latents z_n that a level quantizes in a pass; e are its codes."""
 
     mean: Tensor
-    """(D,) float64"""
+    """(D,) float64, mean over n of z_n."""
     variance: float
-    """mean squared distance from the mean"""
-    error: float
-    """mean squared distance to the chosen code"""
-    errors: Tensor
-    """(K,) float64, summed by code; () where codes are given"""
+    """mean over n of |z_n - mean|²."""
+    quantization_error: float
+    """mean over n of |z_n - e[indices[n]]|², summed over dimensions."""
+    error_per_code: Tensor
+    """(K,) float64, sum of |z_n - e_k|² over the latents with index k; () without a learned codebook."""
 
 
-def geometry(codes: Tensor, counts: Tensor, *clouds: LatentStatistics) -> dict[str, float]:
-    """Figures of codes (K, D) that were hit `counts` (K,) times by latents, of each of the levels that share the codes.
+def codebook_statistics(
+    codes: Tensor,
+    counts: Tensor,
+    *levels: LatentStatistics,
+    max_sampled_codes: int = _MAX_SAMPLED_CODES,
+    distances_per_block: int = _DISTANCES_PER_BLOCK,
+) -> dict[str, float]:
+    """Return how the codes of a codebook lie relative to the latents and to each other.
 
-    Returns:
-        `spread`: of the codes that were chosen, as root mean square about the latents' mean, over that of the latents.
-        `outside`: codes far from all latents. `duplicates`: codes of which another is all but the same. `halving`: what
-        the quantizing error would be multiplied by if every code were merged with one next to it.
+    With codes e, hits c[k], N = sum over k of c[k], and the mean m, variance v and quantization error E of the latents
+    (`pool_latents` of all levels); j is the code nearest to code k, and g[k] = |e_k - e_j|²:
+
+        spread     = sqrt(sum over k of c[k]·|e_k - m|² / N / v)
+        outside    = number of k with c[k] = 0 and |e_k - m_l|² > 4²·v_l for the latents of every level l
+        duplicates = number of k with g[k] <= 0.02·E[k,j] / D, where E[k,j] is the mean squared error of the latents of
+                     codes k and j; E if they have none
+        halving    = 1 + sum over k of (c[k]·c[j] / (c[k] + c[j])·g[k]) / 2 / N / E
+
+    `halving` estimates the factor by which the quantization error grows if every code is merged with its nearest code:
+    merging two clusters adds c[k]·c[j] / (c[k] + c[j])·g[k] to the sum of squared errors (Ward 1963). For large
+    codebooks, `duplicates` and `halving` are estimated from M evenly spaced codes k. E and the limit for duplicates are
+    at least 1e-11·v, because smaller distances are rounding errors.
+
+    Args:
+        codes: e, (K, D).
+        counts: c, (K,), summed over the levels.
+        levels: statistics of the latents of each level that uses this codebook.
+        max_sampled_codes: upper limit of M.
+        distances_per_block: distances in memory at a time.
     """
     codes = codes.detach().cpu().double()
-    counts, latents = counts.double(), pooled(clouds)
-    radii = (codes - latents.mean).square().sum(dim=1)
-    looked = _looked_at(codes)
-    gaps, others = _gaps(codes, looked)
-    share, hits = len(codes) / len(looked), counts[looked] + counts[others]
-    # Two codes that become one, at the mean of their latents: what Ward (1963) calls the cost of a merger.
-    together = counts[looked] * counts[others] / hits.clamp_min(1)
-    merged = float((together * gaps.nan_to_num(posinf=0.0)).sum()) * share / 2
+    counts, latents = counts.double(), pool_latents(levels)
     tokens = counts.sum().clamp_min(1)
-    own = torch.where(hits > 0, (latents.errors[looked] + latents.errors[others]) / hits, latents.error)
-    same = (_DUPLICATE * own / codes.shape[1]).clamp_min(_ROUNDING * latents.variance)
-    far = counts == 0
-    for cloud in clouds:
-        far &= (codes - cloud.mean).square().sum(dim=1) > _OUTSIDE**2 * cloud.variance
+    rounding = _ROUNDING * latents.variance
+    distance_to_mean = (codes - latents.mean).square().sum(dim=1)
+
+    outside = counts == 0
+    for level in levels:
+        outside &= (codes - level.mean).square().sum(dim=1) > _OUTLIER_DISTANCE**2 * level.variance
+
+    limit = max(1, min(max_sampled_codes, _MAX_DISTANCES // len(codes)))
+    sampled = torch.arange(len(codes))[:: -(-len(codes) // limit)]
+    codes_per_sample = len(codes) / len(sampled)
+    nearest, gaps = _nearest_other_codes(codes, sampled, distances_per_block)
+    hits = counts[sampled] + counts[nearest]
+    errors = (latents.error_per_code[sampled] + latents.error_per_code[nearest]) / hits
+    errors = torch.where(hits > 0, errors, latents.quantization_error)
+    duplicates = gaps <= (_DUPLICATE_FRACTION * errors / codes.shape[1]).clamp_min(rounding)
+    weights = counts[sampled] * counts[nearest] / hits.clamp_min(1)
+    added_error = float((weights * gaps.nan_to_num(posinf=0.0)).sum()) * codes_per_sample / 2
     return {
-        "spread": float((radii @ counts / tokens / latents.variance).sqrt()),
-        "outside": float(far.sum()),
-        "duplicates": round(float((gaps <= same).sum()) * share),
-        "halving": 1 + merged / float(tokens) / max(latents.error, _ROUNDING * latents.variance),
+        "spread": float((distance_to_mean @ counts / tokens / latents.variance).sqrt()),
+        "outside": float(outside.sum()),
+        "duplicates": round(float(duplicates.sum()) * codes_per_sample),
+        "halving": 1 + added_error / float(tokens) / max(latents.quantization_error, rounding),
     }
 
 
-def pooled(clouds: Sequence[LatentStatistics]) -> LatentStatistics:
-    """The latents of several levels, as many of each, as those of one."""
-    if len(clouds) == 1:
-        return clouds[0]
-    mean = torch.stack([cloud.mean for cloud in clouds]).mean(dim=0)
-    apart = [cloud.variance + float((cloud.mean - mean).square().sum()) for cloud in clouds]
-    errors = torch.stack([cloud.errors for cloud in clouds]).sum(dim=0)
-    return LatentStatistics(mean, fmean(apart), fmean(cloud.error for cloud in clouds), errors)
+def pool_latents(levels: Sequence[LatentStatistics]) -> LatentStatistics:
+    """Return the statistics of the latents of all levels together; each level has the same number of latents."""
+    if len(levels) == 1:
+        return levels[0]
+    mean = torch.stack([level.mean for level in levels]).mean(dim=0)
+    variances = [level.variance + float((level.mean - mean).square().sum()) for level in levels]
+    error_per_code = torch.stack([level.error_per_code for level in levels]).sum(dim=0)
+    return LatentStatistics(mean, fmean(variances), fmean(level.quantization_error for level in levels), error_per_code)
 
 
-def varies(latents: LatentStatistics, whole: LatentStatistics) -> bool:
-    """Whether latents, which are all of `whole` or what is left over of it, differ by more than rounding."""
-    return latents.variance > _ROUNDING * (whole.variance + float(whole.mean.square().sum())) + 1e-30
+def varies(latents: LatentStatistics, first_level: LatentStatistics) -> bool:
+    """Return whether the variance of the latents of a level is more than rounding error.
+
+        latents.variance > 1e-11·(first_level.variance + |first_level.mean|²) + 1e-30
+
+    Args:
+        latents: latents of a level; for a residual quantizer, residuals of `first_level`.
+        first_level: latents of the first level, the encoder output.
+    """
+    mean_square = first_level.variance + float(first_level.mean.square().sum())
+    return latents.variance > _ROUNDING * mean_square + 1e-30
 
 
 @torch.no_grad()
-def movement(codes: Tensor, before: Tensor, error: float) -> float:
-    """How far codes (K, D) have moved, as root mean square, over that of the quantizing error."""
-    moved = (codes - before.to(codes)).double().square().sum(dim=1).mean()
-    return float((moved / max(error, 1e-30)).sqrt())
+def codebook_movement(codes: Tensor, previous: Tensor, quantization_error: float) -> float:
+    """Return sqrt(mean over k of |codes_k - previous_k|² / quantization_error), for codes (K, D)."""
+    squared = (codes - previous.to(codes)).double().square().sum(dim=1).mean()
+    return float((squared / max(quantization_error, 1e-30)).sqrt())
 
 
-def _looked_at(codes: Tensor) -> Tensor:
-    """The numbers of codes, spread over all of them, that speak for the rest."""
-    most = max(1, min(_LOOKED_AT, _ALL_BLOCKS // len(codes)))
-    return torch.arange(len(codes))[:: -(-len(codes) // most)]
+def _nearest_other_codes(codes: Tensor, sampled: Tensor, distances_per_block: int) -> tuple[Tensor, Tensor]:
+    """Return the nearest other code (M,) of each sampled code (M,), and their squared distance (M,).
 
-
-def _gaps(codes: Tensor, looked: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared distances (S,) of some codes to the code nearest to each, infinite where there is but one; and which."""
+    If K = 1, the distance is infinite and the nearest code is the code itself.
+    """
     centred = codes - codes.mean(dim=0)
-    norms = centred.square().sum(dim=1)
-    others = []
-    for some in looked.split(max(1, _BLOCK // len(codes))):
-        scores = torch.addmm(norms, centred[some], centred.T, alpha=-2)
-        scores[torch.arange(len(some)), some] = torch.inf
-        others.append(scores.argmin(dim=1))
-    nearest = torch.cat(others)
-    # Worked out anew: a product rounds, and of codes that are all but the same that would be all there is.
-    gaps = (codes[looked] - codes[nearest]).square().sum(dim=1)
-    return torch.where(nearest == looked, torch.inf, gaps), nearest
+    squared_norms = centred.square().sum(dim=1)
+    blocks = []
+    for block in sampled.split(max(1, distances_per_block // len(codes))):
+        # |e_j|² - 2·e_k·e_j, which is |e_k - e_j|² up to a constant per row.
+        distances = torch.addmm(squared_norms, centred[block], centred.T, alpha=-2)
+        distances[torch.arange(len(block)), block] = torch.inf
+        blocks.append(distances.argmin(dim=1))
+    nearest = torch.cat(blocks)
+    # Not taken from the product: for nearly equal codes its rounding errors exceed the distance.
+    gaps = (codes[sampled] - codes[nearest]).square().sum(dim=1)
+    return nearest, torch.where(nearest == sampled, torch.inf, gaps)

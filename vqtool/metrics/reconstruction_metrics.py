@@ -14,11 +14,11 @@ class ReconstructionMetrics:
     """Error of decoded rows.
 
     Attributes:
-        mse: mean squared error over all numbers; None for classes.
+        mse: mean squared error over all values; None for classes.
         nmse: mse divided by the variance about the per-feature mean (1 - r2, variance-weighted); None for classes and
             for constant data.
-        accuracy: fraction of cells whose class is correct; None for values.
-        baseline_accuracy: accuracy of predicting the most common class everywhere; None for values.
+        accuracy: fraction of cells whose class is correct; None for continuous values.
+        baseline_accuracy: accuracy of predicting the most common class everywhere; None for continuous values.
     """
 
     mse: float | None
@@ -28,53 +28,52 @@ class ReconstructionMetrics:
 
 
 class ContinuousMetrics:
-    """Squared error and variance of values, in float64, merged chunk by chunk (Chan et al. 1979)."""
+    """Squared error and variance of continuous values in float64, accumulated over chunks (Chan et al. 1979)."""
 
     def __init__(self) -> None:
         self._rows = 0
-        self._error = 0.0
+        self._squared_error = 0.0
         self._mean = torch.zeros(())
-        self._squares = 0.0
-        self._first: Tensor | None = None
-        self._constant = True
+        self._squared_deviation = 0.0
+        self._first_row: Tensor | None = None
+        self._is_constant = True
 
-    def add(self, rows: Tensor, restored: Tensor) -> None:
-        """Add true rows (n, *row) and their reconstructions."""
+    def add(self, rows: Tensor, decoded: Tensor) -> None:
+        """Add rows (n, *row) of the data, and their reconstructions (n, *row)."""
         true, n = rows.double(), len(rows)
-        # Compared exactly: the variance of constant data need not round to zero.
-        self._first = true[0] if self._first is None else self._first
-        self._constant = self._constant and bool((true == self._first).all())
-        self._error += float((restored.double() - true).square().sum())
+        # Exact comparison, because the computed variance of constant data may be a rounding error above zero.
+        self._first_row = true[0] if self._first_row is None else self._first_row
+        self._is_constant = self._is_constant and bool((true == self._first_row).all())
+        self._squared_error += float((decoded.double() - true).square().sum())
         mean = true.mean(dim=0)
         total = self._rows + n
-        step = mean - self._mean
-        self._squares += float((true - mean).square().sum() + step.square().sum() * self._rows * n / total)
-        self._mean = self._mean + step * n / total
+        shift = mean - self._mean
+        self._squared_deviation += float((true - mean).square().sum() + shift.square().sum() * self._rows * n / total)
+        self._mean = self._mean + shift * n / total
         self._rows = total
 
     def result(self) -> ReconstructionMetrics:
-        """The error over all added rows, at least one."""
-        mse = self._error / (self._rows * self._mean.numel())
-        return ReconstructionMetrics(
-            mse, None if self._constant or not self._squares else self._error / self._squares, None
-        )
+        """Return the metrics over all added rows; at least one row must have been added."""
+        mse = self._squared_error / (self._rows * self._mean.numel())
+        has_variance = not self._is_constant and self._squared_deviation
+        return ReconstructionMetrics(mse, self._squared_error / self._squared_deviation if has_variance else None, None)
 
 
 class CategoricalMetrics:
-    """Fraction of cells whose class is correct."""
+    """Accuracy of classes, accumulated over chunks."""
 
     def __init__(self) -> None:
-        self._cells = torch.zeros(0, dtype=torch.int64)
-        self._right = 0
+        self._class_counts = torch.zeros(0, dtype=torch.int64)
+        self._correct = 0
 
-    def add(self, rows: Tensor, restored: Tensor) -> None:
-        """Add true classes (n, *row) and their reconstructions."""
-        cells = rows.long().flatten().bincount(minlength=len(self._cells))
-        cells[: len(self._cells)] += self._cells
-        self._cells = cells
-        self._right += int((rows.long() == restored.long()).sum())
+    def add(self, rows: Tensor, decoded: Tensor) -> None:
+        """Add rows (n, *row) of classes, and their reconstructions (n, *row)."""
+        counts = rows.long().flatten().bincount(minlength=len(self._class_counts))
+        counts[: len(self._class_counts)] += self._class_counts
+        self._class_counts = counts
+        self._correct += int((rows.long() == decoded.long()).sum())
 
     def result(self) -> ReconstructionMetrics:
-        """The error over all added rows, at least one."""
-        cells = int(self._cells.sum())
-        return ReconstructionMetrics(None, None, self._right / cells, int(self._cells.max()) / cells)
+        """Return the metrics over all added rows; at least one row must have been added."""
+        cells = int(self._class_counts.sum())
+        return ReconstructionMetrics(None, None, self._correct / cells, int(self._class_counts.max()) / cells)

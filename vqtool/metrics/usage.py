@@ -1,24 +1,34 @@
-"""From the hits of each code to what they say of a codebook. The one place where it is computed."""
+"""Codebook usage: count the hits of each code, and compute usage, perplexity and entropy from the counts.
+
+Shapes: n rows, L tokens per sample, K codes, Q levels.
+"""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from vqtool.metrics.collisions import IdCounter, IdCounts
 
 
 @dataclass(frozen=True)
 class Usage:
-    """How a codebook is used over a whole pass.
+    """Usage of a codebook over a whole pass.
 
     Attributes:
         codebook_size: K.
-        used: codes with at least one hit.
+        used: number of codes with at least one hit.
         usage: used / K.
-        expected_used: how many codes even use would have reached with as many tokens.
-        perplexity: exp of the entropy: the number of codes that, used evenly, would have the same entropy.
-        entropy_bits: entropy of the hard counts, in bits.
-        dead: K - used.
-        counts: hits of each code (K).
+        expected_used: number of codes that uniform usage would hit with as many tokens, K (1 - (1 - 1/K)^tokens).
+        perplexity: effective number of codes, exp(entropy).
+        entropy_bits: entropy of the distribution of hits, in bits.
+        dead: number of codes without a hit, K - used.
+        counts: hits of each code, K numbers.
     """
 
     codebook_size: int
@@ -32,17 +42,53 @@ class Usage:
 
     @property
     def tokens(self) -> int:
-        """Hits in all."""
+        """Sum of all counts."""
         return sum(self.counts)
 
     @property
     def entropy(self) -> float:
-        """Entropy of the hard counts over ln K, 0 to 1; 1 for a single code, which is used as evenly as it can be."""
+        """Entropy of the distribution of hits divided by ln K, from 0 to 1; 1 if K is 1."""
         return normalized_entropy(self.entropy_bits * math.log(2), self.codebook_size)
 
 
+class CodeCounter:
+    """Counts hits per code, and distinct ids, over indices that are added in batches.
+
+    Args:
+        codebook_sizes: K of each level.
+        ids: whether to count distinct ids too; an id is all indices of a row.
+    """
+
+    def __init__(self, codebook_sizes: Sequence[int], ids: bool) -> None:
+        self._counts = [np.zeros(size, dtype=np.int64) for size in codebook_sizes]
+        self._ids = IdCounter() if ids else None
+
+    def add(self, indices: NDArray[Any]) -> None:
+        """Add indices (n, L); (n, L, Q) for several levels.
+
+        Raises:
+            IndexError: an index is out of range for its codebook.
+        """
+        for counts, level in zip(self._counts, indices.reshape(-1, len(self._counts)).T, strict=True):
+            if level.size and int(level.max()) >= len(counts):
+                raise IndexError(f"index {level.max()}, but valid indices are 0 to {len(counts) - 1}")
+            counts += np.bincount(level, minlength=len(counts))
+        if self._ids:
+            self._ids.add(indices)
+
+    @property
+    def levels(self) -> list[Usage]:
+        """Usage of each level over the indices added so far."""
+        return [usage_from_counts(torch.from_numpy(counts)) for counts in self._counts]
+
+    @property
+    def distinct(self) -> IdCounts | None:
+        """Number of rows and of distinct ids added so far; None if ids are not counted or nothing was added."""
+        return self._ids.result() if self._ids else None
+
+
 def usage_from_counts(counts: Tensor) -> Usage:
-    """The usage of a codebook whose codes were hit so often, counts (K,) of an integer type."""
+    """Return the usage of a codebook for the hits of each code: counts (K,), integers."""
     size, used = len(counts), int((counts > 0).sum())
     entropy = shannon_entropy(counts)
     return Usage(
@@ -58,7 +104,7 @@ def usage_from_counts(counts: Tensor) -> Usage:
 
 
 def shannon_entropy(weights: Tensor) -> float:
-    """The entropy, in nats, of weights (K,) that need not add up to one; 0 where all are zero."""
+    """Return -sum over k of p[k]·ln p[k] in nats, with p = weights / sum(weights); 0 if all weights (K,) are 0."""
     weights = weights.double()
     total = weights.sum()
     if total == 0:
@@ -68,12 +114,12 @@ def shannon_entropy(weights: Tensor) -> float:
 
 
 def normalized_entropy(nats: float, codebook_size: int) -> float:
-    """An entropy over its largest value, ln K."""
+    """Return an entropy in nats divided by ln K, its largest value; 1 if K is 1."""
     return nats / math.log(codebook_size) if codebook_size > 1 else 1.0
 
 
 def expected_used(codebook_size: int, tokens: int) -> float:
-    """K (1 - (1 - 1/K)^tokens): the mean number of distinct codes in as many even draws."""
+    """Return K (1 - (1 - 1/K)^tokens): the expected number of distinct codes in `tokens` uniform draws."""
     if codebook_size == 1:
         return float(tokens > 0)
     return -codebook_size * math.expm1(tokens * math.log1p(-1 / codebook_size))

@@ -1,4 +1,4 @@
-"""The model: normalise -> encoder -> quantizer -> decoder -> denormalise, built from its settings.
+"""The autoencoder: normalise -> encoder -> quantizer -> decoder -> denormalise; classes are embedded and predicted.
 
 Shapes: B batch, C channels, L tokens per sample, D code dimension, Q levels; size is (), (T,) or (H, W).
 """
@@ -15,9 +15,9 @@ from vqtool.errors import ConfigError, DataError
 from vqtool.models.data_io import CategoricalIO, ContinuousIO
 from vqtool.models.encoders import EncoderSettings, NetSettings, Size
 from vqtool.quantizers import ProjectedQuantizer, Quantizer, QuantizerOutput, QuantizerSettings
-from vqtool.quantizers.hit_times import HitTimes
+from vqtool.quantizers.dead_codes import HitSteps
 from vqtool.runtime.settings import Settings
-from vqtool.runtime.terminal import listed
+from vqtool.runtime.terminal import join_or
 
 
 class ModelSettings(Settings):
@@ -31,25 +31,26 @@ class ModelSettings(Settings):
 
 
 class AutoencoderOutput(NamedTuple):
-    """Output of one training forward pass."""
+    """Output of `Autoencoder.forward`."""
 
     prediction: Tensor
-    """(B, C, *size) in normalised units, or logits (B, classes, *size)."""
+    """Decoder output: values (B, C, *size) in normalised units, or logits (B, classes, *size)."""
     target: Tensor
-    """(B, C, *size) in normalised units, or classes (B, *size)."""
+    """Target of the reconstruction loss: values (B, C, *size) in normalised units, or classes (B, *size)."""
     latents: Tensor
-    """(B, L, D) encoder output."""
+    """Encoder output (B, L, D)."""
     quantizer: QuantizerOutput
     """Quantized latents, indices and losses."""
 
 
 class Autoencoder(nn.Module):
-    """Autoencoder for samples of one shape and dtype.
+    """Autoencoder for samples of one layout, number of channels and dtype.
 
     Args:
-        settings: settings resolved by `resolve_model`.
-        spec: shape, layout and dtype of the samples.
-        mean, scale: C numbers each, subtracted and divided by in normalisation; a checkpoint overwrites them.
+        settings: settings that `resolve_model` returned.
+        spec: shape, layout and dtype of the training samples.
+        mean: C numbers that normalisation subtracts. Classes are not normalised and ignore `mean` and `scale`.
+        scale: C numbers by which normalisation divides. A loaded state dict overwrites both.
     """
 
     def __init__(
@@ -59,82 +60,86 @@ class Autoencoder(nn.Module):
         assert settings.decoder is not None
         self.spec = spec
         self.settings = settings
-        self.modality = (
-            CategoricalIO(spec.classes, settings.encoder.dim(1)) if spec.classes else ContinuousIO(mean, scale)
+        self.data_io = (
+            CategoricalIO(spec.classes, settings.encoder.default_dim(1)) if spec.classes else ContinuousIO(mean, scale)
         )
         self.quantizer: Quantizer = settings.quantizer.build()
-        # A net may have a fixed latent width (identity); the quantizer is then projected to it.
+        # A network may fix the width of the latents (identity); codes of another width are then projected.
         width = self.quantizer.dim
         for net in (settings.encoder, settings.decoder):
-            width = net.latent_width(spec.channels, width)
+            width = net.latent_dim(spec.channels, width)
         if width != self.quantizer.dim:
             self.quantizer = ProjectedQuantizer(self.quantizer, width)
-        self.hit_times = HitTimes(self.quantizer.codebook_sizes)
-        self.encoder = settings.encoder.encoder(self.modality.inputs, spec.size, width)
-        self.decoder = settings.decoder.decoder(self.modality.outputs, spec.size, width)
+        self.hit_steps = HitSteps(self.quantizer.codebook_sizes)
+        self.encoder = settings.encoder.build_encoder(self.data_io.in_channels, spec.size, width)
+        self.decoder = settings.decoder.build_decoder(self.data_io.out_channels, spec.size, width)
 
     def forward(self, x: Tensor) -> AutoencoderOutput:
-        """Reconstruct (B, C, *size) values or (B, *size) classes."""
+        """Encode, quantize and decode values (B, C, *size) or classes (B, *size)."""
         latents = self.latents(x)
         quantizer = self.quantizer(latents)
         prediction = self.decoder(quantizer.quantized, self.size_of(x))
-        return AutoencoderOutput(prediction, self.modality.target(x), latents, quantizer)
+        return AutoencoderOutput(prediction, self.data_io.target(x), latents, quantizer)
 
     def latents(self, x: Tensor) -> Tensor:
-        """Return the encoder output (B, L, D)."""
-        vectors: Tensor = self.encoder(self.modality(x))
-        return vectors
+        """Return the encoder output (B, L, D) for values (B, C, *size) or classes (B, *size)."""
+        latents: Tensor = self.encoder(self.data_io(x))
+        return latents
 
     def encode(self, x: Tensor) -> Tensor:
-        """Return indices (B, L), or (B, L, Q) with levels."""
+        """Return the indices (B, L) of samples; (B, L, Q) for residual and product quantizers."""
         return self.quantizer.encode(self.latents(x))
 
     def predict(self, indices: Tensor, size: Size) -> Tensor:
-        """Return the decoder output for indices, in normalised units or as logits."""
+        """Return the decoder output for indices: normalised values (B, C, *size), or logits (B, classes, *size)."""
         prediction: Tensor = self.decoder(self.quantizer.decode(indices), size)
         return prediction
 
     def decode(self, indices: Tensor, size: Size) -> Tensor:
-        """Return samples (B, C, *size) in the units of the data, or classes (B, *size)."""
-        return self.modality.restore(self.predict(indices, size))
+        """Return the samples for indices: values (B, C, *size) in the units of the data, or classes (B, *size)."""
+        return self.data_io.postprocess(self.predict(indices, size))
 
     def grid(self, size: Size) -> Size:
-        """Return the row-major grid shape of the L tokens of a sample of `size`."""
+        """Return the grid shape of the tokens of a sample of `size`; L is its product, in row-major order."""
         return self.settings.encoder.grid(size)
 
     def size_of(self, x: Tensor) -> Size:
-        """Return the size of the samples of a batch."""
+        """Return the size, (), (T,) or (H, W), of the samples in a batch."""
         return tuple(x.shape[1:] if self.spec.classes else x.shape[2:])
 
-    def bits(self, size: Size) -> float:
-        """Return the bits per sample of `size`: L times the sum over levels of log2 K."""
-        return math.prod(self.grid(size)) * sum(math.log2(codes) for codes in self.quantizer.codebook_sizes)
+    def bits_per_sample(self, size: Size) -> float:
+        """Return the bits of the indices of a sample of `size`: L times the sum over levels of log2 K."""
+        return math.prod(self.grid(size)) * sum(math.log2(k) for k in self.quantizer.codebook_sizes)
 
     @property
     def any_size(self) -> bool:
-        """Whether samples of other sizes than the training size are supported."""
+        """Whether encoder and decoder accept samples of another size than the training size."""
         assert self.settings.decoder is not None
         return self.settings.encoder.any_size and self.settings.decoder.any_size
 
-    def check_rows(self, row_shape: Size, what: str) -> None:
-        """Check that encoder and decoder support rows of this shape; `what` names them in the message.
+    def check_rows(self, row_shape: Size, source: str) -> None:
+        """Check that encoder and decoder accept rows of this shape.
+
+        Args:
+            row_shape: shape of one row in the layout of the data.
+            source: origin of the rows, such as a file; the error message starts with it.
 
         Raises:
-            DataError: the shape does not fit; the message names both shapes.
+            DataError: the shape does not fit; the message names this shape and the shape of the training rows.
         """
         encoder, decoder = self.settings.encoder, self.settings.decoder
         assert decoder is not None
-        self.spec.check_row(row_shape, self.any_size, what)
+        self.spec.check_row_shape(row_shape, self.any_size, source)
         size = sample_shape(self.spec.layout, row_shape)[1]
         if math.prod(encoder.grid(size)) != math.prod(decoder.grid(size)):
             raise DataError(
-                f"{what}: rows of shape {row_shape} give an encoder grid {encoder.grid(size)}, but the decoder expects "
-                f"{decoder.grid(size)}; use rows of shape {self.spec.row_shape}, on which the model was trained"
+                f"{source}: rows of shape {row_shape} give an encoder grid {encoder.grid(size)}, but the decoder "
+                f"expects {decoder.grid(size)}; use rows of shape {self.spec.row_shape}, on which the model was trained"
             )
 
 
 def resolve_model(settings: ModelSettings, spec: SampleSpec) -> ModelSettings:
-    """Return settings with the code dimension and the decoder filled in.
+    """Return the settings with `codebook_dim: auto` resolved and the decoder filled in.
 
     Raises:
         ConfigError: encoder, decoder or quantizer do not fit the data or each other.
@@ -142,31 +147,36 @@ def resolve_model(settings: ModelSettings, spec: SampleSpec) -> ModelSettings:
     decoder = settings.decoder or settings.encoder
     _check_net("model.encoder", settings.encoder, spec)
     _check_net("model.decoder", decoder, spec)
-    encoded, decoded = settings.encoder.grid(spec.size), decoder.grid(spec.size)
-    if math.prod(encoded) != math.prod(decoded):
+    encoder_grid, decoder_grid = settings.encoder.grid(spec.size), decoder.grid(spec.size)
+    if math.prod(encoder_grid) != math.prod(decoder_grid):
         raise ConfigError(
-            f"model.decoder: expects {math.prod(decoded)} tokens per sample (grid {decoded}), but the encoder produces "
-            f"{math.prod(encoded)} (grid {encoded}); make num_tokens or downsamples equal, or omit model.decoder"
+            f"model.decoder: expects {math.prod(decoder_grid)} tokens per sample (grid {decoder_grid}), but the "
+            f"encoder produces {math.prod(encoder_grid)} (grid {encoder_grid}); make num_tokens or downsamples equal, "
+            "or omit model.decoder"
         )
-    width = settings.encoder.dim(spec.channels)
+    width = settings.encoder.default_dim(spec.channels)
     for net in (settings.encoder, decoder):
-        width = net.latent_width(spec.channels, width)
+        width = net.latent_dim(spec.channels, width)
     quantizer = settings.quantizer.resolve(width)
     return settings.model_copy(update={"quantizer": quantizer, "decoder": decoder})
 
 
-def _check_net(where: str, net: NetSettings, spec: SampleSpec) -> None:
+def _check_net(key: str, net: NetSettings, spec: SampleSpec) -> None:
+    """Raise a ConfigError that names the families that fit the data, unless `net` is one of them."""
     kinds = {0: "vectors (C,)", 1: "sequences (C, T)", 2: "images (C, H, W)"}
-    what = f"{'classes' if spec.classes else kinds[len(spec.size)]} (layout {spec.layout}, row shape {spec.row_shape})"
-    fit = [
-        str(other.model_fields["kind"].default)
-        for other in get_args(get_args(EncoderSettings)[0])
-        if len(spec.size) in other.ranks and (other.takes_classes or not spec.classes)
+    fitting = [
+        str(family.model_fields["kind"].default)
+        for family in get_args(get_args(EncoderSettings)[0])
+        if len(spec.size) in family.spatial_ranks and (family.takes_classes or not spec.classes)
     ]
-    if net.kind not in fit:
-        fits_size = len(spec.size) in net.ranks
-        takes = "continuous values" if fits_size else " or ".join(kinds[rank] for rank in net.ranks)
-        raise ConfigError(
-            f"{where}.kind: {net.kind} takes {takes}, but the data are {what}; choose {listed(fit)}, or correct "
-            "data.layout"
-        )
+    if net.kind in fitting:
+        return
+    data = "classes" if spec.classes else kinds[len(spec.size)]
+    if len(spec.size) in net.spatial_ranks:
+        accepted = "continuous values"
+    else:
+        accepted = " or ".join(kinds[rank] for rank in net.spatial_ranks)
+    raise ConfigError(
+        f"{key}.kind: {net.kind} takes {accepted}, but the data are {data} (layout {spec.layout}, row shape "
+        f"{spec.row_shape}); choose {join_or(fitting)}, or correct data.layout"
+    )

@@ -1,7 +1,7 @@
-"""Compute in chunks of one fixed shape, aligned to row numbers; the last chunk is padded.
+"""Fixed-size chunks: the model computes on chunks of one shape, aligned to row numbers; the last chunk is padded.
 
-A row's result then does not depend on the batch size or on the other rows. Matrix products of another shape can round
-differently, and a vector halfway between two codes would get the other index.
+Matrix products of different shapes can round differently, and a latent halfway between two codes would then get the
+other index. With one shape, the tokens of a row depend neither on the batch size nor on the other rows.
 """
 
 import math
@@ -12,34 +12,39 @@ from torch import Tensor
 from vqtool.models.autoencoder import Autoencoder
 from vqtool.models.encoders import Size
 
-# Maximum number of tokens, and of input numbers, in one chunk.
-_POSITIONS = 1 << 12
-_NUMBERS = 1 << 18
-# Maximum number of chunks per read: with more, large samples fill memory, and threads finish far apart.
-_TOGETHER = 4
+_MAX_TOKENS_PER_CHUNK = 1 << 12
+# Numbers of the input: channels times positions, over all samples of a chunk.
+_MAX_VALUES_PER_CHUNK = 1 << 18
+# Larger batches of large samples fill memory, and let threads finish far apart.
+_MAX_CHUNKS_PER_BATCH = 4
 
 
 def chunk_rows(model: Autoencoder, size: Size) -> int:
-    """Rows per chunk for samples of `size`: a power of two that depends only on the model and the size."""
-    positions = math.prod(model.grid(size))
-    numbers = model.spec.channels * math.prod(size)
-    return 1 << max(0, int(math.log2(min(_POSITIONS / positions, _NUMBERS / numbers))))
+    """Return the number of rows per chunk for samples of `size`; it depends on the model and the size only.
+
+    The largest power of two with at most 2^12 tokens and 2^18 input values per chunk; at least 1.
+    """
+    tokens = math.prod(model.grid(size))
+    values = model.spec.channels * math.prod(size)
+    return 1 << max(0, int(math.log2(min(_MAX_TOKENS_PER_CHUNK / tokens, _MAX_VALUES_PER_CHUNK / values))))
 
 
 def batch_rows(model: Autoencoder, size: Size, batch_size: int) -> int:
-    """Rows to read at a time: `batch_size` rounded up to whole chunks, four chunks at most."""
+    """Return the number of rows to read at a time: `batch_size` rounded up to whole chunks, at most four chunks."""
     chunk = chunk_rows(model, size)
-    return chunk * min(-(-batch_size // chunk), _TOGETHER)
+    return chunk * min(-(-batch_size // chunk), _MAX_CHUNKS_PER_BATCH)
 
 
 def chunks(x: Tensor, rows: int) -> Iterator[tuple[Tensor, int]]:
-    """Split (n, ...) into chunks of `rows`, the last one padded with zeros; yield each with its number of real rows."""
-    for piece in x.split(rows):
-        missing = rows - len(piece)
-        yield (_pad(piece, missing) if missing else piece), len(piece)
+    """Split (n, ...) into chunks of `rows` rows, the last one padded with zeros.
 
-
-def _pad(piece: Tensor, missing: int) -> Tensor:
-    padded = piece.new_zeros((len(piece) + missing, *piece.shape[1:]))
-    padded[: len(piece)] = piece
-    return padded
+    Yields:
+        A chunk (rows, ...), and the number of its rows that are not padding.
+    """
+    for chunk in x.split(rows):
+        n = len(chunk)
+        if n < rows:
+            padded = chunk.new_zeros((rows, *chunk.shape[1:]))
+            padded[:n] = chunk
+            chunk = padded
+        yield chunk, n

@@ -10,10 +10,15 @@ from torch import Tensor, nn
 
 
 class ContinuousIO(nn.Module):
-    """Samples (B, C, *size) of real numbers, normalised on the way in and back to their own units on the way out.
+    """Per-channel normalisation of values (B, C, *size) before the encoder, and its inverse after the decoder.
 
     Args:
-        mean, scale: C numbers each.
+        mean: C numbers.
+        scale: C numbers, for example standard deviations.
+
+    Attributes:
+        in_channels: channels of the encoder input, C.
+        out_channels: channels of the decoder output, C.
     """
 
     mean: Tensor
@@ -23,45 +28,51 @@ class ContinuousIO(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
-        self.inputs = self.outputs = len(mean)
+        self.in_channels = self.out_channels = len(mean)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *size), normalised."""
-        return (x - self._like(self.mean, x)) / self._like(self.scale, x)
+        """Return (x - mean) / scale, the encoder input (B, C, *size)."""
+        return (x - _per_channel(self.mean, x)) / _per_channel(self.scale, x)
 
     def target(self, x: Tensor) -> Tensor:
-        """What the decoder should give: the normalised samples."""
+        """Return the target of the reconstruction loss: the normalised samples (B, C, *size)."""
         return self(x)
 
-    def restore(self, prediction: Tensor) -> Tensor:
-        """(B, C, *size) in the data's own units."""
-        return prediction * self._like(self.scale, prediction) + self._like(self.mean, prediction)
-
-    @staticmethod
-    def _like(channel: Tensor, x: Tensor) -> Tensor:
-        return channel.reshape(-1, *[1] * (x.ndim - 2))
+    def postprocess(self, prediction: Tensor) -> Tensor:
+        """Return prediction · scale + mean: the decoder output (B, C, *size) in the units of the data."""
+        return prediction * _per_channel(self.scale, prediction) + _per_channel(self.mean, prediction)
 
 
 class CategoricalIO(nn.Module):
-    """Grids (B, *size) of integers below `classes`, embedded on the way in and chosen by logits on the way out.
+    """Embedding of classes (B, *size) before the encoder, and argmax of the logits after the decoder.
 
     Args:
-        width: channels of the embedding.
+        classes: number of classes; valid inputs are 0 to classes - 1.
+        width: width of the embedding.
+
+    Attributes:
+        in_channels: channels of the encoder input, `width`.
+        out_channels: channels of the decoder output, `classes`.
     """
 
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(classes, width)
-        self.inputs, self.outputs = width, classes
+        self.in_channels, self.out_channels = width, classes
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, width, *size)."""
+        """Return the embeddings (B, width, *size) of classes (B, *size)."""
         return self.embedding(x).movedim(-1, 1)
 
     def target(self, x: Tensor) -> Tensor:
-        """What the decoder's logits should choose: the classes."""
+        """Return the target of the reconstruction loss: the classes (B, *size)."""
         return x
 
-    def restore(self, prediction: Tensor) -> Tensor:
-        """(B, *size), the likeliest class of logits (B, classes, *size)."""
+    def postprocess(self, prediction: Tensor) -> Tensor:
+        """Return the most likely class (B, *size) of logits (B, classes, *size)."""
         return prediction.argmax(dim=1)
+
+
+def _per_channel(values: Tensor, x: Tensor) -> Tensor:
+    """Reshape (C,) so that it broadcasts over the channel axis of x (B, C, *size)."""
+    return values.reshape(-1, *[1] * (x.ndim - 2))

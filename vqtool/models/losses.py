@@ -1,4 +1,4 @@
-"""Reconstruction losses and the weights of all losses of a run.
+"""Reconstruction losses, and the weights of all losses of a run.
 
 Shapes: B batch, C channels; size is (), (T,) or (H, W).
 """
@@ -34,22 +34,25 @@ class LossSettings(Settings):
     entropy: float = Field(0.0, ge=0, description="weight of the entropy loss, which rewards even code usage; 0: off")
 
 
-def cosine(prediction: Tensor, target: Tensor) -> Tensor:
-    """Return 1 - cosine similarity (B, *size) over the channels (B, C, *size) of prediction and target."""
+def cosine_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Return 1 - cosine similarity over the channels: (B, *size) for prediction and target (B, C, *size)."""
     return 1 - F.cosine_similarity(prediction, target, dim=1)
 
 
-# Unreduced losses (B, ...), by name.
+# Unreduced losses (B, ...) of prediction and target, by name.
 RECONSTRUCTION_LOSSES: dict[ReconstructionName, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": partial(F.mse_loss, reduction="none"),
     "l1": partial(F.l1_loss, reduction="none"),
-    "cosine": cosine,
+    "cosine": cosine_loss,
     "cross_entropy": partial(F.cross_entropy, reduction="none"),
 }
 
 
 def resolve_reconstruction(settings: LossSettings, classes: int | None) -> LossSettings:
-    """Return settings with `reconstruction: auto` resolved.
+    """Return the settings with `reconstruction: auto` resolved.
+
+    Args:
+        classes: number of classes of the data; None for continuous values.
 
     Raises:
         ConfigError: the loss does not fit the data.
@@ -58,19 +61,19 @@ def resolve_reconstruction(settings: LossSettings, classes: int | None) -> LossS
     if name == "auto":
         return settings.model_copy(update={"reconstruction": "cross_entropy" if classes else "mse"})
     if (name == "cross_entropy") != bool(classes):
-        holds, fits = ("classes", "cross_entropy") if classes else ("continuous values", "mse, l1, cosine")
-        raise ConfigError(f"loss.reconstruction: {name} does not fit data of {holds}; set it to {fits} or auto")
+        data, fitting = ("classes", "cross_entropy") if classes else ("continuous values", "mse, l1, cosine")
+        raise ConfigError(f"loss.reconstruction: {name} does not fit data of {data}; set it to {fitting} or auto")
     return settings
 
 
 def reconstruction_loss(name: str, prediction: Tensor, target: Tensor, shard: BatchShard | None = None) -> Tensor:
-    """Return the mean loss (), at least in float32.
+    """Return the reconstruction loss (): the mean over the global batch, in float32 or float64.
 
     Args:
         name: `mse`, `l1`, `cosine` or `cross_entropy`.
         prediction: (B, C, *size) values, or (B, classes, *size) logits.
         target: (B, C, *size) values, or (B, *size) classes.
-        share: position of these samples in the global batch; default: they are the whole batch.
+        shard: position of these samples in the global batch; None: they are the whole batch.
     """
     prediction = prediction.to(torch.promote_types(prediction.dtype, torch.float32))
     return (shard or BatchShard.unsharded(len(target))).mean(RECONSTRUCTION_LOSSES[name](prediction, target))  # type: ignore[index]

@@ -1,17 +1,16 @@
-"""Encoder and decoder families, one per file."""
+"""Encoder and decoder families, one per file (`conv1d` and `conv2d` share conv.py)."""
 
 from typing import Annotated
 
 from pydantic import Field
 
 from vqtool.models.encoders.base import NetSettings, Size
-from vqtool.models.encoders.conv1d import Conv1dSettings
-from vqtool.models.encoders.conv2d import Conv2dSettings
+from vqtool.models.encoders.conv import Conv1dSettings, Conv2dSettings
 from vqtool.models.encoders.identity import IdentitySettings
 from vqtool.models.encoders.mlp import MlpSettings
 from vqtool.models.encoders.transformer import TransformerSettings
 
-# The one table of families, selected by `kind`.
+# All families; `kind` selects one.
 EncoderSettings = Annotated[
     IdentitySettings | MlpSettings | Conv1dSettings | Conv2dSettings | TransformerSettings,
     Field(discriminator="kind"),

@@ -1,6 +1,6 @@
-"""The interface of encoder and decoder families; the settings of a family build both.
+"""Interface of the encoder and decoder families. The settings of a family build both networks.
 
-Shapes: B batch, C channels, L tokens per sample, D code dimension; `size` is the shape after the channels: () for
+Shapes: B batch, C channels, L tokens per sample, D code dimension; `size` is the shape after the channel axis: () for
 vectors, (T,) for sequences, (H, W) for images.
 """
 
@@ -14,40 +14,36 @@ Size = tuple[int, ...]
 
 
 class NetSettings(Settings):
-    """Settings of one encoder and decoder family.
+    """Settings of one family of encoders and decoders.
 
-    The encoder maps (B, C, *size) to (B, L, D). The decoder maps (B, L, D) and a size to (B, C', *size). Neither mixes
-    the samples of a batch.
+    The encoder maps (B, C, *size) to latents (B, L, D). The decoder maps latents (B, L, D) and a size to
+    (B, channels, *size). Neither mixes samples of a batch.
     """
 
     kind: str
-    ranks: ClassVar[tuple[int, ...]]
-    """The supported lengths of `size`: 0 vectors, 1 sequences, 2 images."""
+    spatial_ranks: ClassVar[tuple[int, ...]]
+    """Supported lengths of `size`: 0 vectors, 1 sequences, 2 images."""
     any_size: ClassVar[bool]
-    """Whether a trained network supports other sample sizes than the training size."""
+    """Whether a trained network accepts samples of another size than the training size."""
     takes_classes: ClassVar[bool] = True
-    """Whether the input may be embedded integer classes."""
+    """Whether the data may be classes, which reach the encoder as embeddings."""
 
-    def dim(self, channels: int) -> int:
-        """Return the D used for `codebook_dim: auto`."""
+    def default_dim(self, channels: int) -> int:
+        """Return the code dimension D for `codebook_dim: auto`."""
         raise NotImplementedError
 
-    def latent_width(self, channels: int, dim: int) -> int:
-        """Return the width of the latents for codes of `dim`: `dim`, unless the family has a fixed width."""
+    def latent_dim(self, channels: int, dim: int) -> int:
+        """Return the width of the latents for a quantizer of width `dim`: `dim`, unless the family fixes the width."""
         return dim
 
     def grid(self, size: Size) -> Size:
-        """Return the row-major grid shape of the L tokens of a sample of `size`."""
+        """Return the grid shape of the tokens of a sample of `size`; L is its product, in row-major order."""
         raise NotImplementedError
 
-    def encoder(self, channels: int, size: Size, dim: int) -> nn.Module:
-        """Return the encoder from `channels` to latents of width `dim`.
-
-        Raises:
-            ConfigError: the settings do not fit the data.
-        """
+    def build_encoder(self, channels: int, size: Size, dim: int) -> nn.Module:
+        """Return an encoder from `channels` channels to latents of width `dim`, for training samples of `size`."""
         raise NotImplementedError
 
-    def decoder(self, channels: int, size: Size, dim: int) -> nn.Module:
-        """Return the decoder from latents of width `dim` to `channels`."""
+    def build_decoder(self, channels: int, size: Size, dim: int) -> nn.Module:
+        """Return a decoder from latents of width `dim` to `channels` channels, for training samples of `size`."""
         raise NotImplementedError

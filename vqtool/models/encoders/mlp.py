@@ -1,4 +1,7 @@
-"""Multi-layer perceptrons for vectors: (B, C) to L latents of D dimensions and back."""
+"""Multi-layer perceptrons for vectors: (B, C) to L latents of D dimensions and back.
+
+Shapes: B batch, C channels, L tokens per sample, D code dimension.
+"""
 
 from typing import ClassVar, Literal
 
@@ -9,7 +12,7 @@ from vqtool.models.encoders.base import NetSettings, Size
 
 
 class MlpEncoder(nn.Module):
-    """(B, C) to (B, L, D)."""
+    """Map (B, C) to (B, L, D): an MLP with L · D outputs."""
 
     def __init__(self, channels: int, width: int, layers: int, num_tokens: int, dim: int) -> None:
         super().__init__()
@@ -21,7 +24,7 @@ class MlpEncoder(nn.Module):
 
 
 class MlpDecoder(nn.Module):
-    """(B, L, D) to (B, C)."""
+    """Map (B, L, D) to (B, C): an MLP on the concatenated latents."""
 
     def __init__(self, channels: int, width: int, layers: int, num_tokens: int, dim: int) -> None:
         super().__init__()
@@ -38,25 +41,25 @@ class MlpSettings(NetSettings):
     width: int = Field(256, ge=1, le=1 << 16, description="width of the hidden layers")
     layers: int = Field(2, ge=0, le=1000, description="number of hidden layers")
     num_tokens: int = Field(1, ge=1, le=1 << 16, description="L, tokens per sample")
-    ranks: ClassVar = (0,)
+    spatial_ranks: ClassVar = (0,)
     any_size: ClassVar = False
 
-    def dim(self, channels: int) -> int:
+    def default_dim(self, channels: int) -> int:
         return self.width
 
     def grid(self, size: Size) -> Size:
         return (self.num_tokens,)
 
-    def encoder(self, channels: int, size: Size, dim: int) -> nn.Module:
+    def build_encoder(self, channels: int, size: Size, dim: int) -> nn.Module:
         return MlpEncoder(channels, self.width, self.layers, self.num_tokens, dim)
 
-    def decoder(self, channels: int, size: Size, dim: int) -> nn.Module:
+    def build_decoder(self, channels: int, size: Size, dim: int) -> nn.Module:
         return MlpDecoder(channels, self.width, self.layers, self.num_tokens, dim)
 
 
-def _mlp(inputs: int, width: int, layers: int, outputs: int) -> nn.Sequential:
+def _mlp(in_features: int, width: int, layers: int, out_features: int) -> nn.Sequential:
     net = nn.Sequential()
     for _ in range(layers):
-        net.extend([nn.Linear(inputs, width), nn.LayerNorm(width), nn.SiLU()])
-        inputs = width
-    return net.append(nn.Linear(inputs, outputs))
+        net.extend([nn.Linear(in_features, width), nn.LayerNorm(width), nn.SiLU()])
+        in_features = width
+    return net.append(nn.Linear(in_features, out_features))

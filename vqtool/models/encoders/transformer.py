@@ -1,9 +1,9 @@
-"""Transformers with learned queries, for sequences, images and grids.
+"""Transformer encoder and decoder with learned queries, for sequences, images and grids.
 
 As in TiTok (Yu et al. 2024, "An Image is Worth 32 Tokens"), L learned queries attend to the patches of a sample and
 become its L latents, so L does not depend on the sample size.
 
-Shapes: B batch, C channels, P patches, L tokens, W width, D code dimension.
+Shapes: B batch, C channels, P patches, L tokens, W width, D code dimension; size is (T,) or (H, W).
 """
 
 import math
@@ -15,11 +15,11 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from vqtool.models.encoders.base import NetSettings, Size
-from vqtool.models.encoders.padding import crop, pad_to_multiple, strided
+from vqtool.models.encoders.conv import crop, pad_to_multiple, strided_grid
 
 
-class Block(nn.Module):
-    """Pre-norm transformer block on (B, S, W): self-attention and an MLP, each with a skip connection."""
+class TransformerBlock(nn.Module):
+    """Pre-norm transformer block on (B, S, W): self-attention and an MLP, each with a residual connection."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -38,43 +38,52 @@ class Block(nn.Module):
 
 
 class TransformerEncoder(nn.Module):
-    """(B, C, *size) to (B, L, D)."""
+    """Map (B, C, *size) to (B, L, D): L learned queries attend to the P patches and to each other.
+
+    The input is padded to a multiple of the patch size. Only samples of the training size are accepted, because the
+    position embedding has P rows.
+    """
 
     def __init__(self, channels: int, size: Size, dim: int, settings: "TransformerSettings") -> None:
         super().__init__()
-        self.patch = settings.patch_size
+        self.patch_size = settings.patch_size
         width = settings.width
-        self.embed = nn.Linear(channels * settings.patch_size ** len(size), width)
-        self.place = _learned(math.prod(strided(size, settings.patch_size)), width)
-        self.queries = _learned(settings.num_tokens, width)
-        self.blocks = nn.Sequential(*(Block(width, settings.heads) for _ in range(settings.depth)))
+        self.patch_embed = nn.Linear(channels * settings.patch_size ** len(size), width)
+        self.pos_embed = _learned_embedding(math.prod(strided_grid(size, settings.patch_size)), width)
+        self.queries = _learned_embedding(settings.num_tokens, width)
+        self.blocks = nn.Sequential(*(TransformerBlock(width, settings.heads) for _ in range(settings.depth)))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        patches = self.embed(to_patches(pad_to_multiple(x, self.patch), self.patch)) + self.place
+        patches = to_patches(pad_to_multiple(x, self.patch_size), self.patch_size)
+        patches = self.patch_embed(patches) + self.pos_embed
         queries = self.queries.expand(len(x), -1, -1)
         return self.head(self.blocks(torch.cat([queries, patches], dim=1))[:, : len(self.queries)])
 
 
 class TransformerDecoder(nn.Module):
-    """Map (B, L, D) to (B, C, *size): learned position queries attend to the latents and become patches."""
+    """Map (B, L, D) to (B, C, *size): P learned queries attend to the L latents and become the patches.
+
+    The output is cropped to `size`, which must be the training size.
+    """
 
     def __init__(self, channels: int, size: Size, dim: int, settings: "TransformerSettings") -> None:
         super().__init__()
-        self.patch = settings.patch_size
+        self.patch_size = settings.patch_size
         width = settings.width
-        self.grid = strided(size, settings.patch_size)
-        self.embed = nn.Linear(dim, width)
-        self.order = _learned(settings.num_tokens, width)
-        self.place = _learned(math.prod(self.grid), width)
-        self.blocks = nn.Sequential(*(Block(width, settings.heads) for _ in range(settings.depth)))
+        self.grid = strided_grid(size, settings.patch_size)
+        self.latent_embed = nn.Linear(dim, width)
+        self.latent_pos_embed = _learned_embedding(settings.num_tokens, width)
+        self.patch_queries = _learned_embedding(math.prod(self.grid), width)
+        self.blocks = nn.Sequential(*(TransformerBlock(width, settings.heads) for _ in range(settings.depth)))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, channels * settings.patch_size ** len(size)))
 
     def forward(self, latents: Tensor, size: Size) -> Tensor:
-        places = self.place.expand(len(latents), -1, -1)
-        hidden = self.blocks(torch.cat([self.embed(latents) + self.order, places], dim=1))
+        queries = self.patch_queries.expand(len(latents), -1, -1)
+        hidden = self.latent_embed(latents) + self.latent_pos_embed
+        hidden = self.blocks(torch.cat([hidden, queries], dim=1))
         patches = self.head(hidden[:, latents.shape[1] :])
-        return crop(from_patches(patches, self.grid, self.patch), size)
+        return crop(from_patches(patches, self.grid, self.patch_size), size)
 
 
 class TransformerSettings(NetSettings):
@@ -88,7 +97,7 @@ class TransformerSettings(NetSettings):
     heads: int = Field(
         4, ge=1, validate_default=True, description="number of attention heads; width must be a multiple of it"
     )
-    ranks: ClassVar = (1, 2)
+    spatial_ranks: ClassVar = (1, 2)
     any_size: ClassVar = False
 
     @field_validator("heads")
@@ -99,32 +108,37 @@ class TransformerSettings(NetSettings):
             raise ValueError(f"width {width} is not a multiple of {heads} heads; change width or heads")
         return heads
 
-    def dim(self, channels: int) -> int:
+    def default_dim(self, channels: int) -> int:
         return self.width
 
     def grid(self, size: Size) -> Size:
         return (self.num_tokens,)
 
-    def encoder(self, channels: int, size: Size, dim: int) -> nn.Module:
+    def build_encoder(self, channels: int, size: Size, dim: int) -> nn.Module:
         return TransformerEncoder(channels, size, dim, self)
 
-    def decoder(self, channels: int, size: Size, dim: int) -> nn.Module:
+    def build_decoder(self, channels: int, size: Size, dim: int) -> nn.Module:
         return TransformerDecoder(channels, size, dim, self)
 
 
-def to_patches(x: Tensor, patch: int) -> Tensor:
-    """(B, C, *size) to (B, P, C · patch^rank), P row-major."""
+def to_patches(x: Tensor, patch_size: int) -> Tensor:
+    """Cut (B, C, *size) into non-overlapping patches (B, P, C · patch_size^rank), in row-major order.
+
+    rank = len(size). Each length must be a multiple of the patch size.
+    """
     rank = x.ndim - 2
     for axis in range(rank):
-        x = x.unflatten(2 + 2 * axis, (-1, patch))
-    places, inside = range(2, 2 + 2 * rank, 2), range(3, 3 + 2 * rank, 2)
-    return x.permute(0, *places, 1, *inside).flatten(1, rank).flatten(2)
+        x = x.unflatten(2 + 2 * axis, (-1, patch_size))
+    # x is (B, C, rows, patch_size, columns, patch_size) for images.
+    grid_axes, patch_axes = range(2, 2 + 2 * rank, 2), range(3, 3 + 2 * rank, 2)
+    return x.permute(0, *grid_axes, 1, *patch_axes).flatten(1, rank).flatten(2)
 
 
-def from_patches(patches: Tensor, grid: Size, patch: int) -> Tensor:
-    """The inverse of `to_patches`: (B, P, C · patch^rank) to (B, C, *grid · patch)."""
+def from_patches(patches: Tensor, grid: Size, patch_size: int) -> Tensor:
+    """Join patches (B, P, C · patch_size^rank) to (B, C, *(grid · patch_size)): the inverse of `to_patches`."""
     rank = len(grid)
-    x = patches.unflatten(2, (-1, *[patch] * rank)).unflatten(1, grid)
+    x = patches.unflatten(2, (-1, *[patch_size] * rank)).unflatten(1, grid)
+    # From (B, *grid, C, *patch) to (B, C, rows, patch_size, columns, patch_size) for images.
     pairs = [axis for i in range(rank) for axis in (1 + i, 2 + rank + i)]
     x = x.permute(0, 1 + rank, *pairs)
     for axis in range(rank):
@@ -132,5 +146,5 @@ def from_patches(patches: Tensor, grid: Size, patch: int) -> Tensor:
     return x
 
 
-def _learned(count: int, width: int) -> nn.Parameter:
-    return nn.Parameter(torch.randn(count, width) * 0.02)
+def _learned_embedding(rows: int, width: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(rows, width) * 0.02)

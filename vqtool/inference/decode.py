@@ -1,0 +1,59 @@
+"""Decode index files to arrays."""
+
+from pathlib import Path
+
+import torch
+
+from vqtool.data.layout import sample_shape
+from vqtool.errors import DataError
+from vqtool.inference.semantic_ids import check_unique_sizes
+from vqtool.inference.tokenizer import Tokenizer, to_numpy
+from vqtool.models.chunks import chunk_rows
+from vqtool.runs.index_file import atomic_write_array, check_not_input, check_output, manifest_path, read_indices
+from vqtool.runtime.progress import pass_bar
+from vqtool.runtime.signals import deferred_signals
+
+
+@deferred_signals()
+def decode_file(
+    tokenizer: Tokenizer, path: Path, out: Path, overwrite: bool = False, levels: int | None = None
+) -> tuple[tuple[int, ...], str]:
+    """Decode an index file to a .npy file of rows in the layout, units and dtype of the training data.
+
+    Args:
+        path: index file to read.
+        out: .npy file to write. NumPy has no bfloat16, so bfloat16 rows are written as float32.
+        overwrite: replace an existing output.
+        levels: number of leading levels to decode (residual quantizers only); None: all. The level that `--unique`
+            appended is never decoded and does not count.
+
+    Returns:
+        Shape and dtype name of the output.
+
+    Raises:
+        DataError: the indices were written by another model or are damaged, or the output exists.
+    """
+    check_output(out, overwrite)
+    check_not_input(out, [path])
+    tokenizer.check_levels(levels, "--levels")
+    indices, manifest = read_indices(path)
+    if manifest.model_sha256 != tokenizer.model_sha256:
+        raise DataError(
+            f"{path}: written by another model ({manifest.model_sha256[:12]}...), not by this one "
+            f"({tokenizer.model_sha256[:12]}...); decode with the run that wrote it, or encode the data with this run"
+        )
+    row_shape = tuple(manifest.row_shape)
+    tokenizer.model.check_rows(row_shape, f"{manifest_path(path)}: row_shape")
+    size = sample_shape(tokenizer.spec.layout, row_shape)[1]
+    step = chunk_rows(tokenizer.model, size)
+    if manifest.unique:
+        check_unique_sizes(path, manifest, tokenizer)
+        indices = indices[..., :-1].reshape(len(indices), *tokenizer.index_shape(size))
+    shape, dtype = (len(indices), *row_shape), to_numpy(torch.empty(0, dtype=tokenizer.spec.torch_dtype)).dtype
+    with atomic_write_array(out, shape, dtype) as array, pass_bar("decode", len(indices)) as bar:
+        for start in range(0, len(indices), step):
+            batch = tokenizer.validate_indices(indices[start : start + step], size, levels, str(path), start)
+            rows = tokenizer.decode_batch(batch, size)
+            array[start : start + len(rows)] = to_numpy(rows)
+            bar.update(len(rows))
+    return shape, dtype.name
