@@ -108,7 +108,7 @@ def same_data(targets: Sequence[TargetSummary]) -> bool:
 
 def comparison_rows(targets: Sequence[TargetSummary]) -> list[tuple[str, ...]]:
     """Return one row per target, with the columns of COMPARISON_HEADER; unknown values are empty."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for number, target in enumerate(targets, 1):
         levels = target.inspection.levels
         sizes = " ".join(f"{size:,}" for size in sorted({level.codebook_size for level in levels}))

@@ -54,7 +54,10 @@ class Evidence:
         return (self.metrics if metrics is None else metrics).get(f"{prefix}/{name}")
 
     def quantizer_key(self, name: str) -> str:
-        """Return the dotted config key of a setting of the innermost quantizer, the one that has the codebook."""
+        """Return the dotted config key of a setting of the innermost quantizer, the one that has the codebook.
+
+        `model.quantizer.NAME` if the settings are unknown.
+        """
         return ".".join(["model", *["quantizer"] * max(1, len(self._quantizers)), name])
 
     def quantizer_setting(self, name: str) -> Any:

@@ -43,7 +43,7 @@ def expected_perplexity(codebook_size: int, tokens: int) -> float:
     hits = np.arange(1, int(mean + 20 * math.sqrt(mean)) + 30)
     probabilities = np.exp(hits * math.log(mean) - mean - np.cumsum(np.log(hits)))
     entropy = math.log(tokens) - float((probabilities * hits * np.log(hits)).sum()) / mean
-    # For a few tokens the Poisson approximation leaves the possible range, 1 to min(T, K).
+    # With few tokens the Poisson approximation can leave the possible range, 1 to min(T, K).
     return math.exp(min(max(entropy, 0.0), math.log(min(tokens, codebook_size))))
 
 

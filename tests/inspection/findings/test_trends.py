@@ -52,7 +52,7 @@ def test_latents_diverging_does_not_depend_on_the_validation_interval(every: int
 @pytest.mark.parametrize(("growth", "reported"), [(24, False), (26, True)])
 @pytest.mark.parametrize("steps", [150, 1000])
 def test_growth_at_the_start_of_training_needs_a_factor_of_25(growth: float, reported: bool, steps: int) -> None:
-    """The second half of 150 steps begins before step 100, whether or not the run goes on after them."""
+    """The second half of 150 steps begins before step 100, for a run of 150 steps and for a longer one."""
     settings = make_settings(training={"steps": steps, "schedule": "constant", "warmup_steps": 0})
     history = commitment_history(lambda step: 1.0 if step < 80 else growth)[:150]
     assert ("latents_diverging" in finding_names(make_evidence(history=history, settings=settings))) == reported

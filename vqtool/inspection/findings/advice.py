@@ -1,7 +1,7 @@
 """Config changes that several findings suggest.
 
-Each function yields only the changes that apply to the quantizer of the run and are not already made; none if the
-settings are unknown.
+A function that yields changes leaves out those that do not apply to the quantizer of the run, or that the run already
+has. Without known settings it yields none.
 """
 
 from collections.abc import Iterator

@@ -46,7 +46,7 @@ def codebook_frozen(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _validations_at_high_lr(settings: RunSettings, history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the fewest last validations at a high learning rate that span 100 steps; empty if they do not."""
+    """Return the fewest last validations at a high learning rate that span at least 100 steps; empty if none do."""
     training = settings.training
     min_lr = _MIN_LR_FRACTION * training.learning_rate
     validations = [metrics for metrics in history if learning_rate(training, metrics["step"]) >= min_lr]

@@ -10,7 +10,7 @@ _MAX_ERROR = 0.95
 
 
 def weak_level(evidence: Evidence) -> Iterator[Finding]:
-    """Report levels after the first that leave more than 95% of the variance of their residual."""
+    """Report levels after the first of a residual quantizer that leave over 95% of the variance of their residual."""
     for level in range(len(evidence.levels)):
         error = evidence.metric(level, "error")
         if level % evidence.residual_depth and error is not None and error > _MAX_ERROR:

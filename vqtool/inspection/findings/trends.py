@@ -10,7 +10,7 @@ from vqtool.inspection.findings.advice import move_codes_to_latents, reduce_lear
 
 # Fewer validations do not show a trend.
 _MIN_VALIDATIONS = 4
-# Growth of the commitment loss over its minimum. Latents spread somewhat in any run, and the codes follow; less growth
+# Growth of the commitment loss from its minimum. Latents spread somewhat in any run, and the codes follow; less growth
 # is a problem if the relative quantization error has grown by the given factor too, because the codes do not follow.
 _MIN_GROWTH, _MIN_GROWTH_WITH_ERROR, _MIN_ERROR_GROWTH = 5.0, 3.0, 1.5
 # Factor on the minimum growth if it may be due to the start of training, where healthy runs grow by factors of 6 to 10.

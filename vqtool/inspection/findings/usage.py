@@ -43,7 +43,7 @@ _IF_SHARED = "the file does not record whether its levels share a codebook; if t
 def collapse(evidence: Evidence) -> Iterator[Finding]:
     """Report codebooks whose tokens are on very few codes.
 
-    A warning instead of a severe finding if the levels may share a codebook, which would not have collapsed.
+    Severe; a warning if the levels may share a codebook, and their summed counts have not collapsed.
     """
     for level, usage in evidence.codebooks:
         if not has_collapsed(usage):
@@ -68,7 +68,8 @@ def collapse(evidence: Evidence) -> Iterator[Finding]:
 def dead_codes(evidence: Evidence) -> Iterator[Finding]:
     """Report dead codes: at least 2, and more than 2% of a codebook that has at least 20 tokens per code.
 
-    Severe above 50%, also counted over all levels if the levels may share a codebook; otherwise a warning.
+    Severe if more than 50% of the codes are dead, otherwise a warning. If the levels may share a codebook, it is severe
+    only if more than 50% are dead in the summed counts too.
 
     `never_hit` of the evidence counts the dead codes that were never hit in training; `last_hit` is the mean step at
     which the others were hit last. Both are None for fixed codes.
