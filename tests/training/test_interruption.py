@@ -112,7 +112,7 @@ def test_signal_before_training_leaves_no_files(tmp_path: Path, monkeypatch: pyt
 
 
 class Killed(BaseException):
-    """Stands for the death of the process: nothing handles it."""
+    """Raised where a process would be killed; nothing handles it."""
 
 
 def kill_and_resume(settings: RunSettings, folder: Path, at: int, mutate: Mutate | None = None) -> None:

@@ -1,4 +1,4 @@
-"""One training step: forward, backward, update. Weights and codes do not change where a loss or gradient is not finite.
+"""One training step: forward, backward, update. A step with a non-finite loss or gradient changes no weights or codes.
 
 Shapes: B batch, L tokens per sample, D code dimension.
 """
@@ -56,7 +56,7 @@ class Stepper:
         self._model = setup.model
         self._forward = DistributedForward(setup.model)
         self._device = setup.device
-        self._row_numbers = setup.dataset.training.row_indices
+        self._row_indices = setup.dataset.training.row_indices
         self._order = order
         self._guard = NonFiniteGuard(setup.device)
         self.optimizer = Optimizer(setup.model, setup.settings.training)
@@ -70,29 +70,32 @@ class Stepper:
         weights, quantizer = self._settings.loss, output.quantizer
         reconstruction = reconstruction_loss(weights.reconstruction, output.prediction, output.target, shard)
         total = reconstruction + weights.commitment * quantizer.commitment_loss
-        if weights.entropy:  # 0 · inf would be NaN
+        if weights.entropy:  # without a weight the term is omitted: 0 · inf is NaN
             total = total + weights.entropy * quantizer.entropy_loss
         return StepOutput(total, reconstruction, output.latents, quantizer)
 
     def metrics(self, step: int, output: StepOutput) -> dict[str, float]:
-        """Return losses and learning rate by tag: unweighted, over the whole batch, before the update of this step."""
+        """Return losses of the whole batch, before the update of this step, and the learning rate, by tag.
+
+        `loss/commitment` and `loss/entropy` are unweighted, and omitted until codes are initialised.
+        """
         metrics = {
             "loss/total": float(output.total.detach()),
             "loss/reconstruction": float(output.reconstruction.detach()),
             "optimizer/learning_rate": learning_rate(self._settings.training, step),
         }
-        if not self._model.quantizer.needs_init:  # before the initialisation nothing is quantized
+        if not self._model.quantizer.needs_init:
             statistics = self._model.quantizer.statistics(output.latents.detach(), output.quantizer.indices)
             commitment, entropy = unweighted_losses(all_reduce_statistics(statistics))
             metrics |= {"loss/commitment": commitment, "loss/entropy": entropy}
         return metrics
 
     def backward_and_update(self, step: int, output: StepOutput) -> None:
-        """Compute gradients, then update weights and codes. After the first non-finite step nothing changes any more.
+        """Compute gradients, then update weights and codes. Neither this nor a later step changes them if not finite.
 
         Raises:
             TrainingError: a loss or a gradient is not finite. Raised only if `checks_each_step`, or before codes are
-                initialised; otherwise call `check_finite`.
+                initialised; otherwise `check_finite` raises it.
         """
         terms = {"reconstruction": output.reconstruction, "commitment": output.quantizer.commitment_loss}
         if self._settings.loss.entropy:
@@ -100,7 +103,7 @@ class Stepper:
         terms["gradient"] = self.optimizer.backward(output.total)
         step_is_finite, needs_init = None, self._model.quantizer.needs_init
         if needs_init or self.checks_each_step:
-            self._raise_if_any(step, [name for name, term in terms.items() if not math.isfinite(term.item())])
+            self._raise_if_non_finite(step, [name for name, term in terms.items() if not math.isfinite(term.item())])
         else:
             step_is_finite = self._guard.record(step, terms)
         self.optimizer.step(step, step_is_finite)
@@ -114,17 +117,17 @@ class Stepper:
         Raises:
             TrainingError: names the first non-finite step, its non-finite terms, and rows of its batch.
         """
-        self._raise_if_any(*self._guard.first_non_finite())
+        self._raise_if_non_finite(*self._guard.first_non_finite())
 
-    def _raise_if_any(self, step: int, non_finite: list[str]) -> None:
-        """Discard the quantizer's statistics of this step and raise, if any term was not finite."""
-        if not non_finite:
+    def _raise_if_non_finite(self, step: int, names: list[str]) -> None:
+        """Raise if terms of a step, given by their names, were not finite. Undo what the quantizer gathered in it."""
+        if not names:
             return
         self._model.quantizer.discard()
-        # Where a loss is not finite, its gradient is not finite either.
-        terms = [f"{name} loss" for name in non_finite if name != "gradient"] or non_finite
+        # If a loss is not finite, its gradient is not finite either, and need not be named.
+        terms = [f"{name} loss" for name in names if name != "gradient"] or names
         samples = self._order.batch(step)
-        rows = samples if self._row_numbers is None else self._row_numbers[samples]
+        rows = samples if self._row_indices is None else self._row_indices[samples]
         listed = ", ".join(map(str, rows[:_MAX_LISTED_ROWS])) + (", ..." if len(rows) > _MAX_LISTED_ROWS else "")
         raise TrainingError(
             f"step {step + 1}: the {' and the '.join(terms)} {'is' if len(terms) == 1 else 'are'} NaN or infinite; the "

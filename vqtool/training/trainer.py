@@ -73,20 +73,23 @@ class Trainer:
             Stopped: a stop signal was received; the state after the last step is saved.
             DataError: a file cannot be written; files saved before are intact.
         """
+        training = self._training
         self._model.train()
-        self._clock = time.perf_counter()  # start of the interval to add to `seconds`
-        self._throughput_start = (self._step, self._clock)
-        self._eta = Eta(self._training, estimate_init_seconds(self._setup) if is_rank0() else 0.0)
+        self._counted_until = time.perf_counter()  # `seconds` includes the time until then
+        self._throughput_start = (self._step, self._counted_until)
+        self._eta = Eta(training, estimate_init_seconds(self._setup) if is_rank0() else 0.0)
         with (
             async_any_rank(),
-            fixed_global_batch(self._training.batch_size),
+            fixed_global_batch(training.batch_size),
             self._open_logs() as logs,
-            step_bar(self._training.steps, self._step, lambda: self._eta.seconds(self._step)) as bar,
-            self._batch_loader() as loader,
+            step_bar(training.steps, self._step, lambda: self._eta.seconds(self._step)) as bar,
+            BatchLoader(
+                self._data.training, self._order, training.steps, self._setup.device, training.loader_threads
+            ) as loader,
         ):
             try:
                 self._after_step(logs, bar)  # completes the step after which an earlier process was stopped
-                while self._step < self._training.steps:
+                while self._step < training.steps:
                     raise_if_stopped()
                     self._take_step(loader.load(self._step))
                     self._eta.after_step()
@@ -144,9 +147,9 @@ class Trainer:
         return self._step % every == 0 or self._step == self._training.steps
 
     def _init_codebooks(self) -> None:
-        """Initialise codebooks once the k-means sample is complete; with a smaller sample before a validation, or late.
+        """Initialise codebooks by k-means once the sample is complete.
 
-        Late: after `INIT_DEADLINE_FRACTION` of the run.
+        An incomplete sample is used before the first validation, and after `INIT_DEADLINE_FRACTION` of the run.
         """
         quantizer = self._model.quantizer
         if not quantizer.needs_init:
@@ -214,8 +217,8 @@ class Trainer:
         if logs:
             logs.sync()
             now = time.perf_counter()
-            self.seconds += now - self._clock
-            self._clock = now
+            self.seconds += now - self._counted_until
+            self._counted_until = now
             state = TrainingState(
                 step=self._step,
                 model=self._model.state_dict(),
@@ -261,9 +264,3 @@ class Trainer:
         with MetricLogs(self._run, last_logged_step, self._log) as logs:
             self._validator.history = self._run.read_validations()
             yield logs
-
-    def _batch_loader(self) -> BatchLoader:
-        training = self._training
-        return BatchLoader(
-            self._data.training, self._order, training.steps, self._setup.device, training.loader_threads
-        )

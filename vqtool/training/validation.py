@@ -129,8 +129,8 @@ class Validator:
 def validation_metrics(evaluation: Evaluation) -> dict[str, float]:
     """Return losses, usage and collision rate by tag.
 
-    `codebook/usage` and its like are means over levels; with several levels, each level's follows under
-    `codebook/level_0/usage` and so on.
+    `codebook/usage`, `codebook/perplexity` and so on are means over levels. With several levels, each level also has
+    its own tags, such as `codebook/level_0/usage`.
     """
     metrics = {f"validation/loss/{name}": value for name, value in evaluation.losses.items()}
     levels = [
