@@ -65,14 +65,14 @@ class Cooccurrence:
 
 
 class CooccurrenceCollector:
-    """Collects pairs of neighbouring codes, block by block, in memory that is independent of the number of rows.
+    """Collects pairs of neighbouring codes in the first 4 levels, block by block, in memory that is independent of N.
 
     Args:
         codebook_sizes: K of each level.
         grid: the token grid, of one or two dimensions with product L, in row-major order.
         rows: N.
-        max_pairs: approximate limit of the pairs over all levels and neighbours. Only every k-th row is used, with the
-            smallest k that respects it.
+        max_pairs: approximate limit of the pairs over all levels and neighbours. Only every k-th row is used, with
+            k = ceil(N · L · 3·min(Q, 4) / max_pairs), because a token has at most 3 neighbours per level.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class CooccurrenceCollector:
     ) -> None:
         self._num_levels, self._grid = len(codebook_sizes), tuple(grid)
         self._pairs: dict[tuple[int, str], list[tuple[Indices, Indices]]] = {}
-        neighbours = min(self._num_levels, _MAX_LEVELS) * 3  # at most: left, above and previous level
+        neighbours = min(self._num_levels, _MAX_LEVELS) * 3  # left, above and previous level
         self._row_step = max(1, math.ceil(rows * math.prod(self._grid) * neighbours / max_pairs))
 
     def add(self, start: int, indices: Indices) -> None:
