@@ -1,4 +1,4 @@
-"""What tests of trained models share: small runs on arrays, and the files they write."""
+"""Helpers to train short runs on arrays, and to write and read files."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,13 @@ def make_run(
     quantizer: Block | None = None,
     **data: Any,
 ) -> Path:
-    """A run of two steps on an array, kept beside it; of one codebook of 16 codes where `quantizer` is left out."""
+    """Save an array in `folder`, train two steps on it, and return the run directory.
+
+    Args:
+        dim: codebook_dim of the default quantizer, a vector quantizer with 16 codes.
+        quantizer: settings to use instead of the default quantizer.
+        data: further keys of the data block.
+    """
     path = save(folder, array)
     blocks = {
         "name": "tiny",
@@ -45,6 +51,7 @@ def make_run(
 
 
 def save(folder: Path, array: NDArray[Any] | torch.Tensor, name: str = "data") -> Path:
+    """Save an array as .npy, or a tensor as .pt; return the path."""
     if isinstance(array, torch.Tensor):
         torch.save(array, folder / f"{name}.pt")
         return folder / f"{name}.pt"
@@ -53,9 +60,10 @@ def save(folder: Path, array: NDArray[Any] | torch.Tensor, name: str = "data") -
 
 
 def normal(*shape: int, seed: int = 0) -> NDArray[np.float32]:
+    """Return standard normal values."""
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
 def files(out: Path) -> tuple[bytes, bytes]:
-    """The bytes of an index file and of its manifest."""
+    """Return the bytes of an index file and of its manifest."""
     return out.read_bytes(), out.with_suffix(".json").read_bytes()

@@ -1,4 +1,4 @@
-"""What tests share: a cache of their own, a command line, and one small trained run."""
+"""Fixtures: a temporary cache, the command line, limits of memory and threads, and two short runs."""
 
 import math
 import os
@@ -18,7 +18,7 @@ from vqtool.config import load_config
 from vqtool.runtime.progress import LINE_WRITER
 from vqtool.training import train
 
-# Threads cost more than they bring on models as small as these.
+# One thread is the fastest on models as small as these.
 torch.set_num_threads(1)
 
 TINY = """
@@ -33,7 +33,7 @@ training:
 
 @dataclass
 class Result:
-    """How a command ended, and what it printed."""
+    """Exit code, standard output and standard error of a command."""
 
     code: int
     out: str
@@ -42,7 +42,7 @@ class Result:
 
 @dataclass
 class TrainedRun:
-    """A finished run and the array it was trained on."""
+    """A finished run: its directory, config, data file and the array in that file."""
 
     folder: Path
     config: Path
@@ -51,19 +51,19 @@ class TrainedRun:
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _temporary_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture(autouse=True)
 def _no_progress_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write no progress lines in this process: on a busy machine they would come into what commands print."""
+    """Disable progress lines: on a slow machine they would mix with the output that tests compare."""
     monkeypatch.setattr(LINE_WRITER, "interval", math.inf)
 
 
 @pytest.fixture
 def little_memory() -> Iterator[None]:
-    """A limit on memory, while the test runs: half a gigabyte beyond what the process has."""
+    """Limit memory during the test to half a gigabyte more than the process has."""
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (mapped + (512 << 20), before[1]))
@@ -73,7 +73,7 @@ def little_memory() -> Iterator[None]:
 
 @pytest.fixture
 def two_threads() -> Iterator[None]:
-    """Two threads of PyTorch's, until the test ends."""
+    """Set PyTorch's number of threads to two during the test."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -82,7 +82,7 @@ def two_threads() -> Iterator[None]:
 
 @pytest.fixture
 def matmul_precision() -> Iterator[Callable[[str], None]]:
-    """Sets the user's precision of float32 products, until the test ends."""
+    """Function that sets the float32 matmul precision; it is restored after the test."""
     before = torch.get_float32_matmul_precision()
     yield torch.set_float32_matmul_precision
     torch.set_float32_matmul_precision(before)
@@ -90,7 +90,7 @@ def matmul_precision() -> Iterator[Callable[[str], None]]:
 
 @pytest.fixture
 def vqtool() -> Callable[..., Result]:
-    """Run a command in this process: vqtool("inspect", folder, "--json")."""
+    """Function that runs a command in this process: vqtool("inspect", folder, "--json")."""
 
     def run(*arguments: object) -> Result:
         result = CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="vqtool")
@@ -103,7 +103,7 @@ def vqtool() -> Callable[..., Result]:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
-    """A tiny run on 60 images of 8 by 8; read it, do not change it."""
+    """A run of 12 steps on 60 images of 8 x 8 pixels. Tests must not change it."""
     folder = tmp_path_factory.mktemp("trained")
     array = np.random.default_rng(0).random((60, 1, 8, 8), dtype=np.float32)
     np.save(folder / "images.npy", array)
@@ -115,7 +115,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
 
 @pytest.fixture(scope="session")
 def catalogue(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
-    """A tiny run of two levels of four codes, on 60 vectors of which some are equal; read it, do not change it."""
+    """A run of two steps: two levels of four codes, on 60 vectors with repetitions. Tests must not change it."""
     folder = tmp_path_factory.mktemp("catalogue")
     array = normal(40, 6)[np.random.default_rng(1).integers(0, 40, 60)]
     quantizer = {"kind": "residual", "levels": 2, "quantizer": {"kind": "vector", "codebook_size": 4}}

@@ -1,4 +1,4 @@
-"""Names of devices, and the device that a name stands for on this machine."""
+"""Device names, and the torch.device of a name on this machine."""
 
 import json
 import re
