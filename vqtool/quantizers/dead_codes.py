@@ -87,12 +87,13 @@ class DeadCodeReset(nn.Module):
             self._num_hits = 0
         if self._num_dead:
             num_reset = min(self._num_dead, num_vectors)
-            rank = self.dead.cumsum(0) - 1  # of each dead code among the dead codes
-            selected = self.dead & (rank < num_reset) & step_is_finite
+            position = self.dead.cumsum(0) - 1  # of each dead code in the list of dead codes
+            selected = self.dead & (position < num_reset) & step_is_finite
             # If most codes are dead, the existing codes are far from all vectors; small steps would not reach them.
             step_size = 1.0 if self._num_dead > len(self.hits) // 2 else self._step_size
-            rows = torch.arange(num_reset, device=rank.device) * num_vectors // num_reset
-            codebook.replace(selected, self._reset_codes(codebook.codes, rows, step_size)[rank.clamp(0, num_reset - 1)])
+            rows = torch.arange(num_reset, device=position.device) * num_vectors // num_reset
+            reset_codes = self._reset_codes(codebook.codes, rows, step_size)
+            codebook.replace(selected, reset_codes[position.clamp(0, num_reset - 1)])
             self.dead &= ~selected
             self._num_dead -= num_reset
         self.discard()
@@ -100,7 +101,7 @@ class DeadCodeReset(nn.Module):
     def _reset_codes(self, codes: Tensor, rows: Tensor, step_size: float) -> Tensor:
         """Return e[indices[n]] + step_size · (z[n] - e[indices[n]]) for the R rows n of all batches, (R, D).
 
-        Each process computes the rows that it holds; the others are 0 in its summand.
+        Each process computes the rows that it holds; its other rows are 0 in the sum over processes.
         """
         reset_codes = codes.new_zeros(len(rows), codes.shape[1], dtype=self._batches[0][0].dtype)
         batch_start = 0

@@ -31,10 +31,9 @@ class KMeansInit(nn.Module):
         dim: D.
         latents_per_code: sample size divided by K. Default: 64, but at least 8,192 latents in total, and at most 65,536
             (or 4 per code, if that is more).
-        min_sample: minimum sample size in total if `latents_per_code` is None.
 
     Attributes:
-        sample_size: S of the complete sample.
+        sample_size: S, number of vectors of a complete sample.
         needs_init: whether the codes are still to be initialised; a copy of `not done` on the host.
         done: () bool, whether the codes are initialised.
         sample: (S, D), the vectors collected so far; empty once the codes are initialised.
@@ -43,15 +42,13 @@ class KMeansInit(nn.Module):
     done: Tensor
     sample: Tensor
 
-    def __init__(
-        self, codebook_size: int, dim: int, latents_per_code: int | None = None, *, min_sample: int = _MIN_SAMPLE
-    ) -> None:
+    def __init__(self, codebook_size: int, dim: int, latents_per_code: int | None = None) -> None:
         super().__init__()
         if latents_per_code:
             self.sample_size = latents_per_code * codebook_size
         else:
             max_sample = max(_MIN_LATENTS_PER_CODE * codebook_size, _MAX_SAMPLE)
-            self.sample_size = min(max(_LATENTS_PER_CODE * codebook_size, min_sample), max_sample)
+            self.sample_size = min(max(_LATENTS_PER_CODE * codebook_size, _MIN_SAMPLE), max_sample)
         self._batches: list[Tensor] = []
         self.needs_init = True
         self.register_buffer("done", torch.tensor(False))
