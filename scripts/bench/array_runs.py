@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vqtool import load
 from vqtool.config import RunSettings
-from vqtool.data.synthetic.mixture import MixtureSettings
+from vqtool.data.synthetic import MixtureSettings
 from vqtool.inference.tokenizer import Tokenizer
 from vqtool.training import train
 

@@ -13,8 +13,7 @@ from torch import Generator, Tensor
 
 from bench.vq_pytorch import PeerSettings
 from vqtool.config import RunSettings
-from vqtool.data import BatchOrder, SampleSpec
-from vqtool.data.order import split
+from vqtool.data import BatchOrder, SampleSpec, train_validation_split
 from vqtool.models.autoencoder import Autoencoder
 from vqtool.quantizers import ProjectedQuantizer, VectorQuantizerSettings, kmeans, nearest_codes
 from vqtool.training.optimizer import Optimizer
@@ -129,7 +128,7 @@ def _ratio(model: Autoencoder, training: Tensor, validation: Tensor) -> float:
 def images(name: str) -> tuple[Tensor, Tensor]:
     """Return training and validation images (N, C, 8, 8) with mean 0 and variance 1."""
     found = digits() if name == "digits" else patches(8, 8).transpose(0, 3, 1, 2).astype(np.float32)
-    training, validation = split(len(found), 0.2, 0)
+    training, validation = train_validation_split(len(found), 0.2, 0)
     scaled = torch.from_numpy((found - found[training].mean()) / found[training].std())
     return scaled[training], scaled[validation]
 

@@ -14,7 +14,7 @@ import yaml
 from checks.mutant_values import GRAFTS, NUMBERS, SMALL, VALUES
 from checks.text_mutants import TEXT_MUTATIONS
 from vqtool.config import RunSettings, TrainingSettings
-from vqtool.config.fields import blocks_under
+from vqtool.config.schema import settings_by_kind
 from vqtool.models.losses import LossSettings
 from vqtool.runtime.settings import Settings
 
@@ -137,7 +137,7 @@ def _blocks(block: type[Settings]) -> Iterator[type[Settings]]:
     """Yield a settings class and all settings classes below it."""
     yield block
     for name in block.model_fields:
-        for inner in blocks_under(block, name).values():
+        for inner in settings_by_kind(block, name).values():
             yield from _blocks(inner)
 
 
