@@ -1,17 +1,17 @@
-"""Soft assignments are summed in full precision, whatever the user has set or compiled."""
+"""Soft assignments are computed in full float32, whatever precision settings, autocast or compilation are active."""
 
 import math
 
 import pytest
 import torch
 
-from tests.quantizers import halved_least, random_normal
+from tests.quantizers import half_smallest_normal, random_normal
 from vqtool import VectorQuantizer
 from vqtool.quantizers import soft_assignment
-from vqtool.quantizers.entropy import entropy_loss
+from vqtool.quantizers.losses import entropy_loss
 
 BACKENDS = [torch.backends.mkldnn.matmul, torch.backends.cuda.matmul]
-each_confidence = pytest.mark.parametrize("sample_entropy_weight", [0.0, 0.5])
+each_sample_entropy_weight = pytest.mark.parametrize("sample_entropy_weight", [0.0, 0.5])
 
 
 def leaves(n=300, k=200, d=32):
@@ -23,66 +23,66 @@ def loss_and_gradients(inputs, sample_entropy_weight, loss=entropy_loss):
     return value.detach(), *torch.autograd.grad(value, inputs)
 
 
-def assert_same(found, wanted):
-    for mine, expected in zip(found, wanted, strict=True):
-        assert mine.dtype == expected.dtype
-        assert torch.equal(mine, expected)
+def assert_same(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
 
 
-@each_confidence
+@each_sample_entropy_weight
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_vectors_have_the_losses_of_the_same_numbers_in_float32(sample_entropy_weight, dtype):
+def test_half_precision_vectors_give_the_losses_of_the_same_vectors_in_float32(sample_entropy_weight, dtype):
     model = VectorQuantizer(11, 6, sample_entropy_weight=sample_entropy_weight)
     with torch.no_grad():
         model.codebook.weight.copy_(random_normal(1, 11, 6))
-    short = random_normal(0, 40, 6, dtype=dtype).requires_grad_()
-    same = short.detach().float().requires_grad_()
-    found, wanted = model(short), model(same)
+    half = random_normal(0, 40, 6, dtype=dtype).requires_grad_()
+    full = half.detach().float().requires_grad_()
+    found, expected = model(half), model(full)
     assert found.entropy_loss.dtype == found.commitment_loss.dtype == torch.float32
-    torch.testing.assert_close(found.entropy_loss, wanted.entropy_loss)
-    torch.testing.assert_close(found.commitment_loss, wanted.commitment_loss)
-    of_short = torch.autograd.grad(found.entropy_loss, [short, model.codebook.weight])
-    of_same = torch.autograd.grad(wanted.entropy_loss, [same, model.codebook.weight])
-    assert of_short[0].dtype == dtype
-    torch.testing.assert_close(of_short[0], of_same[0].to(dtype))
-    torch.testing.assert_close(of_short[1], of_same[1])
+    torch.testing.assert_close(found.entropy_loss, expected.entropy_loss)
+    torch.testing.assert_close(found.commitment_loss, expected.commitment_loss)
+    half_gradients = torch.autograd.grad(found.entropy_loss, [half, model.codebook.weight])
+    full_gradients = torch.autograd.grad(expected.entropy_loss, [full, model.codebook.weight])
+    assert half_gradients[0].dtype == dtype
+    torch.testing.assert_close(half_gradients[0], full_gradients[0].to(dtype))
+    torch.testing.assert_close(half_gradients[1], full_gradients[1])
 
 
-@each_confidence
+@each_sample_entropy_weight
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_codes_in_half_precision_are_lifted(sample_entropy_weight, dtype):
+def test_half_precision_codes_are_computed_in_float32(sample_entropy_weight, dtype):
     model = VectorQuantizer(11, 6, sample_entropy_weight=sample_entropy_weight).to(dtype)
-    lifted = VectorQuantizer(11, 6, sample_entropy_weight=sample_entropy_weight)
-    lifted.load_state_dict(model.state_dict())
+    float32_model = VectorQuantizer(11, 6, sample_entropy_weight=sample_entropy_weight)
+    float32_model.load_state_dict(model.state_dict())
     vectors = random_normal(0, 40, 6, dtype=dtype)
-    found, wanted = model(vectors).entropy_loss, lifted(vectors).entropy_loss
+    found, expected = model(vectors).entropy_loss, float32_model(vectors).entropy_loss
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(found, expected)
 
 
-@each_confidence
-def test_autocast_changes_nothing_forth_or_back(sample_entropy_weight):
+@each_sample_entropy_weight
+def test_autocast_does_not_change_loss_or_gradients(sample_entropy_weight):
     inputs = leaves()
-    wanted = loss_and_gradients(inputs, sample_entropy_weight)
+    expected = loss_and_gradients(inputs, sample_entropy_weight)
     with torch.autocast("cpu", torch.bfloat16):
-        assert_same(loss_and_gradients(inputs, sample_entropy_weight), wanted)
+        assert_same(loss_and_gradients(inputs, sample_entropy_weight), expected)
         value = entropy_loss(*inputs, 8.0, sample_entropy_weight)
         assert torch.is_autocast_enabled("cpu")
-    assert_same([value.detach(), *torch.autograd.grad(value, inputs)], wanted)
+    assert_same([value.detach(), *torch.autograd.grad(value, inputs)], expected)
 
 
-@each_confidence
+@each_sample_entropy_weight
 @pytest.mark.parametrize("precision", ["medium", "high"])
-def test_a_lower_precision_of_products_changes_nothing_and_stays_the_users(
+def test_lower_matmul_precision_does_not_apply_and_is_restored(
     monkeypatch, matmul_precision, sample_entropy_weight, precision
 ):
     inputs, during = leaves(), []
-    wanted = loss_and_gradients(inputs, sample_entropy_weight)
+    expected = loss_and_gradients(inputs, sample_entropy_weight)
 
-    def spied(work):
+    def spied(function):
         def spy(*arguments):
             during.extend(backend.fp32_precision for backend in BACKENDS)
-            return work(*arguments)
+            return function(*arguments)
 
         return spy
 
@@ -95,10 +95,10 @@ def test_a_lower_precision_of_products_changes_nothing_and_stays_the_users(
     assert torch.get_float32_matmul_precision() == precision
     assert len(during) == 2 * len(BACKENDS)
     assert not {"bf16", "tf32"} & set(during)
-    assert_same([value.detach(), *gradients], wanted)
+    assert_same([value.detach(), *gradients], expected)
 
 
-def test_the_precision_is_the_users_again_after_an_error_on_the_way_back(monkeypatch, matmul_precision):
+def test_matmul_precision_is_restored_after_an_error_in_backward(monkeypatch, matmul_precision):
     def fail(*arguments):
         raise MemoryError
 
@@ -111,24 +111,24 @@ def test_the_precision_is_the_users_again_after_an_error_on_the_way_back(monkeyp
     assert torch.get_float32_matmul_precision() == "medium"
 
 
-# Dynamo warns of what it does not trace, and of more with every version.
+# Dynamo emits warnings about what it does not trace.
 @pytest.mark.filterwarnings("ignore")
-def test_compiling_changes_nothing():
+def test_compile_does_not_change_loss_or_gradients():
     inputs = leaves(50, 20, 8)
-    wanted = loss_and_gradients(inputs, 0.5)
+    expected = loss_and_gradients(inputs, 0.5)
     try:
-        assert_same(loss_and_gradients(inputs, 0.5, torch.compile(entropy_loss, backend="eager")), wanted)
+        assert_same(loss_and_gradients(inputs, 0.5, torch.compile(entropy_loss, backend="eager")), expected)
     finally:
         torch.compiler.reset()
 
 
-def test_no_denormal_number_is_made():
-    # The second code's share is 2^-140, which is one, and takes some processors many times as long.
+def test_denormal_assignments_are_flushed_to_zero():
+    # The assignment to the second code would be 2^-140, a denormal number, which is slow on some processors.
     distance = (140 * math.log(2)) ** 0.5
     vectors = torch.zeros(3, 1, requires_grad=True)
     codes = torch.tensor([[0.0], [distance]], requires_grad=True)
     assignment = soft_assignment.soft_sums(vectors, codes, 1.0, entropy=False).assignment
     assert assignment.tolist() == [3.0, 0.0]
-    (of_codes,) = torch.autograd.grad(assignment[1], codes)
-    assert of_codes.tolist() == [[0.0], [0.0]]
-    assert halved_least() > 0  # the caller's setting is as it was
+    (grad_codes,) = torch.autograd.grad(assignment[1], codes)
+    assert grad_codes.tolist() == [[0.0], [0.0]]
+    assert half_smallest_normal() > 0  # the setting of the caller is restored

@@ -1,11 +1,29 @@
-"""Soft assignments of vectors to codes, summed, and their gradient, without the N x K matrix of them.
+"""Sums of soft assignments over vectors, and their gradients, without the N x K matrix.
 
-Blocks of rows are walked once forward, for the sums, and once backward, where the assignments are computed again with
-the gradients of the sums at hand, and with what scales each row. So memory is bounded by the block, two numbers a row,
-and each thread's own sum for the codes' gradient. (Recomputing instead of keeping is how FlashAttention does without
-its matrix: Dao et al. 2022, 3.1.)
+    s[n,:]     = softmax over k of -|z_n - e_k|² / T
+    P[k]       = sum over n of s[n,k]
+    H          = sum over n of -sum over k of s[n,k] ln s[n,k]
 
-Shapes: N vectors, R of a block, K codes, D dimensions.
+**Logits.** A softmax is unchanged by a constant per row, so |z_n - e_k|² may be replaced by |z_n - e_k|² - |z_n - c|²,
+with c the code nearest to the mean vector. With x_n = a (z_n - c), y_k = a (e_k - c) and a² = 2 / (T ln 2),
+
+    l[n,k] = x_n·y_k - |y_k|²/2          s[n,k] = 2^(l[n,k] - m_n) / Z_n
+    m_n    = max over k of l[n,k]        Z_n    = sum over k of 2^(l[n,k] - m_n)
+
+l is the logit in bits, because 2^x is faster than e^x. Subtracting c avoids cancellation if all vectors and codes are
+far from the origin; c is a code, not the mean code, so that this also holds if other codes are far away.
+
+**Gradients.** Let v[k] = dL/dP[k] and h = dL/dH. Up to a constant per row, which the softmax removes,
+
+    u[n,k]     = v[k] - h ln s[n,k]
+    g[n,k]     = dL/dl[n,k] / ln 2 = s[n,k] (u[n,k] - sum over j of s[n,j] u[n,j])
+    dL/dz_n    = a ln 2 · sum over k of g[n,k] y_k
+    dL/de_k    = a ln 2 · (sum over n of g[n,k] x_n - y_k sum over n of g[n,k])
+
+The forward pass visits blocks of rows and keeps only m and Z; the backward pass computes l of each block again (as
+FlashAttention does: Dao et al. 2022, 3.1).
+
+Shapes: N vectors, R rows of a block, K codes, D dimensions.
 """
 
 import math
@@ -21,94 +39,122 @@ from torch.autograd.function import once_differentiable
 from vqtool.runtime.precision import flush_denormals, full_precision
 from vqtool.runtime.threads import map_rows, on_one_thread, useful_threads
 
-# Assignments of one block, for which each thread has room twice; of more codes, as many rows as make a block worth its
-# calls, but no more assignments than that.
-_BLOCK = 1 << 20
-_ROWS = 1 << 6
-_MOST = 1 << 21
+# Logits of one block; each thread allocates twice as many. With many codes a block has at least this many rows, to
+# amortise the overhead of its operations, as long as it does not exceed the maximum number of logits.
+_LOGITS_PER_BLOCK = 1 << 20
+_MIN_ROWS_PER_BLOCK = 1 << 6
+_MAX_LOGITS_PER_BLOCK = 1 << 21
 
 
 class SoftSums(NamedTuple):
     """Sums over vectors of their soft assignments s[n,:] = softmax over k of -|z_n - e_k|² / temperature."""
 
     assignment: Tensor
-    """(K,) s summed over the vectors."""
+    """(K,) sum over n of s[n,k]."""
     entropy: Tensor
-    """() the entropy of each row of s, in nats, summed over the vectors; 0 where it was not asked for."""
+    """() sum over n of the entropy of s[n,:] in nats; 0 if it was not requested."""
 
 
-def soft_sums(vectors: Tensor, codebook: Tensor, temperature: float | Tensor, entropy: bool) -> SoftSums:
-    """Sums of the soft assignments of vectors to codes; gradients reach both.
+def soft_sums(
+    vectors: Tensor,
+    codebook: Tensor,
+    temperature: float | Tensor,
+    entropy: bool,
+    rows_per_block: int | None = None,
+) -> SoftSums:
+    """Return the sums of the soft assignments of vectors to codes.
 
     Args:
-        vectors: (N, D), float64, float32, bfloat16 or float16.
-        codebook: (K, D), likewise. What is less than float32 is computed, and returned, in that.
-        temperature: in squared units of the vectors; no gradient reaches it.
-        entropy: whether to sum the entropies of the rows, too.
+        vectors: z (N, D), float64, float32, bfloat16 or float16.
+        codebook: e (K, D), same dtypes.
+        temperature: T, in squared units of the vectors; no gradient reaches it.
+        entropy: whether to sum the entropies.
+        rows_per_block: number of vectors processed at a time; default: chosen for speed.
+
+    Returns:
+        The sums, in the wider of both dtypes and at least float32; gradients reach `vectors` and `codebook`.
     """
     dtype = torch.promote_types(torch.promote_types(vectors.dtype, codebook.dtype), torch.float32)
-    return SoftSums(*_SoftSums.apply(vectors.to(dtype), codebook.to(dtype), temperature, entropy))
+    rows_per_block = rows_per_block or _default_rows_per_block(*codebook.shape)
+    return SoftSums(*_SoftSums.apply(vectors.to(dtype), codebook.to(dtype), temperature, entropy, rows_per_block))
+
+
+def _default_rows_per_block(
+    codes: int,
+    dim: int,
+    logits_per_block: int = _LOGITS_PER_BLOCK,
+    min_rows: int = _MIN_ROWS_PER_BLOCK,
+    max_logits: int = _MAX_LOGITS_PER_BLOCK,
+) -> int:
+    widest = max(dim + 1, codes)  # with few codes, the rows [x, 1] are larger than their logits
+    return max(1, logits_per_block // widest, min(min_rows, max_logits // widest))
 
 
 class _SoftSums(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, vectors: Tensor, codebook: Tensor, temperature: float | Tensor, entropy: bool
+        ctx: Any,
+        vectors: Tensor,
+        codebook: Tensor,
+        temperature: float | Tensor,
+        entropy: bool,
+        rows_per_block: int,
     ) -> tuple[Tensor, Tensor]:
         with full_precision(vectors.device):
-            factors = on_one_thread(lambda: _Factors.of(vectors, codebook, temperature), vectors.device)
-            parts = map_rows(lambda rows: _sums(factors, rows, entropy), *factors.work)
-        assignment, entropies = (torch.stack(each).sum(dim=0).to(vectors.dtype) for each in zip(*parts, strict=True))
+            factors = on_one_thread(lambda: _Factors.build(vectors, codebook, temperature), vectors.device)
+            sums = map_rows(lambda rows: _sums(factors, rows, entropy, rows_per_block), *factors.work)
+        assignment, entropies = (torch.stack(parts).sum(dim=0).to(vectors.dtype) for parts in zip(*sums, strict=True))
         ctx.save_for_backward(assignment, *factors)
-        ctx.entropy = entropy
+        ctx.entropy, ctx.rows_per_block = entropy, rows_per_block
         return assignment, entropies
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_assignment: Tensor, of_entropy: Tensor) -> tuple[Tensor | None, ...]:
-        assignment, *others = ctx.saved_tensors
-        factors = _Factors(*others)
-        of_vectors, weight = factors.vectors.new_empty(factors.vectors.shape), of_entropy if ctx.entropy else None
-        learned = ctx.needs_input_grad[1]  # codes that are buffers are not
+    def backward(ctx: Any, grad_assignment: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
+        assignment, *saved = ctx.saved_tensors
+        factors = _Factors(*saved)
+        grad_vectors = factors.vectors.new_empty(factors.vectors.shape)
+        entropy_weight = grad_entropy if ctx.entropy else None
+        needs_codes = ctx.needs_input_grad[1]
         with full_precision(assignment.device):
-            # What all values share is nothing to the softmax, and to float32 too much to cancel in each row.
-            values = of_assignment - (assignment / len(factors.vectors)) @ of_assignment
-            parts = map_rows(lambda rows: _gradients(factors, rows, values, weight, of_vectors, learned), *factors.work)
-        if not learned:
-            return of_vectors, None, None, None
-        of_codes = on_one_thread(lambda: factors.gradient_of_codes(reduce(Tensor.add_, parts)), assignment.device)
-        return of_vectors, of_codes, None, None
+            # Subtracting the mean under p[k] = P[k] / N changes no gradient, and avoids cancellation in float32.
+            values = grad_assignment - (assignment / len(factors.vectors)) @ grad_assignment
+            sums = map_rows(
+                lambda rows: _gradients(
+                    factors, rows, values, entropy_weight, grad_vectors, needs_codes, ctx.rows_per_block
+                ),
+                *factors.work,
+            )
+        if not needs_codes:
+            return grad_vectors, None, None, None, None
+        grad_codes = on_one_thread(lambda: factors.code_gradient(reduce(Tensor.add_, sums)), assignment.device)
+        return grad_vectors, grad_codes, None, None, None
 
 
 class _Factors(NamedTuple):
-    """What logits are made of: those of a row need only be right but for what all codes of it share.
-
-    |z|² is the same for all codes and falls out of the softmax, as does a shift of both sides. Without them nothing
-    cancels where all vectors lie far from the origin, nor, about a code that is near them, where other codes lie far
-    from them. Logits are in bits, since 2^x is found faster than e^x.
-    """
+    """Factors of the logits l[n,k] = x_n·y_k - |y_k|²/2, and what the forward pass keeps of them."""
 
     vectors: Tensor
-    """(N, D)"""
+    """(N, D) z; x is computed per block."""
     codes: Tensor
-    """(K, D) about the centre, scaled."""
+    """(K, D) y."""
     columns: Tensor
-    """(D + 1, K) the same once more, as a product with a transposed view takes half as long again; and -|e|² / 2."""
+    """(D + 1, K) y transposed and contiguous, as a product with a transposed view is slower; then a row -|y|²/2."""
     centre: Tensor
-    """(D,) the code that is nearest to the mean vector."""
+    """(D,) c."""
     scale: Tensor
-    """() the square root of 2 / temperature, in bits. On both sides of a product, that is neither huge nor tiny."""
-    most: Tensor
-    """(N, 1) the greatest logit of each row; found on the way there, and kept for the way back."""
-    sums: Tensor
-    """(N, 1) what the powers, 2 to the logits less the greatest, add up to; likewise."""
+    """() a. Scaling both factors by a, not one by a², keeps them away from overflow and underflow."""
+    max_logits: Tensor
+    """(N, 1) m, set by the forward pass."""
+    normalizers: Tensor
+    """(N, 1) Z, set by the forward pass."""
 
     @classmethod
-    def of(cls, vectors: Tensor, codebook: Tensor, temperature: float | Tensor) -> "_Factors":
-        """All but `most` and `sums`, for which there is room."""
-        middle = (codebook - vectors.mean(dim=0)).square().sum(dim=1).argmin(dim=0, keepdim=True)
-        centre = codebook.index_select(0, middle).squeeze(0)
-        if not isinstance(temperature, Tensor):  # a new tensor of one number, unlike a copy, waits for no device
+    def build(cls, vectors: Tensor, codebook: Tensor, temperature: float | Tensor) -> "_Factors":
+        """Return the factors, with `max_logits` and `normalizers` allocated but not set."""
+        nearest = (codebook - vectors.mean(dim=0)).square().sum(dim=1).argmin(dim=0, keepdim=True)
+        centre = codebook.index_select(0, nearest).squeeze(0)
+        if not isinstance(temperature, Tensor):  # new_full, unlike a copy from the host, does not wait for the device
             temperature = codebook.new_full((), temperature, dtype=torch.float64)
         scale = (math.sqrt(2 / math.log(2)) / temperature.double().sqrt()).to(codebook)
         codes = ((codebook - centre) * scale).contiguous()
@@ -117,76 +163,89 @@ class _Factors(NamedTuple):
 
     @property
     def work(self) -> tuple[int, int, torch.device]:
-        """For `map_rows`. A soft assignment is as much worth another thread as two scores.
-
-        However few they are, a thread of ours makes them: PyTorch's own do not flush denormals.
-        """
+        """Number of rows, useful threads and device, for `map_rows`; a soft assignment costs as much as two scores."""
         rows, dim = self.vectors.shape
         return rows, useful_threads(2 * rows * len(self.codes), dim), self.vectors.device
 
-    def blocks(self, rows: slice) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-        """Blocks of rows, as (R, D + 1) with a column of ones, their logits (R, K), and as much room again.
+    def blocks(self, rows: slice, rows_per_block: int) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+        """Yield for each block its rows, [x, 1] (R, D + 1), the logits l (R, K) and a buffer (R, K).
 
-        Both (R, K) are taken again by the next block.
+        The next block overwrites the logits and the buffer.
         """
-        widest = max(self.columns.shape)  # of few codes, a row of the block itself
-        count = max(1, _BLOCK // widest, min(_ROWS, _MOST // widest))
-        rooms = self.vectors.new_empty(2, min(count, rows.stop - rows.start), len(self.codes))
-        for start in range(rows.start, rows.stop, count):
-            part = slice(start, min(start + count, rows.stop))
-            with flush_denormals(False):  # of tiny vectors the differences may be, which are scaled up
-                block = F.pad((self.vectors[part] - self.centre) * self.scale, (0, 1), value=1.0)
-            logits, room = rooms[:, : len(block)]
-            yield part, block, torch.mm(block, self.columns, out=logits), room
+        buffers = self.vectors.new_empty(2, min(rows_per_block, rows.stop - rows.start), len(self.codes))
+        for start in range(rows.start, rows.stop, rows_per_block):
+            block_rows = slice(start, min(start + rows_per_block, rows.stop))
+            with flush_denormals(False):  # z - c may be denormal before it is scaled
+                block = F.pad((self.vectors[block_rows] - self.centre) * self.scale, (0, 1), value=1.0)
+            logits, buffer = buffers[:, : len(block)]
+            yield block_rows, block, torch.mm(block, self.columns, out=logits), buffer
 
-    def gradient_of_codes(self, sums: Tensor) -> Tensor:
-        """(K, D), of logit gradients summed with the blocks as weights (D + 1, K)."""
+    def code_gradient(self, sums: Tensor) -> Tensor:
+        """Return dL/de (K, D) from `sums` (D + 1, K), sum over n of g[n,k] x_n and of g[n,k]."""
         return torch.addcmul(sums[:-1], sums[-1:], self.columns[:-1], value=-1).mul_(self.scale * math.log(2)).T
 
 
 @flush_denormals(True)
-def _sums(factors: _Factors, rows: slice, entropy: bool) -> tuple[Tensor, Tensor]:
-    """Sums (K,) of the assignments, and () of the entropies where these are asked for; note what scales each row."""
+def _sums(factors: _Factors, rows: slice, entropy: bool, rows_per_block: int) -> tuple[Tensor, Tensor]:
+    """Return P (K,) and, if `entropy`, H () of `rows`, in float64; set their `max_logits` and `normalizers`."""
     assignment = factors.vectors.new_zeros(len(factors.codes), dtype=torch.float64)
     entropies = factors.vectors.new_zeros((), dtype=torch.float64)
-    for part, _, logits, room in factors.blocks(rows):
-        most = torch.amax(logits, dim=1, keepdim=True, out=factors.most[part])
-        powers = torch.exp2(logits.sub_(most), out=room)
-        sums = torch.sum(powers, dim=1, keepdim=True, out=factors.sums[part])
-        shares = 1 / sums.squeeze(1)
-        assignment += shares @ powers
-        if entropy:
-            entropies += sums.log().sum() + shares @ torch.linalg.vecdot(powers, _surprise(logits))
+    for block_rows, _, logits, buffer in factors.blocks(rows, rows_per_block):
+        max_logits = torch.amax(logits, dim=1, keepdim=True, out=factors.max_logits[block_rows])
+        powers = torch.exp2(logits.sub_(max_logits), out=buffer)
+        normalizers = torch.sum(powers, dim=1, keepdim=True, out=factors.normalizers[block_rows])
+        inverse = 1 / normalizers.squeeze(1)
+        assignment += inverse @ powers
+        if entropy:  # -sum s ln s = ln Z - sum s (l - m) ln 2
+            surprise = _unnormalized_surprise(logits)
+            entropies += normalizers.log().sum() + inverse @ torch.linalg.vecdot(powers, surprise)
     return assignment, entropies
 
 
 @flush_denormals(True)
 def _gradients(
-    factors: _Factors, rows: slice, values: Tensor, entropy: Tensor | None, of_vectors: Tensor, learned: bool
+    factors: _Factors,
+    rows: slice,
+    values: Tensor,
+    entropy_weight: Tensor | None,
+    grad_vectors: Tensor,
+    needs_codes: bool,
+    rows_per_block: int,
 ) -> Tensor:
-    """Fill in the gradients `of_vectors` (N, D); logit gradients summed with the blocks as weights (D + 1, K), or
-    zeros where codes are not learned.
+    """Set `grad_vectors` (N, D) of `rows`; return sum over n of g[n,k] x_n and of g[n,k] (D + 1, K).
+
+    Args:
+        factors: as the forward pass left them.
+        rows: the rows of this thread.
+        values: (K,) v up to a constant.
+        entropy_weight: () h; None if the entropy was not requested.
+        grad_vectors: (N, D) dL/dz.
+        needs_codes: whether the codes need a gradient; if not, the returned sums are 0.
+        rows_per_block: number of rows processed at a time.
     """
-    of_codes = torch.zeros_like(factors.columns)
-    for part, block, logits, room in factors.blocks(rows):
-        sums = factors.sums[part]
-        powers = torch.exp2(logits.sub_(factors.most[part]), out=room)
-        # The softmax s passes v on as s (v - sum s v). Of the sums v is their gradient; of the entropy -ln s.
-        if entropy is None:
-            inner = torch.mv(powers, values)[:, None] / sums
-            of_logits = torch.sub(values, inner, out=logits).mul_(powers)
+    sums = torch.zeros_like(factors.columns)
+    for block_rows, block, logits, buffer in factors.blocks(rows, rows_per_block):
+        normalizers = factors.normalizers[block_rows]
+        powers = torch.exp2(logits.sub_(factors.max_logits[block_rows]), out=buffer)
+        # grad_logits = Z g; the division by Z is applied to the smaller factors below.
+        if entropy_weight is None:
+            inner = torch.mv(powers, values)[:, None] / normalizers
+            grad_logits = torch.sub(values, inner, out=logits).mul_(powers)
         else:
-            of_row = _surprise(logits).mul_(entropy).add_(values)
-            inner = torch.linalg.vecdot(powers, of_row)[:, None] / sums
-            of_logits = of_row.sub_(inner).mul_(powers)
-        torch.mm(of_logits, factors.codes, out=of_vectors[part]).mul_(factors.scale * math.log(2) / sums)
-        if learned:
-            of_codes.addmm_((block / sums).T, of_logits)
-    return of_codes
+            u = _unnormalized_surprise(logits).mul_(entropy_weight).add_(values)
+            inner = torch.linalg.vecdot(powers, u)[:, None] / normalizers
+            grad_logits = u.sub_(inner).mul_(powers)
+        torch.mm(grad_logits, factors.codes, out=grad_vectors[block_rows]).mul_(
+            factors.scale * math.log(2) / normalizers
+        )
+        if needs_codes:
+            sums.addmm_((block / normalizers).T, grad_logits)
+    return sums
 
 
-def _surprise(logits: Tensor) -> Tensor:
-    """-ln s but for what all codes share, in place of logits less the greatest; that of codes infinitely far, too, is a
-    number, whose product with a power that is 0 is 0.
+def _unnormalized_surprise(logits: Tensor) -> Tensor:
+    """Return -(l - m) ln 2 = -ln s - ln Z, in place of `logits`, which hold l - m.
+
+    It is clamped to a finite number, because 0 times infinity would be NaN where s has underflowed.
     """
     return logits.clamp_(min=math.log2(torch.finfo(logits.dtype).tiny)).mul_(-math.log(2))
