@@ -1,6 +1,8 @@
-"""K-means: k-means++ seeding, Lloyd's iteration, and exchanges that leave its local minima.
+"""K-means: k-means++ seeding, Lloyd's iterations, and exchanges of codes that escape local minima.
 
-Shapes: S vectors, K codes, D dimensions.
+    minimise   error = sum over n of min over k of |z_n - e_k|²
+
+Shapes: N vectors, K codes, D dimensions. Work is counted in FLOPs: 2 N K D for the distances of all pairs.
 """
 
 import time
@@ -15,32 +17,36 @@ from torch import Generator, Tensor
 from vqtool.runtime.progress import pass_bar
 from vqtool.search import nearest_codes
 
-# Elements of one block of distances.
-_BLOCK = 1 << 22
-# Codes are seeded in this many rounds at most.
-_SEED_ROUNDS = 256
-# Multiplications and additions beyond which Lloyd iterations, or exchanges, take too long for an initialisation.
-_ITERATION_LIMIT = 1 << 42
-_EXCHANGE_LIMIT = 1 << 34
-# Multiplications and additions between two updates of the progress: less than a second of them.
-_UPDATE_EVERY = 1 << 34
-# Multiplications and additions, and numbers of vectors, by which the speed is measured.
-_TIMED_WORK = 1 << 31
-_TIMED_NUMBERS = 1 << 22
-# A gain, relative to the error, that does not count as one.
-_LITTLE = 1e-4
-# Exchanges in vain, one after the other, after which there is nothing more to be had.
-_PATIENCE = 6
-# At most, unless a caller asks for others.
+# Distances computed at a time, which bounds the memory.
+_DISTANCES_PER_BLOCK = 1 << 22
+# Codes are seeded in at most this many rounds.
+_MAX_SEEDING_ROUNDS = 256
+# Limits on the work of all Lloyd's iterations of a run, and of all exchanges, so that neither takes minutes.
+_MAX_LLOYD_FLOPS = 1 << 42
+_MAX_EXCHANGE_FLOPS = 1 << 34
+# Work between two updates of the progress bar: less than a second.
+_FLOPS_PER_PROGRESS_UPDATE = 1 << 34
+# Work of the assignment, and elements of the vectors of the seeding round, that `KMeansSpeed.measure` times.
+_TIMED_FLOPS = 1 << 31
+_TIMED_ELEMENTS = 1 << 22
+# An exchange fails if it lowers the error by at most this fraction; that many failures in succession stop the search.
+_MIN_RELATIVE_GAIN = 1e-4
+_MAX_FAILURES = 6
+# Defaults of `kmeans`.
 ITERATIONS, EXCHANGES = 10, 50
-# Called with how many vectors more have been compared with all codes.
+# Called with the number of vectors that were compared with all codes since the last call.
 Advance = Callable[[int], None]
 
-_drawing: ContextVar[bool] = ContextVar("drawing", default=False)
+_skip_fit: ContextVar[bool] = ContextVar("skip_fit", default=False)
 
 
 def kmeans(
-    vectors: Tensor, clusters: int, generator: Generator, iterations: int = ITERATIONS, exchanges: int = EXCHANGES
+    vectors: Tensor,
+    codebook_size: int,
+    generator: Generator,
+    iterations: int = ITERATIONS,
+    exchanges: int = EXCHANGES,
+    max_flops: int = _MAX_LLOYD_FLOPS,
 ) -> Tensor:
     """Return K codes that are a local minimum of the mean squared distance of `vectors` to their nearest code.
 
@@ -49,11 +55,12 @@ def kmeans(
     k-means algorithm"), which avoids two codes in one cluster while another cluster has none.
 
     Args:
-        vectors: (S, D), at least one; if S < K, some codes are equal.
-        clusters: K.
+        vectors: z (N, D), at least one; if N < K, some codes are equal.
+        codebook_size: K.
         generator: a generator on the CPU; the result depends only on the vectors and its state.
-        iterations: maximum number of Lloyd's iterations per run; fewer for sizes that would take minutes.
+        iterations: maximum number of Lloyd's iterations per run; fewer if they would exceed `max_flops`.
         exchanges: maximum number of rounds of adding and removing codes.
+        max_flops: if one iteration exceeds this, codes are vectors drawn uniformly.
 
     Returns:
         (K, D) codes.
@@ -61,252 +68,283 @@ def kmeans(
     Raises:
         Stopped: a signal was received.
     """
-    if _drawing.get():
-        return _drawn_nearby(vectors, clusters, generator)
-    limits = _limits(len(vectors), clusters, vectors.shape[1], iterations, exchanges)
+    if _skip_fit.get():
+        return _random_codes(vectors, codebook_size, generator)
+    limits = _iteration_limits(len(vectors), codebook_size, vectors.shape[1], iterations, exchanges, max_flops)
     if limits is None:
-        return vectors[_draw(torch.ones(len(vectors)), clusters, generator).to(vectors.device)]
+        return vectors[_weighted_sample(torch.ones(len(vectors)), codebook_size, generator).to(vectors.device)]
     iterations, exchanges = limits
-    codes = seeds(vectors, clusters, generator)
-    with pass_bar(f"k-means, {clusters:,} codes", len(vectors) * _passes(*limits), "assignments") as bar:
+    codes = kmeans_plus_plus(vectors, codebook_size, generator)
+    total = len(vectors) * _max_passes(iterations, exchanges)
+    with pass_bar(f"k-means, {codebook_size:,} codes", total, "assignments") as bar:
         codes = _lloyd(vectors, codes, iterations, bar.update)
-        return _exchanged(vectors, codes, exchanges, iterations, generator, bar.update) if exchanges else codes
+        return _exchange_codes(vectors, codes, exchanges, iterations, generator, bar.update) if exchanges else codes
 
 
-def _limits(vectors: int, clusters: int, dim: int, iterations: int, exchanges: int) -> tuple[int, int] | None:
-    """How many Lloyd iterations and exchanges k-means makes at most; None if it only draws codes evenly."""
-    work = 2 * vectors * dim * clusters
-    # Above the limit even seeding takes too long, and training has to do the rest. With a code for each vector nothing
-    # is left to do.
-    if work > _ITERATION_LIMIT or clusters >= vectors:
+def _iteration_limits(
+    vectors: int, codebook_size: int, dim: int, iterations: int, exchanges: int, max_flops: int = _MAX_LLOYD_FLOPS
+) -> tuple[int, int] | None:
+    """Return the maximum number of Lloyd's iterations per run and of exchanges; None if codes are only drawn."""
+    flops = 2 * vectors * dim * codebook_size
+    # Above the limit even seeding takes too long. With at least as many codes as vectors, each vector is a code.
+    if flops > max_flops or codebook_size >= vectors:
         return None
-    iterations = max(1, min(iterations, _ITERATION_LIMIT // max(1, work)))
-    return iterations, min(exchanges, _EXCHANGE_LIMIT // max(1, work * (iterations + 1))) if clusters > 1 else 0
+    iterations = max(1, min(iterations, max_flops // max(1, flops)))
+    if codebook_size == 1:
+        return iterations, 0
+    return iterations, min(exchanges, _MAX_EXCHANGE_FLOPS // max(1, flops * (iterations + 1)))
 
 
-def _passes(iterations: int, exchanges: int) -> int:
-    """How often k-means compares all vectors with all codes after seeding, at most."""
-    # For exchanges the error, then three passes and two of Lloyd's iterations for each.
+def _max_passes(iterations: int, exchanges: int) -> int:
+    """Return how often all vectors are compared with all codes after seeding, at most."""
+    # With exchanges: the error once; per exchange two runs of Lloyd's iterations, and three passes for the codes to
+    # add, the codes to remove and the error.
     return iterations + (1 + exchanges * (3 + 2 * iterations) if exchanges else 0)
 
 
 class KMeansSpeed(NamedTuple):
-    """How fast k-means is with codes (K, D), in seconds for each vector."""
+    """Measured speed of k-means with codes (K, D), in seconds per vector."""
 
     assignment: float
-    """Of finding its nearest code."""
+    """Seconds per vector to find its nearest code."""
     round: float
-    """Of a round of seeding."""
+    """Seconds per vector of one round of seeding."""
 
     @classmethod
     def measure(cls, vectors: int, codes: Tensor, clock: Callable[[], float] = time.perf_counter) -> "KMeansSpeed":
-        """Time the work on at most `vectors` vectors, made from the `codes` (K, D)."""
-        assigned = max(1, min(vectors, _TIMED_WORK // (2 * codes.numel())))
-        seeded = max(1, min(vectors, _TIMED_NUMBERS // codes.shape[1]))
-        noise = torch.randn(max(assigned, seeded), codes.shape[1], generator=Generator().manual_seed(0)).to(codes)
-        some = codes[torch.arange(len(noise), device=codes.device) % len(codes)] + codes.std(correction=0) * noise
-        nearest_codes(some[:1], codes).cpu()  # the first call loads kernels
+        """Time both on at most `vectors` random vectors near the `codes` (K, D)."""
+        num_assigned = max(1, min(vectors, _TIMED_FLOPS // (2 * codes.numel())))
+        num_seeded = max(1, min(vectors, _TIMED_ELEMENTS // codes.shape[1]))
+        noise = torch.randn(max(num_assigned, num_seeded), codes.shape[1], generator=Generator().manual_seed(0))
+        noise = noise.to(codes)
+        inputs = codes[torch.arange(len(noise), device=codes.device) % len(codes)] + codes.std(correction=0) * noise
+        nearest_codes(inputs[:1], codes).cpu()  # the first call compiles or loads kernels
         began = clock()
-        nearest_codes(some[:assigned], codes).cpu()
+        nearest_codes(inputs[:num_assigned], codes).cpu()
         between = clock()
-        _seeded(some[:seeded], noise[:seeded, 0].square(), _round(len(codes)), Generator().manual_seed(0))[1].cpu()
-        return cls((between - began) / assigned, (clock() - between) / seeded)
+        distances, number = noise[:num_seeded, 0].square(), _codes_per_round(len(codes))
+        _seeding_round(inputs[:num_seeded], distances, number, Generator().manual_seed(0))[1].cpu()
+        return cls((between - began) / num_assigned, (clock() - between) / num_seeded)
 
-    def seconds(self, vectors: int, clusters: int, dim: int) -> float:
-        """Estimate how long `kmeans` takes at most."""
-        limits = _limits(vectors, clusters, dim, ITERATIONS, EXCHANGES)
+    def seconds(self, vectors: int, codebook_size: int, dim: int) -> float:
+        """Return an upper estimate of the seconds that `kmeans` takes."""
+        limits = _iteration_limits(vectors, codebook_size, dim, ITERATIONS, EXCHANGES)
         if limits is None:
             return 0.0
-        return vectors * (_passes(*limits) * self.assignment + clusters / _round(clusters) * self.round)
+        rounds = codebook_size / _codes_per_round(codebook_size)
+        return vectors * (_max_passes(*limits) * self.assignment + rounds * self.round)
 
 
-def hold_memory(vectors: Tensor, clusters: int) -> None:
-    """Hold, for a moment, the memory that `kmeans` takes for vectors (S, D): by the same steps with two codes."""
-    limits = _limits(len(vectors), clusters, vectors.shape[1], ITERATIONS, EXCHANGES)
+def allocate_kmeans_memory(vectors: Tensor, codebook_size: int) -> None:
+    """Reach the peak memory of `kmeans` for vectors (N, D) in little time, by the same steps with two codes."""
+    limits = _iteration_limits(len(vectors), codebook_size, vectors.shape[1], ITERATIONS, EXCHANGES)
     if limits:
         kmeans(vectors, 2, Generator().manual_seed(0), iterations=1, exchanges=min(1, limits[1]))
 
 
 @contextmanager
-def codes_drawn() -> Iterator[None]:
-    """Within, `kmeans` does not fit codes but draws them near its vectors, in no time: enough for a rehearsal."""
-    before = _drawing.set(True)
+def skip_kmeans_fit() -> Iterator[None]:
+    """Context in which `kmeans` returns random codes near its vectors, for a dry run."""
+    token = _skip_fit.set(True)
     try:
         yield
     finally:
-        _drawing.reset(before)
+        _skip_fit.reset(token)
 
 
-def assigned(nearest: Callable[[Tensor], Tensor], vectors: Tensor, clusters: int) -> Tensor:
-    """`nearest` of vectors (S, D), which compares each with K codes, with its progress shown."""
-    with pass_bar(f"assign, {clusters:,} codes", len(vectors), "vectors") as bar:
-        return _in_blocks(nearest, vectors, clusters, bar.update)
+def assign_with_progress(nearest: Callable[[Tensor], Tensor], vectors: Tensor, codebook_size: int) -> Tensor:
+    """Return `nearest(vectors)` (N,), computed in blocks with a progress bar.
 
-
-def seeds(vectors: Tensor, clusters: int, generator: Generator) -> Tensor:
-    """Codes (K, D) among the vectors, each drawn with a chance in proportion to its squared distance to those before.
-
-    k-means++ (Arthur & Vassilvitskii 2007); for many codes in rounds that each draw several at once, as the rounds of
-    k-means|| do (Bahmani et al. 2012, "Scalable K-Means++"), here no more than are wanted.
+    Args:
+        nearest: maps (n, D) to the indices (n,) of the nearest of K codes.
+        vectors: (N, D).
+        codebook_size: K.
     """
-    drawn = torch.randint(len(vectors), (1,), generator=generator).to(vectors.device)
-    codes = vectors[drawn]
+    with pass_bar(f"assign, {codebook_size:,} codes", len(vectors), "vectors") as bar:
+        return _in_blocks(nearest, vectors, codebook_size, bar.update)
+
+
+def kmeans_plus_plus(vectors: Tensor, codebook_size: int, generator: Generator) -> Tensor:
+    """Return codes (K, D) drawn from the vectors with probability proportional to min over earlier k of |z - e_k|².
+
+    k-means++ (Arthur & Vassilvitskii 2007, "k-means++: The Advantages of Careful Seeding"). With more than 256 codes,
+    each round draws several at once from the same probabilities, as in k-means|| (Bahmani et al. 2012, "Scalable
+    K-Means++"), but without oversampling.
+    """
+    rows = torch.randint(len(vectors), (1,), generator=generator).to(vectors.device)
+    codes = vectors[rows]
     distances = (vectors - codes).square().sum(dim=1)
-    with pass_bar("k-means, seeding", clusters, "codes") as bar:
-        while len(codes) < clusters:
-            fresh, distances = _seeded(vectors, distances, min(_round(clusters), clusters - len(codes)), generator)
-            codes = torch.cat([codes, fresh])
-            bar.update(len(fresh))
+    with pass_bar("k-means, seeding", codebook_size, "codes") as bar:
+        while len(codes) < codebook_size:
+            number = min(_codes_per_round(codebook_size), codebook_size - len(codes))
+            new_codes, distances = _seeding_round(vectors, distances, number, generator)
+            codes = torch.cat([codes, new_codes])
+            bar.update(len(new_codes))
     return codes
 
 
-def _seeded(vectors: Tensor, distances: Tensor, number: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    """A round of seeding: `number` more codes, and the squared distances (S,) to the nearest code of all so far."""
-    fresh = vectors[_draw(distances, number, generator)]
-    return fresh, torch.minimum(distances, _nearest_two(vectors, fresh)[0][:, 0])
+def _seeding_round(vectors: Tensor, distances: Tensor, number: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Return `number` new codes, and the squared distances (N,) to the nearest of all codes including the new ones."""
+    new_codes = vectors[_weighted_sample(distances, number, generator)]
+    return new_codes, torch.minimum(distances, _nearest_two(vectors, new_codes)[0][:, 0])
 
 
-def _round(clusters: int) -> int:
-    """How many codes are seeded together."""
-    return -(-clusters // _SEED_ROUNDS)
+def _codes_per_round(codebook_size: int) -> int:
+    return -(-codebook_size // _MAX_SEEDING_ROUNDS)
 
 
-def _draw(weights: Tensor, number: int, generator: Generator) -> Tensor:
-    """Row numbers with chances in proportion to `weights` (S,), without repetition as far as there are enough."""
-    # Drawn on the CPU, so that every device draws the same.
+def _weighted_sample(weights: Tensor, number: int, generator: Generator) -> Tensor:
+    """Return `number` row indices with probability proportional to `weights` (N,).
+
+    Without replacement among the rows of positive weight. If these are fewer than `number`, the rest are drawn
+    uniformly from all rows.
+    """
+    # On the CPU, so that all devices draw the same rows.
     weights = weights.double().cpu()
-    known = min(number, int((weights > 0).sum()))
-    drawn = torch.randint(len(weights), (number - known,), generator=generator)
-    if known:
-        # The largest of log w + Gumbel noise are a weighted draw without repetition, for any number of rows.
+    num_weighted = min(number, int((weights > 0).sum()))
+    rows = torch.randint(len(weights), (number - num_weighted,), generator=generator)
+    if num_weighted:
+        # Gumbel top-k: the largest log w + Gumbel noise are a weighted sample without replacement. Unlike
+        # torch.multinomial, it has no limit on the number of rows.
         uniform = torch.rand(len(weights), generator=generator, dtype=torch.float64).clamp_min(1e-300)
-        drawn = torch.cat([(weights.log() - (-uniform.log()).log()).topk(known).indices, drawn])
-    return drawn
+        rows = torch.cat([(weights.log() - (-uniform.log()).log()).topk(num_weighted).indices, rows])
+    return rows
 
 
-def _drawn_nearby(vectors: Tensor, clusters: int, generator: Generator) -> Tensor:
-    """Codes (K, D), each at some distance from a vector, so that no two are equal."""
-    drawn = vectors[_draw(torch.ones(len(vectors)), clusters, generator).to(vectors.device)]
-    noise = torch.randn(drawn.shape, generator=generator).to(drawn)
-    return drawn + 0.5 * vectors.std(dim=0, correction=0) * noise
+def _random_codes(vectors: Tensor, codebook_size: int, generator: Generator) -> Tensor:
+    """Return vectors (K, D) drawn uniformly, plus noise, so that no two are equal."""
+    rows = _weighted_sample(torch.ones(len(vectors)), codebook_size, generator)
+    codes = vectors[rows.to(vectors.device)]
+    noise = torch.randn(codes.shape, generator=generator).to(codes)
+    return codes + 0.5 * vectors.std(dim=0, correction=0) * noise
 
 
 def _lloyd(vectors: Tensor, codes: Tensor, iterations: int, advance: Advance) -> Tensor:
-    """Codes moved to the mean of their vectors, again and again; one without vectors stays."""
-    before = None
+    """Assign vectors to their nearest codes and move codes to the mean of their vectors, until no index changes."""
+    previous = None
     for _ in range(iterations):
-        owners = _owners(vectors, codes, advance)
-        if before is not None and torch.equal(owners, before):
+        indices = _assign(vectors, codes, advance)
+        if previous is not None and torch.equal(indices, previous):
             break
-        before = owners
-        codes = centroids(vectors, owners, codes)
+        previous = indices
+        codes = centroids(vectors, indices, codes)
     return codes
 
 
-def _owners(vectors: Tensor, codes: Tensor, advance: Advance) -> Tensor:
-    """The index (S,) of each vector's nearest code."""
+def _assign(vectors: Tensor, codes: Tensor, advance: Advance) -> Tensor:
+    """Return the index (N,) of each vector's nearest code."""
     return _in_blocks(lambda block: nearest_codes(block, codes), vectors, len(codes), advance)
 
 
-def _in_blocks(nearest: Callable[[Tensor], Tensor], vectors: Tensor, clusters: int, advance: Advance) -> Tensor:
-    """`nearest` of vectors (S, D), in blocks that are small enough to show progress."""
-    found = []
-    for block in vectors.split(max(1, _UPDATE_EVERY // (2 * clusters * vectors.shape[1]))):
-        found.append(nearest(block))
+def _in_blocks(nearest: Callable[[Tensor], Tensor], vectors: Tensor, codebook_size: int, advance: Advance) -> Tensor:
+    """Return `nearest(vectors)` (N,), computed in blocks that take less than a second each."""
+    indices = []
+    for block in vectors.split(max(1, _FLOPS_PER_PROGRESS_UPDATE // (2 * codebook_size * vectors.shape[1]))):
+        indices.append(nearest(block))
         advance(len(block))
-    return torch.cat(found)
+    return torch.cat(indices)
 
 
-def centroids(vectors: Tensor, owners: Tensor, codes: Tensor) -> Tensor:
-    """The mean (K, D) of each code's vectors, `owners` (S,) being their indices; where it has none, the code."""
-    counts = torch.bincount(owners, minlength=len(codes)).to(codes.dtype)[:, None]
-    sums = torch.zeros_like(codes).index_add_(0, owners, vectors)
+def centroids(vectors: Tensor, indices: Tensor, codes: Tensor) -> Tensor:
+    """Return the mean (K, D) of the vectors assigned to each code by `indices` (N,); a code without vectors is kept."""
+    counts = torch.bincount(indices, minlength=len(codes)).to(codes.dtype)[:, None]
+    sums = torch.zeros_like(codes).index_add_(0, indices, vectors)
     return torch.where(counts > 0, sums / counts.clamp_min(1), codes)
 
 
-def _exchanged(
+def _exchange_codes(
     vectors: Tensor, codes: Tensor, exchanges: int, iterations: int, generator: Generator, advance: Advance
 ) -> Tensor:
-    """Codes after as many exchanges as pay, at most `exchanges`."""
-    error, moved, failures = _error(vectors, codes, advance), max(1, len(codes) // 8), 0
+    """Exchange codes while that lowers the error; return the best codes found.
+
+    The first exchange replaces K/8 codes; each time the error does not fall, the next one replaces half as many.
+    """
+    error, number, failures = _error(vectors, codes, advance), max(1, len(codes) // 8), 0
     for _ in range(exchanges):
-        # Where those of the largest errors were tried in vain, others are drawn.
-        pick = _draw if failures else _largest
-        candidate = _exchange(vectors, codes, min(moved, len(codes) - 1), pick, iterations, generator, advance)
-        after = _error(vectors, candidate, advance)
-        gained = error - after > _LITTLE * error
-        failures = 0 if gained else failures + 1
-        if after < error:
-            codes, error = candidate, after
+        # Add codes next to those of the largest error; after a failure, next to codes drawn by their error.
+        select = _weighted_sample if failures else lambda errors, number, _: errors.topk(number).indices
+        candidate = _exchange(vectors, codes, min(number, len(codes) - 1), select, iterations, generator, advance)
+        new_error = _error(vectors, candidate, advance)
+        failures = 0 if error - new_error > _MIN_RELATIVE_GAIN * error else failures + 1
+        if new_error < error:
+            codes, error = candidate, new_error
         else:
-            moved = max(1, moved // 2)
-        if failures == _PATIENCE:
+            number = max(1, number // 2)
+        if failures == _MAX_FAILURES:
             break
     return codes
-
-
-def _largest(weights: Tensor, number: int, generator: Generator) -> Tensor:
-    return weights.topk(number).indices
 
 
 def _exchange(
     vectors: Tensor,
     codes: Tensor,
     number: int,
-    pick: Callable[[Tensor, int, Generator], Tensor],
+    select: Callable[[Tensor, int, Generator], Tensor],
     iterations: int,
     generator: Generator,
     advance: Advance,
 ) -> Tensor:
-    """Codes of which `number` have moved from where they are needed least to where the error is largest."""
-    size = len(codes)
-    distances, owners = _nearest_two(vectors, codes)
-    errors = torch.zeros_like(codes[:, 0]).index_add_(0, owners[:, 0], distances[:, 0])
-    worst = pick(errors, number, generator).to(vectors.device)
-    spread = (errors[worst] / torch.bincount(owners[:, 0], minlength=size)[worst].clamp_min(1) / codes.shape[1]).sqrt()
+    """Return the codes after one exchange: add `number` codes, run Lloyd's iterations, remove as many, run them again.
+
+    New codes are placed next to codes k that `select` chooses by error_k, the sum of the squared distances of their
+    vectors, at a distance of half their root mean squared distance per dimension.
+    """
+    distances, nearest = _nearest_two(vectors, codes)
+    errors = torch.zeros_like(codes[:, 0]).index_add_(0, nearest[:, 0], distances[:, 0])
+    split = select(errors, number, generator).to(vectors.device)
+    counts = torch.bincount(nearest[:, 0], minlength=len(codes))[split].clamp_min(1)
+    spread = (errors[split] / counts / codes.shape[1]).sqrt()
     noise = torch.randn(number, codes.shape[1], generator=generator).to(codes)
     advance(len(vectors))
-    grown = _lloyd(vectors, torch.cat([codes, codes[worst] + 0.5 * spread[:, None] * noise]), iterations, advance)
-    kept = _needed(vectors, grown, size)
+    grown = _lloyd(vectors, torch.cat([codes, codes[split] + 0.5 * spread[:, None] * noise]), iterations, advance)
+    remaining = _codes_to_keep(vectors, grown, len(codes))
     advance(len(vectors))
-    return _lloyd(vectors, grown[kept], iterations, advance)
+    return _lloyd(vectors, grown[remaining], iterations, advance)
 
 
-def _needed(vectors: Tensor, codes: Tensor, number: int) -> Tensor:
-    """The codes to keep: those whose removal would raise the error least go, but no two that are neighbours."""
-    distances, owners = _nearest_two(vectors, codes)
-    utility = torch.zeros_like(codes[:, 0]).index_add_(0, owners[:, 0], distances[:, 1] - distances[:, 0])
+def _codes_to_keep(vectors: Tensor, codes: Tensor, number: int) -> Tensor:
+    """Return the indices (number,), ascending, of the codes that remain when the least useful ones are removed.
+
+    The utility of code k is the increase of the error without it: the sum over its vectors of the squared distance to
+    the second nearest code minus that to the nearest. It holds only while that second code exists, so the nearest
+    neighbour of a removed code is kept, unless otherwise too few codes can be removed.
+    """
+    distances, nearest = _nearest_two(vectors, codes)
+    utility = torch.zeros_like(codes[:, 0]).index_add_(0, nearest[:, 0], distances[:, 1] - distances[:, 0])
     first, second = _nearest_two(codes, codes)[1].unbind(dim=1)
-    neighbours = torch.where(first == torch.arange(len(codes), device=codes.device), second, first)
-    kept = torch.ones(len(codes), dtype=torch.bool)
-    frozen = torch.zeros(len(codes), dtype=torch.bool)
-    spare = len(codes) - number
-    order, beside = utility.argsort(stable=True).tolist(), neighbours.tolist()
-    for code in order:
-        if spare and not frozen[code]:
-            kept[code] = False
-            frozen[beside[code]] = True
-            spare -= 1
-    # Where too few are left that are no neighbours, these go after all.
-    for code in order:
-        if spare and kept[code]:
-            kept[code] = False
-            spare -= 1
-    return kept.nonzero()[:, 0].to(codes.device)
+    neighbours = torch.where(first == torch.arange(len(codes), device=codes.device), second, first).tolist()
+    keep = torch.ones(len(codes), dtype=torch.bool)
+    protected = torch.zeros(len(codes), dtype=torch.bool)
+    surplus = len(codes) - number
+    by_utility = utility.argsort(stable=True).tolist()
+    for code in by_utility:
+        if surplus and not protected[code]:
+            keep[code] = False
+            protected[neighbours[code]] = True
+            surplus -= 1
+    for code in by_utility:  # too few codes are unprotected
+        if surplus and keep[code]:
+            keep[code] = False
+            surplus -= 1
+    return keep.nonzero()[:, 0].to(codes.device)
 
 
 def _error(vectors: Tensor, codes: Tensor, advance: Advance) -> float:
-    return float((vectors - codes[_owners(vectors, codes, advance)]).double().square().sum())
+    return float((vectors - codes[_assign(vectors, codes, advance)]).double().square().sum())
 
 
 def _nearest_two(vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared distances (S, 2) to the nearest two codes, and which they are; to the nearest one, if there is one."""
+    """Return the squared distances (N, 2) to the two nearest codes and their indices; (N, 1) if there is one code.
+
+    |z - e|² = |z|² - 2 z·e + |e|², relative to the mean code to avoid cancellation far from the origin. Approximate,
+    unlike `nearest_codes`.
+    """
     centre = codes.mean(dim=0)
     vectors, codes = vectors - centre, codes - centre
-    norms = codes.square().sum(dim=1)
-    found = [
-        torch.addmm(norms, block, codes.T, alpha=-2).topk(min(2, len(codes)), dim=1, largest=False)
-        for block in vectors.split(max(1, _BLOCK // len(codes)))
+    sq_norms = codes.square().sum(dim=1)
+    blocks = [
+        torch.addmm(sq_norms, block, codes.T, alpha=-2).topk(min(2, len(codes)), dim=1, largest=False)
+        for block in vectors.split(max(1, _DISTANCES_PER_BLOCK // len(codes)))
     ]
-    distances = torch.cat([block.values for block in found]) + vectors.square().sum(dim=1, keepdim=True)
-    return distances.clamp_min(0), torch.cat([block.indices for block in found])
+    distances = torch.cat([block.values for block in blocks]) + vectors.square().sum(dim=1, keepdim=True)
+    return distances.clamp_min(0), torch.cat([block.indices for block in blocks])

@@ -21,41 +21,50 @@ def sinkhorn_codes(
 ) -> Tensor:
     """Assign vectors to codes so that all codes receive about the same number of vectors.
 
-    Solves an entropic optimal transport problem by Sinkhorn-Knopp iterations in the log domain (Cuturi 2013, "Sinkhorn
-    Distances") and takes the code with the largest mass for each vector. Used for quantization in SeLa (Asano et al.
-    2020, 3.2) and for semantic ids in LC-Rec (Zheng et al. 2024, eq. 5).
+    Solves an optimal transport problem with entropic regularisation (Cuturi 2013, "Sinkhorn Distances"). The plan
+    P[n,k] has row sums 1 and column sums N / K:
+
+        cost[n,k]  = -2 (z_n - mean z)·(e_k - mean e)
+        P          = argmin of sum of P · cost + epsilon · rms(cost) · sum of P ln P
+        indices[n] = argmax over k of P[n,k]
+
+    cost is |z_n - e_k|² minus its row and column means. These do not change P, but they would change rms(cost), and so
+    the meaning of epsilon. Sinkhorn-Knopp iterations rescale columns and rows in turn, here in the log domain. Used for quantization in SeLa (Asano et al. 2020,
+    "Self-labelling via Simultaneous Clustering and Representation Learning", 3.2) and for semantic ids in LC-Rec
+    (Zheng et al. 2024, eq. 5).
 
     Args:
-        vectors: (N, D).
-        codebook: (K, D).
-        epsilon: entropic regularisation, relative to the spread of the distances; smaller is closer to nearest-code.
-        iterations: number of row and column rescalings.
-        share: position of these vectors in the global batch; default: they are the whole batch.
+        vectors: z (N, D).
+        codebook: e (K, D).
+        epsilon: entropic regularisation, relative to rms(cost); a smaller value makes the plan sharper, and
+            needs more iterations.
+        iterations: number of column and row rescalings.
+        shard: position of these vectors in the global batch, over which codes are balanced; default: they are the
+            whole batch.
 
     Returns:
         (N,) int64 indices.
     """
     shard = shard or BatchShard.unsharded(len(vectors))
     distances = torch.cdist(vectors, codebook, compute_mode="donot_use_mm_for_euclid_dist").square()
-    # What a whole row or column has in common makes no difference to the plan, and must make none to the scale.
-    columns = shard.sum(distances.sum(dim=0)) / shard.total
-    distances = distances - columns - distances.mean(dim=1, keepdim=True) + columns.mean()
-    scale = epsilon * shard.mean(distances.square()).sqrt()
-    plan = -distances / scale.clamp_min(torch.finfo(distances.dtype).tiny)
-    each = math.log(shard.total / len(codebook))
+    column_means = shard.sum(distances.sum(dim=0)) / shard.total
+    cost = distances - column_means - distances.mean(dim=1, keepdim=True) + column_means.mean()
+    scale = epsilon * shard.mean(cost.square()).sqrt()
+    log_plan = -cost / scale.clamp_min(torch.finfo(cost.dtype).tiny)
+    log_column_sum = math.log(shard.total / len(codebook))
     for _ in range(iterations):
-        plan = plan - _logsumexp(plan, shard) + each
-        plan = plan - plan.logsumexp(dim=1, keepdim=True)
-    return plan.argmax(dim=1)
+        log_plan = log_plan - _logsumexp_over_ranks(log_plan, shard) + log_column_sum
+        log_plan = log_plan - log_plan.logsumexp(dim=1, keepdim=True)
+    return log_plan.argmax(dim=1)
 
 
-def _logsumexp(plan: Tensor, shard: BatchShard) -> Tensor:
-    """(K,) logsumexp over the rows of all processes."""
-    own = plan.logsumexp(dim=0)
+def _logsumexp_over_ranks(log_plan: Tensor, shard: BatchShard) -> Tensor:
+    """Return the logsumexp (K,) over the rows of all ranks."""
+    local = log_plan.logsumexp(dim=0)
     if not shard.is_sharded:
-        return own
-    most = all_reduce_max(own)
-    return most + shard.sum((own - most).exp()).log()
+        return local
+    largest = all_reduce_max(local)
+    return largest + shard.sum((local - largest).exp()).log()
 
 
 class NearestAssignment(Settings):
