@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from tests.models.encoders import assert_samples_are_independent
 from vqtool.data import SampleSpec
 from vqtool.errors import ConfigError
-from vqtool.models.autoencoder import Autoencoder, ModelSettings, resolve_model
+from vqtool.models.autoencoder import Autoencoder, CategoricalIO, ContinuousIO, ModelSettings, resolve_model
 from vqtool.quantizers import ProjectedQuantizer
 
 SPECS = {
@@ -298,3 +298,86 @@ def test_gradients_reach_the_encoder_through_the_quantizer() -> None:
     model = build(SPECS["CHW"], settings("conv2d"))
     model(batch_of(SPECS["CHW"])).prediction.square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.encoder.parameters() if p.ndim > 1)
+
+
+# Input and output of values and classes
+
+MEAN, SCALE = (1.0, -2.0, 0.5), (2.0, 0.25, 10.0)
+SIZES = [(), (5,), (2, 4)]
+
+
+def normal(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_values_are_normalised_channel_by_channel(size: tuple[int, ...]) -> None:
+    x = normal(4, 3, *size)
+    y = ContinuousIO(MEAN, SCALE)(x)
+    assert y.shape == x.shape
+    for channel in range(3):
+        torch.testing.assert_close(y[:, channel], (x[:, channel] - MEAN[channel]) / SCALE[channel])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_postprocess_inverts_normalisation(size: tuple[int, ...]) -> None:
+    prediction, values = normal(4, 3, *size), ContinuousIO(MEAN, SCALE)
+    denormalised = values.postprocess(prediction)
+    for channel in range(3):
+        torch.testing.assert_close(denormalised[:, channel], prediction[:, channel] * SCALE[channel] + MEAN[channel])
+    torch.testing.assert_close(values(denormalised), prediction, rtol=1e-5, atol=1e-5)
+
+
+def test_normalisation_uses_the_channel_axis_when_all_axes_have_equal_length() -> None:
+    x = normal(3, 3, 3, 3)
+    torch.testing.assert_close(ContinuousIO(MEAN, SCALE)(x)[:, 1], (x[:, 1] + 2) * 4)
+
+
+def test_the_target_of_values_is_normalised() -> None:
+    x = normal(4, 3, 5)
+    values = ContinuousIO(MEAN, SCALE)
+    assert torch.equal(values.target(x), values(x))
+
+
+def test_mean_and_scale_are_buffers_in_the_state_dict() -> None:
+    values = ContinuousIO(MEAN, SCALE)
+    assert set(values.state_dict()) == {"mean", "scale"}
+    assert list(values.parameters()) == []
+    other = ContinuousIO((0.0,) * 3, (1.0,) * 3)
+    other.load_state_dict(values.state_dict())
+    x = normal(4, 3)
+    assert torch.equal(other(x), values(x))
+    assert (values.in_channels, values.out_channels) == (3, 3)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_each_class_becomes_its_embedding(size: tuple[int, ...]) -> None:
+    classes = CategoricalIO(6, 3)
+    x = torch.randint(0, 6, (4, *size), generator=torch.Generator().manual_seed(0))
+    y = classes(x)
+    assert y.shape == (4, 3, *size)
+    vectors = y.movedim(1, -1).reshape(-1, 3)
+    for index, vector in zip(x.flatten(), vectors, strict=True):
+        assert torch.equal(vector, classes.embedding.weight[index])
+
+
+def test_gradient_reaches_the_embeddings_of_the_classes_in_the_batch() -> None:
+    classes = CategoricalIO(6, 3)
+    classes(torch.tensor([[1, 4, 4]])).sum().backward()
+    gradient = classes.embedding.weight.grad
+    assert gradient is not None
+    assert gradient.tolist() == [[0] * 3, [1] * 3, [0] * 3, [0] * 3, [2] * 3, [0] * 3]
+
+
+def test_channels_and_target_of_classes() -> None:
+    classes = CategoricalIO(6, 3)
+    assert (classes.in_channels, classes.out_channels) == (3, 6)
+    x = torch.tensor([[1, 4]])
+    assert classes.target(x) is x
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_postprocess_of_classes_is_the_argmax(size: tuple[int, ...]) -> None:
+    x = torch.randint(0, 6, (4, *size), generator=torch.Generator().manual_seed(0))
+    logits = torch.nn.functional.one_hot(x, 6).movedim(-1, 1) + 0.4 * normal(4, 6, *size).clamp(-1, 1)
+    assert torch.equal(CategoricalIO(6, 3).postprocess(logits), x)

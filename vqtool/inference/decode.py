@@ -1,13 +1,16 @@
 """Decode index files to arrays."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from vqtool.data.layout import sample_shape
 from vqtool.errors import DataError
 from vqtool.inference.semantic_ids import check_unique_sizes
-from vqtool.inference.tokenizer import Tokenizer, to_numpy
+from vqtool.inference.tokenizer import Tokenizer
 from vqtool.models.chunks import chunk_rows
 from vqtool.runs.index_file import atomic_write_array, check_not_input, check_output, manifest_path, read_indices
 from vqtool.runtime.progress import pass_bar
@@ -49,11 +52,17 @@ def decode_file(
     if manifest.unique:
         check_unique_sizes(path, manifest, tokenizer)
         indices = indices[..., :-1].reshape(len(indices), *tokenizer.index_shape(size))
-    shape, dtype = (len(indices), *row_shape), to_numpy(torch.empty(0, dtype=tokenizer.spec.torch_dtype)).dtype
+    shape, dtype = (len(indices), *row_shape), _to_numpy(torch.empty(0, dtype=tokenizer.spec.torch_dtype)).dtype
     with atomic_write_array(out, shape, dtype) as array, pass_bar("decode", len(indices)) as bar:
         for start in range(0, len(indices), step):
             batch = tokenizer.validate_indices(indices[start : start + step], size, levels, str(path), start)
             rows = tokenizer.decode_batch(batch, size)
-            array[start : start + len(rows)] = to_numpy(rows)
+            array[start : start + len(rows)] = _to_numpy(rows)
             bar.update(len(rows))
     return shape, dtype.name
+
+
+def _to_numpy(rows: Tensor) -> NDArray[Any]:
+    """Convert rows to a NumPy array; bfloat16 becomes float32, because NumPy does not support it."""
+    array: NDArray[Any] = (rows.float() if rows.dtype == torch.bfloat16 else rows).numpy()
+    return array

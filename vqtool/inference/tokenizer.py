@@ -1,8 +1,4 @@
-"""Tokenizer of a trained run: encode, decode, embed, evaluate. Every command that uses a trained model goes through it.
-
-Shapes: n or N rows, L tokens per sample, D code dimension, K codes, Q levels; `row` is the shape of one row of the
-user's array, in that array's layout and units.
-"""
+"""Tokenizer of a trained run: encode, decode, embed, evaluate. All commands that use a trained model use this class."""
 
 import math
 from dataclasses import dataclass
@@ -166,7 +162,6 @@ class Tokenizer:
 
         Args:
             indices: integers (n, L), or (n, L, Q).
-            size: size of the samples.
             levels: number of leading levels to return; None: all.
             source: origin of the indices, such as a file; error messages start with it.
             first_row: number of the first row, for error messages.
@@ -238,15 +233,7 @@ class Tokenizer:
         return EvaluationReport(evaluation.result(), reconstruction.result(), bits)
 
     def count_codes(self, data: str, key: str | None = None) -> CodeCounter:
-        """Count the hits of each code over data; for vectors also the distinct ids.
-
-        Args:
-            data: path as in `data.path`.
-            key: name of the array, for files with several arrays.
-
-        Raises:
-            DataError: the data do not match the training data, or contain NaN or infinity.
-        """
+        """Count the hits of each code over data, and for vectors the distinct ids; raise errors as `evaluate` does."""
         samples = self.open_scanned(data, key)
         counter = CodeCounter(self.model.quantizer.codebook_sizes, ids=not self.spec.size)
         step = batch_rows(self.model, samples.size, len(samples))
@@ -258,11 +245,7 @@ class Tokenizer:
         return counter
 
     def open_scanned(self, data: str, key: str | None) -> Samples:
-        """Open and scan data.
-
-        Raises:
-            DataError: the data do not match the training data, or contain NaN or infinity.
-        """
+        """Open data and scan them; raise errors as `open_data` and `scan` do."""
         source, samples = self.open_data(data, key)
         self.scan(source)
         return samples
@@ -364,9 +347,3 @@ def to_tensor(array: Tensor | NDArray[Any]) -> Tensor:
         raise DataError(
             f"expected an array of numbers of shape (N, ...), got {array.dtype} of shape {array.shape}"
         ) from error
-
-
-def to_numpy(rows: Tensor) -> NDArray[Any]:
-    """Convert rows to a NumPy array; bfloat16 becomes float32, because NumPy does not support it."""
-    array: NDArray[Any] = (rows.float() if rows.dtype == torch.bfloat16 else rows).numpy()
-    return array

@@ -7,12 +7,12 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple, get_args
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from vqtool.data import SampleSpec, sample_shape
 from vqtool.errors import ConfigError, DataError
-from vqtool.models.data_io import CategoricalIO, ContinuousIO
 from vqtool.models.encoders import EncoderSettings, NetSettings, Size
 from vqtool.quantizers import ProjectedQuantizer, Quantizer, QuantizerOutput, QuantizerSettings
 from vqtool.quantizers.dead_codes import HitSteps
@@ -41,6 +41,70 @@ class AutoencoderOutput(NamedTuple):
     """Encoder output (B, L, D)."""
     quantizer: QuantizerOutput
     """Quantized latents, indices and losses."""
+
+
+class ContinuousIO(nn.Module):
+    """Per-channel normalisation of values (B, C, *size) before the encoder, and its inverse after the decoder.
+
+    Args:
+        mean: C numbers.
+        scale: C numbers, for example standard deviations.
+
+    Attributes:
+        in_channels: channels of the encoder input, C.
+        out_channels: channels of the decoder output, C.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, mean: Sequence[float], scale: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
+        self.in_channels = self.out_channels = len(mean)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (x - mean) / scale, the encoder input (B, C, *size)."""
+        return (x - _per_channel(self.mean, x)) / _per_channel(self.scale, x)
+
+    def target(self, x: Tensor) -> Tensor:
+        """Return the target of the reconstruction loss: the normalised samples (B, C, *size)."""
+        return self(x)
+
+    def postprocess(self, prediction: Tensor) -> Tensor:
+        """Return prediction · scale + mean: the decoder output (B, C, *size) in the units of the data."""
+        return prediction * _per_channel(self.scale, prediction) + _per_channel(self.mean, prediction)
+
+
+class CategoricalIO(nn.Module):
+    """Embedding of classes (B, *size) before the encoder, and argmax of the logits after the decoder.
+
+    Args:
+        classes: number of classes; valid inputs are 0 to classes - 1.
+        width: width of the embedding.
+
+    Attributes:
+        in_channels: channels of the encoder input, `width`.
+        out_channels: channels of the decoder output, `classes`.
+    """
+
+    def __init__(self, classes: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(classes, width)
+        self.in_channels, self.out_channels = width, classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the embeddings (B, width, *size) of classes (B, *size)."""
+        return self.embedding(x).movedim(-1, 1)
+
+    def target(self, x: Tensor) -> Tensor:
+        """Return the target of the reconstruction loss: the classes (B, *size)."""
+        return x
+
+    def postprocess(self, prediction: Tensor) -> Tensor:
+        """Return the most likely class (B, *size) of logits (B, classes, *size)."""
+        return prediction.argmax(dim=1)
 
 
 class Autoencoder(nn.Module):
@@ -180,3 +244,8 @@ def _check_net(key: str, net: NetSettings, spec: SampleSpec) -> None:
         f"{key}.kind: {net.kind} takes {accepted}, but the data are {data} (layout {spec.layout}, row shape "
         f"{spec.row_shape}); choose {join_or(fitting)}, or correct data.layout"
     )
+
+
+def _per_channel(values: Tensor, x: Tensor) -> Tensor:
+    """Reshape (C,) so that it broadcasts over the channel axis of x (B, C, *size)."""
+    return values.reshape(-1, *[1] * (x.ndim - 2))
