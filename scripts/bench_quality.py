@@ -21,13 +21,13 @@ import yaml
 from bench.array_runs import Array, centres_found, mixture_samples, trained
 from bench.image_runs import ImageRun, finalists
 from bench.vq_pytorch import settings as peer_settings
-from part_options import keep, parser_of
+from part_options import append_json, make_parser
 from rich.console import Console
 from rich.table import Table
 from sklearn.cluster import KMeans
 
 from vqtool.inference.tokenizer import Tokenizer
-from vqtool.metrics.code_counter import CodeCounter
+from vqtool.metrics.usage import CodeCounter
 
 SEEDS = range(5)
 
@@ -206,14 +206,14 @@ def _spread(values: Sequence[float]) -> str:
 
 def main() -> None:
     """Print one table per part."""
-    options = parser_of(__doc__, PARTS).parse_args()
+    options = make_parser(__doc__, PARTS).parse_args()
     for name in options.parts:
         columns = ("measure", "vqtool", "peer", "peer's result", "vqtool / peer")
         table = Table(*columns, title=f"{name}: {_title(PARTS[name])}", title_justify="left")
         for row in PARTS[name]():
             ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
             table.add_row(row.measure, _spread(row.vqtool), row.peer, _spread(row.peer_values), ratio)
-            keep(options.json, name, {**row._asdict(), "ratio": row.ratio})
+            append_json(options.json, name, {**row._asdict(), "ratio": row.ratio})
         Console(width=180).print(table)
 
 

@@ -14,7 +14,7 @@ import os
 import faiss
 import torch
 from bench import speed_kernels, speed_runs, speed_scalar, speed_threads
-from part_options import keep, parser_of
+from part_options import append_json, make_parser
 from rich.console import Console
 from rich.table import Table
 
@@ -32,7 +32,7 @@ PARTS = {
 
 def main() -> None:
     """Print one table per part."""
-    parser = parser_of(__doc__, PARTS)
+    parser = make_parser(__doc__, PARTS)
     parser.add_argument("--turns", type=int, default=7, help="measurements per row; default: 7")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -42,10 +42,10 @@ def main() -> None:
     )
     for name in options.parts:
         table = Table("case", "vqtool", "peer", "peer's result", "peer / vqtool", title=name, title_justify="left")
-        for figure in PARTS[name](options.turns):
-            ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
-            table.add_row(figure.case, figure.vqtool, figure.peer, figure.peer_result, ratio)
-            keep(options.json, name, figure._asdict())
+        for row in PARTS[name](options.turns):
+            ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+            table.add_row(row.case, row.vqtool, row.peer, row.peer_result, ratio)
+            append_json(options.json, name, row._asdict())
         Console(width=170).print(table)
 
 

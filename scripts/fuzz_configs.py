@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from checks.config_mutants import mutant
-from checks.forked import Outcome, parser_of, run, scratch
+from checks.forked import Outcome, make_parser, run, scratch
 from checks.mutant_values import SMALL
 
 from vqtool.config import RunSettings, load_config
@@ -109,7 +109,7 @@ def _write_arrays() -> None:
 
 def main() -> None:
     """Check all mutants."""
-    arguments = parser_of(__doc__, mutants=10_000).parse_args()
+    arguments = make_parser(__doc__, mutants=10_000).parse_args()
     with scratch():
         _write_arrays()
         counts = run(

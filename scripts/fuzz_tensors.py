@@ -12,14 +12,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from checks.forked import Outcome, parser_of, run, scratch
+from checks.forked import Outcome, make_parser, run, scratch
 from checks.tensor_mutants import mutant
 
 from vqtool import load
 from vqtool.config import RunSettings
 from vqtool.data import Dataset, Samples, open_dataset
 from vqtool.errors import ConfigError, DataError, TrainingError
-from vqtool.inference.transcode import encode_file
+from vqtool.inference.encode import encode_file
 from vqtool.training import train
 
 # Four in this many mutants are also used for training and encoding.
@@ -95,7 +95,7 @@ def _settings(path: Path, key: str | None) -> RunSettings:
 
 def main() -> None:
     """Check all mutants."""
-    arguments = parser_of(__doc__, mutants=2_000).parse_args()
+    arguments = make_parser(__doc__, mutants=2_000).parse_args()
     with scratch():
         counts = run(
             arguments,

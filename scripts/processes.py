@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from checks import process_ends, process_traffic
-from checks.guarantees import Row, put_to_the_test
+from checks.guarantees import Row, run_checks
 from checks.process_cases import CASES, MUTANTS, UNEVEN
 from checks.process_jobs import first_share, job
 from torch import Tensor
@@ -115,4 +115,4 @@ def _relative(one: Tensor, other: Tensor) -> float:
 
 
 if __name__ == "__main__":
-    put_to_the_test(__doc__, PARTS)
+    run_checks(__doc__, PARTS)

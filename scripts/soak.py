@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from checks import soak_commands, soak_kills, soak_mixed_stops
-from checks.guarantees import Row, put_to_the_test
+from checks.guarantees import Row, run_checks
 
 Part = Callable[[Path, int], Iterable[Row]]
 # Each part and its number of repetitions.
@@ -35,4 +35,4 @@ def _counted(part: Part, times: int) -> Callable[[Path, float], Iterable[Row]]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # threads do not survive a fork
-    put_to_the_test(__doc__, {name: _counted(part, times) for name, (part, times) in PARTS.items()})
+    run_checks(__doc__, {name: _counted(part, times) for name, (part, times) in PARTS.items()})

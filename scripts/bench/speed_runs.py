@@ -103,7 +103,7 @@ def _encode(recipe: str, row: tuple[int, ...], size: int, times: int) -> tuple[l
         whole, parts, grown = [], [], []
         for turn in range(times):
             os.environ["XDG_CACHE_HOME"] = str(folder / f"cache-{turn}")  # so that the file is scanned again
-            parts += time_alternately({"alone": lambda: tokenizer.encode_samples(part)}, 1)["alone"]
+            parts += time_alternately({"alone": lambda: tokenizer.encode_batch(part)}, 1)["alone"]
             taken, memory = _watched([executable, "-m", "vqtool", "encode", run, data, "--out", out, "--overwrite"])
             whole.append(taken)
             grown.append(memory)
@@ -152,7 +152,7 @@ def _anonymous(status: str) -> float:
 
 def _anonymous_once_loaded() -> float:
     """Return the anonymous memory in MiB of a process that has only imported what encode imports."""
-    code = "import vqtool.inference.transcode; print(open('/proc/self/status').read())"
+    code = "import vqtool.inference.encode; print(open('/proc/self/status').read())"
     return _anonymous(subprocess.check_output([executable, "-c", code], text=True))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from part_options import keep, parser_of
+from part_options import append_json, make_parser
 from rich.console import Console
 from rich.table import Table
 
@@ -21,7 +21,7 @@ class Row(NamedTuple):
 
 def run_checks(doc: str | None, parts: Mapping[str, Callable[[Path, float], Iterable[Row]]]) -> None:
     """Run the parts named on the command line, each in its own temporary folder, scaled by --share."""
-    parser = parser_of(doc, parts)
+    parser = make_parser(doc, parts)
     parser.add_argument("--share", type=float, default=1.0, help="fraction of the full counts to run; default: 1")
     options = parser.parse_args()
     table = Table("part", "check", "result", "held")
@@ -31,6 +31,6 @@ def run_checks(doc: str | None, parts: Mapping[str, Callable[[Path, float], Iter
             for row in parts[name](Path(folder), options.share):
                 table.add_row(name, row.check, row.result, "yes" if row.held else "no")
                 held &= row.held
-                keep(options.json, name, row._asdict())
+                append_json(options.json, name, row._asdict())
     Console(width=170).print(table)
     sys.exit(not held)

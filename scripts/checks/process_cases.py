@@ -82,7 +82,7 @@ CASES: dict[str, Block] = {
 MUTANTS = {
     "vqtool.runtime.distributed.batch_shard.BatchShard.sum": "codebook loss",
     "vqtool.runtime.distributed.batch_shard.all_reduce": "codebook loss",
-    "vqtool.quantizers.ema_codebook.all_reduce_sum": "ema",
+    "vqtool.quantizers.codebook_update.all_reduce_sum": "ema",
     "vqtool.quantizers.dead_codes.all_reduce_sum": "ema, random init",
     "vqtool.quantizers.initialization.all_gather_rows": "ema",
     "vqtool.quantizers.sinkhorn.all_reduce_max": "sinkhorn",

@@ -17,9 +17,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from checks.guarantees import Row
 from vqtool.config import load_config
 from vqtool.errors import CheckpointError
+from vqtool.inference.encode import encode_file
 from vqtool.inference.parts import Part, encode_part
 from vqtool.inference.tokenizer import load
-from vqtool.inference.transcode import encode_file
 from vqtool.runs.checkpoint import load_checkpoint
 from vqtool.runs.model_file import read_model
 from vqtool.runs.run_directory import RunDirectory
