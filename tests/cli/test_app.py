@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.cli import mentions
 from tests.conftest import Result
 from vqtool.cli import main
 from vqtool.errors import CheckpointError, ConfigError, DataError, Stopped, TrainingError
@@ -66,7 +67,7 @@ def test_openmp_spin_count_is_lowered_unless_the_user_set_a_wait_variable(user: 
 def test_python_m_vqtool_is_the_command() -> None:
     result = subprocess.run([sys.executable, "-m", "vqtool", "bogus"], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (2, "")
-    assert "No such command 'bogus'" in result.stderr
+    assert "bogus" in result.stderr
 
 
 @pytest.mark.parametrize("closed", ["", ">&-", "2>&-", ">&- 2>&-"])
@@ -118,21 +119,21 @@ def test_help_of_every_command_lists_its_options(command: str, options: list[str
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["bogus"], "No such command 'bogus'"),
-        (["train"], "Missing option '--config'"),
-        (["train", "--config", "c.yaml", "--bogus"], "No such option: --bogus"),
-        (["encode"], "Missing argument 'RUN'"),
-        (["encode", "run"], "Missing option '--out'"),
+        (["bogus"], "bogus"),
+        (["train"], "--config"),
+        (["train", "--config", "c.yaml", "--bogus"], "--bogus"),
+        (["encode"], "RUN"),
+        (["encode", "run"], "--out"),
         (["encode", "run", "--out", "t.npy", "--batch-size", "0"], "--batch-size"),
         (["encode", "run", "--out", "t.npy", "--batch-size", "many"], "--batch-size"),
-        (["decode", "run", "--out", "d.npy"], "Missing argument 'FILE.npy'"),
-        (["inspect"], "Missing argument 'TARGET'"),
+        (["decode", "run", "--out", "d.npy"], "FILE.npy"),
+        (["inspect"], "TARGET"),
     ],
 )
 def test_wrong_usage_exits_with_2_and_names_the_argument(arguments: list[str], message: str, vqtool: Command) -> None:
     result = vqtool(*arguments)
     assert (result.code, result.out) == (2, "")
-    assert message in result.err
+    assert mentions(result.err, message)
 
 
 def test_without_a_command_help_is_printed(vqtool: Command) -> None:
@@ -192,7 +193,8 @@ def test_out_of_memory_prints_one_line_and_exits_with_2(
     monkeypatch.setattr(function, fail)
     result = vqtool(*arguments)
     assert (result.code, result.out) == (2, "")
-    assert result.err == "vqtool: out of memory; free memory, pass fewer rows, or choose another --device\n"
+    assert mentions(result.err, "vqtool: out of memory ... --device")
+    assert result.err.count("\n") == 1
     error = RuntimeError("shapes differ")
     with pytest.raises(RuntimeError, match="shapes differ"):
         vqtool(*arguments)
@@ -211,9 +213,11 @@ def test_directory_that_is_not_a_run_exits_with_2(
     arguments: list[str], vqtool: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert vqtool(*arguments) == Result(2, "", "vqtool: nowhere: not a run: the directory does not exist\n")
-    (tmp_path / "nowhere").mkdir()
-    assert vqtool(*arguments) == Result(2, "", "vqtool: nowhere: not a run: config.yaml is missing\n")
+    for fragments in ("vqtool: nowhere: not a run ... does not exist", "vqtool: nowhere: not a run ... config.yaml"):
+        result = vqtool(*arguments)
+        assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+        assert mentions(result.err, fragments)
+        (tmp_path / "nowhere").mkdir(exist_ok=True)
 
 
 def _raising(error: BaseException) -> Callable[[], None]:

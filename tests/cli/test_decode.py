@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.cli import mentions
 from tests.conftest import Result, TrainedRun
 from vqtool.inference.encode import encode_file
 from vqtool.inference.tokenizer import load
@@ -63,7 +64,7 @@ def test_indices_of_another_model_are_refused_with_both_digests(trained: Trained
     edit_manifest(model_sha256="0123456789ab" + "0" * 52)
     result = vqtool("decode", trained.folder, "tokens.npy", "--out", "back.npy")
     assert (result.code, result.out) == (2, "")
-    assert "tokens.npy: written by another model (0123456789ab" in result.err
+    assert mentions(result.err, "tokens.npy ... model ... 0123456789ab")
     assert ours[:12] in result.err
     assert not Path("back.npy").exists()
 
@@ -74,7 +75,7 @@ def test_index_out_of_range_is_refused(trained: TrainedRun, vqtool: Command) -> 
     np.save("tokens.npy", tokens)
     result = vqtool("decode", trained.folder, "tokens.npy", "--out", "back.npy")
     assert (result.code, result.out) == (2, "")
-    assert "tokens.npy: index 16 in row 50 " in result.err
+    assert mentions(result.err, "tokens.npy ... index 16 ... row 50 ")
     assert sorted(path.name for path in Path().iterdir()) == ["tokens.json", "tokens.npy"]
 
 
@@ -82,13 +83,13 @@ def test_index_out_of_range_is_refused(trained: TrainedRun, vqtool: Command) -> 
     ("arguments", "message"),
     [
         (["gone.npy", "--out", "b.npy"], "gone.npy: does not exist"),
-        (["alone.npy", "--out", "b.npy"], "alone.npy: its manifest alone.json"),
-        (["short.npy", "--out", "b.npy"], "short.npy: contains uint8 [3, 16], but short.json describes uint8 [60, 16]"),
-        (["int.npy", "--out", "b.npy"], "int.npy: contains int64 [60, 16], but int.json describes uint8 [60, 16]"),
-        (["tokens.npy", "--out", "b.dat"], "b.dat: the name of the output must end in .npy"),
-        (["tokens.npy", "--out", "no/b.npy"], "no/b.npy: directory no does not exist"),
-        (["tokens.npy", "--out", "alone.npy"], "alone.npy: already exists; use --overwrite"),
-        (["tokens.npy", "--out", "b.npy", "--device", "gpu"], "--device: expected auto, cpu, cuda"),
+        (["alone.npy", "--out", "b.npy"], "alone.npy ... manifest alone.json"),
+        (["short.npy", "--out", "b.npy"], "short.npy ... uint8 [3, 16] ... short.json ... uint8 [60, 16]"),
+        (["int.npy", "--out", "b.npy"], "int.npy ... int64 [60, 16] ... int.json ... uint8 [60, 16]"),
+        (["tokens.npy", "--out", "b.dat"], "b.dat ... .npy"),
+        (["tokens.npy", "--out", "no/b.npy"], "no/b.npy ... directory no "),
+        (["tokens.npy", "--out", "alone.npy"], "alone.npy ... exists ... --overwrite"),
+        (["tokens.npy", "--out", "b.npy", "--device", "gpu"], "--device ... auto, cpu, cuda ... gpu"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -103,7 +104,7 @@ def test_wrong_input_exits_with_2_and_writes_nothing(
     before = sorted(Path().iterdir())
     result = vqtool("decode", trained.folder, *arguments)
     assert (result.code, result.out) == (2, "")
-    assert message in result.err
+    assert mentions(result.err, message)
     assert sorted(Path().iterdir()) == before
 
 
@@ -112,8 +113,8 @@ def test_invalid_row_shape_in_the_manifest_is_refused(row_shape: Any, trained: T
     edit_manifest(row_shape=row_shape)
     result = vqtool("decode", trained.folder, "tokens.npy", "--out", "back.npy")
     assert (result.code, result.out) == (2, "")
-    says = "tokens.npy: expected indices of shape (N, 64)" if row_shape == [1, 16, 16] else "tokens.json: "
-    assert says in result.err
+    fragments = "tokens.npy ... (N, 64)" if row_shape == [1, 16, 16] else "tokens.json: "
+    assert mentions(result.err, fragments)
     assert not Path("back.npy").exists()
 
 
@@ -145,14 +146,14 @@ def test_levels_option_decodes_the_first_levels_only(catalogue: TrainedRun, vqto
         (0, "--levels"),
         (-1, "--levels"),
         ("two", "--levels"),
-        (3, "--levels: 3 is out of range; expected 1 to 2"),
+        (3, "--levels: 3 ... 1 to 2"),
     ],
 )
 def test_levels_out_of_range_exits_with_2(levels: object, message: str, catalogue: TrainedRun, vqtool: Command) -> None:
     encode_file(load(catalogue.folder), Path("ids.npy"))
     result = vqtool("decode", catalogue.folder, "ids.npy", "--levels", levels, "--out", "back.npy")
     assert (result.code, result.out) == (2, "")
-    assert message in result.err
+    assert mentions(result.err, message)
     assert not Path("back.npy").exists()
 
 
@@ -160,8 +161,7 @@ def test_levels_option_needs_a_residual_quantizer(trained: TrainedRun, vqtool: C
     assert vqtool("decode", trained.folder, "tokens.npy", "--levels", 1, "--out", "back.npy").code == 0
     result = vqtool("decode", trained.folder, "tokens.npy", "--levels", 2, "--out", "no.npy")
     assert (result.code, result.out) == (2, "")
-    assert "--levels: only a residual quantizer can decode" in result.err
-    assert result.err.endswith("use 1 (got 2)\n")
+    assert mentions(result.err, "--levels ... residual ... 1 ... 2")
 
 
 def test_unique_level_does_not_change_the_decoded_array(catalogue: TrainedRun, vqtool: Command) -> None:

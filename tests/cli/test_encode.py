@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.cli import mentions
 from tests.conftest import Result, TrainedRun
 from vqtool.inference.tokenizer import load
 
@@ -127,17 +128,17 @@ def test_images_of_another_size_have_another_grid(trained: TrainedRun, vqtool: C
     ("arguments", "message"),
     [
         (["gone.npy", "--out", "t.npy"], "gone.npy: does not exist"),
-        (["rgb.npy", "--out", "t.npy"], "rgb.npy: rows have shape (3, 8, 8), but the model was trained on rows"),
-        (["c.npy", "--out", "t.npy"], "c.npy: rows have shape (64,), but the model was trained on rows"),
-        (["nan.npy", "--out", "t.npy"], "nan.npy: row 2 contains NaN"),
-        (["text.npy", "--out", "t.npy"], "text.npy: damaged or truncated .npy file"),
-        (["--out", "t.txt"], "t.txt: the name of the output must end in .npy"),
-        (["--out", "tokens"], "tokens: the name of the output must end in .npy"),
-        (["--out", "no/t.npy"], "no/t.npy: directory no does not exist"),
-        (["--out", "there.npy"], "there.npy: already exists; use --overwrite"),
-        (["--out", "folder.npy"], "folder.npy: is a directory"),
+        (["rgb.npy", "--out", "t.npy"], "rgb.npy ... (3, 8, 8) ... (1, 8, 8)"),
+        (["c.npy", "--out", "t.npy"], "c.npy ... (64,) ... (1, 8, 8)"),
+        (["nan.npy", "--out", "t.npy"], "nan.npy: row 2 ... NaN"),
+        (["text.npy", "--out", "t.npy"], "text.npy: damaged"),
+        (["--out", "t.txt"], "t.txt ... .npy"),
+        (["--out", "tokens"], "tokens: ... .npy"),
+        (["--out", "no/t.npy"], "no/t.npy ... directory no "),
+        (["--out", "there.npy"], "there.npy ... exists ... --overwrite"),
+        (["--out", "folder.npy"], "folder.npy ... directory"),
         (["--out", "folder.npy", "--overwrite"], "folder.npy: "),
-        (["--out", "t.npy", "--device", "gpu"], "--device: expected auto, cpu, cuda"),
+        (["--out", "t.npy", "--device", "gpu"], "--device ... auto, cpu, cuda ... gpu"),
         (["--out", "t.npy", "--key", "x"], "no array is named x"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -155,7 +156,7 @@ def test_wrong_input_exits_with_2_and_writes_nothing(
     before = names()
     result = vqtool("encode", trained.folder, *data, *arguments)
     assert (result.code, result.out) == (2, "")
-    assert message in result.err
+    assert mentions(result.err, message)
     assert names() == before
     assert Path("there.npy").read_text() == "mine"
 
@@ -193,7 +194,7 @@ def test_model_that_does_not_match_its_config_exits_with_2(trained: TrainedRun, 
     config.write_text(config.read_text().replace("codebook_size: 16", "codebook_size: 17"))
     result = vqtool("encode", "run", "--out", "t.npy")
     assert (result.code, result.out) == (2, "")
-    assert result.err.startswith("vqtool: run/model.safetensors: tensors do not match the model in config.yaml")
+    assert mentions(result.err, "vqtool: run/model.safetensors ... config.yaml")
 
 
 @pytest.mark.parametrize(
@@ -222,7 +223,8 @@ def test_missing_data_file_of_the_run_exits_with_2(trained: TrainedRun, vqtool: 
     config = Path("run/config.yaml")
     config.write_text(config.read_text().replace(str(trained.data), "/gone/away.npy"))
     result = vqtool("encode", "run", "--out", "t.npy")
-    assert result == Result(2, "", "vqtool: data.path: /gone/away.npy: does not exist\n")
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+    assert mentions(result.err, "vqtool: data.path: /gone/away.npy ... exist")
 
 
 def test_brackets_in_file_names_are_printed_literally(trained: TrainedRun, vqtool: Command) -> None:
@@ -293,12 +295,12 @@ def test_what_cannot_be_extended_is_2_and_leaves_nothing(
     before = names()
     result = vqtool("encode", catalogue.folder, *arguments, "--out", "new.npy")
     assert (result.code, result.out) == (2, "")
-    assert message in result.err
+    assert mentions(result.err, message)
     assert names() == before
 
 
 def test_unique_needs_one_token_per_sample(trained: TrainedRun, vqtool: Command) -> None:
     result = vqtool("encode", trained.folder, "--unique", "--out", "ids.npy")
     assert (result.code, result.out) == (2, "")
-    assert "--unique: requires one token per sample, but this model produces 16 (grid (4, 4))" in result.err
+    assert mentions(result.err, "--unique ... 16 ... (4, 4)")
     assert names() == []

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests import IDENTITY, make_run, normal
+from tests.cli import mentions
 from tests.conftest import Result, TrainedRun
 from vqtool.config import RunSettings, load_config
 from vqtool.inference.rate_distortion import rate_distortion
@@ -120,8 +121,8 @@ def test_table_shows_the_values_of_json(trained: TrainedRun, tiles_run: Path, vq
     ("data", "message"),
     [
         ("gone.npy", "gone.npy: does not exist"),
-        ("gone/*.npy", "gone/*.npy: matches no file"),
-        ("colour.npy", "rows have shape (3, 8, 8), but the model was trained on rows of shape (1, 8, 8)"),
+        ("gone/*.npy", "gone/*.npy ... no file"),
+        ("colour.npy", "(3, 8, 8) ... (1, 8, 8)"),
     ],
 )
 def test_wrong_data_exits_with_2(
@@ -131,18 +132,18 @@ def test_wrong_data_exits_with_2(
     np.save("colour.npy", np.zeros((4, 3, 8, 8), np.float32))
     result = vqtool("eval", trained.folder, data)
     assert (result.code, result.out) == (2, "")
-    assert message in result.err
+    assert mentions(result.err, message)
 
 
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.full((2, 12, 12), 3, np.uint8), "row 0 contains class 3 (largest: 3), but valid classes are 0 to 2"),
-        (np.full((2, 12, 12), -1, np.int8), "row 0 contains a negative integer"),
-        (np.zeros((2, 12, 12), np.float32), "float32 does not match the model; it was trained on classes (uint8)"),
+        (np.full((2, 12, 12), 3, np.uint8), "row 0 ... class 3 ... 0 to 2"),
+        (np.full((2, 12, 12), -1, np.int8), "row 0 ... negative"),
+        (np.zeros((2, 12, 12), np.float32), "float32 ... classes (uint8)"),
         (
             np.zeros((2, 8, 12), np.uint8),
-            "rows have shape (8, 12), but the model was trained on rows of shape (12, 12)",
+            "(8, 12) ... (12, 12)",
         ),
     ],
     ids=["class", "negative", "values", "size"],
@@ -153,7 +154,7 @@ def test_maps_with_other_classes_dtype_or_size_are_refused(
     np.save(tmp_path / "maps.npy", array)
     result = vqtool("eval", tiles_run, tmp_path / "maps.npy")
     assert (result.code, result.out) == (2, "")
-    assert message in result.err
+    assert mentions(result.err, message)
 
 
 def test_config_of_a_run_on_classes_is_resolved(tiles_run: Path) -> None:

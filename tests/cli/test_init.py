@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli import mentions
 from tests.conftest import Result
 from vqtool.config import load_config
 
@@ -61,7 +62,7 @@ def test_existing_schema_with_other_contents_is_not_replaced(vqtool: Command, tm
     (tmp_path / "schema.json").write_text("{}")
     result = vqtool("init", "tiles", "--schema")
     assert (result.code, result.out) == (2, "")
-    assert result.err.startswith("vqtool: schema.json: already exists")
+    assert mentions(result.err, "vqtool: schema.json ... exists")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("schema.json", "{}")]
 
 
@@ -74,10 +75,10 @@ def test_out_option_names_the_file(vqtool: Command, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["vector"], "vector: unknown recipe; did you mean vectors?"),
-        (["zzz"], "zzz: unknown recipe; expected one of images, quickstart, semantic-ids, sequences, tiles, vectors"),
-        (["tiles", "--out", "no/t.yaml"], "no/t.yaml: directory no does not exist"),
-        (["tiles", "--out", "mine.yaml"], "mine.yaml: already exists"),
+        (["vector"], "vector: unknown ... vectors"),
+        (["zzz"], "zzz: unknown ... images, quickstart, semantic-ids, sequences, tiles, vectors"),
+        (["tiles", "--out", "no/t.yaml"], "no/t.yaml ... directory no "),
+        (["tiles", "--out", "mine.yaml"], "mine.yaml ... exists"),
         (["--out", "t.yaml"], "need a RECIPE"),
         (["--schema"], "need a RECIPE"),
     ],
@@ -88,5 +89,5 @@ def test_wrong_input_exits_with_2_and_writes_nothing(
     (tmp_path / "mine.yaml").write_text("mine")
     result = vqtool("init", *arguments)
     assert (result.code, result.out) == (2, "")
-    assert message in result.err
+    assert mentions(result.err, message)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]

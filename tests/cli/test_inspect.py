@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests import TRANSFORMER, make_run, normal
+from tests.cli import mentions
 from tests.conftest import Result, TrainedRun
 from vqtool.config import load_config
 from vqtool.inference.encode import encode_file
@@ -175,11 +176,11 @@ def test_text_shows_the_values_of_json(trained: TrainedRun, vqtool: Command) -> 
     ("arguments", "message"),
     [
         (["gone"], "gone: does not exist"),
-        (["empty"], "empty: is neither a run, nor a directory of runs, nor an index file"),
-        (["few.npy"], "few.npy: its manifest few.json"),
-        (["tokens.npy", "--data", "few.npy"], "--data cannot be used with an index file (tokens.npy); omit --data"),
+        (["empty"], "empty: ... run ... index file"),
+        (["few.npy"], "few.npy ... manifest few.json"),
+        (["tokens.npy", "--data", "few.npy"], "--data ... tokens.npy"),
         (["run", "--data", "gone.npy"], "gone.npy: does not exist"),
-        (["run", "--data", "colour.npy"], "rows have shape (3, 8, 8), but the model was trained on rows of"),
+        (["run", "--data", "colour.npy"], "(3, 8, 8) ... (1, 8, 8)"),
         (["tokens.npy", "gone"], "gone: does not exist"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -193,14 +194,14 @@ def test_wrong_input_exits_with_2(
     for extra in ([], ["--json"]):
         result = vqtool("inspect", *arguments, *extra)
         assert (result.code, result.out) == (2, "")
-        assert message in result.err
+        assert mentions(result.err, message)
 
 
 def test_index_out_of_range_exits_with_2(tokens: np.ndarray, vqtool: Command) -> None:
     np.save("tokens.npy", tokens + 200)
     result = vqtool("inspect", "tokens.npy")
     assert (result.code, result.out) == (2, "")
-    assert f"tokens.npy: damaged: contains index {tokens.max() + 200}, but valid indices are 0 to 15;" in result.err
+    assert mentions(result.err, f"tokens.npy: damaged ... index {tokens.max() + 200} ... 0 to 15")
 
 
 # Levels and ids

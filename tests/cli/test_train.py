@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.cli import mentions
 from tests.conftest import TINY, Result, TrainedRun
 from tests.training import stop_in_step
 from vqtool.config import load_config
@@ -233,7 +234,7 @@ def test_model_that_does_not_fit_memory_exits_with_2(workdir: Path, vqtool: Comm
 def test_dry_run_reports_an_encoder_that_does_not_fit_the_data(workdir: Path, vqtool: Command) -> None:
     result = vqtool("train", "--config", "tiny.yaml", "--dry-run", "--set", "model.encoder.kind=conv1d")
     assert result.code == 2
-    assert "model.encoder.kind: conv1d takes" in result.err
+    assert mentions(result.err, "model.encoder.kind ... conv1d")
 
 
 # Refused input
@@ -243,21 +244,21 @@ def test_dry_run_reports_an_encoder_that_does_not_fit_the_data(workdir: Path, vq
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config", "nowhere.yaml"], "nowhere.yaml: does not exist; `vqtool init` lists recipes to start from"),
-        (["--config", "tiny.yaml", "--set", "training.step=3"], "did you mean steps?"),
-        (["--config", "tiny.yaml", "--set", "data.path=nowhere.npy"], "data.path: nowhere.npy: does not exist"),
-        (["--config", "tiny.yaml", "--set", "data.validation=gone.npy"], "data.validation: gone.npy: does not exist"),
-        (["--config", "tiny.yaml", "--set", "data.path=none/*.npy"], "data.path: none/*.npy: matches no file"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml ... exist ... vqtool init"),
+        (["--config", "tiny.yaml", "--set", "training.step=3"], "training.step ... steps"),
+        (["--config", "tiny.yaml", "--set", "data.path=nowhere.npy"], "data.path: nowhere.npy ... exist"),
+        (["--config", "tiny.yaml", "--set", "data.validation=gone.npy"], "data.validation: gone.npy ... exist"),
+        (["--config", "tiny.yaml", "--set", "data.path=none/*.npy"], "data.path: none/*.npy ... no file"),
         (
             ["--config", "tiny.yaml", "--set", "data.validation=wide.npy"],
-            "data.validation: wide.npy: rows have shape (1, 8, 9)",
+            "data.validation: wide.npy ... (1, 8, 9)",
         ),
-        (["--config", "tiny.yaml", "--set", "data.size=[8, 9]"], "data.size is [8, 9], but the array has [8, 8]"),
-        (["--config", "tiny.yaml", "--set", "data.path=nan.npy"], "nan.npy: row 1 contains NaN"),
-        (["--config", "tiny.yaml", "--set", "data.path=tiny.yaml"], "data.path: tiny.yaml: unknown file type"),
-        (["--config", "tiny.yaml", "--set", "data.path=text.npy"], "text.npy: damaged or truncated .npy file"),
+        (["--config", "tiny.yaml", "--set", "data.size=[8, 9]"], "data.size ... [8, 9] ... [8, 8]"),
+        (["--config", "tiny.yaml", "--set", "data.path=nan.npy"], "nan.npy: row 1 ... NaN"),
+        (["--config", "tiny.yaml", "--set", "data.path=tiny.yaml"], "data.path: tiny.yaml"),
+        (["--config", "tiny.yaml", "--set", "data.path=text.npy"], "text.npy: damaged"),
         (["--config", "tiny.yaml", "--set", "data.path=two.npz"], "\n  0  float32 (60, 1, 8, 8)\n  b  float32 (2, 3)"),
-        (["--config", "tiny.yaml", "--device", "cuda:99"], "training.device: cuda:99 is not available"),
+        (["--config", "tiny.yaml", "--device", "cuda:99"], "training.device: cuda:99"),
         (["--config", "tiny.yaml", "--device", "gpu"], "training.device: "),
     ],
 )
@@ -271,7 +272,7 @@ def test_wrong_input_exits_with_2_and_writes_nothing(
     Path("text.npy").write_text("not an array")
     result = vqtool("train", *arguments, *dry)
     assert (result.code, result.out) == (2, "")
-    assert message in result.err
+    assert mentions(result.err, message)
     assert result.err.startswith("vqtool: ")
     assert not Path("runs").exists()
 
@@ -299,7 +300,7 @@ def test_non_finite_loss_exits_with_3_and_names_the_learning_rate(workdir: Path,
     wild = ["learning_rate=1e30", "gradient_clip=null", "warmup_steps=0"]
     result = vqtool("train", "--config", "tiny.yaml", *(word for one in wild for word in ("--set", f"training.{one}")))
     assert (result.code, result.out) == (3, "")
-    assert "\nvqtool: step 2: the reconstruction loss is NaN or infinite" in result.err
+    assert mentions(result.err, "\nvqtool: step 2 ... reconstruction")
     assert "training.learning_rate" in result.err
     assert not Path("runs/tiny/summary.json").exists()
 
@@ -383,18 +384,18 @@ def test_resume_of_a_finished_run_exits_with_0(finished: Path, vqtool: Command) 
 @pytest.mark.parametrize(
     ("override", "key"),
     [
-        ("seed=1", "seed was changed from 0 to 1"),
-        ("training.batch_size=8", "training.batch_size was changed from 16 to 8"),
-        ("model.encoder.width=16", "model.encoder.width was changed from 8 to 16"),
-        ("data.normalize=none", "data.normalize was changed from global to none"),
-        ("name=other", "name was changed from tiny to other"),
+        ("seed=1", "seed ... 0 ... 1"),
+        ("training.batch_size=8", "training.batch_size ... 16 ... 8"),
+        ("model.encoder.width=16", "model.encoder.width ... 8 ... 16"),
+        ("data.normalize=none", "data.normalize ... global ... none"),
+        ("name=other", "name ... tiny ... other"),
     ],
 )
 def test_resume_with_a_changed_setting_names_its_key(override: str, key: str, finished: Path, vqtool: Command) -> None:
     before = read_tree(finished)
     result = vqtool("train", "--config", "tiny.yaml", "--run-dir", finished, "--resume", "--set", override)
     assert (result.code, result.out) == (2, "")
-    assert key in result.err
+    assert mentions(result.err, key)
     assert read_tree(finished) == before
 
 
