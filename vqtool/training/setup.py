@@ -29,7 +29,7 @@ class TrainingSetup:
     """Data, model and device of a run.
 
     Attributes:
-        settings: resolved settings; no value is `auto`.
+        settings: resolved settings; only `training.device` can still be `auto`.
         dataset: training and validation split.
         model: model on `device`, with weights initialised from the seed.
         device: device to train on.
@@ -47,6 +47,7 @@ def set_up(settings: RunSettings) -> TrainingSetup:
     Raises:
         ConfigError: settings do not fit the data or each other; lists all errors that can be found together.
         DataError: the data cannot be used, or a training step would not fit in memory.
+        Stopped: a stop signal was received while the data were scanned.
     """
     errors = ErrorCollector()
     device = errors.check(lambda: resolve_device(settings.training.device), torch.device("cpu"))
