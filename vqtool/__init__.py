@@ -10,7 +10,7 @@ __all__ = ["VectorQuantizer", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    # On demand, so that the command line answers --help without waiting for torch.
+    # Imported on demand, so that `vqtool --help` does not import torch.
     if name == "VectorQuantizer":
         from vqtool.quantizers import VectorQuantizer
 

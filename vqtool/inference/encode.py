@@ -134,8 +134,8 @@ def open_encode_job(tokenizer: Tokenizer, out: Path, data: str | None, key: str 
         key: name of the array, for files with several arrays.
 
     Raises:
-        DataError: the data do not match the training data, or `out` is one of their files. A MemoryError within the
-            context also becomes a DataError.
+        DataError: the data do not match the training data, `out` is one of their files, or memory runs out within the
+            context.
     """
     source, samples = tokenizer.open_data(data, key)
     check_not_input(out, source.paths, source.name)

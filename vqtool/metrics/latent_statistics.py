@@ -1,6 +1,20 @@
 """Statistics of the latents of a pass, and of where the codes lie relative to them and to each other.
 
 Shapes: K codes, D dimensions, N latents, M sampled codes.
+
+For codes e with hits c[k], N = sum over k of c[k], and latents z with mean m, variance v and quantization error E; j is
+the code nearest to code k, and g[k] = |e_k - e_j|²:
+
+    spread     = sqrt(sum over k of c[k]·|e_k - m|² / N / v)
+    outside    = number of k with c[k] = 0 and |e_k - m|² > 4²·v
+    duplicates = number of k with g[k] <= 0.02·E[k,j] / D, where E[k,j] is the mean of |z - e[index]|² over the latents
+                 of codes k and j; E if they have none
+    halving    = 1 + sum over k of (c[k]·c[j] / (c[k] + c[j])·g[k]) / 2 / N / E
+
+`spread` is the RMS distance of the latents' codes from m, relative to the standard deviation of the latents. `outside`
+counts outlier codes. `halving` estimates by which factor the quantization error grows if each code is merged with its
+nearest code: merging two clusters adds c[k]·c[j] / (c[k] + c[j])·g[k] to the sum of squared errors (Ward 1963,
+"Hierarchical Grouping to Optimize an Objective Function").
 """
 
 from collections.abc import Sequence
@@ -10,12 +24,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Limits of the search for the nearest other code: sampled codes, distances in all (M · K), and distances in one block.
+# Limits of the search for the nearest other code, which computes M · K distances: M, M · K, and distances per block.
 _MAX_SAMPLED_CODES = 2048
 _MAX_DISTANCES = 1 << 25
 _DISTANCES_PER_BLOCK = 1 << 22
 # Two codes are duplicates if their squared distance is at most this fraction of their quantization error per dimension.
-# Two codes that split one Gaussian cluster are 8 / pi = 2.5 such errors apart, for any number of dimensions.
+# Two codes that split one Gaussian cluster are at least 8 / pi = 2.5 such errors apart, for any number of dimensions.
 _DUPLICATE_FRACTION = 0.02
 # An outlier code is further from the mean of the latents than this many standard deviations. It also has no hits: codes
 # of rare latents may be as far away.
@@ -44,21 +58,12 @@ def codebook_statistics(
     max_sampled_codes: int = _MAX_SAMPLED_CODES,
     distances_per_block: int = _DISTANCES_PER_BLOCK,
 ) -> dict[str, float]:
-    """Return how the codes of a codebook lie relative to the latents and to each other.
+    """Return `spread`, `outside`, `duplicates` and `halving` of a codebook, as defined at the top of this module.
 
-    With codes e, hits c[k], N = sum over k of c[k], and the mean m, variance v and quantization error E of the latents
-    (`pool_latents` of all levels); j is the code nearest to code k, and g[k] = |e_k - e_j|²:
-
-        spread     = sqrt(sum over k of c[k]·|e_k - m|² / N / v)
-        outside    = number of k with c[k] = 0 and |e_k - m_l|² > 4²·v_l for the latents of every level l
-        duplicates = number of k with g[k] <= 0.02·E[k,j] / D, where E[k,j] is the mean squared error of the latents of
-                     codes k and j; E if they have none
-        halving    = 1 + sum over k of (c[k]·c[j] / (c[k] + c[j])·g[k]) / 2 / N / E
-
-    `halving` estimates the factor by which the quantization error grows if every code is merged with its nearest code:
-    merging two clusters adds c[k]·c[j] / (c[k] + c[j])·g[k] to the sum of squared errors (Ward 1963). For large
-    codebooks, `duplicates` and `halving` are estimated from M evenly spaced codes k. E and the limit for duplicates are
-    at least 1e-11·v, because smaller distances are rounding errors.
+    If several levels share the codebook, m, v and E are those of the latents of all levels (`pool_latents`), and an
+    outlier code is far from the latents of every level. For large codebooks, `duplicates` and `halving` are estimated
+    from M evenly spaced codes k. The denominator E of `halving` and the limit for duplicates are at least 1e-11·v,
+    because smaller distances are rounding errors.
 
     Args:
         codes: e, (K, D).
@@ -71,7 +76,7 @@ def codebook_statistics(
     counts, latents = counts.double(), pool_latents(levels)
     tokens = counts.sum().clamp_min(1)
     rounding = _ROUNDING * latents.variance
-    distance_to_mean = (codes - latents.mean).square().sum(dim=1)
+    squared_radii = (codes - latents.mean).square().sum(dim=1)
 
     outside = counts == 0
     for level in levels:
@@ -88,7 +93,7 @@ def codebook_statistics(
     weights = counts[sampled] * counts[nearest] / hits.clamp_min(1)
     added_error = float((weights * gaps.nan_to_num(posinf=0.0)).sum()) * codes_per_sample / 2
     return {
-        "spread": float((distance_to_mean @ counts / tokens / latents.variance).sqrt()),
+        "spread": float((squared_radii @ counts / tokens / latents.variance).sqrt()),
         "outside": float(outside.sum()),
         "duplicates": round(float(duplicates.sum()) * codes_per_sample),
         "halving": 1 + added_error / float(tokens) / max(latents.quantization_error, rounding),
