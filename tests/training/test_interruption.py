@@ -151,7 +151,7 @@ def _skip_optimizer(patch: pytest.MonkeyPatch) -> None:
 
 def _restart_schedule(patch: pytest.MonkeyPatch) -> None:
     step = Optimizer.step
-    patch.setattr(Optimizer, "step", lambda self, number, good=None: step(self, number - 3, good))
+    patch.setattr(Optimizer, "step", lambda self, number, step_is_finite=None: step(self, number - 3, step_is_finite))
 
 
 def _restart_batch_order(patch: pytest.MonkeyPatch) -> None:
