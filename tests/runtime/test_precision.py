@@ -9,7 +9,7 @@ import torch
 from tests.quantizers import brute_force, half_smallest_normal, random_normal
 from vqtool.quantizers import nearest_codes
 from vqtool.runtime.precision import flush_denormals, full_precision
-from vqtool.search.scores import SameDtypeSearch
+from vqtool.search.backends import SameDtypeSearch
 
 CPU = torch.device("cpu")
 BACKENDS = [torch.backends.mkldnn.matmul, torch.backends.cuda.matmul]

@@ -12,9 +12,7 @@ from tests.quantizers import TensorSizes, brute_force, random_normal
 from vqtool import search
 from vqtool.quantizers import nearest_codes
 from vqtool.search import high_precision
-from vqtool.search.bfloat16 import Bfloat16Search
-from vqtool.search.scores import SameDtypeSearch
-from vqtool.search.small_dim import SmallDimSearch
+from vqtool.search.backends import Bfloat16Search, SameDtypeSearch, SmallDimSearch
 
 FEW = settings(deadline=None, max_examples=60)
 

@@ -5,10 +5,10 @@
 `nearest_codes` computes this faster than the formula: a backend scores all codes in lower precision, keeps the codes
 within its rounding error of the best score, and re-ranks them by the formula.
 
-    scores.py          SameDtypeSearch: scores from a matrix product in the dtype of the codebook
-    bfloat16.py        Bfloat16Search: the same in bfloat16, on processors with instructions for it
-    small_dim.py       SmallDimSearch: scores in registers, for few dimensions
-    high_precision.py  HighPrecisionSearch: vectors that the others leave unresolved
+    backends.py        SameDtypeSearch: scores from a matrix product in the dtype of the codebook
+                       Bfloat16Search: the same in bfloat16, on processors with instructions for it
+                       SmallDimSearch: scores in registers, for few dimensions
+    high_precision.py  HighPrecisionSearch: vectors that the backends leave unresolved
     rerank.py          exact re-ranking on any device
     kernels.py         compiled loops for a CPU: minima, candidates, exact re-ranking
 
@@ -20,11 +20,9 @@ from torch import Tensor
 
 from vqtool.runtime.precision import full_precision
 from vqtool.runtime.threads import map_rows, on_one_thread, useful_threads
-from vqtool.search.bfloat16 import Bfloat16Search, has_bfloat16_matmul
+from vqtool.search.backends import Bfloat16Search, SameDtypeSearch, ScoreSearch, SmallDimSearch, has_bfloat16_matmul
 from vqtool.search.high_precision import HighPrecisionSearch
 from vqtool.search.kernels import MAX_SMALL_DIM
-from vqtool.search.scores import SameDtypeSearch, ScoreSearch
-from vqtool.search.small_dim import SmallDimSearch
 
 # Vectors searched at a time, which bounds the memory; twice as many for codebooks of at most _FEW_CODES.
 _ROWS_PER_BLOCK = 1 << 12

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqtool.search.backends import SameDtypeSearch
 from vqtool.search.kernels import exhaustive_search
-from vqtool.search.scores import SameDtypeSearch
 
 # A code is an outlier if its distance to the centre is more than this multiple of the median distance.
 _OUTLIER_FACTOR = 8.0
