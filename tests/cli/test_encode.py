@@ -22,7 +22,7 @@ def _workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def names() -> list[str]:
+def file_names() -> list[str]:
     return sorted(path.name for path in Path().iterdir())
 
 
@@ -43,7 +43,7 @@ def test_indices_equal_those_of_the_python_api(trained: TrainedRun, vqtool: Comm
     tokens = np.load("tokens.npy", mmap_mode="r")
     assert tokens.dtype == np.uint8
     assert np.array_equal(tokens, load(trained.folder).encode(trained.array))
-    assert names() == ["tokens.json", "tokens.npy"]
+    assert file_names() == ["tokens.json", "tokens.npy"]
 
 
 def test_without_data_all_rows_of_the_runs_data_are_encoded_in_order(trained: TrainedRun, vqtool: Command) -> None:
@@ -153,11 +153,11 @@ def test_wrong_input_exits_with_2_and_writes_nothing(
     Path("there.npy").write_text("mine")
     Path("folder.npy").mkdir()
     data = [trained.data] if "--key" in arguments else []
-    before = names()
+    before = file_names()
     result = vqtool("encode", trained.folder, *data, *arguments)
     assert (result.code, result.out) == (2, "")
     assert mentions(result.err, message)
-    assert names() == before
+    assert file_names() == before
     assert Path("there.npy").read_text() == "mine"
 
 
@@ -174,7 +174,7 @@ def test_foreign_json_file_with_the_manifests_name_is_not_replaced(trained: Trai
     result = vqtool("encode", trained.folder, "--out", "tokens.npy")
     assert (result.code, Path("tokens.json").read_text()) == (2, "mine")
     assert "tokens.json" in result.err
-    assert names() == ["tokens.json"]
+    assert file_names() == ["tokens.json"]
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"cut"], ids=["empty", "junk", "cut"])
@@ -272,19 +272,19 @@ def test_extend_keeps_the_published_ids(catalogue: TrainedRun, vqtool: Command) 
     [
         (
             ["moved.npy", "--unique", "--extend", "old.npy"],
-            "old.npy: 60 of its rows do not match the data (first: row 0, ",
+            "old.npy: 60 ... row 0",
         ),
-        (["fewer.npy", "--unique", "--extend", "old.npy"], "old.npy: has 60 rows, but the data have only 9"),
-        (["--unique", "--extend", "plain.npy"], "plain.npy: not written with --unique"),
-        (["--unique", "--extend", "other.npy"], "other.npy: written by another model (000000000000...)"),
+        (["fewer.npy", "--unique", "--extend", "old.npy"], "old.npy ... 60 ... 9"),
+        (["--unique", "--extend", "plain.npy"], "plain.npy ... --unique"),
+        (["--unique", "--extend", "other.npy"], "other.npy ... model ... 000000000000"),
         (["--unique", "--extend", "gone.npy"], "gone.npy: does not exist"),
-        (["--unique", "--extend", "moved.npy"], "moved.npy: its manifest moved.json"),
+        (["--unique", "--extend", "moved.npy"], "moved.npy ... manifest moved.json"),
         (["--extend", "old.npy"], "--extend needs --unique"),
-        (["--unique", "--overwrite", "--extend", "old.npy", "fewer.npy"], "old.npy: has 60 rows"),
+        (["--unique", "--overwrite", "--extend", "old.npy", "fewer.npy"], "old.npy ... 60 rows"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_cannot_be_extended_is_2_and_leaves_nothing(
+def test_wrong_extend_exits_with_2_and_writes_nothing(
     arguments: list[str], message: str, catalogue: TrainedRun, vqtool: Command
 ) -> None:
     for name, options in (("old", ["--unique"]), ("plain", []), ("other", ["--unique"])):
@@ -292,15 +292,15 @@ def test_what_cannot_be_extended_is_2_and_leaves_nothing(
     Path("other.json").write_text(json.dumps(json.loads(Path("other.json").read_text()) | {"model_sha256": "0" * 64}))
     np.save("moved.npy", catalogue.array[::-1])
     np.save("fewer.npy", catalogue.array[:9])
-    before = names()
+    before = file_names()
     result = vqtool("encode", catalogue.folder, *arguments, "--out", "new.npy")
     assert (result.code, result.out) == (2, "")
     assert mentions(result.err, message)
-    assert names() == before
+    assert file_names() == before
 
 
 def test_unique_needs_one_token_per_sample(trained: TrainedRun, vqtool: Command) -> None:
     result = vqtool("encode", trained.folder, "--unique", "--out", "ids.npy")
     assert (result.code, result.out) == (2, "")
     assert mentions(result.err, "--unique ... 16 ... (4, 4)")
-    assert names() == []
+    assert file_names() == []

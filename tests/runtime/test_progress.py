@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from vqtool.runtime.progress import Bar, LineWriter, format_duration, pass_bar, step_bar, with_progress
+from vqtool.runtime.progress import LineWriter, ProgressBar, format_duration, pass_bar, step_bar, with_progress
 
 TIMEOUT_SECONDS = 20
 
@@ -71,7 +71,7 @@ def test_training_shows_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_pass_writes_a_line_per_interval(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    with pass_bar("scan data.npy", 5_000_000, lines=LineWriter(10, clock)) as bar:
+    with pass_bar("scan data.npy", 5_000_000, line_writer=LineWriter(10, clock)) as bar:
         for _ in range(25):
             clock.now += 1
             bar.update(100_000)
@@ -82,7 +82,7 @@ def test_pass_writes_a_line_per_interval(clock: Clock, capsys: pytest.CaptureFix
 
 
 def test_line_of_a_finished_pass_has_no_eta(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    with pass_bar("validate", 7, lines=LineWriter(10, clock)) as bar:
+    with pass_bar("validate", 7, line_writer=LineWriter(10, clock)) as bar:
         clock.now += 11
         bar.update(7)
     assert lines(capsys) == ["validate: 7 of 7 rows (100%)"]
@@ -97,7 +97,7 @@ def test_with_progress_counts_an_item_after_its_use(monkeypatch: pytest.MonkeyPa
 
 
 def test_eta_can_be_disabled(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    with pass_bar("dry run", 4, "stages", lines=LineWriter(10, clock), eta=False) as bar:
+    with pass_bar("dry run", 4, "stages", line_writer=LineWriter(10, clock), eta=False) as bar:
         clock.now += 11
         bar.update()
     assert lines(capsys) == ["dry run: 1 of 4 stages (25%)"]
@@ -106,7 +106,7 @@ def test_eta_can_be_disabled(clock: Clock, capsys: pytest.CaptureFixture[str]) -
 def test_short_passes_write_a_line_after_the_interval(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     shared = LineWriter(10, clock)
     for _ in range(14):
-        with pass_bar("validate", 2, lines=shared) as bar:
+        with pass_bar("validate", 2, line_writer=shared) as bar:
             clock.now += 1.5
             bar.update()
     assert lines(capsys) == ["validate: 1 of 2 rows (50%), ETA 2 s"] * 2
@@ -115,7 +115,7 @@ def test_short_passes_write_a_line_after_the_interval(clock: Clock, capsys: pyte
 def test_consecutive_passes_share_the_interval(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     shared = LineWriter(10, clock)
     for name in ("first", "second", "third"):
-        with pass_bar(name, 4, "vectors", lines=shared) as bar:
+        with pass_bar(name, 4, "vectors", line_writer=shared) as bar:
             clock.now += 4
             bar.update()
     assert lines(capsys) == ["third: 1 of 4 vectors (25%), ETA 12 s"]
@@ -128,7 +128,7 @@ def test_training_and_passes_inside_it_share_the_interval(clock: Clock, capsys: 
         clock.now += 10
         steps.update()
         clock.now += 4
-        with pass_bar("validate", 10, lines=shared) as bar:
+        with pass_bar("validate", 10, line_writer=shared) as bar:
             clock.now += 3
             bar.update()
             clock.now += 3
@@ -151,7 +151,7 @@ def test_only_rank_0_shows_progress(
     monkeypatch.setattr("vqtool.runtime.progress.is_rank0", lambda: False)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     shared = LineWriter(10, clock)
-    with pass_bar("scan", 3, delay=0, lines=shared) as bar, step_bar(9, 0, lines=shared) as steps:
+    with pass_bar("scan", 3, delay=0, line_writer=shared) as bar, step_bar(9, 0, line_writer=shared) as steps:
         clock.now += 20
         bar.update()
         steps.update()
@@ -159,7 +159,7 @@ def test_only_rank_0_shows_progress(
 
 
 def test_control_characters_in_names_are_escaped(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    with pass_bar("scan a\n\x1b[2J.npy", 2, lines=LineWriter(10, clock)) as bar:
+    with pass_bar("scan a\n\x1b[2J.npy", 2, line_writer=LineWriter(10, clock)) as bar:
         clock.now += 20
         bar.update()
     assert lines(capsys) == ["scan a\\n\\x1b[2J.npy: 1 of 2 rows (50%), ETA 20 s"]
@@ -201,7 +201,7 @@ def test_killed_child_that_held_the_lock_does_not_block_its_parent(
     use_bars()
     child = os.fork()
     if not child:
-        Bar.get_lock().acquire()
+        ProgressBar.get_lock().acquire()
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     thread = threading.Thread(target=use_bars, daemon=True)
@@ -215,7 +215,7 @@ def test_child_forked_while_a_thread_holds_the_lock_can_draw_a_bar(monkeypatch: 
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with Bar.get_lock():
+        with ProgressBar.get_lock():
             held.set()
             done.wait(TIMEOUT_SECONDS)
 

@@ -25,8 +25,8 @@ def decode(
 
     The array has the units, layout and dtype of the training data.
     """
-    from vqtool.inference.tokenizer import load
     from vqtool.inference.decode import decode_file
+    from vqtool.inference.tokenizer import load
 
     shape, dtype = decode_file(load(run, device), indices, out, overwrite, levels)
     if as_json:

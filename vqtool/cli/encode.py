@@ -58,10 +58,10 @@ def encode(
         raise typer.BadParameter("--extend needs --unique")
     if unique and (part or rank_info().world_size > 1):
         raise typer.BadParameter("--unique needs all rows in one process; run one process without --part")
-    from vqtool.inference.parts import Part, encode_part
-    from vqtool.inference.tokenizer import load
     from vqtool.inference.encode import encode_file
+    from vqtool.inference.parts import Part, encode_part
     from vqtool.inference.semantic_ids import encode_unique_file
+    from vqtool.inference.tokenizer import load
 
     this_part = Part.parse(part) if part else Part.from_environment()
     tokenizer = load(run, device)

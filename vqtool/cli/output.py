@@ -49,9 +49,9 @@ def print_line(line: str) -> None:
 
 def log(line: str) -> None:
     """Print a line on standard error, above any progress bar, with control characters escaped."""
-    from vqtool.runtime.progress import Bar
+    from vqtool.runtime.progress import ProgressBar
 
-    Bar.write(escape_control(line), file=sys.stderr)
+    ProgressBar.write(escape_control(line), file=sys.stderr)
 
 
 def table(rows: list[tuple[str, ...]], header: tuple[str, ...] = ()) -> "RenderableType":

@@ -55,9 +55,9 @@ class TrainingState:
         step: number of completed steps. With the seed it determines the next batch.
         model, optimizer: state dicts.
         last_validation: result of the last validation.
-        pending_metrics: metrics of the last step that are not logged yet, because its validation is not finished; None:
-            nothing is pending.
-        init_was_early: whether the codebook was initialised from fewer latents than configured, because of
+        pending_metrics: metrics of the last step, if a signal stopped the run before they were logged; its validation
+            may be missing, too. None: the step is validated, if due, and logged.
+        init_was_early: whether a codebook was initialised before its sample of latents was complete, which depends on
             `training.steps`.
         seconds: training time.
         data_sha256: SHA-256 of the data.

@@ -188,8 +188,8 @@ def read_indices(path: Path) -> tuple[NDArray[Any], Manifest]:
     levels = array.shape[2] if array.ndim == 3 else 1
     if levels != len(manifest.codebook_sizes):
         raise DataError(
-            f"{manifest_path(path)}: damaged: codebook_sizes: {_counted(len(manifest.codebook_sizes), 'size')}, but "
-            f"{path.name} has {_counted(levels, 'level')}; {_REMEDY}"
+            f"{manifest_path(path)}: damaged: codebook_sizes: {_count_noun(len(manifest.codebook_sizes), 'size')}, but "
+            f"{path.name} has {_count_noun(levels, 'level')}; {_REMEDY}"
         )
     if manifest.unique and (levels < 2 or array.shape[1] != 1):
         raise DataError(
@@ -221,8 +221,8 @@ def _parse_manifest(path: Path) -> Manifest:
         check_format_version(path, content.get("format_version"), FORMAT_VERSION, "manifest", _REMEDY, DataError)
         manifest = Manifest(**content)
     except (OSError, ValueError, TypeError) as error:
-        what = first_error(error) if isinstance(error, ValidationError) else error_reason(error)
-        raise DataError(f"{path}: damaged: {what}; {_REMEDY}") from error
+        reason = first_error(error) if isinstance(error, ValidationError) else error_reason(error)
+        raise DataError(f"{path}: damaged: {reason}; {_REMEDY}") from error
     dtype = index_dtype(tuple(manifest.codebook_sizes)).name
     if manifest.dtype != dtype:
         raise DataError(
@@ -232,5 +232,5 @@ def _parse_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def _counted(number: int, noun: str) -> str:
+def _count_noun(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"

@@ -21,16 +21,16 @@ T = TypeVar("T")
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 
 
-class Bar(tqdm):  # type: ignore[type-arg]
+class ProgressBar(tqdm):  # type: ignore[type-arg]
     """A tqdm bar whose lock is not shared between processes.
 
     Forked processes share tqdm's default lock: if one of them is killed while it holds the lock, all others block.
     """
 
 
-Bar.set_lock(RLock())
+ProgressBar.set_lock(RLock())
 # In a forked child the lock may be held by a thread that exists only in the parent.
-os.register_at_fork(after_in_child=lambda: Bar.set_lock(RLock()))
+os.register_at_fork(after_in_child=lambda: ProgressBar.set_lock(RLock()))
 
 
 class LineWriter:
@@ -44,14 +44,14 @@ class LineWriter:
     def __init__(self, interval: float = 10, clock: Callable[[], float] = time.monotonic) -> None:
         self.interval = interval
         self.clock = clock
-        self._last = clock()
+        self._last_write = clock()
 
     def write(self, line: Callable[[], str]) -> None:
         """Write the line that `line` returns if the interval has passed; otherwise do not call it."""
         now = self.clock()
-        if now - self._last >= self.interval:
-            self._last = now
-            Bar.write(escape_control(line()), file=sys.stderr)
+        if now - self._last_write >= self.interval:
+            self._last_write = now
+            ProgressBar.write(escape_control(line()), file=sys.stderr)
 
 
 # One for the process, so that nested work does not write more lines.
@@ -65,13 +65,13 @@ class Progress:
         total: number of units.
         done: units that are already done.
         bar: bar to draw; None: write lines.
-        lines: writer of lines, used without a bar; None: show nothing.
+        line_writer: writer of lines, used without a bar; None: show nothing.
     """
 
-    def __init__(self, total: int, done: int, bar: Bar | None, lines: LineWriter | None) -> None:
+    def __init__(self, total: int, done: int, bar: ProgressBar | None, line_writer: LineWriter | None) -> None:
         self.total, self.done = total, done
-        self._bar, self._lines = bar, lines
-        self._start_time = lines.clock() if lines else 0.0
+        self._bar, self._line_writer = bar, line_writer
+        self._start_time = line_writer.clock() if line_writer else 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -87,8 +87,8 @@ class Progress:
         self.done += n
         if self._bar is not None:
             self._bar.update(n)
-        elif self._lines:
-            self._lines.write(self._line)
+        elif self._line_writer:
+            self._line_writer.write(self._line)
 
     def _line(self) -> str:
         raise NotImplementedError
@@ -103,8 +103,10 @@ class PassProgress(Progress):
         eta: whether lines contain the estimated remaining time.
     """
 
-    def __init__(self, name: str, unit: str, total: int, bar: Bar | None, lines: LineWriter | None, eta: bool) -> None:
-        super().__init__(total, 0, bar, lines)
+    def __init__(
+        self, name: str, unit: str, total: int, bar: ProgressBar | None, line_writer: LineWriter | None, eta: bool
+    ) -> None:
+        super().__init__(total, 0, bar, line_writer)
         self._name, self._unit, self._eta = name, unit, eta
 
     def update(self, n: int = 1) -> None:
@@ -117,11 +119,11 @@ class PassProgress(Progress):
         super().update(n)
 
     def _line(self) -> str:
-        assert self._lines
+        assert self._line_writer
         line = f"{self._name}: {self.done:,} of {self.total:,} {self._unit} ({self.done / max(1, self.total):.0%})"
         if not self._eta or not 0 < self.done < self.total:
             return line
-        remaining_seconds = (self._lines.clock() - self._start_time) / self.done * (self.total - self.done)
+        remaining_seconds = (self._line_writer.clock() - self._start_time) / self.done * (self.total - self.done)
         return f"{line}, ETA {format_duration(remaining_seconds)}"
 
 
@@ -133,9 +135,14 @@ class StepProgress(Progress):
     """
 
     def __init__(
-        self, total: int, done: int, eta: Callable[[], float | None], bar: Bar | None, lines: LineWriter | None
+        self,
+        total: int,
+        done: int,
+        eta: Callable[[], float | None],
+        bar: ProgressBar | None,
+        line_writer: LineWriter | None,
     ) -> None:
-        super().__init__(total, done, bar, lines)
+        super().__init__(total, done, bar, line_writer)
         self._eta, self._status = eta, ""
 
     def update(self, n: int = 1) -> None:
@@ -161,7 +168,7 @@ def pass_bar(
     total: int,
     unit: str = "rows",
     delay: float = 1,
-    lines: LineWriter = LINE_WRITER,
+    line_writer: LineWriter = LINE_WRITER,
     eta: bool = True,
 ) -> PassProgress:
     """Create the progress of a pass over `total` units; a bar appears after `delay` seconds and is removed at the end.
@@ -174,8 +181,8 @@ def pass_bar(
     """
     bar = None
     if _shows_bar():
-        bar = Bar(total=total, desc=escape_control(name), unit=f" {unit}", leave=False, delay=delay, miniters=1)
-    return PassProgress(name, unit, total, bar, lines if is_rank0() else None, eta)
+        bar = ProgressBar(total=total, desc=escape_control(name), unit=f" {unit}", leave=False, delay=delay, miniters=1)
+    return PassProgress(name, unit, total, bar, line_writer if is_rank0() else None, eta)
 
 
 def with_progress(items: Sequence[T], name: str, unit: str = "rows") -> Iterator[T]:
@@ -191,14 +198,14 @@ def with_progress(items: Sequence[T], name: str, unit: str = "rows") -> Iterator
 
 
 def step_bar(
-    total: int, done: int, eta: Callable[[], float | None] = lambda: None, lines: LineWriter = LINE_WRITER
+    total: int, done: int, eta: Callable[[], float | None] = lambda: None, line_writer: LineWriter = LINE_WRITER
 ) -> StepProgress:
     """Create the progress of a training run of `total` steps, `done` of which were taken before it was resumed."""
     bar = None
     if _shows_bar():
         bar_format = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
-        bar = Bar(total=total, initial=done, desc="train", bar_format=bar_format, miniters=1)
-    return StepProgress(total, done, eta, bar, lines if is_rank0() else None)
+        bar = ProgressBar(total=total, initial=done, desc="train", bar_format=bar_format, miniters=1)
+    return StepProgress(total, done, eta, bar, line_writer if is_rank0() else None)
 
 
 def format_duration(seconds: float) -> str:

@@ -35,7 +35,7 @@ class Rank0FailedError(VqtoolError):
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Initialize torch.distributed as torchrun's environment describes it, and destroy it at the end.
+    """Initialize torch.distributed from torchrun's environment; at the end wait for all ranks, and destroy the group.
 
     A single process runs without a process group. A process group that the caller initialized is used and kept.
 
