@@ -107,7 +107,7 @@ class KMeansSpeed(NamedTuple):
 
     assignment: float
     """Seconds per vector to find its nearest code."""
-    round: float
+    seeding_round: float
     """Seconds per vector of one round of seeding."""
 
     @classmethod
@@ -132,7 +132,7 @@ class KMeansSpeed(NamedTuple):
         if limits is None:
             return 0.0
         rounds = codebook_size / _codes_per_round(codebook_size)
-        return vectors * (_max_passes(*limits) * self.assignment + rounds * self.round)
+        return vectors * (_max_passes(*limits) * self.assignment + rounds * self.seeding_round)
 
 
 def allocate_kmeans_memory(vectors: Tensor, codebook_size: int) -> None:
