@@ -66,7 +66,7 @@ def test_trial_steps_quantize_without_k_means(
         fields["model"]["quantizer"] = quantizer
         settings = RunSettings.model_validate(fields)
     needs_init, distinct, seeded, allocated = [], [], [], []
-    forward, seeds = Stepper.forward, kmeans.__globals__["seeds"]
+    forward, kmeans_plus_plus = Stepper.forward, kmeans.__globals__["kmeans_plus_plus"]
 
     def record_forward(stepper: Stepper, x: torch.Tensor) -> Any:
         model = stepper._model
@@ -74,12 +74,12 @@ def test_trial_steps_quantize_without_k_means(
         distinct.append([len(codes.unique(dim=0)) for codes in model.quantizer.learned_codes if codes is not None])
         return forward(stepper, x)
 
-    def record_seeds(vectors: torch.Tensor, clusters: int, *arguments: Any) -> torch.Tensor:
-        seeded.append(clusters)
-        return seeds(vectors, clusters, *arguments)
+    def record_seeding(vectors: torch.Tensor, codebook_size: int, *arguments: Any) -> torch.Tensor:
+        seeded.append(codebook_size)
+        return kmeans_plus_plus(vectors, codebook_size, *arguments)
 
     monkeypatch.setattr(Stepper, "forward", record_forward)
-    monkeypatch.setitem(kmeans.__globals__, "seeds", record_seeds)
+    monkeypatch.setitem(kmeans.__globals__, "kmeans_plus_plus", record_seeding)
     monkeypatch.setattr(InitEstimate, "allocate_memory", lambda init: allocated.append(init))
     result = dry_run(settings)
     assert len(allocated) == 1

@@ -175,7 +175,7 @@ def test_estimated_time_counts_all_passes_of_all_levels(tmp_path: Path) -> None:
 def test_allocated_memory_is_that_of_the_initialisation(
     levels: int, shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(kmeans.__globals__, "_EXCHANGE_LIMIT", 3 << 30)  # enough for one or two exchanges
+    monkeypatch.setitem(kmeans.__globals__, "_MAX_EXCHANGE_FLOPS", 3 << 30)  # enough for one or two exchanges
     sample = torch.randn(1 << 13, 2048, generator=torch.Generator().manual_seed(0))
     quantizers = [VectorQuantizer(4, 2048)] * levels if shared else [VectorQuantizer(4, 2048) for _ in range(levels)]
     quantizer = ResidualQuantizer(quantizers) if levels > 1 else quantizers[0]
