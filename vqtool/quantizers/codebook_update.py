@@ -1,6 +1,7 @@
 """Codebooks and how they are updated: by gradients, by moving averages (EMA), or through one linear map (SimVQ).
 
-Each update has a settings class, selected by `kind`, that builds its codebook.
+Each update has a settings class, selected by `kind`, that builds its codebook. Its `required_loss` names the loss whose
+weight must not be 0, because otherwise nothing moves the codes; None: no loss is needed.
 
 Shapes: N vectors, K codes, D dimensions.
 """
