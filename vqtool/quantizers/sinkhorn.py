@@ -29,9 +29,9 @@ def sinkhorn_codes(
         indices[n] = argmax over k of P[n,k]
 
     cost is |z_n - e_k|² minus its row and column means. These do not change P, but they would change rms(cost), and so
-    the meaning of epsilon. Sinkhorn-Knopp iterations rescale columns and rows in turn, here in the log domain. Used for quantization in SeLa (Asano et al. 2020,
-    "Self-labelling via Simultaneous Clustering and Representation Learning", 3.2) and for semantic ids in LC-Rec
-    (Zheng et al. 2024, eq. 5).
+    the meaning of epsilon. Sinkhorn-Knopp iterations rescale columns and rows in turn, here in the log domain. Used
+    for clustering in SeLa (Asano et al. 2020, "Self-labelling via Simultaneous Clustering and Representation Learning",
+    3.2) and for semantic ids in LC-Rec (Zheng et al. 2024, eq. 5).
 
     Args:
         vectors: z (N, D).

@@ -10,7 +10,7 @@ from tests import CONV1D, CONV2D, IDENTITY, MLP, TRANSFORMER, make_run, normal
 from vqtool.inspection import write_report
 from vqtool.inspection.report import page
 from vqtool.inspection.report.code_examples import code_examples_figures
-from vqtool.inspection.report.inputs import ModelSamples, ReportInputs, gather
+from vqtool.inspection.report.inputs import ModelSamples, ReportInputs, collect_inputs
 
 RESIDUAL = {"kind": "residual", "levels": 2, "quantizer": {"kind": "vector", "codebook_size": 4}}
 
@@ -38,7 +38,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def report_inputs(runs: dict[str, Path]) -> dict[str, ReportInputs]:
-    return {name: gather(run) for name, run in runs.items()}
+    return {name: collect_inputs(run) for name, run in runs.items()}
 
 
 @pytest.fixture(scope="session")

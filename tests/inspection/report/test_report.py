@@ -20,7 +20,7 @@ from vqtool.inspection import Inspection, inspect, write_report
 from vqtool.inspection.comparison import TargetSummary
 from vqtool.inspection.finding import Change, Finding
 from vqtool.inspection.report import inputs as inputs_module
-from vqtool.inspection.report.inputs import ReportInputs, gather
+from vqtool.inspection.report.inputs import ReportInputs, collect_inputs
 from vqtool.inspection.report.page import render_comparison_page, render_report_page
 from vqtool.metrics.usage import usage_from_counts
 from vqtool.runs.index_file import Manifest, atomic_write_indices, index_dtype
@@ -224,7 +224,7 @@ def test_undecodable_and_control_characters_of_names_are_escaped(runs: dict[str,
         page = (tmp_path / name).read_bytes().decode()
         assert "r\\udcff\\u202e\\n" in page
         assert "\u202e" not in page
-    inputs = dataclasses.replace(gather(run), config="name: \udcff", metrics=[{"step": 1, "loss/\udcff": 1.0}])
+    inputs = dataclasses.replace(collect_inputs(run), config="name: \udcff", metrics=[{"step": 1, "loss/\udcff": 1.0}])
     render_report_page(inputs).encode()  # raises if a surrogate is left
 
 

@@ -35,10 +35,10 @@ def write_report(
     expanded = expand_targets(list(targets))
     # Imported here because the commands without a report do not need matplotlib and jinja2.
     if len(expanded) == 1:
-        from vqtool.inspection.report.inputs import gather
+        from vqtool.inspection.report.inputs import collect_inputs
         from vqtool.inspection.report.page import render_report_page
 
-        inputs = gather(expanded[0], data, key, device)
+        inputs = collect_inputs(expanded[0], data, key, device)
         page, inspections = render_report_page(inputs), [inputs.inspection]
     else:
         page, inspections = _compare(targets, data, key, device, on_skipped)

@@ -162,7 +162,9 @@ class ReportInputs:
     data_error: str | None = None
 
 
-def gather(target: Path, data: str | None = None, key: str | None = None, device: str | None = None) -> ReportInputs:
+def collect_inputs(
+    target: Path, data: str | None = None, key: str | None = None, device: str | None = None
+) -> ReportInputs:
     """Gather the report inputs of one run or index file.
 
     If `data` is None and the run's own data cannot be read, the result has no `model_samples` but a `data_error`.
