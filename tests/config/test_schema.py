@@ -4,7 +4,7 @@ import pytest
 
 from vqtool.config import RunSettings, TrainingSettings
 from vqtool.config.schema import settings_by_kind, settings_class_at
-from vqtool.data import DataKind
+from vqtool.data import AnyDataSettings
 from vqtool.data.settings import SyntheticSettings, TensorsSettings
 from vqtool.data.synthetic import TilesSettings
 from vqtool.models.encoders.mlp import MlpSettings
@@ -60,7 +60,7 @@ def test_kinds_in_the_config_select_the_class_at_a_path(path: tuple[str, ...], b
 
 def test_every_kind_validates_to_its_class() -> None:
     class Holder(Settings):
-        data: DataKind
+        data: AnyDataSettings
 
     for kind, member in settings_by_kind(Holder, "data").items():
         required = {"tensors": {"path": "x.npy"}, "synthetic": {"source": {"kind": "gaussian"}}}[kind]

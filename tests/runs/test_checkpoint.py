@@ -12,7 +12,7 @@ import torch
 from tests.training import assert_equal_states, tiny_settings, update_checkpoint_marker
 from vqtool.errors import CheckpointError, DataError
 from vqtool.runs import checkpoint as checkpoint_module
-from vqtool.runs.checkpoint import TrainingState, Validation, load_checkpoint, save_checkpoint
+from vqtool.runs.checkpoint import TrainingState, ValidationResult, load_checkpoint, save_checkpoint
 from vqtool.runs.run_directory import RunDirectory
 from vqtool.training import train
 
@@ -29,7 +29,7 @@ def state_at(step: int) -> TrainingState:
         step=step,
         model={"weight": torch.rand(3, 4), "counts": torch.arange(5)},
         optimizer={"state": {0: {"step": torch.tensor(2.0)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
-        last_validation=Validation(None, {}),
+        last_validation=ValidationResult(None, {}),
         pending_metrics={"loss/total": 0.5},
         init_was_early=False,
         seconds=1.5,

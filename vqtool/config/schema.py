@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field, field_validator
 
 from vqtool.config.training import TrainingSettings
-from vqtool.data import DataKind
+from vqtool.data import AnyDataSettings
 from vqtool.models.autoencoder import ModelSettings
 from vqtool.models.losses import LossSettings
 from vqtool.runtime.files import unsupported_version_message
@@ -26,7 +26,7 @@ class RunSettings(Settings):
         description="name of the run and of its directory runs/<name>; null: name of the config file",
     )
     seed: int = Field(0, ge=0, lt=2**32, description="seed of weights, split, batch order and synthetic samples")
-    data: DataKind = Field(description="samples to train on and to validate on")
+    data: AnyDataSettings = Field(description="samples to train on and to validate on")
     model: ModelSettings = Field(description="encoder, quantizer and decoder")
     loss: LossSettings = Field(LossSettings(), description="loss and its weights")
     training: TrainingSettings = Field(TrainingSettings(), description="optimizer, validation and checkpoints")

@@ -3,13 +3,13 @@
 from vqtool.data.batch_order import BatchOrder
 from vqtool.data.dataset import Dataset, Samples, open_dataset, open_source, spec_of, train_validation_split
 from vqtool.data.layout import SampleSpec, sample_shape
-from vqtool.data.settings import DataKind, DataSettings, SyntheticSettings, TensorsSettings
+from vqtool.data.settings import AnyDataSettings, DataSettings, SyntheticSettings, TensorsSettings
 from vqtool.data.sources import DatasetScan, FileSource, Shard, Source
 from vqtool.data.tensor_files import map_npy
 
 __all__ = [
+    "AnyDataSettings",
     "BatchOrder",
-    "DataKind",
     "DataSettings",
     "Dataset",
     "DatasetScan",

@@ -17,7 +17,7 @@ from torch import Tensor
 from vqtool.data.layout import LAYOUTS, LayoutName, SampleSpec, dtype_name, guess_layout, holds_classes, sample_shape
 from vqtool.data.rows import RowIndices, Rows
 from vqtool.data.scan import Moments, RowMask
-from vqtool.data.settings import MAX_CLASSES, DataKind, DataSettings, TensorsSettings
+from vqtool.data.settings import MAX_CLASSES, AnyDataSettings, DataSettings, TensorsSettings
 from vqtool.data.sources import DatasetScan, FileSource, GeneratedSource, Source, combined_sha256, describe_mismatch
 from vqtool.errors import ConfigError, DataError
 from vqtool.runtime.distributed import on_rank0, world_size
@@ -81,7 +81,7 @@ class Dataset:
         sha256: of the data; with separate validation data, `combined_sha256` of both.
     """
 
-    settings: DataKind
+    settings: AnyDataSettings
     spec: SampleSpec
     training: Samples
     validation: Samples
@@ -90,7 +90,7 @@ class Dataset:
     sha256: str
 
 
-def open_source(settings: DataKind, seed: int) -> Source:
+def open_source(settings: AnyDataSettings, seed: int) -> Source:
     """Open all rows of the data that `data.path` or `data.source` names, unsplit and in order.
 
     Raises:
@@ -112,7 +112,7 @@ def _prefix_errors(key: str) -> Iterator[None]:
         raise DataError(f"{key}: {first}", *rest) from error
 
 
-def open_dataset(settings: DataKind, seed: int) -> Dataset:
+def open_dataset(settings: AnyDataSettings, seed: int) -> Dataset:
     """Open, split and scan the data, and resolve all `auto` settings.
 
     Raises:
@@ -200,7 +200,7 @@ def spec_of(settings: DataSettings) -> SampleSpec:
     return SampleSpec(settings.layout, settings.channels, tuple(settings.size), settings.classes, settings.dtype)
 
 
-def _open_validation(path: str, settings: DataKind, training: Source) -> Source:
+def _open_validation(path: str, settings: AnyDataSettings, training: Source) -> Source:
     with _prefix_errors("data.validation"):
         source = FileSource(path, settings.key if isinstance(settings, TensorsSettings) else None)
         rows, expected = source.rows, training.rows
@@ -209,7 +209,7 @@ def _open_validation(path: str, settings: DataKind, training: Source) -> Source:
     return source
 
 
-def _resolve_layout(settings: DataKind, source: Source) -> LayoutName:
+def _resolve_layout(settings: AnyDataSettings, source: Source) -> LayoutName:
     rows = source.rows
     if settings.layout == "auto":
         if not isinstance(settings, TensorsSettings):
@@ -297,7 +297,7 @@ def _normalization(
     return tuple(mean.tolist()), tuple(scale.tolist())
 
 
-def _resolve_settings(settings: DataKind, spec: SampleSpec) -> DataKind:
+def _resolve_settings(settings: AnyDataSettings, spec: SampleSpec) -> AnyDataSettings:
     """Return the settings with the values of `spec` and with absolute paths."""
     changes = {
         "layout": spec.layout,

@@ -62,4 +62,4 @@ class SyntheticSettings(DataSettings):
 
 
 # `kind` selects the settings class.
-DataKind = Annotated[TensorsSettings | SyntheticSettings, Field(discriminator="kind")]
+AnyDataSettings = Annotated[TensorsSettings | SyntheticSettings, Field(discriminator="kind")]

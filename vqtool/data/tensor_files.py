@@ -28,7 +28,7 @@ from vqtool.runtime.files import read_error_reason
 from vqtool.runtime.memory import check_fits_memory
 from vqtool.runtime.terminal import join_or
 
-# Arrays join_or in a message.
+# Arrays listed in a message.
 _MAX_LISTED_ARRAYS = 100
 # Characters shown of another library's error message.
 _MAX_DETAIL_CHARS = 120

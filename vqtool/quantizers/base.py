@@ -1,20 +1,17 @@
-"""The interface of all quantizers, their output, and the gradient estimators for the argmin over codes.
+"""The interface of all quantizers, and their output.
 
 Shapes: B batch, L tokens per sample, D dimensions, K codes, Q levels; (...) any leading axes.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqtool.quantizers.gradient_estimators import GRADIENT_ESTIMATORS, GradientEstimator
 from vqtool.runtime.distributed import BatchShard, local_shard
 from vqtool.runtime.precision import full_precision
-
-GradientEstimator = Literal["straight_through", "rotation"]
 
 
 class QuantizerOutput(NamedTuple):
@@ -249,36 +246,3 @@ class Quantizer(nn.Module, ABC):
         if not vectors.is_floating_point():
             raise ValueError(f"expected floating-point vectors, got {vectors.dtype}")
         return vectors.to(torch.promote_types(vectors.dtype, torch.float32))
-
-
-def straight_through(vectors: Tensor, codes: Tensor) -> Tensor:
-    """Return z + stop(e - z) for vectors z and codes e (..., D): the value of e, the gradient of z.
-
-    The straight-through estimator (Bengio et al. 2013, 3).
-    """
-    return (codes.detach() - vectors.detach()).add_(vectors)
-
-
-def rotation(vectors: Tensor, codes: Tensor) -> Tensor:
-    """Return the codes e (..., D), with the gradient of |e|/|z| · R z for the vectors z (..., D).
-
-    R = I - 2 r rᵀ + 2 ê ẑᵀ rotates ẑ to ê, where ẑ = z/|z|, ê = e/|e| and r = (ẑ + ê)/|ẑ + ê|. R and |e|/|z| are
-    constants in the backward pass (the rotation trick: Fifty et al. 2024, "Restructuring Vector Quantization with the
-    Rotation Trick", eq. 4). A zero vector has no direction and gets no gradient.
-    """
-    z, e = vectors.detach(), codes.detach()
-    z_unit, e_unit = F.normalize(z, dim=-1), F.normalize(e, dim=-1)
-    bisector = F.normalize(z_unit + e_unit, dim=-1, eps=1e-4)  # about 0 for opposite directions: R reflects along z
-    reflected = 2 * (vectors * bisector).sum(dim=-1, keepdim=True) * bisector
-    rotated = vectors - reflected + 2 * (vectors * z_unit).sum(dim=-1, keepdim=True) * e_unit
-    norm = z.norm(dim=-1, keepdim=True)
-    scale = (e.norm(dim=-1, keepdim=True) / norm).where(norm > 0, 0.0)
-    rotated = scale * rotated
-    return rotated + (e - rotated).detach()
-
-
-# The one table of estimators, by the value of `gradient_estimator`.
-GRADIENT_ESTIMATORS: dict[GradientEstimator, Callable[[Tensor, Tensor], Tensor]] = {
-    "straight_through": straight_through,
-    "rotation": rotation,
-}

@@ -11,15 +11,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Generator, Tensor
 
-from vqtool.quantizers.base import (
-    GRADIENT_ESTIMATORS,
-    GradientEstimator,
-    LevelStatistics,
-    Quantizer,
-    QuantizerOutput,
-)
+from vqtool.quantizers.base import LevelStatistics, Quantizer, QuantizerOutput
 from vqtool.quantizers.codebook_update import CodebookUpdate, EmaUpdate, EntropyOnlyUpdate
 from vqtool.quantizers.dead_codes import DeadCodeResetSettings
+from vqtool.quantizers.gradient_estimators import GRADIENT_ESTIMATORS, GradientEstimator
 from vqtool.quantizers.initialization import CodebookInit, KMeansInitSettings, RandomInitSettings
 from vqtool.quantizers.kmeans import assign_with_progress, kmeans
 from vqtool.quantizers.losses import ErrorScale, commitment_loss, entropy_loss

@@ -35,7 +35,7 @@ _Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, config=_STRICT)
-class Validation:
+class ValidationResult:
     """Result of a validation.
 
     Attributes:
@@ -67,7 +67,7 @@ class TrainingState:
     step: Annotated[int, Field(ge=0, lt=1 << 53)]
     model: dict[str, Any]
     optimizer: dict[str, Any]
-    last_validation: Validation
+    last_validation: ValidationResult
     pending_metrics: dict[str, _Finite] | None
     init_was_early: bool
     seconds: float
@@ -87,7 +87,7 @@ class TrainingState:
             Exception: of any type, if the content is not that of a state.
         """
         fields = {_FIELD_NAMES.get(key, key): value for key, value in content.items()}
-        return cls(**{**fields, "last_validation": Validation(**fields["last_validation"])})
+        return cls(**{**fields, "last_validation": ValidationResult(**fields["last_validation"])})
 
 
 def save_checkpoint(run: RunDirectory, state: TrainingState, keep: int) -> None:

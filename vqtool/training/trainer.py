@@ -11,7 +11,7 @@ from vqtool.config import BEST_METRICS
 from vqtool.data import BatchOrder
 from vqtool.errors import CheckpointError, Stopped, TrainingError
 from vqtool.metrics.evaluation import eval_mode
-from vqtool.runs.checkpoint import TrainingState, Validation, save_checkpoint
+from vqtool.runs.checkpoint import TrainingState, ValidationResult, save_checkpoint
 from vqtool.runs.model_file import read_model, write_model
 from vqtool.runs.run_directory import RunDirectory
 from vqtool.runtime.distributed import async_any_rank, barrier, fixed_global_batch, is_rank0, on_rank0
@@ -60,7 +60,7 @@ class Trainer:
         self._pending_metrics: dict[str, float] | None = None
         self._init_was_early = False
         self._saved_step = -1  # step of the last checkpoint without pending metrics
-        self.best_validation = self.last_validation = Validation(None, {})
+        self.best_validation = self.last_validation = ValidationResult(None, {})
         self.seconds = 0.0
         if state:
             self._load_state(state)
@@ -168,7 +168,7 @@ class Trainer:
         self._stepper.check_finite()
         self._model.hit_steps.synchronize()
         evaluation, metrics = self._validator.validate(self._step)
-        self.last_validation = Validation(self._step, metrics)
+        self.last_validation = ValidationResult(self._step, metrics)
         self._eta.after_validation()
         if logs is None:
             return metrics, []
@@ -250,7 +250,7 @@ class Trainer:
             try:
                 best = read_model(self._run.model)[0]
                 if best.data_sha256 == self._data.sha256:  # metrics on other data cannot be compared
-                    self.best_validation = Validation(best.step, best.metrics)
+                    self.best_validation = ValidationResult(best.step, best.metrics)
             except CheckpointError as error:
                 self._log(f"{error}; the next validation replaces it")
 

@@ -7,7 +7,7 @@ import torch
 
 from vqtool import VectorQuantizer
 from vqtool.quantizers import EmaUpdate, FiniteScalarQuantizer, ResidualQuantizer
-from vqtool.quantizers.base import GRADIENT_ESTIMATORS, rotation, straight_through
+from vqtool.quantizers.gradient_estimators import GRADIENT_ESTIMATORS, rotation, straight_through
 
 
 def random_vectors(n, d, dtype=torch.float64, seed=0):
