@@ -94,7 +94,7 @@ def test_index_file_that_links_to_itself_is_refused(run: Path, vqtool: Command) 
 
 FIELDS: list[dict[str, Any]] = [
     *({"step": "x"}, {"step": 2**70}, {"step": -5}, {"seconds": "x"}, {"model": {}}),
-    {"last": {"step": None, "metrics": 5}},
+    {"last_validation": {"step": None, "metrics": 5}},
 ]
 
 

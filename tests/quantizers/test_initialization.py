@@ -359,7 +359,7 @@ def test_resume_around_the_init_step_is_byte_identical(
         RunDirectory(tmp_path / "resumed").model.read_bytes() == RunDirectory(tmp_path / "straight").model.read_bytes()
     )
     states = [read_checkpoint(tmp_path / name, 8) for name in ("resumed", "straight")]
-    for name in ("model", "optimizer", "last", "step"):
+    for name in ("model", "optimizer", "last_validation", "step"):
         assert_equal_states(states[0][name], states[1][name])
     assert reproducible_log(tmp_path / "resumed") == reproducible_log(tmp_path / "straight")
 

@@ -114,7 +114,7 @@ def test_resume_is_byte_identical(
         RunDirectory(tmp_path / "resumed").model.read_bytes() == RunDirectory(tmp_path / "straight").model.read_bytes()
     )
     states = [read_checkpoint(tmp_path / name, 8) for name in ("resumed", "straight")]
-    for name in ("model", "optimizer", "last", "step"):
+    for name in ("model", "optimizer", "last_validation", "step"):
         assert_equal_states(states[0][name], states[1][name])
     assert reproducible_log(tmp_path / "resumed") == reproducible_log(tmp_path / "straight")
 
@@ -158,7 +158,7 @@ def test_extended_run_equals_a_run_of_that_length(tmp_path: Path) -> None:
     train(tiny_settings(tmp_path, schedule="constant", validate_every=2, steps=4), tmp_path / "run")
     summary = train(tiny_settings(tmp_path, schedule="constant", validate_every=2), tmp_path / "run", resume=True)
     assert summary["steps"] == 8
-    for name in ("model", "optimizer", "last"):
+    for name in ("model", "optimizer", "last_validation"):
         assert_equal_states(read_checkpoint(tmp_path / "run", 8)[name], read_checkpoint(tmp_path / "straight", 8)[name])
     assert reproducible_log(tmp_path / "run") == reproducible_log(tmp_path / "straight")
     assert RunDirectory(tmp_path / "run").settings().training.steps == 8

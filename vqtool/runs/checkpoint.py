@@ -26,9 +26,6 @@ FORMAT_VERSION = 1
 _SECOND_SUFFIX = "-again"
 _MAX_MARKER_BYTES = 1 << 12
 _REMEDY = "use --overwrite to start the run again"
-# Keys of the .pt file that differ from the names of the fields.
-_FILE_KEYS = {"last_validation": "last", "pending_metrics": "pending", "init_was_early": "early", "last_codes": "codes"}
-_FIELD_NAMES = {key: name for name, key in _FILE_KEYS.items()}
 
 _STRICT = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -76,8 +73,7 @@ class TrainingState:
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to the content of a .pt file: tensors, numbers, strings, None, lists and dicts."""
-        fields = {**vars(self), "last_validation": asdict(self.last_validation)}
-        return {_FILE_KEYS.get(name, name): value for name, value in fields.items()}
+        return {**vars(self), "last_validation": asdict(self.last_validation)}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "TrainingState":
@@ -86,8 +82,7 @@ class TrainingState:
         Raises:
             Exception: of any type, if the content is not that of a state.
         """
-        fields = {_FIELD_NAMES.get(key, key): value for key, value in content.items()}
-        return cls(**{**fields, "last_validation": ValidationResult(**fields["last_validation"])})
+        return cls(**{**content, "last_validation": ValidationResult(**content["last_validation"])})
 
 
 def save_checkpoint(run: RunDirectory, state: TrainingState, keep: int) -> None:
