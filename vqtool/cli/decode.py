@@ -23,7 +23,7 @@ def decode(
 ) -> None:
     """Decode an index file to an array.
 
-    The array has the units, layout and dtype of the training data.
+    The array has the units, layout and dtype of the training data; bfloat16 is written as float32.
     """
     from vqtool.inference.decode import decode_file
     from vqtool.inference.tokenizer import load

@@ -23,11 +23,11 @@ def write_recipe(name: str, out: Path | None = None, schema: bool = False) -> Pa
     """Write a recipe to `out`, by default NAME.yaml, and return that path.
 
     Args:
-        schema: also write schema.json beside it.
+        schema: also write schema.json to the directory of `out`.
 
     Raises:
-        ConfigError: there is no such recipe, the file exists, its directory does not, or schema.json exists with other
-            contents.
+        ConfigError: the recipe is unknown, `out` exists already, its directory is missing, or that directory contains a
+            schema.json with other contents. Nothing is written.
     """
     names = list(recipes())
     if name not in names:

@@ -78,7 +78,7 @@ class TensorRows(Rows):
 
 
 class ShardedRows(Rows):
-    """Concatenation of the rows of several shards. All shards have the same shape and dtype."""
+    """Rows of several shards, concatenated in order; all shards must have the same row shape and dtype."""
 
     def __init__(self, shards: Sequence[Rows]) -> None:
         self._shards = shards

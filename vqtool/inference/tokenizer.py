@@ -267,10 +267,10 @@ class Tokenizer:
         return source, Samples(source.rows, self.spec)
 
     def scan(self, source: Source) -> DatasetScan:
-        """Scan data for NaN, infinity and classes out of range, and hash them.
+        """Check that a source has only finite values or valid classes, and hash its shards; cached results are reused.
 
         Raises:
-            DataError: a value is NaN or infinite, or a class is out of range.
+            DataError: a value is NaN or infinite in float32, or a class is out of range.
         """
         scan = source.scan(self.spec.layout, moment_rows=False)
         if self.spec.classes:

@@ -81,7 +81,11 @@ class Evidence:
 
     @property
     def early_steps(self) -> int:
-        """Number of steps that count as the start of training; 0 if the settings are unknown."""
+        """Number of steps of the early phase: the warm-up, but at least 100 steps and at most the whole run.
+
+        Until the end of this phase most findings are not reported, because codes and latents still move fast. 0 if the
+        settings are unknown.
+        """
         if self.settings is None:
             return 0
         training = self.settings.training

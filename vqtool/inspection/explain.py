@@ -124,7 +124,7 @@ def pluralize(number: int, noun: str) -> str:
 
 
 def format_code_count(number: float) -> str:
-    """Return a mean number of codes: rounded from 10 on (`187`), with one decimal below (`1.4`)."""
+    """Format an effective number of codes (a perplexity): `1.4` below 10, `187` or `2,048` from 10 up."""
     return f"{number:,.0f}" if number >= 10 else f"{number:.1f}"
 
 

@@ -122,7 +122,13 @@ def inspection_from_file(target: Path, counter: CodeCounter) -> Inspection:
 
 
 def inspection_from_data(target: Path, data: str, counter: CodeCounter) -> Inspection:
-    """Return the inspection of a run whose indices of `data` are counted in `counter`."""
+    """Return the inspection of a run from the code counts of a dataset.
+
+    Args:
+        target: run directory; its settings are read.
+        data: name of the dataset, for display.
+        counter: counts of the run's codes on the dataset.
+    """
     settings = settings_or_none(RunDirectory(target))
     return _inspection_from_evidence(target, data, Evidence(counter.levels, counter.distinct, settings=settings))
 
@@ -144,16 +150,18 @@ def _inspection_from_evidence(target: Path, counted_on: str, evidence: Evidence)
 def count_index_file(
     path: Path, on_block: OnBlock | None = None, indices_per_block: int = _INDICES_PER_BLOCK
 ) -> CodeCounter:
-    """Count the hits of each code in an index file, and distinct ids if its samples are vectors.
+    """Count the hits of each code in an index file and, if its samples are vectors, the distinct ids.
 
-    The last column of an index file written with --unique is ignored, because it does not hold codes.
+    The id of a sample is the tuple of all its indices. The last level of a file written with --unique is ignored,
+    because it does not hold codes.
 
     Args:
-        on_block: called with each block.
-        indices_per_block: maximum number of indices read at a time, at least one row.
+        path: index file; its manifest gives the codebook sizes and the layout of the samples.
+        on_block: called with the number of the first row of each block, and the block: indices (n, L) or (n, L, Q).
+        indices_per_block: maximum number of indices in a block; a block has at least one row, even if that has more.
 
     Raises:
-        DataError: the file cannot be read, or contains an index that is out of range.
+        DataError: the file or its manifest cannot be read, or an index is out of range.
     """
     indices, manifest = read_indices(path)
     sizes = manifest.codebook_sizes
@@ -226,7 +234,7 @@ def _expand_target(target: Path) -> list[Path]:
 
 
 def _sample_kind_and_batch_tokens(settings: RunSettings | None) -> tuple[str | None, int | None]:
-    """Return (sample_kind, batch_tokens) as in `Inspection`; both None without readable settings and data spec."""
+    """Return `sample_kind` and `batch_tokens` as in `Inspection`; both None if settings or data spec are unknown."""
     if settings is None:
         return None, None
     try:

@@ -163,7 +163,11 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, indices: Tensor) -> Tensor:
-        """Return the quantized vectors (..., D) of `indices`; with prefix decoding, indices may have fewer levels."""
+        """Return the quantized vectors (..., D) of `indices` (...), or (..., Q) with levels.
+
+        The codes of several levels are summed (residual) or concatenated (product). If `supports_prefix_decoding`,
+        indices of the first levels only are also accepted.
+        """
 
     def embed(self, indices: Tensor) -> Tensor:
         """Return the vectors of `indices` in code space: `decode` without the output projection."""

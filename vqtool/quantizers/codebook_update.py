@@ -49,7 +49,10 @@ class Codebook(nn.Module):
         return None
 
     def accumulate(self, vectors: Tensor, indices: Tensor) -> None:
-        """Accumulate what `update` needs from a training batch: `vectors` (N, D) and their `indices` (N,)."""
+        """Accumulate what `update` needs from a training batch: `vectors` (N, D) and their `indices` (N,).
+
+        Batches add up until the next `update`. The base class needs nothing, and ignores the batch.
+        """
 
     def update(self, step_is_finite: Tensor | None = None) -> None:
         """Apply what all ranks accumulated since the last update; no effect if `step_is_finite` () bool is false."""
@@ -237,10 +240,10 @@ class CodebookLossUpdate(Settings):
 
 
 class SimVQUpdate(Settings):
-    """Update all codes together through one learned linear map of fixed random codes.
+    """Update all codes e = B W together: the codebook loss trains one linear map W (D, D) of a basis B (K, D).
 
-    The map is trained by the codebook loss (SimVQ: Zhu et al. 2024, "Addressing Representation Collapse in Vector
-    Quantized Models with One Linear Layer", eq. 6).
+    No gradient reaches B. It is random or initialised by k-means, and dead-code reset replaces rows of it (SimVQ: Zhu
+    et al. 2024, "Addressing Representation Collapse in Vector Quantized Models with One Linear Layer", eq. 6).
     """
 
     kind: Literal["simvq"] = "simvq"

@@ -99,9 +99,15 @@ class DeadCodeReset(nn.Module):
         self.discard()
 
     def _reset_codes(self, codes: Tensor, rows: Tensor, step_size: float) -> Tensor:
-        """Return e[indices[n]] + step_size · (z[n] - e[indices[n]]) for the R rows n of all batches, (R, D).
+        """Return e[indices[n]] + step_size · (z[n] - e[indices[n]]) (R, D) for the vectors n in `rows`.
 
-        Each process computes the rows that it holds; its other rows are 0 in the sum over processes.
+        Each process computes the vectors of its own shards and leaves the other rows 0; the rows are then summed over
+        processes.
+
+        Args:
+            codes: e (K, D); not modified.
+            rows: (R,) numbers n, counted over the accumulated batches in order, each with the shards of all processes.
+            step_size: fraction of the way from the code to the vector.
         """
         reset_codes = codes.new_zeros(len(rows), codes.shape[1], dtype=self._batches[0][0].dtype)
         batch_start = 0

@@ -13,9 +13,9 @@ GradientEstimator = Literal["straight_through", "rotation"]
 
 
 def straight_through(vectors: Tensor, codes: Tensor) -> Tensor:
-    """Return z + stop(e - z) for vectors z and codes e (..., D): the value of e, the gradient of z.
+    """Return the assigned codes e (..., D); the backward pass copies their gradient to the vectors z (..., D).
 
-    The straight-through estimator (Bengio et al. 2013, 3).
+    The straight-through estimator z + stop(e - z) (Bengio et al. 2013, section 3). No gradient reaches the codes.
     """
     return (codes.detach() - vectors.detach()).add_(vectors)
 

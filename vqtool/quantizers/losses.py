@@ -26,13 +26,14 @@ def commitment_loss(
 ) -> Tensor:
     """Return the mean over all elements of (z - stop(e[indices]))² (van den Oord et al. 2017, eq. 3).
 
-    The N x D differences are recomputed in the backward pass instead of kept.
+    The N x D differences are recomputed in the backward pass instead of saved.
 
     Args:
         vectors: z (N, D).
         codes: e (K, D); no gradient reaches them.
         indices: (N,).
-        shard: position of these vectors in the global batch; default: they are the whole batch.
+        shard: position of these vectors in the global batch, over which the mean is taken; default: they are the whole
+            batch.
         elements_per_block: number of differences computed at a time.
 
     Returns:

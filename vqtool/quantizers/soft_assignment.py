@@ -168,9 +168,13 @@ class _Factors(NamedTuple):
         return rows, useful_threads(2 * rows * len(self.codes), dim), self.vectors.device
 
     def blocks(self, rows: slice, rows_per_block: int) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-        """Yield for each block its rows, [x, 1] (R, D + 1), the logits l (R, K) and a buffer (R, K).
+        """Split `rows` into blocks of R rows, at most `rows_per_block`, and yield the factors and logits of each block.
 
-        The next block overwrites the logits and the buffer.
+        The caller may overwrite the logits and the buffer; the next block reuses their memory.
+
+        Yields:
+            The rows of the block as a slice of all N rows, [x, 1] (R, D + 1), the logits l (R, K), and an uninitialised
+            buffer (R, K).
         """
         buffers = self.vectors.new_empty(2, min(rows_per_block, rows.stop - rows.start), len(self.codes))
         for start in range(rows.start, rows.stop, rows_per_block):

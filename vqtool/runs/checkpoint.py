@@ -130,7 +130,10 @@ def load_checkpoint(run: RunDirectory, log: Callable[[str], None] = lambda line:
 
 
 def _marker_paths(run: RunDirectory) -> list[Path]:
-    """Return the paths of the markers of all checkpoints by step; an incomplete checkpoint has no file there."""
+    """Return the path of the marker of each checkpoint, in order of steps.
+
+    For an incomplete checkpoint this file does not exist.
+    """
     markers = {path.with_name(f"{path.stem.removesuffix(_SECOND_SUFFIX)}.json") for path in run.checkpoint_files()}
     return sorted(markers, key=_step)
 

@@ -21,7 +21,11 @@ _saved_precisions: list[str] = []
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Disable autocast on `device` and reduced-precision (TF32, bfloat16) float32 matmul; restore both at the end."""
+    """Context without autocast on `device`, and without TF32 or bfloat16 in float32 matrix products.
+
+    Both settings are restored at the end. The matmul settings are global to the process; several threads may be inside
+    the context at the same time, and the last one to leave restores them.
+    """
     with torch.autocast(device.type, enabled=False):
         _enter()
         try:

@@ -36,10 +36,11 @@ def useful_threads(num_scores: int, dim: int) -> int:
 
 
 def map_rows(function: Callable[[slice], T], rows: int, max_threads: int, device: torch.device) -> list[T]:
-    """Call `function` on consecutive slices that partition `rows` rows, without gradients; return the results in order.
+    """Split `rows` rows into consecutive slices, call `function` on each, and return the results in order.
 
-    On a CPU the number of slices is the minimum of `rows`, `max_threads` and PyTorch's number of threads, at least 1;
-    on other devices it is 1. The result may therefore depend on the number of threads.
+    The calls run without gradients. On a CPU they run in parallel, each on one thread, and the number of slices is
+    max(1, min(`rows`, `max_threads`, PyTorch's number of threads)). On other devices there is one slice. Results that
+    depend on the split, such as sums, therefore depend on the number of threads.
     """
     parts = max(1, min(_num_threads(device), max_threads, rows))
     slices = [slice(rows * part // parts, rows * (part + 1) // parts) for part in range(parts)]

@@ -129,12 +129,16 @@ def dry_run(settings: RunSettings, run_dir: Path | None = None, clock: Clock = t
 class _TrialRun:
     """Takes a few training steps and validates a few chunks, as the run would, and times them.
 
-    Codes that the run would initialise by k-means are drawn near latents of the first batch instead. This takes no
-    time, and the codes are good enough to time quantization. The memory of k-means is allocated without its work.
+    Where the run would initialise codes by k-means, the trial run draws them at random near latents of the first batch.
+    This is fast, and quantization takes as long as with k-means codes. Then k-means with two codes reaches the peak
+    memory of the real k-means in little time.
 
     Attributes:
+        setup: model, data and settings.
         first_loss: reconstruction loss of the first step.
-        seconds_per_step, seconds_per_validation, init_seconds: estimates.
+        seconds_per_step: estimated time of a step, with the metrics of logged steps.
+        seconds_per_validation: estimated time of a whole validation.
+        init_seconds: upper estimate of the time of k-means, from its measured speed; 0 if the run does not need it.
     """
 
     def __init__(self, settings: RunSettings, clock: Clock) -> None:

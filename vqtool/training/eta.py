@@ -25,13 +25,14 @@ _KMEANS_SAMPLE_COPIES = 4
 
 
 class Eta:
-    """Estimates the time left from the durations so far.
+    """Estimates the time left in a run from the mean time of its steps and validations so far.
 
-    Each `after_...` method counts the time since the last call of any of them. So the time per step includes neither
-    the initialisation nor validations.
+    Each `after_...` method measures the time since the previous call of any of them. The time per step therefore
+    includes neither the initialisation, whose time is dropped, nor validations. Validations count as 0 seconds until
+    the first one.
 
     Args:
-        training: gives the number of steps and validations.
+        training: gives the total number of steps and of validations.
         init_seconds: estimated time of an initialisation of codebooks that is still to come; 0 if there is none.
         clock: returns seconds since an arbitrary moment.
     """

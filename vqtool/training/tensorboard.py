@@ -143,12 +143,14 @@ def _is_damaged(path: Path, bytes_read: int) -> bool:
 
 
 def write_projector(run: RunDirectory, model: Autoencoder, max_codes: int = _MAX_PROJECTOR_CODES) -> None:
-    """Write the learned codes of the run's best model, with their hits, for TensorBoard's embedding projector.
+    """Write the learned codes of the run's best model for TensorBoard's embedding projector.
+
+    Each code has its hits in the validation of that model as metadata. Without learned codes nothing is written.
 
     Args:
         run: run directory.
         model: model of the run; the best weights are loaded into it.
-        max_codes: maximum number of codes per level; of more codes, those with the most hits are written.
+        max_codes: maximum number of codes per level. If a level has more, only those with the most hits are written.
 
     Raises:
         CheckpointError: the best model is damaged.

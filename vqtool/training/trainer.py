@@ -147,9 +147,9 @@ class Trainer:
         return self._step % every == 0 or self._step == self._training.steps
 
     def _init_codebooks(self) -> None:
-        """Initialise codebooks by k-means once the sample is complete.
+        """Initialise codebooks by k-means as soon as the sample of latents is complete.
 
-        An incomplete sample is used before the first validation, and after `INIT_DEADLINE_FRACTION` of the run.
+        If a validation is due, or `INIT_DEADLINE_FRACTION` of all steps are taken, an incomplete sample is used.
         """
         quantizer = self._model.quantizer
         if not quantizer.needs_init:

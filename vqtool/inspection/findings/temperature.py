@@ -73,7 +73,11 @@ def _temperature_over_error(evidence: Evidence) -> float | None:
 
 
 def _set_temperature_to_error(evidence: Evidence) -> Iterator[Change]:
-    """Yield the settings of a temperature of twice the quantization error, unless they are already set."""
+    """Yield the changes that set the temperature to twice the mean squared quantization error per dimension.
+
+    A learned codebook gets `temperature_unit: quantization_error` and `temperature: 2`, each unless already set. Fixed
+    codes have no `temperature_unit`: they get twice the validation error as a number, and no change if it is unknown.
+    """
     key, why = evidence.quantizer_key("temperature"), "twice the mean squared quantization error of one dimension"
     unit = evidence.quantizer_setting("temperature_unit")
     if unit is None:  # fixed codes have no temperature_unit, and their error hardly changes in training

@@ -46,10 +46,10 @@ class SampleRenderer:
         self._low, self._high = float(values.min()), float(values.max())
 
     def render(self, rows: Tensor) -> Pixels:
-        """Return pixels (n, H, W, 4) of rows (n, *row).
+        """Render rows (n, *row) as opaque RGBA pixels (n, H, W, 4) in [0, 1].
 
-        Three channels are shown as red, green and blue, other numbers of channels as the first channel in grey, and
-        each class of an integer grid in its own colour.
+        Three channels become red, green and blue. With another number of channels, the first is shown in grey. Values
+        outside the scale are clipped. Each class of an integer grid has its own colour.
         """
         if self._spec.classes:
             colours = np.asarray(colormaps["turbo"](np.linspace(0.05, 0.95, self._spec.classes)))

@@ -14,10 +14,11 @@ Size = tuple[int, ...]
 
 
 class NetSettings(Settings):
-    """Settings of one family of encoders and decoders.
+    """Settings of one family of encoders and decoders, and the methods that build them.
 
-    The encoder maps (B, C, *size) to latents (B, L, D). The decoder maps latents (B, L, D) and a size to
-    (B, channels, *size). Neither mixes samples of a batch.
+    The encoder maps (B, C, *size) to latents (B, L, D). The decoder maps latents (B, L, D) and the `size` of its output
+    to (B, C', *size). C' equals C for values; for classes, C is the width of their embedding and C' their number. Both
+    networks process each sample of a batch independently.
     """
 
     kind: str

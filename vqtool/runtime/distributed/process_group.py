@@ -35,13 +35,15 @@ class Rank0FailedError(VqtoolError):
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Initialize torch.distributed from torchrun's environment; at the end wait for all ranks, and destroy the group.
+    """Context in which torch.distributed is initialized, from torchrun's environment.
 
-    A single process runs without a process group. A process group that the caller initialized is used and kept.
+    If the context ends without an exception, it waits for all ranks. Then it destroys the process group, also after an
+    exception. If the caller has already initialized a process group, that group is used and not destroyed. A single
+    process runs without a process group.
 
     Raises:
         ConfigError: the processes of the job cannot connect.
-        TrainingError: another process of the job ended.
+        TrainingError: another process of the job ended or cannot be reached, at any time in the context.
     """
     if world_size() == rank_info().world_size == 1:
         yield
