@@ -12,11 +12,11 @@ from vqtool.data.layout import (
     dtype_name,
     guess_layout,
     holds_classes,
+    layouts_with_channels,
     row_shape,
     rows_to_values,
     sample_shape,
     values_to_rows,
-    with_channels,
 )
 from vqtool.errors import DataError
 
@@ -112,8 +112,8 @@ def test_integers_without_channels_are_classes(layout: LayoutName, dtype: torch.
     assert holds_classes(layout, dtype) == (layout in ("T", "HW") and not dtype.is_floating_point)
 
 
-def test_with_channels_keeps_the_rank() -> None:
-    found = {layout: with_channels(layout) for layout in ("T", "HW", "HWC")}
+def test_layouts_with_channels_have_the_same_rank() -> None:
+    found = {layout: layouts_with_channels(layout) for layout in ("T", "HW", "HWC")}
     assert found == {"T": ["C"], "HW": ["CT", "TC"], "HWC": ["CHW", "HWC"]}
 
 

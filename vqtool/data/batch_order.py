@@ -1,4 +1,4 @@
-"""The order of training samples: a function of seed and epoch, so a step number alone determines its batch."""
+"""The order of training samples: a function of the seed, so a step number alone determines its batch."""
 
 from functools import lru_cache
 
@@ -8,11 +8,13 @@ from vqtool.data.rows import RowIndices
 
 
 class BatchOrder:
-    """Sample indices of each step's batch: one random permutation per epoch, concatenated and cut into batches.
+    """Batches of sample indices: one random permutation per epoch, concatenated and cut into batches of B.
+
+    Every batch is full. A batch may span two or more epochs, and then contain a sample more than once.
 
     Args:
         num_samples: number of training samples.
-        batch_size: B. Every batch is full: it continues into the next epoch if needed.
+        batch_size: B, of all processes together.
         seed: of the permutations.
 
     Attributes:
@@ -25,7 +27,7 @@ class BatchOrder:
         self._seed = seed
 
     def batch(self, step: int) -> RowIndices:
-        """Return the sample indices (B,) of a step, counted from 0."""
+        """Return the sample indices (B,), each in 0..num_samples-1, of step `step`, counted from 0."""
         first, last = step * self.batch_size, (step + 1) * self.batch_size - 1
         pieces = []
         for epoch in range(first // self._num_samples, last // self._num_samples + 1):
@@ -35,6 +37,6 @@ class BatchOrder:
         return np.concatenate(pieces)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=2)  # two epochs, because a batch can span the end of one and the start of the next
 def _permutation(num_samples: int, seed: int, epoch: int) -> RowIndices:
     return np.random.default_rng([seed, 1, epoch]).permutation(num_samples)

@@ -22,20 +22,22 @@ from vqtool.data.sources import DatasetScan, FileSource, GeneratedSource, Source
 from vqtool.errors import ConfigError, DataError
 from vqtool.runtime.distributed import on_rank0, world_size
 
-# Smallest accepted ratio of standard deviation to mean: of the 24 bits of a float32, 5 are left for the deviation.
+# Smallest accepted ratio of standard deviation to |mean|: of the 24 bits of a float32, 5 are left for the deviation.
 _MIN_RELATIVE_STD = 2.0**-19
-# With `classes: auto`, larger integers are taken for outliers and refused.
+# With `classes: auto`, integers from this number up are refused as outliers.
 _MAX_AUTO_CLASSES = 1 << 16
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Rows of a source, or a subset of them, converted to samples: (n, C, *size) float32 or (n, *size) int64 classes.
+    """Rows of a source, or a subset of them, read as samples: (n, C, *size) float32 values or (n, *size) int64 classes.
+
+    Values are in the units of the data, not normalised. Samples are numbered from 0 within the subset.
 
     Attributes:
         rows: all rows of the source.
-        spec: layout and dtype of the rows.
-        row_indices: the rows of the subset; None: all rows.
+        spec: layout, channels, classes and dtype of the rows; their size can differ.
+        row_indices: (n,) row number of each sample of a subset; None: all rows in order.
     """
 
     rows: Rows
@@ -47,7 +49,7 @@ class Samples:
 
     @property
     def size(self) -> tuple[int, ...]:
-        """Size of these samples. It can differ from `spec.size`, which is that of the training data."""
+        """Size of these samples. It can differ from `spec.size`, the size of the training samples."""
         return sample_shape(self.spec.layout, self.rows.shape)[1]
 
     def first(self, count: int) -> "Samples":
@@ -57,15 +59,15 @@ class Samples:
         )
 
     def read_rows(self, start: int, stop: int) -> Tensor:
-        """Return the rows of samples `start` to `stop`, in the layout and dtype of the user's array."""
+        """Return the rows (n, *row) of samples `start` to `stop` - 1, in the layout and dtype of the user's array."""
         return self.rows.read(start, stop) if self.row_indices is None else self.rows.take(self.row_indices[start:stop])
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Return samples `start` to `stop`."""
+        """Return samples `start` to `stop` - 1."""
         return self.spec.to_samples(self.read_rows(start, stop))
 
     def take(self, indices: RowIndices) -> Tensor:
-        """Return the samples at `indices` (n,), in this order."""
+        """Return the samples with the numbers `indices` (n,) within this subset, in this order."""
         return self.spec.to_samples(self.rows.take(indices if self.row_indices is None else self.row_indices[indices]))
 
 
@@ -74,11 +76,12 @@ class Dataset:
     """Training and validation samples of a run, with everything that was resolved from the data.
 
     Attributes:
-        settings: data settings without `auto`.
-        spec: shape and dtype of the samples.
-        training, validation: the two splits.
-        mean, scale: (C,) each; normalisation is (x - mean) / scale.
-        sha256: of the data; with separate validation data, `combined_sha256` of both.
+        settings: data settings without `auto`, with absolute paths.
+        spec: layout, shape and dtype of the training samples.
+        training, validation: the two splits, each with at least one sample.
+        mean, scale: (C,) each, computed on the training split; normalisation is (x - mean) / scale, with scale > 0.
+            Zeros and ones for classes and for `normalize: none`.
+        sha256: of the data; with separate validation data, `combined_sha256` of training and validation data.
     """
 
     settings: AnyDataSettings
@@ -91,10 +94,12 @@ class Dataset:
 
 
 def open_source(settings: AnyDataSettings, seed: int) -> Source:
-    """Open all rows of the data that `data.path` or `data.source` names, unsplit and in order.
+    """Open all rows of the data that `data.path` names or `data.source` generates, unsplit and in order.
+
+    `seed` seeds synthetic rows; files ignore it.
 
     Raises:
-        DataError: the data cannot be opened; names the config key.
+        DataError: the data cannot be opened; the message begins with the config key.
     """
     if isinstance(settings, TensorsSettings):
         with _prefix_errors("data.path"):
@@ -104,7 +109,7 @@ def open_source(settings: AnyDataSettings, seed: int) -> Source:
 
 @contextmanager
 def _prefix_errors(key: str) -> Iterator[None]:
-    """Prefix the message of a DataError with a config key."""
+    """Prefix the message of a DataError of the body with a config key: `data.path: MESSAGE`."""
     try:
         yield
     except DataError as error:
@@ -114,6 +119,9 @@ def _prefix_errors(key: str) -> Iterator[None]:
 
 def open_dataset(settings: AnyDataSettings, seed: int) -> Dataset:
     """Open, split and scan the data, and resolve all `auto` settings.
+
+    The scan reads all rows, unless its result is cached. `seed` seeds the split and synthetic rows. With several
+    processes, all must call this function.
 
     Raises:
         DataError: the data are invalid, or contradict the settings.
@@ -125,7 +133,7 @@ def open_dataset(settings: AnyDataSettings, seed: int) -> Dataset:
     validation_indices: RowIndices | None = None
     if isinstance(settings.validation, str):
         validation_source = _open_validation(settings.validation, settings, source)
-        scans = [(each, _scan_on_rank0(each, layout)) for each in (source, validation_source)]
+        scans = [(scanned, _scan_on_rank0(scanned, layout)) for scanned in (source, validation_source)]
     else:
         if len(source.rows) < 2:
             raise DataError(f"{source.name}: contains one row; the training and validation splits need at least two")
@@ -148,23 +156,23 @@ def open_dataset(settings: AnyDataSettings, seed: int) -> Dataset:
 
 
 def train_validation_split(num_rows: int, validation: float, seed: int) -> tuple[RowIndices, RowIndices]:
-    """Split row indices 0..num_rows-1 at random.
+    """Split the row indices 0..num_rows-1 at random.
 
     Args:
         num_rows: at least 2.
-        validation: fraction of the rows for validation; rounded so that neither split is empty.
+        validation: fraction of the rows for validation, rounded to whole rows; neither split is empty.
         seed: of the permutation.
 
     Returns:
-        Training and validation indices, each in ascending order.
+        Training and validation indices (1-D), each in ascending order.
     """
-    held_out = min(max(1, round(num_rows * validation)), num_rows - 1)
+    num_validation = min(max(1, round(num_rows * validation)), num_rows - 1)
     shuffled = np.random.default_rng([seed, 0]).permutation(num_rows)
-    return np.sort(shuffled[held_out:]), np.sort(shuffled[:held_out])
+    return np.sort(shuffled[num_validation:]), np.sort(shuffled[:num_validation])
 
 
 def _scan_on_rank0(source: Source, layout: LayoutName, moment_rows: RowMask = True) -> DatasetScan:
-    """Scan a source. With several processes, rank 0 scans, and the others check that they opened the same data."""
+    """Scan a source. With several processes, rank 0 scans; others raise a DataError if their fingerprint differs."""
     if world_size() == 1:
         return source.scan(layout, moment_rows)
     scan = DatasetScan.from_dict(on_rank0(lambda: asdict(source.scan(layout, moment_rows))))
@@ -175,17 +183,21 @@ def _scan_on_rank0(source: Source, layout: LayoutName, moment_rows: RowMask = Tr
 
 
 def _fingerprint(source: Source) -> list[Any]:
-    """Return length, row shape, dtype, and hashes of the first and last row: fast, and enough to detect other data."""
+    """Return the number of rows, their shape and dtype, and the SHA-256 of the first and of the last row.
+
+    It is fast because it does not read the other rows, and therefore does not detect differences between those.
+    """
     rows = source.rows
-    ends = [rows.read(start, start + 1).contiguous().view(torch.uint8).numpy() for start in (0, len(rows) - 1)]
-    return [len(rows), list(rows.shape), str(rows.dtype), *(hashlib.sha256(end.tobytes()).hexdigest() for end in ends)]
+    first_and_last = [rows.read(i, i + 1).contiguous().view(torch.uint8).numpy() for i in (0, len(rows) - 1)]
+    digests = [hashlib.sha256(row.tobytes()).hexdigest() for row in first_and_last]
+    return [len(rows), list(rows.shape), str(rows.dtype), *digests]
 
 
 def spec_of(settings: DataSettings) -> SampleSpec:
-    """Return the sample spec that the settings of a run directory hold.
+    """Return the sample spec in the `data` settings of a run directory, which contain no `auto`.
 
     Raises:
-        ConfigError: a setting is `auto`.
+        ConfigError: layout, channels, size, classes or dtype is `auto`.
     """
     for name in ("layout", "channels", "size", "classes", "dtype"):
         if getattr(settings, name) == "auto":
@@ -201,6 +213,7 @@ def spec_of(settings: DataSettings) -> SampleSpec:
 
 
 def _open_validation(path: str, settings: AnyDataSettings, training: Source) -> Source:
+    """Open separate validation data; rows must have the shape of the training rows, and likewise be floats or not."""
     with _prefix_errors("data.validation"):
         source = FileSource(path, settings.key if isinstance(settings, TensorsSettings) else None)
         rows, expected = source.rows, training.rows
@@ -210,6 +223,7 @@ def _open_validation(path: str, settings: AnyDataSettings, training: Source) -> 
 
 
 def _resolve_layout(settings: AnyDataSettings, source: Source) -> LayoutName:
+    """Return `data.layout`; for auto, the layout of the synthetic generator, or that of `guess_layout`."""
     rows = source.rows
     if settings.layout == "auto":
         if not isinstance(settings, TensorsSettings):
@@ -228,6 +242,11 @@ def _resolve_layout(settings: AnyDataSettings, source: Source) -> LayoutName:
 
 
 def _resolve_spec(settings: DataSettings, layout: LayoutName, scans: list[tuple[Source, DatasetScan]]) -> SampleSpec:
+    """Return the sample spec of the training data; a DataError if it contradicts `data.channels`, `size` or `dtype`.
+
+    Args:
+        scans: training data and, if they are separate, validation data, each with its scan.
+    """
     source = scans[0][0]
     channels, size = sample_shape(layout, source.rows.shape)
     spec = SampleSpec(layout, channels, size, _resolve_classes(settings, layout, scans), dtype_name(source.rows.dtype))
@@ -242,7 +261,12 @@ def _resolve_spec(settings: DataSettings, layout: LayoutName, scans: list[tuple[
 
 
 def _resolve_classes(settings: DataSettings, layout: LayoutName, scans: list[tuple[Source, DatasetScan]]) -> int | None:
-    """Return the number of classes; None for values."""
+    """Return the number of classes: `data.classes`, or for auto the largest class of all `scans` + 1; None for values.
+
+    Raises:
+        DataError: a class is out of range, or uint8 data can be classes or grey values.
+        ConfigError: `data.classes` does not apply to these data.
+    """
     source, scan = scans[0]
     dtype = dtype_name(source.rows.dtype)
     if not holds_classes(layout, source.rows.dtype):
@@ -276,7 +300,19 @@ def _resolve_classes(settings: DataSettings, layout: LayoutName, scans: list[tup
 def _normalization(
     settings: DataSettings, spec: SampleSpec, moments: Moments | None, name: str
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and scale (C,) for `data.normalize`; a constant channel has scale 1."""
+    """Return mean and scale (C,) for `data.normalize`; zeros and ones for `none` and for classes.
+
+    `feature`: mean and standard deviation of each channel. `global`: those of all values together, repeated C times.
+    A standard deviation of 0 gives scale 1.
+
+    Args:
+        moments: of the training split; None for classes.
+        name: name of the data, at the start of the message.
+
+    Raises:
+        ConfigError: the user set `data.normalize` for classes.
+        DataError: a standard deviation is too small beside the mean for float32.
+    """
     if spec.classes and settings.normalize != "none" and "normalize" in settings.model_fields_set:
         raise ConfigError(
             f"data.normalize: {settings.normalize}, but classes are not normalised; remove it, or set it to none"
@@ -298,7 +334,7 @@ def _normalization(
 
 
 def _resolve_settings(settings: AnyDataSettings, spec: SampleSpec) -> AnyDataSettings:
-    """Return the settings with the values of `spec` and with absolute paths."""
+    """Return the settings with the values of `spec`, absolute paths, and `normalize: none` for classes."""
     changes = {
         "layout": spec.layout,
         "channels": spec.channels,

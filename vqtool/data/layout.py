@@ -1,6 +1,7 @@
 """Layouts and sample specs: which axis of a row is which, and how rows become samples and samples become rows.
 
-A row is one entry of the user's array; a sample is what a network sees: (C, *size) values, or (*size) classes.
+A row is one entry along the first axis of the user's array, of shape `row`; a sample is what a network sees: (C, *size)
+values, or (*size) classes.
 Shapes: n rows, C channels, T steps, H and W pixels; size is (), (T,) or (H, W).
 """
 
@@ -32,9 +33,9 @@ DtypeName = Literal[
     "int64",
 ]
 
-# `guess_layout`: an axis of at most this length, beside a longer one, is the channel axis of a sequence.
+# `guess_layout`: in a sequence, the axis of at most this length is the channel axis if the other axis is longer.
 _MAX_SEQUENCE_CHANNELS = 16
-# `guess_layout`: grey, grey + alpha, RGB or RGBA.
+# `guess_layout`: most channels of an image: grey, grey + alpha, RGB or RGBA.
 _MAX_COLOUR_CHANNELS = 4
 
 
@@ -64,10 +65,10 @@ class SampleSpec:
 
     Attributes:
         layout: the axes of a row.
-        channels: C; 1 for grids of classes.
-        size: shape of a sample without the channels.
-        classes: number of classes; None for values.
-        dtype: dtype of the user's array, by its torch name.
+        channels: C; 1 in a layout without a channel axis.
+        size: shape of a sample without the channels: (), (T,) or (H, W).
+        classes: number of classes, which are 0 to classes - 1; None for values.
+        dtype: torch name of the dtype of the user's array, such as `float32`.
     """
 
     layout: LayoutName
@@ -83,7 +84,7 @@ class SampleSpec:
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """Shape of one row of the user's array."""
+        """Shape of one row of the user's array, without the axis of the rows."""
         return row_shape(self.layout, self.channels, self.size)
 
     def to_samples(self, rows: Tensor) -> Tensor:
@@ -91,9 +92,10 @@ class SampleSpec:
         return rows.to(torch.int64) if self.classes else rows_to_values(rows, self.layout).to(torch.float32)
 
     def to_rows(self, samples: Tensor) -> Tensor:
-        """Convert samples to rows (n, *row) of the user's dtype.
+        """Convert samples, (n, C, *size) values or (n, *size) classes, to rows (n, *row) of the user's dtype.
 
-        Values are clamped to the range of the dtype; for integers they are also rounded. Booleans are True from 0.5 up.
+        Values are clamped to the range of the dtype, float64 to that of float32. For integers they are also rounded,
+        halves to even. Booleans are True from 0.5 up. Classes are cast without a check.
         """
         dtype = self.torch_dtype
         rows = samples if self.classes else values_to_rows(samples, self.layout)
@@ -114,9 +116,9 @@ class SampleSpec:
         """Check that rows of another array have the shape of these rows.
 
         Args:
-            shape: of one row.
-            any_size: accept another size; the numbers of axes and channels must match all the same.
-            subject: name of the array, at the start of the message.
+            shape: shape of one row of the other array.
+            any_size: accept rows that differ in size, but not in the number of axes or channels.
+            subject: name of the other array, at the start of the message.
 
         Raises:
             DataError: the shape differs, or has an axis of length 0.
@@ -137,11 +139,11 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def holds_classes(layout: LayoutName, dtype: torch.dtype) -> bool:
-    """Return whether rows are grids of classes: integers or booleans in a layout without channels."""
+    """Return whether rows are grids of classes: integers or booleans in a layout without a channel axis."""
     return LAYOUTS[layout].channel is None and not dtype.is_floating_point
 
 
-def with_channels(layout: LayoutName) -> list[LayoutName]:
+def layouts_with_channels(layout: LayoutName) -> list[LayoutName]:
     """Return the layouts with a channel axis whose rows have as many axes as those of `layout`."""
     rank = LAYOUTS[layout].rank
     return [name for name, other in LAYOUTS.items() if other.channel is not None and other.rank == rank]
@@ -154,25 +156,29 @@ def rows_to_values(rows: Tensor, layout: LayoutName) -> Tensor:
 
 
 def values_to_rows(values: Tensor, layout: LayoutName) -> Tensor:
-    """Invert `rows_to_values`: (n, C, *size) to (n, *row)."""
+    """Invert `rows_to_values`: (n, C, *size) to (n, *row). A layout without channels needs C = 1."""
     channel = LAYOUTS[layout].channel
     return values.squeeze(1) if channel is None else values.movedim(1, 1 + channel)
 
 
 def row_shape(layout: LayoutName, channels: int, size: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of the row that holds a sample of these `channels` and this `size`."""
+    """Return the shape of a row for C = `channels` and `size`; a layout without a channel axis ignores `channels`."""
     channel = LAYOUTS[layout].channel
     return size if channel is None else (*size[:channel], channels, *size[channel:])
 
 
 def sample_shape(layout: LayoutName, row: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
-    """Return channels and size of the sample in a row of shape `row`; the inverse of `row_shape`."""
+    """Return C and size of a sample from the shape `row` of a row; C is 1 in a layout without a channel axis."""
     channel = LAYOUTS[layout].channel
     return (1, row) if channel is None else (row[channel], row[:channel] + row[channel + 1 :])
 
 
 def guess_layout(row: tuple[int, ...], dtype: torch.dtype) -> LayoutName:
-    """Infer the layout from the shape `row` and the dtype of a row.
+    """Infer the layout of rows from the shape `row` of a row and the dtype.
+
+    One axis: C for floats, T for integers and booleans. Two axes: HW for integers and booleans; for floats CT or TC, if
+    one axis has at most 16 entries and the other more. Three axes: CHW or HWC; the first or last axis is the channel
+    axis if it has at most 4 entries, or if the other two axes are equally long.
 
     Raises:
         DataError: no layout fits, or more than one is plausible.

@@ -1,4 +1,4 @@
-"""Rows of an array that are read on demand: from a NumPy array, a tensor, or several of them concatenated."""
+"""Rows of an array, read on demand: from a NumPy array, a tensor, or several of them concatenated."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ RowIndices = NDArray[np.int64]
 
 
 class Rows(ABC):
-    """An array (N, *shape) that is read row by row.
+    """Array (N, *shape) whose rows are read on demand, into new tensors on the CPU.
 
     Attributes:
         shape: shape of one row.
-        dtype: dtype of the array.
+        dtype: dtype of the array, and of what is read.
     """
 
     shape: tuple[int, ...]
@@ -29,19 +29,19 @@ class Rows(ABC):
 
     @abstractmethod
     def read(self, start: int, stop: int) -> Tensor:
-        """Return rows `start` to `stop` as a new tensor (stop - start, *shape)."""
+        """Return rows `start` to `stop` - 1 as a new tensor; there are fewer if `stop` exceeds N."""
 
     @abstractmethod
     def take(self, indices: RowIndices) -> Tensor:
-        """Return the rows at `indices` (n,), in this order, as a new tensor (n, *shape)."""
+        """Return the rows with the numbers `indices` (n,), in this order, as a new tensor (n, *shape)."""
 
 
 class NumpyRows(Rows):
     """Rows of a NumPy array, memory-mapped or in memory.
 
     Args:
-        array: (N, *shape).
-        dtype: reinterprets the bits of the array, for dtypes that NumPy does not have (bfloat16); None: the array's.
+        array: (N, *shape), in any byte order.
+        dtype: dtype of the bits in the array, if NumPy does not have it: bfloat16 stored as uint16; None: the array's.
     """
 
     def __init__(self, array: NDArray[Any], dtype: torch.dtype | None = None) -> None:
@@ -78,7 +78,7 @@ class TensorRows(Rows):
 
 
 class ShardedRows(Rows):
-    """Rows of several shards, concatenated in order; all shards must have the same row shape and dtype."""
+    """Rows of several shards, at least one, concatenated in order. All must have the same row shape and dtype."""
 
     def __init__(self, shards: Sequence[Rows]) -> None:
         self._shards = shards

@@ -1,7 +1,11 @@
-"""Scan of a tensor file in one pass: check that all values are finite, hash the file, compute channel statistics.
+"""Scan of a tensor file in one pass: hash the file, check that values are finite, compute statistics.
 
-Results are cached in `$XDG_CACHE_HOME/vqtool` (default `~/.cache/vqtool`). An entry is valid for one path, size and
-modification time of the file, and for one array, layout and selection of rows.
+The statistics of values are mean and variance of each channel, those of classes the smallest and largest class.
+
+Results are cached in `$XDG_CACHE_HOME/vqtool` (default `~/.cache/vqtool`). An entry is valid for one path, size,
+modification time and change time (ctime) of the file, and for one array, layout and selection of rows.
+
+Shapes: N rows, n of them, C channels.
 """
 
 import hashlib
@@ -27,18 +31,18 @@ _CHUNK_BYTES = 1 << 20
 # Part of the file name of a cache entry. Increase it if the meaning of a scan changes.
 _CACHE_VERSION = 2
 
-# Selects rows: a mask (N,), or True for all rows, False for none.
+# Selects rows: a mask (N,), True for all rows, or False for none.
 RowMask = NDArray[np.bool_] | bool
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and squared deviations of each channel; mergeable by the update of Chan et al. (1979).
+    """Count, mean and sum of squared deviations of each channel; mergeable by the update of Chan et al. (1979).
 
     Attributes:
-        count: number of values per channel.
-        mean: (C,).
-        squares: (C,), sum over the values x of (x - mean)².
+        count: number of values per channel, the same for all; 0: mean and squares are 0.
+        mean: (C,) mean of each channel.
+        squares: (C,) sum over the values x of a channel of (x - mean)².
     """
 
     count: int
@@ -47,7 +51,7 @@ class Moments:
 
     @staticmethod
     def of(values: Tensor) -> "Moments":
-        """Compute the moments of values (n, C, *size) in float64."""
+        """Compute, in float64, the moments of values (n, C, *size) of any dtype; n may be 0."""
         channels = values.double().transpose(0, 1).flatten(1)
         if channels.shape[1] == 0:
             return Moments(0, (0.0,) * len(channels), (0.0,) * len(channels))
@@ -56,7 +60,7 @@ class Moments:
         return Moments(channels.shape[1], tuple(mean.tolist()), tuple(squares.tolist()))
 
     def merge(self, other: "Moments") -> "Moments":
-        """Return the moments of the values of both."""
+        """Return the moments of the values of `self` and `other` together."""
         count = self.count + other.count
         if count == 0:
             return self
@@ -71,9 +75,9 @@ class FileScan:
     """Result of scanning one file.
 
     Attributes:
-        sha256: of the file's bytes.
-        moments: of the selected rows; None for classes.
-        smallest, largest: smallest and largest class; None for values.
+        sha256: SHA-256 of the file, or of the array's bytes for data in memory.
+        moments: moments of the rows that `moment_rows` selected; None for classes. If it was False, unspecified.
+        smallest, largest: smallest and largest class over all rows, not yet checked to be >= 0; None for values.
     """
 
     sha256: str
@@ -83,18 +87,18 @@ class FileScan:
 
 
 def scan_file(path: Path, rows: Rows, layout: LayoutName, key: str | None, moment_rows: RowMask) -> FileScan:
-    """Scan a file, or return its cached scan.
+    """Scan a file and cache the result, or return the cached scan.
 
     Args:
         path: the file.
         rows: the array in the file.
         layout: layout of the rows.
-        key: name of the array in the file.
-        moment_rows: rows that enter the moments. With False, the moments are unspecified: None, or those of an
-            earlier scan.
+        key: name of the array in the file; None: its only array.
+        moment_rows: rows that enter the moments; all rows are checked. With False, the moments are unspecified: None,
+            or those of an earlier scan.
 
     Raises:
-        DataError: a value is NaN, infinite or beyond the range of float32; names the first such row.
+        DataError: a value is NaN, infinite or beyond the range of float32; names the first row with such a value.
     """
     entry = _cache_path(path, layout, key, moment_rows)
     scan = _read_cache(entry)
@@ -115,16 +119,16 @@ def scan_rows(
     size: int,
     chunk_bytes: int = _CHUNK_BYTES,
 ) -> FileScan:
-    """Scan rows, and hash the `size` bytes of `content` that hold them.
+    """Scan rows, and hash the first `size` bytes of `content`, from which they come.
 
     Args:
-        name: of the data, in messages.
-        rows: the array.
+        name: name of the data, in messages and the progress bar.
+        rows: at least one row.
         layout: layout of the rows.
         moment_rows: rows that enter the moments; with False, the moments are None.
-        content: the file, or the bytes of the array.
+        content: the open file, or the bytes of the array; at position 0.
         size: number of bytes of `content`.
-        chunk_bytes: bytes of rows read at a time.
+        chunk_bytes: bytes of rows to read at a time; at least one row is read.
 
     Raises:
         DataError: as `scan_file`.
@@ -132,16 +136,16 @@ def scan_rows(
     classes = holds_classes(layout, rows.dtype)
     digest = hashlib.sha256()
     moments: Moments | None = None
-    bounds: list[int] = []
-    step = max(1, chunk_bytes // max(1, rows.read(0, 1).nbytes))
+    extremes: list[int] = []
+    rows_per_chunk = max(1, chunk_bytes // max(1, rows.read(0, 1).nbytes))
     with pass_bar(f"scan {name}", len(rows)) as bar:
-        for start in range(0, len(rows), step):
-            stop = min(start + step, len(rows))
+        for start in range(0, len(rows), rows_per_chunk):
+            stop = min(start + rows_per_chunk, len(rows))
             chunk = rows.read(start, stop)
             # The hash advances with the rows, so each page of the file is read from disk once.
             digest.update(content.read(size * stop // len(rows) - content.tell()))
             if classes:
-                bounds += [int(chunk.numpy().min()), int(chunk.numpy().max())]
+                extremes += [int(chunk.numpy().min()), int(chunk.numpy().max())]
             else:
                 values = rows_to_values(chunk, layout)
                 _check_finite(values.float(), name, start)
@@ -150,10 +154,11 @@ def scan_rows(
                     chunk_moments = Moments.of(selected)
                     moments = chunk_moments if moments is None else moments.merge(chunk_moments)
             bar.update(stop - start)
-    return FileScan(digest.hexdigest(), moments, min(bounds, default=None), max(bounds, default=None))
+    return FileScan(digest.hexdigest(), moments, min(extremes, default=None), max(extremes, default=None))
 
 
 def _check_finite(values: Tensor, name: str, start: int) -> None:
+    """Raise a DataError for the first row of float32 values (n, ...) with NaN or infinity; row 0 has number `start`."""
     # Fast path: a finite sum implies finite terms. A sum of finite terms can overflow, so otherwise test each value.
     if values.sum().isfinite():
         return
@@ -165,7 +170,10 @@ def _check_finite(values: Tensor, name: str, start: int) -> None:
 
 
 def _cache_path(path: Path, layout: LayoutName, key: str | None, moment_rows: RowMask) -> Path:
-    """Return the path of the cache entry. Every scan of a file also writes the entry of `moment_rows=False`."""
+    """Return the path of the cache entry of a scan.
+
+    The entry for `moment_rows=False` serves any caller that needs no moments: every scan of the file writes it.
+    """
     if isinstance(moment_rows, bool):
         selection = "all" if moment_rows else "any"
     else:
@@ -186,7 +194,7 @@ def _write_cache(entry: Path, scan: FileScan) -> None:
 
 
 def _read_cache(entry: Path) -> FileScan | None:
-    """Return a cached scan; None if there is none, or if the entry is damaged."""
+    """Return the scan in a cache entry; None if there is no entry, or if it is damaged."""
     try:
         fields = json.loads(entry.read_text(encoding="utf-8"))
         moments = fields.pop("moments")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vqtool.data.layout import LayoutName, dtype_name, with_channels
+from vqtool.data.layout import LayoutName, dtype_name, layouts_with_channels
 from vqtool.data.rows import NumpyRows, Rows, ShardedRows
 from vqtool.data.scan import FileScan, Moments, RowMask, scan_file, scan_rows
 from vqtool.data.settings import SyntheticSettings
@@ -49,8 +49,8 @@ class DatasetScan:
 
     Attributes:
         shards: in the order of their rows.
-        moments: of the selected rows of all shards; None for classes.
-        largest: largest class; None for values.
+        moments: moments of the rows that `moment_rows` selected; None for classes. If it was False, unspecified.
+        largest: largest class over all rows; None for values.
     """
 
     shards: tuple[Shard, ...]
@@ -59,18 +59,18 @@ class DatasetScan:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "DatasetScan":
-        """Invert `dataclasses.asdict`."""
+        """Build a scan from the dict that `dataclasses.asdict` returned for it."""
         moments = fields["moments"] and Moments(**fields["moments"])
         return cls(tuple(Shard(**shard) for shard in fields["shards"]), moments, fields["largest"])
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the data, as `combined_sha256` of its shards."""
+        """SHA-256 of the data: `combined_sha256` of the shards."""
         return combined_sha256([shard.sha256 for shard in self.shards])
 
 
 def combined_sha256(digests: Sequence[str]) -> str:
-    """Return a single digest unchanged; for several, the SHA-256 of their concatenated hexadecimal digits."""
+    """Return the SHA-256 of the concatenated hexadecimal `digests`; a single digest is returned unchanged."""
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
@@ -78,9 +78,9 @@ class Source(ABC):
     """Rows with a name, in one or more shards.
 
     Attributes:
-        name: of the data, in messages.
-        paths: files of the rows; empty for synthetic data.
-        rows: the rows of all shards.
+        name: name of the data in messages: the path as the user wrote it, or `synthetic-<kind>`.
+        paths: file of each shard, sorted; empty for synthetic data.
+        rows: rows of all shards, concatenated.
     """
 
     name: str
@@ -93,16 +93,16 @@ class Source(ABC):
 
         Args:
             layout: layout of the rows.
-            moment_rows: rows that enter the moments, as in `scan_file`.
+            moment_rows: rows that enter the moments, as in `scan_file`; a mask has an entry for every row.
 
         Raises:
-            DataError: a value is not finite in float32, or a class is negative; names the row.
+            DataError: a value is not finite in float32, or a class is negative; names the first such row.
         """
         shards = self._scan_shards(layout, moment_rows)
         moments = [scan.moments for _, scan in shards if scan.moments is not None]
         largest = [scan.largest for _, scan in shards if scan.largest is not None]
         if any(scan.smallest is not None and scan.smallest < 0 for _, scan in shards):
-            layouts = join_or(with_channels(layout))
+            layouts = join_or(layouts_with_channels(layout))
             raise DataError(
                 f"{self.name}: row {self._first_invalid_row(None)[0]} contains a negative integer, but integers in "
                 f"layout {layout} are classes, numbered from 0; for values, set data.layout to {layouts}"
@@ -122,7 +122,7 @@ class Source(ABC):
             advice: text appended to the message.
 
         Raises:
-            DataError: names the first row with a larger class.
+            DataError: a class is `num_classes` or larger; names the first such row.
         """
         if scan.largest is not None and scan.largest >= num_classes:
             row, row_max = self._first_invalid_row(num_classes)
@@ -132,10 +132,10 @@ class Source(ABC):
             )
 
     def check_unchanged(self) -> None:
-        """Check that the files are the ones that were opened, by inode, size and modification time.
+        """Check that inode, size and modification time of all files are as they were when the source was opened.
 
         Raises:
-            DataError: names the first file that changed.
+            DataError: a file changed or was removed; names the first such file.
         """
         for path, stamp in zip(self.paths, self._file_stamps, strict=True):
             if _file_stamp(path) != stamp:
@@ -143,13 +143,13 @@ class Source(ABC):
 
     @abstractmethod
     def _scan_shards(self, layout: LayoutName, moment_rows: RowMask) -> list[tuple[Shard, FileScan]]:
-        """Scan each shard, in order."""
+        """Return each shard with its scan, in order."""
 
     def _first_invalid_row(self, num_classes: int | None) -> tuple[int, int]:
         """Find the first row with a class >= `num_classes`, or with a negative integer if `num_classes` is None.
 
         Returns:
-            The row's index and its largest integer.
+            The number of the row in the whole source, and the largest integer in this row.
         """
         for start in range(0, len(self.rows), _ROWS_PER_BLOCK):
             rows = self.rows.read(start, min(start + _ROWS_PER_BLOCK, len(self.rows))).flatten(1).numpy()
@@ -160,14 +160,16 @@ class Source(ABC):
 
 
 class FileSource(Source):
-    """Rows of a tensor file, of all tensor files of a directory, or of those that match a glob.
+    """Rows of a tensor file, of all tensor files of a directory, or of those that match a glob, sorted by path.
+
+    Subdirectories and hidden files of a directory are ignored.
 
     Args:
-        path: as `data.path` of the config.
-        key: name of the array, for files that hold several.
+        path: path as in `data.path` of the config.
+        key: name of the array in every file; None: each file contains one array.
 
     Raises:
-        DataError: no such files, or their rows differ in shape or dtype.
+        DataError: no file matches, a file cannot be opened, or the rows of two files differ in shape or dtype.
     """
 
     def __init__(self, path: str, key: str | None = None) -> None:
@@ -195,10 +197,14 @@ class FileSource(Source):
 
 
 class GeneratedSource(Source):
-    """Synthetic rows, generated from a seed and held in memory.
+    """Synthetic rows, generated from a seed and kept in memory.
+
+    Args:
+        settings: generator and number of rows.
+        seed: of the generator; equal settings and seeds give equal rows.
 
     Raises:
-        DataError: not enough memory.
+        DataError: the rows do not fit in the free memory.
     """
 
     def __init__(self, settings: SyntheticSettings, seed: int) -> None:
@@ -219,7 +225,14 @@ class GeneratedSource(Source):
 
 
 def describe_mismatch(name: str, rows: Rows, expected_name: str, expected: Rows) -> str:
-    """Return a sentence that states how two arrays of rows differ: in shape, dtype or both."""
+    """Return how rows differ in shape or dtype: `a.npy: rows have shape (3,), but those of b.npy have shape (4,)`.
+
+    Args:
+        name: subject of the sentence, plural: `a.npy: rows`.
+        rows: the rows that do not match `expected`.
+        expected_name: name of the expected rows, plural: `those of b.npy`.
+        expected: rows of another shape or dtype.
+    """
     shapes, dtypes = (rows.shape, expected.shape), (dtype_name(rows.dtype), dtype_name(expected.dtype))
     differing = [(field, pair) for field, pair in (("shape", shapes), ("dtype", dtypes)) if pair[0] != pair[1]]
     actual, wanted = (" and ".join(f"{field} {pair[side]}" for field, pair in differing) for side in (0, 1))
@@ -236,13 +249,18 @@ def _file_stamp(path: Path) -> tuple[int, ...]:
 
 
 def _expand_path(path: str) -> list[Path]:
-    """Return the files that `data.path` names, sorted.
+    """Return the files that `data.path` names, sorted. A path that is not a glob is returned even if it does not exist.
 
     Raises:
-        DataError: there are none.
+        DataError: a directory or glob has no tensor files, or the directory cannot be read.
     """
     try:
-        files = _list_files(path)
+        if Path(path).is_dir():
+            files = [p for p in Path(path).iterdir() if p.suffix.lower() in READERS and not p.name.startswith(".")]
+        elif Path(path).exists() or not glob.has_magic(path):
+            files = [Path(path)]
+        else:
+            files = [p for p in _glob(path) if p.suffix.lower() in READERS]
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     if not files and not os.path.isdir(path) and not _glob(path):
@@ -252,15 +270,8 @@ def _expand_path(path: str) -> list[Path]:
     return sorted(files)
 
 
-def _list_files(path: str) -> list[Path]:
-    if Path(path).is_dir():
-        return [p for p in Path(path).iterdir() if p.suffix.lower() in READERS and not p.name.startswith(".")]
-    if Path(path).exists() or not glob.has_magic(path):
-        return [Path(path)]
-    return [p for p in _glob(path) if p.suffix.lower() in READERS]
-
-
 def _glob(pattern: str) -> list[Path]:
+    """Return the paths that match a glob, files of any type and directories, unsorted."""
     if "**" not in Path(pattern).parts:
         return [Path(match) for match in glob.glob(pattern)]
     # For **, glob.glob follows symbolic links and never ends if they form a cycle; pathlib does not follow them.

@@ -21,6 +21,7 @@ class SourceSettings(Settings):
     """Base class of the generators of synthetic samples."""
 
     kind: str
+    # Layout of the generated rows.
     layout: ClassVar[LayoutName]
 
     @property
@@ -30,11 +31,11 @@ class SourceSettings(Settings):
 
     @property
     def shared_values(self) -> int:
-        """Number of values that are generated once, such as the centres of a mixture."""
+        """Number of values that are generated once for all samples, such as the centres of a mixture."""
         return 0
 
     def generate(self, samples: int, random: Generator) -> NDArray[Any]:
-        """Return `samples` rows (samples, *row): float32 values, or uint8 classes."""
+        """Return rows (samples, *row) in `layout`: float32 values, or uint8 classes."""
         raise NotImplementedError
 
 
@@ -78,7 +79,7 @@ class MixtureSettings(SourceSettings):
         return centres[components] + random.standard_normal((samples, self.dim), dtype=np.float32)
 
     def centres(self, random: Generator) -> NDArray[np.float32]:
-        """Return the centres (components, dim).
+        """Draw the centres (components, dim), at a distance of at least `separation` from each other.
 
         `generate` draws them first, so a generator with the same seed gives the centres of the generated samples.
         """
@@ -129,6 +130,7 @@ class TexturesSettings(SourceSettings):
         return np.stack([self._image(random) for _ in with_progress(range(samples), "generate data")])
 
     def _image(self, random: Generator) -> NDArray[np.float32]:
+        """Return an image (C, H, W) of two textures on the two sides of a straight edge."""
         y, x = np.mgrid[: self.height, : self.width].astype(np.float32)
         angle = random.uniform(0, 2 * np.pi)
         edge = np.cos(angle) * (x - self.width / 2) + np.sin(angle) * (y - self.height / 2)
@@ -137,6 +139,7 @@ class TexturesSettings(SourceSettings):
         return np.where(edge > offset, texture_a, texture_b).astype(np.float32)
 
     def _texture(self, random: Generator, x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return stripes (C, H, W) in [0, 1], a sine wave between two colours, at the pixels x, y (H, W)."""
         angle, phase = random.uniform(0, 2 * np.pi, size=2)
         period = random.uniform(4, 12)
         wave = np.sin(2 * np.pi / period * (np.cos(angle) * x + np.sin(angle) * y) + phase)
@@ -162,17 +165,20 @@ class TilesSettings(SourceSettings):
         return np.stack([self._map(random) for _ in with_progress(range(samples), "generate data")])
 
     def _map(self, random: Generator) -> NDArray[np.uint8]:
+        """Return a map (H, W) of rooms, with walls along its border."""
         tiles = np.full((self.height, self.width), WALL, dtype=np.uint8)
         tiles[1:-1, 1:-1] = FLOOR
         self._divide(tiles[1:-1, 1:-1], 1, 1, random)
         return tiles
 
     def _divide(self, room: NDArray[np.uint8], top: int, left: int, random: Generator) -> None:
-        """Divide a room recursively by a wall with one door, across the longer side.
+        """Divide a room by a wall with one door, perpendicular to the longer side; then divide both halves likewise.
+
+        A room without a valid position for a wall, with at least `room` tiles on both sides, or for a door stays whole.
 
         Args:
             room: view of the map; written in place.
-            top, left: position in the map of the room's first tile.
+            top, left: row and column in the map of the room's first tile.
         """
         if room.shape[0] < room.shape[1]:
             room, top, left = room.T, left, top

@@ -1,6 +1,7 @@
-"""Tensor files: list the arrays of a file and open one of them lazily, without unpickling anything but tensors.
+"""Tensor files: list the arrays of a file and open the rows of one of them, without unpickling anything but tensors.
 
-A reader maps a path to the arrays of the file, by name; `READERS`, at the end, selects the reader by the file's suffix.
+Rows are memory-mapped, except those of .npz files, which are read into memory. A reader maps a path to the arrays of
+the file, by name; `READERS`, at the end, selects the reader by the file's suffix.
 """
 
 import json
@@ -38,7 +39,10 @@ _SUPPORTED_DTYPES = get_args(DtypeName)
 
 
 class StoredArray(NamedTuple):
-    """One array of a file: shape (N, *row), name of the dtype, and a function that opens the rows."""
+    """One array of a file: shape, name of the dtype (or layout, if sparse), and a function that opens its rows.
+
+    Shape and dtype come from the header of the file and may be invalid; `_check_array` checks them.
+    """
 
     shape: tuple[int, ...]
     dtype: str
@@ -50,10 +54,11 @@ def open_file(path: Path, key: str | None = None) -> Rows:
 
     Args:
         path: the file.
-        key: name of the array; None if the file holds a single array.
+        key: name of the array; None: the only array of the file.
 
     Raises:
-        DataError: the file cannot be read, has no such array or several, or shape or dtype are not supported.
+        DataError: the file cannot be read, has no array of this name, or has several and `key` is None; or the array
+            has an unsupported dtype, fewer than two axes, or an axis of length 0.
     """
     with _as_data_errors(path):
         _check_is_file(path)
@@ -66,7 +71,7 @@ def open_file(path: Path, key: str | None = None) -> Rows:
 
 
 def map_npy(path: Path) -> NDArray[Any]:
-    """Memory-map the array of a .npy file, read-only.
+    """Memory-map the array of a .npy file, of any shape, read-only.
 
     Raises:
         DataError: the file cannot be read, is not a .npy file, or its dtype is not supported.
@@ -83,6 +88,7 @@ def _array_name(path: Path, name: str) -> str:
 
 
 def _check_is_file(path: Path) -> None:
+    """Raise an OSError if there is nothing at `path`, and a DataError if it is not a regular file."""
     path.stat()  # its OSError gives the reason, which is_file() hides
     if path.is_dir():
         raise DataError(f"{path}: is a directory; name a file")
@@ -92,7 +98,10 @@ def _check_is_file(path: Path) -> None:
 
 @contextmanager
 def _as_data_errors(path: Path, name: str = "") -> Iterator[None]:
-    """Convert every exception into a DataError that names the file and the array `name`, and suppress warnings."""
+    """Convert exceptions of the body into a DataError that names the file and the array `name`; suppress warnings.
+
+    The program's own errors (VqtoolError) pass unchanged.
+    """
     subject = _array_name(path, name)
     try:
         with warnings.catch_warnings():
@@ -116,6 +125,11 @@ def _as_data_errors(path: Path, name: str = "") -> Iterator[None]:
 
 
 def _select_array(path: Path, arrays: dict[str, StoredArray], key: str | None) -> tuple[str, StoredArray]:
+    """Return name and array for `key`, or the only array for None; the name is "" in formats without names.
+
+    Raises:
+        DataError: there is no such array, or `key` is None and there are several; lists the arrays of the file.
+    """
     listing = [f"  {name or '(unnamed)'}  {array.dtype} {array.shape}" for name, array in arrays.items()]
     if len(listing) > _MAX_LISTED_ARRAYS:
         listing[_MAX_LISTED_ARRAYS:] = [f"  and {len(listing) - _MAX_LISTED_ARRAYS:,} more"]
@@ -132,6 +146,7 @@ def _select_array(path: Path, arrays: dict[str, StoredArray], key: str | None) -
 
 
 def _check_array(subject: str, array: StoredArray) -> None:
+    """Raise a DataError if the dtype is not supported, or if there are fewer than two axes or an axis of length 0."""
     _check_dtype(subject, array.dtype)
     if not array.shape:
         raise DataError(f"{subject}: contains a single number; expected an array (N, ...)")
@@ -159,6 +174,7 @@ def _read_npy(path: Path) -> dict[str, StoredArray]:
 
 
 def _read_npy_header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return shape and dtype of the array in a .npy file, a binary file object at position 0."""
     version = np.lib.format.read_magic(file)
     start, width = file.tell(), 2 if version == (1, 0) else 4
     length = int.from_bytes(file.read(width), "little")
@@ -191,7 +207,11 @@ def _read_npz(path: Path) -> dict[str, StoredArray]:
 
 
 def _unpack_npz(path: Path, name: str, size: int) -> Rows:
-    """Read an array of an archive into memory, if its `size` in bytes fits."""
+    """Read the array `name` of an archive into memory.
+
+    Raises:
+        DataError: its `size` in bytes exceeds the free memory, or it cannot be read.
+    """
     check_fits_memory(size, f"{path}[{name}]:", "split the file, or save it as .npy")
     with _as_data_errors(path, name), np.load(path, allow_pickle=False) as archive:
         return NumpyRows(archive[name])
@@ -258,7 +278,7 @@ def _read_torch(path: Path) -> dict[str, StoredArray]:
 
 
 def _check_storage(subject: str, tensor: Tensor) -> None:
-    """Refuse meta tensors and expanded views: a file of a few bytes can declare any number of rows that way."""
+    """Raise a DataError for meta tensors and expanded views, by which a small file can declare any number of rows."""
     if tensor.is_meta:
         raise DataError(f"{subject}: contains no values (a tensor on device meta); save a tensor with values")
     needed, stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
@@ -269,6 +289,7 @@ def _check_storage(subject: str, tensor: Tensor) -> None:
 
 
 def _load_torch_mapped(path: Path) -> Any:
+    """Load a file of torch.save, with memory-mapped tensors; other objects than tensors and plain containers fail."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError as error:
