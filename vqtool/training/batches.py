@@ -19,14 +19,16 @@ _BYTES_PER_READ = 1 << 20
 
 
 class BatchLoader:
-    """Loads this process's shard (B, ...) of each step's batch.
+    """Loads this process's shard of each step's batch: values (B, C, *size) or classes (B, *size).
+
+    A context manager; on exit it cancels reads in progress.
 
     Args:
         samples: training samples.
         order: the samples of each step's batch.
         steps: number of steps of the run; no batch beyond them is read.
         device: device of the batches. For CUDA, batches are read into pinned memory, so the copy is asynchronous.
-        threads: number of threads, each of which reads ahead; 0: read each batch when it is loaded.
+        threads: number of threads that read ahead; 0: read each batch when it is loaded.
         bytes_per_read: consecutive batches are read together up to this size, and at least one at a time.
     """
 
@@ -45,7 +47,7 @@ class BatchLoader:
         self._threads = threads
         batch_bytes = samples.read(0, 1).nbytes * BatchShard.for_rank(order.batch_size).samples
         self._steps_per_read = max(1, bytes_per_read // max(1, batch_bytes))
-        # Batches from `_next_step` on that are read, then the reads in progress, which end before `_read_until`.
+        # `_ready` holds the batches of steps `_next_step` and after; `_pending` reads on, up to step `_read_until` - 1.
         self._ready: deque[Tensor] = deque()
         self._pending: deque[Future[list[Tensor]]] = deque()
         self._next_step = self._read_until = 0
@@ -61,7 +63,10 @@ class BatchLoader:
             self._pool.shutdown(cancel_futures=True)
 
     def load(self, step: int) -> Tensor:
-        """Return the batch of a step, counted from 0, on the device. Steps in order are fast; any order works.
+        """Return this process's shard of the batch of a step, on the device. Read ahead if steps are in order.
+
+        Args:
+            step: counted from 0, less than `steps`.
 
         Raises:
             DataError: this batch, or another one of the same read, cannot be read.
@@ -70,6 +75,7 @@ class BatchLoader:
         return batch.to(self._device, non_blocking=True)
 
     def _next_batch(self, pool: ThreadPoolExecutor, step: int) -> Tensor:
+        """Return this process's shard of the batch of `step`, in CPU memory, and let the pool read the next ones."""
         if step != self._next_step:
             self._ready.clear()
             self._pending.clear()
@@ -86,7 +92,7 @@ class BatchLoader:
         return self._ready.popleft()
 
     def _read(self, steps: Iterable[int]) -> list[Tensor]:
-        """Read this process's shards of the batches of `steps` at once, in CPU memory."""
+        """Read this process's shard of the batch of each step, all in one read, into CPU memory."""
         shards: list[RowIndices] = []
         for step in steps:
             sample_indices = self._order.batch(step)

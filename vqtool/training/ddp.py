@@ -9,9 +9,10 @@ from vqtool.runtime.distributed import world_size
 
 
 class DistributedForward:
-    """Calls the model; with several processes through DistributedDataParallel (DDP), which averages the gradients.
+    """Calls the model; with several processes through DistributedDataParallel (DDP).
 
-    The gradients are then those of the whole batch.
+    In backward, DDP averages the gradients over the processes. They are then those of the whole batch, because
+    `BatchShard` computes the losses over the whole batch.
     """
 
     def __init__(self, model: Autoencoder) -> None:
@@ -21,14 +22,14 @@ class DistributedForward:
         self._ddp_needs_init = False  # whether codes were still to be initialised when `_ddp` was made
 
     def __call__(self, x: Tensor) -> AutoencoderOutput:
-        """Return the model's output for this process's shard `x` (B, ...) of the batch."""
+        """Return the model's output for `x`, this process's shard of the batch: (B, C, *size) or classes (B, *size)."""
         needs_init = self._model.quantizer.needs_init
         if self._uses_ddp and (self._ddp is None or self._ddp_needs_init != needs_init):
             self._ddp = None  # before a new one is made: both would hook the same parameters
             self._ddp = DistributedDataParallel(
                 self._model,
                 forward_sync_buffers=False,  # quantizers keep their buffers equal on all ranks
-                # Codes have no gradient before the initialisation.
+                # Codes get no gradient before the initialisation, and DDP must know that it need not wait for one.
                 find_unused_parameters=needs_init and self._codes_have_gradients(),
             )
             self._ddp_needs_init = needs_init
@@ -36,5 +37,6 @@ class DistributedForward:
         return output
 
     def _codes_have_gradients(self) -> bool:
+        """Return whether codes are trained by gradient."""
         codebooks = [module for module in self._model.modules() if isinstance(module, Codebook)]
         return any(parameter.requires_grad for codebook in codebooks for parameter in codebook.parameters())

@@ -1,4 +1,4 @@
-"""Dry run: check everything that a run needs, and time a few steps. Nothing is written."""
+"""Dry run: check everything that a run needs, and time a few steps, without writing to the run directory."""
 
 import time
 from dataclasses import dataclass
@@ -36,22 +36,23 @@ class DryRun:
     Attributes:
         run_dir: run directory.
         exists: whether it already contains a run.
-        device: device to train on.
+        device: device to train on, such as `cuda:0`.
         spec: shape, layout and dtype of the samples.
         normalize: kind of normalisation.
         training_samples, validation_samples: number of samples of each split.
-        grid: row-major grid shape of the L tokens of a sample.
+        grid: shape of the grid of the L tokens of a sample, in row-major order.
         codebook_sizes: K of each level.
         codebook_dim: D.
         bits_per_sample: L times the sum over levels of log2 K.
         parameters: number of parameters that are trained by gradient.
         steps, epochs: length of the run.
-        memory_bytes: peak memory of the process, without mapped files, which the system can free; on a GPU, of the GPU.
-        first_loss: reconstruction loss that the run would log for its first step. If codebooks are initialised by
-            k-means, that step does not quantize yet.
+        memory_bytes: peak resident memory of the process, without the mapped data files, which the system can free. On
+            a GPU, peak of the memory that PyTorch allocated there.
+        first_loss: reconstruction loss of the first step. If codebooks are initialised by k-means, that step does not
+            quantize yet.
         seconds_per_step, seconds_per_validation, seconds_of_initialisation: estimates from a few steps, a few chunks,
             and the measured speed of k-means.
-        seconds: estimate for the whole run.
+        seconds: estimate for the whole run, from step 0.
     """
 
     run_dir: str
@@ -77,15 +78,19 @@ class DryRun:
 
 
 def dry_run(settings: RunSettings, run_dir: Path | None = None, clock: Clock = time.perf_counter) -> DryRun:
-    """Check everything that `train` would check, and describe the run.
+    """Check settings, data and memory as `train` does, take a few steps, and describe the run.
+
+    The run directory is not changed. A run in it is not an error, and its settings are not compared.
 
     Args:
         settings: settings of the run.
-        run_dir: the run directory; None: runs/<name>.
+        run_dir: the run directory; None: `default_run_dir`.
         clock: returns seconds since an arbitrary moment.
 
     Raises:
         ConfigError, DataError, TrainingError: as `train`.
+        CheckpointError: `run_dir` is not a run but contains files that a run would overwrite, or `training.init_from`
+            has no usable model.
     """
     run = RunDirectory(run_dir or default_run_dir(settings))
     check_not_data_path(run, settings)
@@ -136,7 +141,7 @@ class _TrialRun:
     Attributes:
         setup: model, data and settings.
         first_loss: reconstruction loss of the first step.
-        seconds_per_step: estimated time of a step, with the metrics of logged steps.
+        seconds_per_step: estimated mean time of a step, with the metrics of logged steps.
         seconds_per_validation: estimated time of a whole validation.
         init_seconds: upper estimate of the time of k-means, from its measured speed; 0 if the run does not need it.
     """
@@ -153,6 +158,7 @@ class _TrialRun:
             serialize_model(SavedModel(self.setup.model.state_dict(), [], None, 0, {}, 0, None))
 
     def _take_steps(self, bar: PassProgress) -> None:
+        """Take one step as the run starts, initialise codebooks, take a step to warm up, and time the next ones."""
         setup, samples, training = self.setup, self.setup.dataset.training, self.setup.settings.training
         order = BatchOrder(len(samples), training.batch_size, setup.settings.seed)
         stepper = Stepper(setup, order)
@@ -180,7 +186,10 @@ class _TrialRun:
         return loss
 
     def _time_steps(self, stepper: Stepper, loader: BatchLoader, first_step: int, bar: PassProgress) -> float:
-        """Return the mean time per step. The metrics, computed in logged steps only, are timed once."""
+        """Return the mean seconds per step over one to eight steps.
+
+        Metrics are computed and timed once, and count as if computed every `training.log_every` steps.
+        """
         steps, start, metrics_seconds = 0, self._clock(), 0.0
         while steps < _MAX_TIMED_STEPS and (not steps or self._clock() - start < _MAX_TIMED_SECONDS):
             step = first_step + steps
@@ -197,7 +206,7 @@ class _TrialRun:
         return seconds_without_metrics + metrics_seconds / self.setup.settings.training.log_every
 
     def _time_validation(self) -> float:
-        """Return the time of a whole validation, from the time of one chunk."""
+        """Return the estimated seconds of a whole validation, from the time of one chunk."""
         model, dataset, loss = self.setup.model, self.setup.dataset, self.setup.settings.loss
         rows = chunk_rows(model, dataset.spec.size)
         evaluate(model, dataset.validation.first(2 * rows), loss)  # loads kernels

@@ -17,6 +17,7 @@ from vqtool.quantizers.kmeans import KMeansSpeed, allocate_kmeans_memory
 from vqtool.runtime.memory import check_fits_memory
 from vqtool.training.setup import TrainingSetup
 
+# Returns seconds since an arbitrary moment.
 Clock = Callable[[], float]
 # Codebooks are initialised after this fraction of the run, even if the sample is still incomplete.
 INIT_DEADLINE_FRACTION = 0.1
@@ -47,7 +48,7 @@ class Eta:
         self._steps_in_phase = 0  # steps since the start, or since the initialisation
 
     def after_step(self) -> None:
-        """Count the time of a step."""
+        """Count a step, and the time since the previous call as its duration."""
         if self._steps_in_phase < 2:  # the first step of a phase loads kernels: dropped once there is a second one
             self._steps, self._step_seconds = 0, 0.0
         self._steps_in_phase += 1
@@ -61,7 +62,7 @@ class Eta:
         self._steps_in_phase = 0
 
     def after_validation(self) -> None:
-        """Count the time of a validation."""
+        """Count a validation, and the time since the previous call as its duration."""
         self._validations += 1
         self._validation_seconds += self._elapsed()
 
@@ -70,7 +71,7 @@ class Eta:
         self._validation_seconds += self._elapsed()
 
     def seconds(self, step: int) -> float | None:
-        """Return the time left after `step` steps; None before the first step of this process."""
+        """Return the estimated seconds left after `step` steps; None before the first step of this process."""
         if not self._steps:
             return None
         seconds_per_step = self._step_seconds / self._steps
@@ -82,6 +83,7 @@ class Eta:
         )
 
     def _elapsed(self) -> float:
+        """Return the seconds since the previous call."""
         previous, self._last_call = self._last_call, self._clock()
         return self._last_call - previous
 
@@ -98,7 +100,7 @@ class InitEstimate(NamedTuple):
     """Cost of initialising one codebook, or all levels of a residual quantizer, by k-means."""
 
     sample_size: int
-    """S"""
+    """S, number of latents in the sample when k-means runs."""
     codes: Tensor
     """(K, D) codes of the first level, not initialised."""
     levels: int
@@ -107,7 +109,7 @@ class InitEstimate(NamedTuple):
     """Whether all levels share one codebook. Level q (from 1) is then fitted to the q·S vectors of levels 1 to q."""
 
     def seconds(self, clock: Clock = time.perf_counter) -> float:
-        """Measure the speed of this machine, and return an upper estimate of the time."""
+        """Measure the speed of k-means on the device of `codes`, and return an upper estimate of the seconds."""
         speed = KMeansSpeed.measure(self.sample_size, self.codes, clock)
         # After k-means the sample is assigned to count hits; with several levels, again to compute the residual.
         assignments = 2 if self.levels > 1 else 1
@@ -120,7 +122,8 @@ class InitEstimate(NamedTuple):
         """Allocate as much memory as the initialisation takes, and free it.
 
         Raises:
-            DataError: too little memory is free.
+            DataError: on a CPU, too little memory is free.
+            torch.OutOfMemoryError: on a GPU.
         """
         (codebook_size, dim), device = self.codes.shape, self.codes.device
         samples = self.levels if self.shared else 1
@@ -132,7 +135,7 @@ class InitEstimate(NamedTuple):
 
 
 def pending_inits(setup: TrainingSetup) -> list[InitEstimate]:
-    """Return the k-means initialisations that are still to come: one per codebook, or per residual quantizer."""
+    """Return the cost of each k-means initialisation still to come: one per codebook, or per residual quantizer."""
     inits = []
     training, quantizer = setup.settings.training, setup.model.quantizer
     tokens_per_batch = math.prod(setup.model.grid(setup.dataset.spec.size)) * training.batch_size
@@ -152,7 +155,7 @@ def pending_inits(setup: TrainingSetup) -> list[InitEstimate]:
 
 
 def estimate_init_seconds(setup: TrainingSetup, clock: Clock = time.perf_counter) -> float:
-    """Return an upper estimate of the time of all initialisations that are still to come."""
+    """Measure the speed of k-means, and return an upper estimate of the seconds of all pending initialisations."""
     seconds_by_size: dict[tuple[int, ...], float] = {}  # the groups of a product quantizer have one size
     total = 0.0
     for init in pending_inits(setup):
@@ -164,5 +167,8 @@ def estimate_init_seconds(setup: TrainingSetup, clock: Clock = time.perf_counter
 
 
 def latest_init_step(training: TrainingSettings) -> int:
-    """Return the step after which codebooks are initialised at the latest: before the first validation, in any case."""
+    """Return the number of steps after which codebooks are initialised at the latest.
+
+    `INIT_DEADLINE_FRACTION` of the run, but no later than the first validation.
+    """
     return min(math.ceil(training.steps * INIT_DEADLINE_FRACTION), training.validate_every, training.steps)

@@ -11,17 +11,19 @@ from vqtool.data import SampleSpec
 
 
 def is_image(spec: SampleSpec) -> bool:
-    """Return whether samples can be shown as images: they have two spatial axes, and values or classes."""
+    """Return whether samples, values or classes, can be shown as images: they have two spatial axes."""
     return len(spec.size) == 2
 
 
 def reconstruction_grid(spec: SampleSpec, inputs: Tensor, outputs: Tensor) -> Tensor:
     """Return one RGB image with the inputs in the upper row and the outputs below, separated by white lines.
 
-    Values are scaled to the range of the inputs; classes are coloured.
+    Values are shown as (x - low) / (high - low), clamped to [0, 1], with the minimum `low` and maximum `high` of all
+    inputs; C = 3 as RGB, otherwise the first channel in grey. Classes are shown in one colour each.
 
     Args:
-        inputs, outputs: (n, C, H, W) values, or (n, H, W) classes.
+        spec: layout of the samples, and number of classes.
+        inputs, outputs: (n, C, H, W) values, or (n, H, W) classes, on the CPU.
 
     Returns:
         (3, 2H + 1, n(W + 1) - 1) in [0, 1].

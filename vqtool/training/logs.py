@@ -19,7 +19,8 @@ class MetricLogs:
 
     Args:
         run: run directory.
-        last_step: number of completed steps. Anything that an earlier process logged for later steps is removed.
+        last_step: number of completed steps. What an earlier process logged for later steps is removed, and so are
+            damaged lines of metrics.jsonl.
         log: called with one line for the user if events are lost in a damaged event file.
 
     Raises:
@@ -48,7 +49,7 @@ class MetricLogs:
             self._open_files.close()
 
     def scalars(self, step: int, values: dict[str, float], findings: Sequence[dict[str, str]] | None = None) -> None:
-        """Log values by tag after `step` steps, and the findings of a validation, if any, in metrics.jsonl only."""
+        """Log finite values by tag after `step` steps, and findings (`Validator.diagnose`) in metrics.jsonl only."""
         optional = {"findings": list(findings)} if findings else {}
         line = json.dumps({"step": step, **values, **optional}, allow_nan=False) + "\n"
         with convert_write_errors(self._path):
@@ -57,7 +58,7 @@ class MetricLogs:
         self._tensorboard.scalars(step, values)
 
     def counts(self, step: int, levels: Sequence[Tensor]) -> None:
-        """Log a histogram of the hits (K,) of each level's codes, in TensorBoard only."""
+        """Log a histogram of the hits per code for each level, in TensorBoard only; `levels` has (K,) per level."""
         for level, hits in enumerate(levels):
             tag = "codebook/counts" if len(levels) == 1 else f"codebook/level_{level}/counts"
             self._tensorboard.histogram(step, tag, hits)

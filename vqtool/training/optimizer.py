@@ -11,7 +11,11 @@ from vqtool.models.autoencoder import Autoencoder
 
 
 class Optimizer:
-    """AdamW for an autoencoder, which may have no parameter that is trained by gradient (identity encoder, EMA)."""
+    """AdamW with the learning-rate schedule and gradient clipping of the settings.
+
+    A model may have no parameter that is trained by gradient (identity encoder and EMA codes). All methods then have no
+    effect.
+    """
 
     def __init__(self, model: Autoencoder, settings: TrainingSettings) -> None:
         self._settings = settings
@@ -20,7 +24,11 @@ class Optimizer:
         self._adamw = torch.optim.AdamW(groups, lr=0.0, fused=True) if groups else None
 
     def backward(self, loss: Tensor) -> Tensor:
-        """Compute the gradients of `loss` () and clip them to `gradient_clip`; return their norm () before clipping."""
+        """Compute the gradients of `loss` (), and clip their global norm to `gradient_clip`.
+
+        Returns:
+            () norm before clipping; 0 if no parameter has a gradient.
+        """
         if self._adamw is None:
             return loss.new_zeros(())
         self._adamw.zero_grad(set_to_none=True)
@@ -45,7 +53,7 @@ class Optimizer:
         self._adamw.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return AdamW's state dict, which holds tensors and numbers only; empty without parameters."""
+        """Return AdamW's state dict, which holds tensors and numbers only; {} if no parameter is trained."""
         return self._adamw.state_dict() if self._adamw else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -55,7 +63,13 @@ class Optimizer:
 
 
 def _parameter_groups(model: Autoencoder, trained: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Decay the weights of linear and convolutional layers; not codes, embeddings, norms and biases."""
+    """Return AdamW's parameter groups: with weight decay and without; an empty group is omitted.
+
+    Weights of linear and convolutional layers in encoder and decoder decay. Codes, embeddings, norms and biases do not.
+
+    Args:
+        trained: parameters that are trained by gradient.
+    """
     layers = (nn.Linear, nn.Conv1d, nn.Conv2d)
     weights = {
         module.weight

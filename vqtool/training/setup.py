@@ -31,7 +31,7 @@ class TrainingSetup:
     Attributes:
         settings: resolved settings; only `training.device` can still be `auto`.
         dataset: training and validation split.
-        model: model on `device`, with weights initialised from the seed.
+        model: model on `device`, with weights initialised from the seed (see `load_init_from`).
         device: device to train on.
     """
 
@@ -45,8 +45,9 @@ def set_up(settings: RunSettings) -> TrainingSetup:
     """Resolve the settings, open the data and build the model.
 
     Raises:
-        ConfigError: settings do not fit the data or each other; lists all errors that can be found together.
-        DataError: the data cannot be used, or a training step would not fit in memory.
+        ConfigError: settings do not fit the data or each other, or the device is missing; lists all errors that can be
+            found together.
+        DataError: the data cannot be used, or a training step would not fit in main memory.
         Stopped: a stop signal was received while the data were scanned.
     """
     errors = ErrorCollector()
@@ -94,7 +95,7 @@ class ErrorCollector:
 
 
 def _check_codes_are_updated(settings: RunSettings) -> None:
-    """Check that the loss by which codes are updated has a weight."""
+    """Raise a ConfigError if codes are updated by a loss whose weight is 0."""
     weights = {"entropy": settings.loss.entropy, "commitment": settings.loss.commitment}
     for key, update in settings.model.quantizer.updates.items():
         if update.required_loss and not weights[update.required_loss]:
@@ -110,9 +111,10 @@ def _check_codes_are_updated(settings: RunSettings) -> None:
 
 
 def _check_memory(settings: RunSettings, dataset: Dataset) -> None:
-    """Check that a training step fits in memory, by a model on the meta device, which allocates nothing.
+    """Raise a DataError if a training step does not fit in the free main memory, whatever the device is.
 
-    Counted are weights, gradients, AdamW's two moments, and the activations of a batch.
+    Counts weights, gradients, AdamW's two moments, buffers, and `_activation_bytes` of this process's shard of a batch.
+    The model is built on the meta device, which allocates nothing.
     """
     with torch.device("meta"):
         model = Autoencoder(settings.model, dataset.spec, dataset.mean, dataset.scale)
@@ -130,9 +132,12 @@ def _check_memory(settings: RunSettings, dataset: Dataset) -> None:
 def _activation_bytes(model: Autoencoder, loss: str, batch_size: int) -> int:
     """Return the bytes of a batch's input, of the tensors saved for backward, and of the prediction's gradient.
 
+    Counts encoder, decoder and reconstruction loss, in float32; not the quantizer.
+
     Args:
         model: model on the meta device.
-        loss: kind of reconstruction loss.
+        loss: `mse`, `l1`, `cosine` or `cross_entropy`.
+        batch_size: samples per step of this process.
     """
     saved: dict[int, int] = {}  # bytes by storage, as several saved tensors can share one
     parameter_storages = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
@@ -156,9 +161,14 @@ def _activation_bytes(model: Autoencoder, loss: str, batch_size: int) -> int:
 def load_init_from(setup: TrainingSetup, log: Callable[[str], None]) -> None:
     """Load the best model of the run that `training.init_from` names, if any: weights, codes and normalisation.
 
+    The model then starts at step 0, with a new optimizer.
+
+    Args:
+        log: called with one line for the user after loading.
+
     Raises:
         ConfigError: that run's model has other tensors, or its `data.normalize` differs.
-        CheckpointError: that run has no model.
+        CheckpointError: that directory is not a run, or its model is missing or damaged.
     """
     path = setup.settings.training.init_from
     if path is None:
@@ -186,7 +196,7 @@ def load_init_from(setup: TrainingSetup, log: Callable[[str], None]) -> None:
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Within, PyTorch uses deterministic algorithms, and warns where a device has none."""
+    """Context in which PyTorch uses deterministic algorithms, and warns of an operation that has none."""
     was_enabled = torch.are_deterministic_algorithms_enabled()
     was_warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     filled_memory = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]

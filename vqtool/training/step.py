@@ -26,16 +26,19 @@ _MAX_LISTED_ROWS = 8
 
 
 class StepOutput(NamedTuple):
-    """Output of the forward pass of a step."""
+    """Output of the forward pass of a step.
+
+    Losses are those of the whole batch, equal in all processes; the other tensors are of this process's shard.
+    """
 
     total: Tensor
-    """() loss to minimise."""
+    """() loss to minimise, the weighted sum of the losses below (see `LossSettings`)."""
     reconstruction: Tensor
     """() reconstruction loss."""
     latents: Tensor
     """(B, L, D) encoder output."""
     quantizer: QuantizerOutput
-    """Quantized latents, indices, commitment and entropy loss."""
+    """Quantized latents (B, L, D), indices, commitment and entropy loss."""
 
 
 class Stepper:
@@ -43,7 +46,7 @@ class Stepper:
 
     Args:
         setup: model, data and settings.
-        order: the samples of each step's batch; names the rows in error messages.
+        order: the samples of each step's batch, for error messages that list rows.
 
     Attributes:
         optimizer: optimizer of the model.
@@ -63,7 +66,13 @@ class Stepper:
         self.checks_each_step = setup.device.type == "cpu"
 
     def forward(self, x: Tensor) -> StepOutput:
-        """Return the losses of a batch; `x` (B, ...) is this process's shard of it."""
+        """Return losses and latents of a batch; the quantizer accumulates the batch for `backward_and_update`.
+
+        With `training.precision: bfloat16`, encoder and decoder run under autocast.
+
+        Args:
+            x: this process's shard of the batch: values (B, C, *size) or classes (B, *size).
+        """
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._settings.training.precision == "bfloat16"):
             output = self._forward(x)
         shard = local_shard(len(x), self._device)
@@ -75,9 +84,10 @@ class Stepper:
         return StepOutput(total, reconstruction, output.latents, quantizer)
 
     def metrics(self, step: int, output: StepOutput) -> dict[str, float]:
-        """Return losses of the whole batch, before the update of this step, and the learning rate, by tag.
+        """Return losses of the whole batch and the learning rate of the step, by tag.
 
-        `loss/commitment` and `loss/entropy` are unweighted, and omitted until codes are initialised.
+        `loss/commitment` and `loss/entropy` are those of `unweighted_losses`, and omitted until codes are initialised.
+        Call it in all processes, between `forward` and `backward_and_update`. The host waits for the device.
         """
         metrics = {
             "loss/total": float(output.total.detach()),
@@ -91,7 +101,9 @@ class Stepper:
         return metrics
 
     def backward_and_update(self, step: int, output: StepOutput) -> None:
-        """Compute gradients, then update weights and codes. Neither this nor a later step changes them if not finite.
+        """Compute gradients; update weights, hit steps and codes. Until codes are initialised, extend their sample.
+
+        From the first non-finite loss or gradient on, nothing changes any more, in that step and all later ones.
 
         Raises:
             TrainingError: a loss or a gradient is not finite. Raised only if `checks_each_step`, or before codes are
@@ -112,7 +124,7 @@ class Stepper:
         self._model.quantizer.apply_update(step_is_finite)
 
     def check_finite(self) -> None:
-        """Wait for the device, and raise if a step since the start was not finite.
+        """Wait for the device, and raise if any step so far was not finite.
 
         Raises:
             TrainingError: names the first non-finite step, its non-finite terms, and rows of its batch.
@@ -120,7 +132,15 @@ class Stepper:
         self._raise_if_non_finite(*self._guard.first_non_finite())
 
     def _raise_if_non_finite(self, step: int, names: list[str]) -> None:
-        """Raise if terms of a step, given by their names, were not finite. Undo what the quantizer gathered in it."""
+        """If `names`, the non-finite terms of a step, are not empty, drop the accumulated batches and raise.
+
+        Args:
+            step: counted from 0.
+            names: of `reconstruction`, `commitment`, `entropy` and `gradient`.
+
+        Raises:
+            TrainingError: names the terms and lists rows of the step's batch.
+        """
         if not names:
             return
         self._model.quantizer.discard()
@@ -166,6 +186,9 @@ class NonFiniteGuard:
         return self._all_finite
 
     def first_non_finite(self) -> tuple[int, list[str]]:
-        """Return the first non-finite step and its non-finite terms, or the last step and []. Waits for the device."""
+        """Wait for the device; return the first non-finite step and the names of its non-finite terms.
+
+        If all steps are finite, return the last one, -1 if there was none, and [].
+        """
         finite = self._terms.isfinite().tolist() if self._names else []
         return int(self._step), [name for name, ok in zip(self._names, finite, strict=True) if not ok]

@@ -1,7 +1,7 @@
 """TensorBoard files of a run: the event file, and the codes for the embedding projector.
 
 PyTorch's `SummaryWriter` is not used. It writes in a thread, which ends with a traceback when the disk is full. It also
-adds one event file per process of a run, with the events of steps that were lost when a process was killed.
+starts a new file when a run is resumed, and keeps the events of steps that the resumed run repeats.
 
 Shapes: K codes, D code dimension.
 """
@@ -41,11 +41,11 @@ _MAX_PROJECTOR_CODES = 10_000
 
 
 class TensorBoardLogger:
-    """Writes the one event file of a run.
+    """Writes the one event file of a run. An event file of an earlier process is replaced by a copy that continues.
 
     Args:
         run: run directory.
-        last_step: number of completed steps. Events of later steps, from an earlier process, are removed.
+        last_step: number of completed steps. Events of later steps are not copied.
         log: called with one line for the user if events are lost in a damaged file.
 
     Raises:
@@ -87,7 +87,7 @@ class TensorBoardLogger:
             self._records.flush()
 
     def histogram(self, step: int, tag: str, values: Tensor) -> None:
-        """Write a histogram of values (n,)."""
+        """Write a histogram with 64 bins of values (n,), which must be on the CPU."""
         self._write(step, summary.histogram(tag, np.asarray(values), bins=_HISTOGRAM_BINS))
 
     def image(self, step: int, tag: str, image: Tensor) -> None:
@@ -107,13 +107,19 @@ class TensorBoardLogger:
 
 
 def _later_timestamp(paths: list[Path]) -> int:
-    """Return the time in seconds, but later than those in the file names: TensorBoard reads files in this order."""
+    """Return the time in whole seconds, or one second after the latest in the file names, if that is later.
+
+    TensorBoard reads files in this order.
+    """
     times = [int(name) for path in paths if re.fullmatch("[0-9]{1,12}", name := path.name.split(".")[3])]
     return max([int(time.time()), *(seconds + 1 for seconds in times)])
 
 
 def _events_until(path: Path, last_step: int, log: Callable[[str], None]) -> Iterator[bytes]:
-    """Yield the serialised events of a file up to `last_step`. Nothing after a damaged record can be read."""
+    """Yield the serialised summary events of a file up to `last_step`; log a line if the file is damaged.
+
+    Nothing after a damaged record can be read.
+    """
     bytes_read = 0
     for record in RawEventFileLoader(str(path)).Load():
         bytes_read += _RECORD_HEADER.size + len(record) + _RECORD_FOOTER_BYTES
@@ -131,7 +137,10 @@ def _events_until(path: Path, last_step: int, log: Callable[[str], None]) -> Ite
 
 
 def _is_damaged(path: Path, bytes_read: int) -> bool:
-    """Return whether the rest of the file is more than one truncated record, which a killed process leaves behind."""
+    """Return whether the file is damaged after its first `bytes_read` bytes, which are intact records.
+
+    One truncated record at the end, which a killed process leaves, is not damage.
+    """
     with path.open("rb") as file:
         file.seek(bytes_read)
         header = file.read(_RECORD_HEADER.size)

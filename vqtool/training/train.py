@@ -1,4 +1,4 @@
-"""Train in one call: lock the run directory, set up, train, write the summary."""
+"""Train in one call: set up, lock the run directory, train, write the summary."""
 
 import json
 import os
@@ -34,24 +34,32 @@ def train(
     allow_data_change: bool = False,
     log: Log = lambda line: None,
 ) -> dict[str, Any]:
-    """Train, and return the summary of the run.
+    """Train, and return the summary of the run, which summary.json also contains.
 
     Under torchrun every process calls this function; only rank 0 reads and writes the run directory.
 
     Args:
         settings: settings of the run.
-        run_dir: the run directory; None: runs/<name>.
-        resume: continue the run in `run_dir`; start one if there is none.
-        overwrite: remove the run in `run_dir` first.
+        run_dir: the run directory; None: `default_run_dir`.
+        resume: continue the run in `run_dir` at its last checkpoint; start one if there is none. A run that already
+            has `training.steps` steps is not trained; its summary is returned.
+        overwrite: remove the run in `run_dir`, if there is one, once settings and data are checked.
         allow_data_change: resume even if the data changed since the run started.
-        log: called with each line for the user.
+        log: called on rank 0 with each line for the user, without its line ending.
+
+    Returns:
+        `name`, `steps`, `seconds` of training, `best_metric`, `best_step`, and the metrics by tag of the best and of
+        the last validation, `best` and `final`.
 
     Raises:
         ValueError: both `resume` and `overwrite`.
-        ConfigError, DataError: the settings or the data are invalid, or memory or disk space is too small.
-        CheckpointError: `run_dir` already contains a run or one that cannot be resumed, or another process uses it.
-        TrainingError: a loss or a gradient is not finite, or a severe finding stopped the run.
-        Stopped: a stop signal was received; the checkpoint is saved.
+        ConfigError, DataError: the settings or the data are invalid, they differ from those of the run to resume, or
+            memory or disk space is too small.
+        CheckpointError: `run_dir` already contains a run, its checkpoints are damaged, another process uses it, or
+            `training.init_from` has no usable model.
+        TrainingError: a loss, a gradient or a validation metric is not finite, a severe finding stopped the run, or
+            another process of the job ended.
+        Stopped: a stop signal was received; once training has started, a checkpoint is saved first.
     """
     if resume and overwrite:
         raise ValueError("resume and overwrite exclude each other")
@@ -72,15 +80,15 @@ def train(
 
 
 def default_run_dir(settings: RunSettings) -> Path:
-    """Return runs/<name>."""
+    """Return runs/<name>; runs/run if the settings have no name."""
     return Path("runs") / (settings.name or "run")
 
 
 def check_not_data_path(run: RunDirectory, settings: RunSettings) -> None:
-    """Check that the run directory is not the data folder: files that a run writes would be read as data.
+    """Check that the run directory is neither `data.path` nor `data.validation`: its files would be read as data.
 
     Raises:
-        ConfigError: it is `data.path` or `data.validation`.
+        ConfigError: it is one of them, directly or through a link.
     """
     data = settings.data
     for path in (data.path, data.validation) if isinstance(data, TensorsSettings) else ():
@@ -89,14 +97,15 @@ def check_not_data_path(run: RunDirectory, settings: RunSettings) -> None:
             raise ConfigError(f"{run.folder}: {role}, so it cannot be the run directory; use another --run-dir")
 
 
-def _check_no_run(run: RunDirectory, allowed: bool) -> None:
-    if run.exists and not allowed:
+def _check_no_run(run: RunDirectory, may_exist: bool) -> None:
+    if run.exists and not may_exist:
         raise CheckpointError(
             f"{run.folder}: already contains a run; use --resume to continue it or --overwrite to replace it"
         )
 
 
 def _train(run: RunDirectory, setup: TrainingSetup, resume: bool, allow_data_change: bool, log: Log) -> dict[str, Any]:
+    """Train in the locked run directory, from its checkpoint or from step 0; return the summary."""
     state = on_rank0(lambda: _prepare_run_dir(run, setup, resume, allow_data_change, log))
     if world_size() > 1:  # rank 0 may have loaded `training.init_from`
         setup.model.load_state_dict(on_rank0(lambda: dict(setup.model.state_dict())))
@@ -109,7 +118,13 @@ def _train(run: RunDirectory, setup: TrainingSetup, resume: bool, allow_data_cha
 def _prepare_run_dir(
     run: RunDirectory, setup: TrainingSetup, resume: bool, allow_data_change: bool, log: Log
 ) -> dict[str, Any] | None:
-    """Write the settings to the run directory; return the fields of the state to resume from, or None for a new run."""
+    """Load the last checkpoint, or clear the directory and load `training.init_from`; then write config.yaml.
+
+    A run without a complete checkpoint starts again.
+
+    Returns:
+        `TrainingState.to_dict` of the checkpoint; None: training starts at step 0.
+    """
     state = load_checkpoint(run, log) if run.exists and resume else None
     if state is None:
         if resume and run.summary.exists():
@@ -125,9 +140,9 @@ def _prepare_run_dir(
         _log_extension(run, state, setup, log)
     run.create(setup.settings)
     run.summary.unlink(missing_ok=True)
-    spec, data = setup.dataset.spec, setup.dataset  # shows at once if the layout was guessed wrongly
+    spec, data = setup.dataset.spec, setup.dataset
     content = f"{spec.classes} classes" if spec.classes else f"values, normalize {data.settings.normalize}"
-    log(
+    log(  # shows at once if the layout was guessed wrongly
         f"data: rows {spec.row_shape} {spec.dtype}, layout {spec.layout}, {content}; "
         f"{len(data.training):,} samples to train, {len(data.validation):,} to validate"
     )
@@ -152,10 +167,11 @@ def _write_results(run: RunDirectory, setup: TrainingSetup, trainer: Trainer) ->
 
 
 def _finished_summary(run: RunDirectory, setup: TrainingSetup, log: Log) -> dict[str, Any] | None:
-    """Return the summary of a run that has all its steps; None if it can continue.
+    """Return the summary of a finished run that has at least `training.steps` steps; None if the run can continue.
 
     Raises:
         ConfigError: the run cannot be resumed with these settings.
+        CheckpointError: the summary is damaged.
     """
     run_settings, steps = run.settings(), setup.settings.training.steps
     _check_same_settings(run, run_settings, setup.settings)
@@ -173,7 +189,7 @@ def _finished_summary(run: RunDirectory, setup: TrainingSetup, log: Log) -> dict
 
 
 def _check_same_settings(run: RunDirectory, run_settings: RunSettings, settings: RunSettings) -> None:
-    """Check that only settings differ that may change when a run is resumed."""
+    """Raise a ConfigError if settings differ other than training.steps, training.*_every and training.device."""
     changes = [
         f"{key} was changed from {_yaml_value(old)} to {_yaml_value(new)}"
         for key, old, new in _changed_values(run_settings.model_dump(), settings.model_dump(), "")
@@ -187,7 +203,11 @@ def _check_same_settings(run: RunDirectory, run_settings: RunSettings, settings:
 
 
 def _changed_values(old: Any, new: Any, key: str) -> list[tuple[str, Any, Any]]:
-    """Return dotted key, old value and new value of each difference between two nested dicts."""
+    """Return dotted key, old value and new value of each difference between nested dicts; a missing value is None.
+
+    Args:
+        key: dotted key of `old` and `new`; empty at the top.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         return [
             change
@@ -204,6 +224,7 @@ def _yaml_value(value: Any) -> str:
 def _check_same_data(
     run: RunDirectory, state: TrainingState, setup: TrainingSetup, allow_data_change: bool, log: Log
 ) -> None:
+    """Raise a DataError if the data changed since the run started; only log it with `allow_data_change`."""
     if state.data_sha256 == setup.dataset.sha256:
         return
     if not allow_data_change:
@@ -215,7 +236,7 @@ def _check_same_data(
 
 
 def _log_extension(run: RunDirectory, state: TrainingState, setup: TrainingSetup, log: Log) -> None:
-    """Log why an extended run differs from a run that had the new number of steps from the start."""
+    """Log why a run extended to more steps differs from one that had them from the start, if it does."""
     old, new = run.settings().training, setup.settings.training
     reasons = []
     if new.schedule == "cosine":

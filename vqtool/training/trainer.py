@@ -25,22 +25,26 @@ from vqtool.training.setup import TrainingSetup
 from vqtool.training.step import Stepper
 from vqtool.training.validation import Validator, format_validation
 
-_IMAGE_SAMPLES = 8
+# Validation samples in the image of reconstructions.
+_MAX_IMAGE_SAMPLES = 8
 
 
 class Trainer:
-    """Trains a model in a run directory. All processes call it alike; only rank 0 writes files.
+    """Trains a model in a run directory. Every process of a job creates one; only rank 0 writes files.
 
     Args:
         setup: model, data and settings.
         run: run directory, already created with these settings.
         state: state to resume from; None: start at step 0.
-        log: called with each line for the user.
+        log: called with each line for the user, without its line ending.
 
     Attributes:
-        best_validation: the validation with the best `training.best_metric` so far, on rank 0.
+        best_validation: on rank 0, the validation with the best `training.best_metric` so far on the current data.
         last_validation: the last validation so far.
-        seconds: training time up to the last checkpoint, including earlier processes of a resumed run.
+        seconds: on rank 0, training time up to the last checkpoint, including earlier processes of a resumed run.
+
+    Raises:
+        CheckpointError: `state` is that of another model.
     """
 
     def __init__(
@@ -69,8 +73,9 @@ class Trainer:
         """Train to the last step.
 
         Raises:
-            TrainingError: a loss or gradient is not finite, and the step was not applied; or a severe finding repeats.
-            Stopped: a stop signal was received; the state after the last step is saved.
+            TrainingError: a loss, gradient or validation metric is not finite; the first such step was not applied. Or
+                `training.stop_on_severe` is set and a severe finding repeats; the checkpoint is saved.
+            Stopped: a stop signal was received; the state after the last completed step is saved.
             DataError: a file cannot be written; files saved before are intact.
         """
         training = self._training
@@ -103,7 +108,7 @@ class Trainer:
                 ) from stopped
 
     def _take_step(self, x: Tensor) -> None:
-        """Take a step with this process's shard `x` of the batch. If it is to be logged, its metrics are pending."""
+        """Take a step with this process's shard `x` of the batch; set `_pending_metrics`, empty if it is not logged."""
         output = self._stepper.forward(x)
         is_logged = (self._step + 1) % self._training.log_every == 0 or self._step + 1 == self._training.steps
         metrics = self._stepper.metrics(self._step, output) if is_logged else {}
@@ -117,7 +122,13 @@ class Trainer:
             metrics["throughput/samples_per_second"] = samples / (time.perf_counter() - start_time)
 
     def _after_step(self, logs: MetricLogs | None, bar: StepProgress) -> None:
-        """Initialise codebooks, validate, log, save a checkpoint: each if due. Can be repeated after a stop signal."""
+        """Initialise codebooks, validate, log and save a checkpoint, each if due; no effect if already done.
+
+        If a stop signal interrupts it, the resumed run repeats it.
+
+        Raises:
+            TrainingError: `training.stop_on_severe` is set and a severe finding repeats; the checkpoint is saved.
+        """
         if self._pending_metrics is None:
             return
         self._init_codebooks()
@@ -144,6 +155,7 @@ class Trainer:
                 )
 
     def _is_due(self, every: int) -> bool:
+        """Return whether the number of completed steps is a multiple of `every` or the last step is taken."""
         return self._step % every == 0 or self._step == self._training.steps
 
     def _init_codebooks(self) -> None:
@@ -164,7 +176,11 @@ class Trainer:
             self._log(f"step {self._step}: codebook initialised by k-means; quantization is now active")
 
     def _validate(self, logs: MetricLogs | None) -> tuple[dict[str, float], list[dict[str, str]]]:
-        """Return metrics and findings of a validation. On rank 0 also log, and write the model if it is the best."""
+        """Validate in all processes; on rank 0 log the result, and write the model if it is the best.
+
+        Returns:
+            Metrics by tag, and the findings as in `Validator.diagnose`; no findings on ranks other than 0.
+        """
         self._stepper.check_finite()
         self._model.hit_steps.synchronize()
         evaluation, metrics = self._validator.validate(self._step)
@@ -185,6 +201,7 @@ class Trainer:
         return metrics, findings
 
     def _is_best(self, metrics: dict[str, float]) -> bool:
+        """Return whether `training.best_metric` is better than in all validations before; a tie is not."""
         name = self._training.best_metric
         best = self.best_validation.metrics.get(name)
         if best is None:
@@ -194,8 +211,8 @@ class Trainer:
 
     @torch.no_grad()
     def _reconstruction_image(self) -> Tensor:
-        """Return the first validation samples and their reconstructions as one image (3, H, W)."""
-        x = self._data.validation.read(0, min(_IMAGE_SAMPLES, len(self._data.validation)))
+        """Return the first validation samples and their reconstructions as the image of `reconstruction_grid`."""
+        x = self._data.validation.read(0, min(_MAX_IMAGE_SAMPLES, len(self._data.validation)))
         with eval_mode(self._model):
             indices = self._model.encode(x.to(self._setup.device))
             reconstruction = self._model.decode(indices, self._data.spec.size)
@@ -209,7 +226,7 @@ class Trainer:
             bar.show(f"loss {metrics['loss/total']:.4g}{usage}  {speed:,.0f} samples/s")
 
     def _save_checkpoint(self, logs: MetricLogs | None) -> None:
-        """Save a checkpoint of this step, on rank 0, unless it is already saved."""
+        """Save the current state on rank 0, unless it is already saved. All processes must call it."""
         if self._saved_step == self._step:
             return
         self._stepper.check_finite()
@@ -234,6 +251,7 @@ class Trainer:
         self._saved_step = self._step if self._pending_metrics is None else -1
 
     def _load_state(self, state: TrainingState) -> None:
+        """Load a checkpoint; on rank 0 also read the best validation from the run's model, if the data are the same."""
         try:
             self._model.load_state_dict(state.model)
             self._stepper.optimizer.load_state_dict(state.optimizer)
@@ -256,7 +274,7 @@ class Trainer:
 
     @contextmanager
     def _open_logs(self) -> Iterator[MetricLogs | None]:
-        """Open the metric logs, and read the earlier validations from them; None on ranks other than 0."""
+        """On rank 0, open the metric logs and load the validator's history from them; on other ranks, yield None."""
         if not is_rank0():
             yield None
             return

@@ -33,7 +33,7 @@ class Validator:
         log: called with one line for each finding that the previous validation did not have.
 
     Attributes:
-        history: metrics of the validations so far, oldest first, each with its `step` and `findings`.
+        history: metrics by tag of the validations so far, oldest first, each with `step` and, if any, `findings`.
         last_codes: codes (K, D) of each level at the last validation; None for fixed codes; empty before the first.
     """
 
@@ -45,6 +45,12 @@ class Validator:
 
     def validate(self, step: int) -> tuple[Evaluation, dict[str, float]]:
         """Evaluate the validation split in all processes; return the evaluation and its metrics by tag.
+
+        The metrics are those of `validation_metrics` and `codebook_metrics`, and those of `shuffled_loss` if there are
+        at least two samples. `last_codes` is set to the current codes.
+
+        Args:
+            step: number of completed steps, for error messages.
 
         Raises:
             TrainingError: a metric is not finite.
@@ -68,7 +74,11 @@ class Validator:
         return evaluation, metrics
 
     def diagnose(self, step: int, evaluation: Evaluation, metrics: dict[str, float]) -> list[dict[str, str]]:
-        """Add a validation to `history`; return name, severity and message of its findings; log the new ones."""
+        """Add a validation to `history`, and log its new findings.
+
+        Returns:
+            `name`, `severity` and `message` of each finding.
+        """
         self.history.append({"step": step, **metrics})
         findings = diagnose(
             Evidence(
@@ -97,16 +107,16 @@ class Validator:
 
     @property
     def training_tokens(self) -> int:
-        """Number of tokens of the training split: samples times tokens per sample."""
+        """Number of tokens of the training split: samples times L."""
         dataset = self._setup.dataset
         return math.prod(self._setup.model.grid(dataset.spec.size)) * len(dataset.training)
 
     @property
     def repeated_severe(self) -> list[str]:
-        """Messages of the severe findings that the last two validations share, if both were after warm-up.
+        """Messages of the severe findings of the last validation that the one before it had too.
 
-        During warm-up codes and latents still move fast. Two different severe findings in a row may be a run that
-        recovers.
+        Empty unless both were after warm-up, because codes and latents move fast until then. A finding must repeat: a
+        run with different severe findings in succession may recover.
         """
         if len(self.history) < 2 or self.history[-2]["step"] <= self._setup.settings.training.warmup_steps:
             return []
@@ -129,8 +139,11 @@ class Validator:
 def validation_metrics(evaluation: Evaluation) -> dict[str, float]:
     """Return losses, usage and collision rate by tag.
 
-    `codebook/usage`, `codebook/perplexity` and so on are means over levels. With several levels, each level also has
-    its own tags, such as `codebook/level_0/usage`.
+    - `validation/loss/...`: the losses of the evaluation.
+    - `codebook/...`: `usage`, `entropy`, `soft_entropy` and `sample_entropy` in [0, 1]; `perplexity`, `dead` and
+      `expected_used` in codes. With several levels they are means over levels, and each level also has its own tags,
+      such as `codebook/level_0/usage`.
+    - `codebook/collision_rate`: in [0, 1], if samples are vectors.
     """
     metrics = {f"validation/loss/{name}": value for name, value in evaluation.losses.items()}
     levels = [
@@ -158,17 +171,22 @@ def validation_metrics(evaluation: Evaluation) -> dict[str, float]:
 def codebook_metrics(
     model: Autoencoder, evaluation: Evaluation, previous_codes: LevelCodes, shared_levels: int = 1
 ) -> dict[str, float]:
-    """Return metrics of the positions and the hits of the codes, by tag, for each level.
+    """Return metrics of the positions and the hits of the codes, by tag.
+
+    Tags are `codebook/error` for one level, and `codebook/level_0/error` for several; likewise for the others:
 
     - `error`: mean squared quantization error over the variance of the level's latents.
     - `spread`, `outside`, `duplicates`, `halving`: positions of learned codes, see `codebook_statistics`.
     - `movement`: how far learned codes moved since the previous validation, see `codebook_movement`.
-    - `never_hit`: number of dead codes that training never hit.
-    - `last_hit`: mean, over the other dead codes, of the last step in which training hit them; omitted without any.
+    - `never_hit`: number of codes without a hit in this validation that training never hit either.
+    - `last_hit`: mean, over the other codes without a hit, of the last step in which training hit them; omitted if
+      there are none.
 
     If latents do not vary, all but `never_hit` and `last_hit` would be rounding errors, and are omitted.
 
     Args:
+        model: the evaluated model.
+        evaluation: its evaluation.
         previous_codes: codes (K, D) of each level at the previous validation; empty if there was none.
         shared_levels: number of consecutive levels that share one codebook. All metrics but `error` are then computed
             over these levels together.
@@ -197,10 +215,10 @@ def _hit_metrics(hits: Tensor, hit_steps: Sequence[tuple[Tensor, Tensor]]) -> di
     """Return `never_hit` and `last_hit` of a codebook.
 
     Args:
-        hits: (K,) hits in the validation.
+        hits: (K,) hits in the validation, summed over the levels of the codebook.
         hit_steps: first and last step (K,) in which training hit each code, for each level of the codebook; 0: never.
     """
-    # 0 if no level hit the code.
+    # Maximum over levels, which is 0 only if no level ever hit the code.
     first_step, last_step = (torch.stack(steps).amax(dim=0).cpu() for steps in zip(*hit_steps, strict=True))
     dead = hits == 0
     metrics = {"never_hit": float((dead & (first_step == 0)).sum())}
@@ -211,6 +229,7 @@ def _hit_metrics(hits: Tensor, hit_steps: Sequence[tuple[Tensor, Tensor]]) -> di
 
 
 def _level_tags(levels: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return the metrics of each level, given by name, with tags such as `codebook/level_0/usage`."""
     return {
         f"codebook/level_{level}/{name}": value
         for level, metrics in enumerate(levels)
@@ -224,6 +243,10 @@ def format_validation(
     """Return a validation as one line for the user: `step 500/1000  val_reconstruction 0.0745  usage 90.2%  ...`.
 
     Args:
+        step: number of completed steps.
+        steps: number of steps of the run.
+        metrics: those of `validation_metrics`.
+        codebook_sizes: K of each level.
         seconds_left: time left, shown as ETA before the last step; None: unknown.
     """
     usage, perplexity = metrics["codebook/usage"], metrics["codebook/perplexity"]
