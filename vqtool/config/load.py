@@ -1,4 +1,4 @@
-"""Load a config: YAML file and overrides to validated settings; and write settings back to a file."""
+"""Load a YAML config and overrides as validated settings, and write settings to a file."""
 
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice
@@ -20,7 +20,7 @@ _MAX_SHOWN_ERRORS = 100
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's safe dumper, which also quotes strings that are other types in YAML 1.2 but not in YAML 1.1."""
+    """PyYAML's safe dumper, which also quotes strings that only YAML 1.2 reads as another type, such as "1e3"."""
 
 
 for _tag, _pattern, _first in CORE_SCHEMA:
@@ -31,11 +31,12 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
     """Read a config, apply overrides, and validate it.
 
     Args:
-        path: YAML file or pipe. A file's stem is the default of `name`.
-        overrides: texts `KEY=VALUE`, as of `--set`.
+        path: YAML file or pipe. The stem of the file is the default of `name`; a pipe has no default.
+        overrides: values of `--set`, each `KEY=VALUE`, as in `apply_overrides`.
 
     Raises:
-        ConfigError: all errors, one per line, with location and key.
+        ConfigError: the file cannot be read, or the config is invalid. The message has a line, with location and key,
+            for each invalid key, at most 100; only one line if the file or an override is not YAML.
     """
     tree = read_yaml(_read_text(path), str(path))
     if not isinstance(tree.values, dict):
@@ -60,7 +61,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
 
 
 def write_config(path: Path, settings: RunSettings) -> None:
-    """Write all settings as YAML, including defaults."""
+    """Write all settings as YAML, including defaults; replace an existing file atomically.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
     text = yaml.dump(settings.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
     with atomic_write(path) as temp:
         temp.write_text(text, encoding="utf-8")

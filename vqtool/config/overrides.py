@@ -8,14 +8,14 @@ from vqtool.errors import ConfigError
 
 
 def apply_overrides(tree: ConfigTree, overrides: Sequence[str], root: SettingsClass) -> None:
-    """Write overrides into the config values.
+    """Write overrides into the config values, before validation.
 
-    Overrides of a `kind` are applied first; a new `kind` drops the keys of its block that the new kind does not have.
-    Then come all others. In both groups, outer keys precede inner keys, and the last override of a key wins.
-    `data.path` implies `data.kind=tensors`, unless `data.kind` is overridden too.
+    Overrides of a `kind` are applied first; if the value differs, they remove the keys of the block that the new kind
+    does not have. All others follow. In both groups outer keys precede inner keys, and the last override of a key
+    wins. `data.path` implies `data.kind=tensors`, unless `data.kind` is overridden too. Missing blocks are created.
 
     Args:
-        tree: values of the config file; changed in place.
+        tree: values (a dict) and locations of the config file; changed in place.
         overrides: texts `KEY=VALUE`, with dotted keys and YAML values.
         root: settings class of the whole config.
 
@@ -31,6 +31,7 @@ def apply_overrides(tree: ConfigTree, overrides: Sequence[str], root: SettingsCl
 
 
 def _parse_override(override: str) -> tuple[tuple[str, ...], ConfigTree]:
+    """Return the key path and the parsed value of `KEY=VALUE`; a ConfigError if the text is invalid."""
     key, equals, text = override.partition("=")
     path = tuple(key.strip().split("."))
     if not equals or not all(path):
@@ -44,6 +45,7 @@ def _parse_override(override: str) -> tuple[tuple[str, ...], ConfigTree]:
 
 
 def _set_value(tree: ConfigTree, path: tuple[str, ...], value: ConfigTree, block: SettingsClass | None) -> None:
+    """Write a parsed value, its locations and its errors into `tree`; `block` is the settings class of the config."""
     values = tree.values
     for depth, key in enumerate(path[:-1]):
         members = settings_by_kind(block, key) if block else {}

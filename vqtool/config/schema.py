@@ -1,4 +1,4 @@
-"""Settings of a whole run, composed of the blocks that lie beside their components; lookup of a block by its key."""
+"""Settings of a whole run, composed of the settings of its components; lookup of a settings class by its key."""
 
 from typing import Any, Literal, get_args
 
@@ -51,7 +51,7 @@ class RunSettings(Settings):
 def settings_by_kind(block: SettingsClass, key: str) -> dict[str, SettingsClass]:
     """Return the settings classes that a key of a block accepts, by `kind`.
 
-    A class that needs no `kind`, because it is the only one, has the name "". A key without a block gives {}.
+    If there is only one class, its `kind` is "". A key of a single value, or an unknown key, gives {}.
     """
     field = block.model_fields.get(key)
     members = _settings_classes(field.annotation) if field else []
@@ -61,7 +61,10 @@ def settings_by_kind(block: SettingsClass, key: str) -> dict[str, SettingsClass]
 
 
 def settings_class_at(root: SettingsClass, values: Any, path: tuple[str | int, ...]) -> SettingsClass | None:
-    """Return the settings class at `path`, selected by the `kind`s in the config `values`; None if there is none."""
+    """Return the settings class at a key path of a config, selected by each `kind` in its `values`.
+
+    Return None if the path leads to a single value, to an unknown key, or to a block without a valid `kind`.
+    """
     block: SettingsClass | None = root
     for key in path:
         if block is None or not isinstance(values, dict):
@@ -74,6 +77,7 @@ def settings_class_at(root: SettingsClass, values: Any, path: tuple[str | int, .
 
 
 def _settings_classes(annotation: Any) -> list[SettingsClass]:
+    """Return the settings classes in a type annotation: the class itself, or the members of a union."""
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         return [annotation]
     return [member for argument in get_args(annotation) for member in _settings_classes(argument)]

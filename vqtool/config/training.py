@@ -75,13 +75,13 @@ class TrainingSettings(Settings):
 
 
 def learning_rate(settings: TrainingSettings, step: int) -> float:
-    """Return the learning rate of a step, counted from 0.
+    """Return the learning rate of step `step`, counted from 0 to steps - 1.
 
     With W = min(warmup_steps, steps) and the peak r:
 
         r (step + 1) / (W + 1)                             step < W: linear warm-up
-        r                                                  schedule constant
-        r (1 + cos(π (step - W) / (steps - W))) / 2        schedule cosine (Loshchilov & Hutter 2017)
+        r                                                  step >= W, schedule constant
+        r (1 + cos(π (step - W) / (steps - W))) / 2        step >= W, schedule cosine (Loshchilov & Hutter 2017)
     """
     warmup = min(settings.warmup_steps, settings.steps)
     if step < warmup:
@@ -93,10 +93,10 @@ def learning_rate(settings: TrainingSettings, step: int) -> float:
 
 
 def cumulative_lr(settings: TrainingSettings, steps: int) -> float:
-    """Return the integral of the schedule over the first `steps` steps, in units of the peak learning rate.
+    """Return the approximate sum of `learning_rate` over the first `steps` steps, divided by the peak learning rate.
 
-    It approximates the sum of `learning_rate` over these steps, divided by the peak. AdamW moves a weight by about the
-    learning rate per step at most, so the integral bounds how far the weights can have moved.
+    It is the integral of the schedule, between 0 and `steps`. AdamW moves a weight by at most about the learning rate
+    per step, so the sum times the peak estimates how far a weight can have moved.
     """
     warmup = min(settings.warmup_steps, settings.steps)
     if steps < warmup:

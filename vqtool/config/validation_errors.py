@@ -65,11 +65,11 @@ _MISSING = object()
 
 
 def describe_errors(error: ValidationError, tree: ConfigTree, root: SettingsClass) -> Iterator[str]:
-    """Yield one message for each invalid key, in the order of the file.
+    """Yield one message for each invalid key, in file order: `c.yaml:3: seed: expected an integer (got 0.5)`.
 
     Args:
-        error: what pydantic raised for `tree.values`.
-        tree: the config.
+        error: error that pydantic raised for `tree.values`.
+        tree: values and locations of the config.
         root: settings class of the whole config.
     """
     details_by_path: dict[KeyPath, list[Any]] = {}
@@ -94,7 +94,10 @@ def first_error(error: ValidationError) -> str:
 
 
 def _message(path: KeyPath, details: list[Any], tree: ConfigTree, root: SettingsClass) -> str:
-    """Return the message for a key. `details` are all errors of pydantic at this key; a union has one per branch."""
+    """Return the message for a key.
+
+    `details` are pydantic's errors at this key, dicts as of `ValidationError.errors`; a union has one per branch.
+    """
     statements = list(dict.fromkeys(_statement_in_config(detail, path, tree, root) for detail in details))
     value, hint = _value_at(tree.values, path), ""
     choices = [choice for detail in details if detail["type"] == "literal_error" for choice in _choices(detail)]
@@ -116,13 +119,13 @@ def _message(path: KeyPath, details: list[Any], tree: ConfigTree, root: Settings
 
 
 def _choices(detail: Any) -> list[str]:
-    """Return the valid values of a `literal_error`."""
+    """Return the valid values that an error of type `literal_error` lists, as strings."""
     choices: str = detail["ctx"]["expected"].replace("'", "")
     return choices.replace(" or ", ", ").split(", ")
 
 
 def _received(statement: str, value: Any) -> str:
-    """Return ` (got VALUE)` for a statement that begins with `expected`.
+    """Return ` (got VALUE)` for a statement that begins with `expected`, with advice if quotes make VALUE a string.
 
     Return "" for other statements, for a missing value or a block, and if the statement shows the value already.
     """
@@ -136,7 +139,10 @@ def _received(statement: str, value: Any) -> str:
 
 
 def _key_path(location: tuple[int | str, ...], values: Any, block: SettingsClass | None) -> KeyPath:
-    """Convert pydantic's location to a key path: drop the tags that it inserts where a union selected a member."""
+    """Convert pydantic's location (`loc`) to a key path, without the union tags and branch names that it contains.
+
+    `values` and `block` are the values and the settings class of the whole config.
+    """
     path: list[int | str] = []
     remaining = list(location)
     while remaining:
@@ -156,6 +162,7 @@ def _key_path(location: tuple[int | str, ...], values: Any, block: SettingsClass
 
 
 def _value_at(values: Any, path: KeyPath) -> Any:
+    """Return the value at a key path of nested dicts and lists; `_MISSING` if there is none."""
     for key in path:
         if isinstance(values, list):
             values = dict(enumerate(values))
@@ -166,7 +173,10 @@ def _value_at(values: Any, path: KeyPath) -> Any:
 
 
 def _statement_in_config(detail: Any, path: KeyPath, tree: ConfigTree, root: SettingsClass) -> str:
-    """Return what is wrong, as `_statement`, with the names that are valid at this place of the config."""
+    """Return what is wrong, as `_statement` does, with valid names for an unknown key or kind.
+
+    Return `expected ` for a `literal_error`: the caller appends the choices of all branches of the union.
+    """
     match detail["type"]:
         case "extra_forbidden":
             return "unknown key" + _unknown_key_hint(path, tree, root)
@@ -176,12 +186,16 @@ def _statement_in_config(detail: Any, path: KeyPath, tree: ConfigTree, root: Set
             names = [name.strip("' ") for name in detail["ctx"]["expected_tags"].split(", ")]
             return f"unknown kind {_to_yaml(_value_at(tree.values, path))}" + _suggestion(detail["ctx"]["tag"], names)
         case "literal_error":
-            return "expected "  # `_message` lists the choices of all branches
+            return "expected "
     return _statement(detail)
 
 
 def _unknown_key_hint(path: KeyPath, tree: ConfigTree, root: SettingsClass) -> str:
-    """Suggest another kind that has this key, a similar key, a similar key of another kind, or another block."""
+    """Return the first hint that applies to an unknown key, as the end of a message.
+
+    In this order: another kind that has this key, a similar key, a similar key of another kind, the only other block
+    that has this key, the list of valid keys.
+    """
     block, key = settings_class_at(root, tree.values, path[:-1]), str(path[-1])
     members = _members_at(path[:-1], root, tree)
     kinds = [kind for kind, member in members.items() if kind and key in member.model_fields]
@@ -193,12 +207,12 @@ def _unknown_key_hint(path: KeyPath, tree: ConfigTree, root: SettingsClass) -> s
     for kind, member in members.items():
         for close in get_close_matches(key, member.model_fields, n=1, cutoff=0.7):
             return f"; did you mean {close}, which needs {dotted((*path[:-1], 'kind'))}: {kind}?"
-    places = list(_blocks_with_key(key, root, tree.values))
-    return f"; did you mean {places[0]}?" if len(places) == 1 else _suggestion(key, fields)
+    candidates = list(_blocks_with_key(key, root, tree.values))
+    return f"; did you mean {candidates[0]}?" if len(candidates) == 1 else _suggestion(key, fields)
 
 
 def _statement(detail: Any) -> str:
-    """Return what is wrong: `expected an integer`."""
+    """Return what an error of pydantic says, without location, key and value: `expected an integer`."""
     error_type, context = detail["type"], detail.get("ctx", {})
     if error_type in ("missing", "unexpected_keyword_argument"):
         return "missing" if error_type == "missing" else "unknown key"
@@ -210,7 +224,7 @@ def _statement(detail: Any) -> str:
 
 
 def _blocks_with_key(key: str, block: SettingsClass, values: Any, path: KeyPath = ()) -> Iterator[str]:
-    """Yield the dotted name of a key in each block of the config that has it."""
+    """Yield the dotted name of a key, other than `kind`, in each block of the config below `block` that has it."""
     for name in block.model_fields if key != "kind" else ():
         inner = settings_class_at(block, values, (name,))
         if inner is not None:
@@ -220,13 +234,16 @@ def _blocks_with_key(key: str, block: SettingsClass, values: Any, path: KeyPath 
 
 
 def _members_at(path: KeyPath, root: SettingsClass, tree: ConfigTree) -> dict[str, SettingsClass]:
-    """Return the settings classes that a path accepts, by kind."""
+    """Return the settings classes that the key at a path accepts, by `kind`; {} for the empty path."""
     parent = settings_class_at(root, tree.values, path[:-1])
     return settings_by_kind(parent, str(path[-1])) if parent and path else {}
 
 
 def _suggestion(name: str, names: Iterable[str], only_close: bool = False) -> str:
-    """Return `; did you mean X?` for a renamed or similar name; else the list of valid names, unless `only_close`."""
+    """Return `; did you mean X?` for a renamed or similar name among the valid `names`.
+
+    Otherwise return `; expected one of ...` with all names; "" if there are none, or if `only_close`.
+    """
     names = list(names)
     close = [_RENAMED[name]] if _RENAMED.get(name) in names else get_close_matches(name, names, n=1, cutoff=0.7)
     if close:
@@ -235,5 +252,5 @@ def _suggestion(name: str, names: Iterable[str], only_close: bool = False) -> st
 
 
 def _to_yaml(value: Any) -> str:
-    """Write a value as YAML, truncated to 60 characters."""
+    """Return a value as YAML in one line, truncated to 60 characters."""
     return truncate(json.dumps(value, ensure_ascii=False))

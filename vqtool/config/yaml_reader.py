@@ -1,7 +1,7 @@
 """Read YAML text into plain values with the line of every key.
 
 The reader follows the core schema of YAML 1.2 without octal and hexadecimal integers: 1e-3 is a number and `no` is a
-string. Duplicate keys, tags and aliases are errors.
+string. Duplicate keys, aliases, and tags that are not in the core schema are errors.
 """
 
 import re
@@ -23,9 +23,9 @@ class ConfigTree:
     """Values of a config file before validation, with their locations.
 
     Attributes:
-        values: nested dicts, lists and scalars.
-        locations: `file:line` of each key and list item; `--set KEY` for overrides.
-        errors: messages about invalid parts of the text.
+        values: nested dicts, lists and scalars (str, int, float, bool, None).
+        locations: `file:line` of each key and list item, in file order; `--set KEY` for overrides.
+        errors: messages about invalid parts of the text, whose values are None or missing, and about invalid overrides.
     """
 
     values: Any = None
@@ -33,13 +33,13 @@ class ConfigTree:
     errors: list[str] = field(default_factory=list)
 
     def closest(self, path: KeyPath) -> KeyPath:
-        """Return `path`, or the closest enclosing block whose location is known."""
+        """Return `path` if its location is known, else the closest enclosing path with a known location; () if none."""
         while path and path not in self.locations:
             path = path[:-1]
         return path
 
     def location(self, path: KeyPath) -> str:
-        """Return the location of a key, or of the closest enclosing block."""
+        """Return the location of a key, or of the closest enclosing block; "" if neither is known."""
         return self.locations.get(self.closest(path), "")
 
 
@@ -72,7 +72,7 @@ for _tag, _pattern, _first in CORE_SCHEMA:
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, _first)
 
 
-# Parts of PyYAML's messages, and what to tell the user instead. The first part that occurs applies.
+# Parts of PyYAML's messages, and the message to show instead. The first part that occurs applies.
 _CAUSES = {
     "found character '\\t'": "a tab; indent with spaces",
     "cannot start any token": "a value starts with a reserved character; quote it",
@@ -88,16 +88,18 @@ _CAUSES = {
 
 
 def read_yaml(text: str, name: str, base: KeyPath = ()) -> ConfigTree:
-    """Parse one YAML document.
+    """Parse one YAML document; an empty one has the value None.
+
+    Duplicate keys and invalid scalars do not raise: they are listed in `errors` of the result.
 
     Args:
         text: the document.
         name: name of the file, or of the option, in locations and messages.
-        base: the key whose value `text` is, for an override. The locations of an override of one line have no line
-            number.
+        base: for an override, the path of the key whose value `text` is; key paths of the result begin with it. If such
+            a text has one line, locations have no line number.
 
     Raises:
-        ConfigError: the text is not YAML; names the line.
+        ConfigError: the text is not YAML, or contains an alias; names the line. Or it is nested too deeply.
     """
     tree = ConfigTree(locations={base: name})
     numbered = not base or "\n" in text
@@ -124,7 +126,7 @@ def read_yaml(text: str, name: str, base: KeyPath = ()) -> ConfigTree:
 
 
 def _read_node(node: yaml.Node, path: KeyPath, tree: ConfigTree, locate: Locate) -> Any:
-    """Return the value of a node; add the locations of its keys, and errors, to `tree`."""
+    """Return the value of a node, None if it is invalid; add the locations of its keys and its errors to `tree`."""
     location = locate(node.start_mark.line)
     tree.locations.setdefault(path, location)
     kind = node.tag.removeprefix("tag:yaml.org,2002:")
@@ -159,13 +161,16 @@ def _read_mapping(node: yaml.MappingNode, path: KeyPath, tree: ConfigTree, locat
 
 
 def located_key(location: str, path: KeyPath) -> str:
-    """Return `c.yaml:3: training.steps`, the start of a message; `--set training.steps` for an override of that key."""
+    """Return the start of a message: `c.yaml:3: training.steps`; a `--set training.steps` of that key stays alone."""
     key = dotted(path)
     return location if location == f"--set {key}" else f"{location}: {key}"
 
 
 def dotted(path: KeyPath) -> str:
-    """Return a key path as a user writes it, `data.size[1]`; keys with special characters are quoted."""
+    """Return a key path as a user writes it, `data.size[1]`; the empty path is `the config`.
+
+    Keys with characters other than letters, digits, `_` and `-` are quoted, and long keys are truncated.
+    """
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{_quote_key(part)}" for part in path)
     return text.removeprefix(".") or "the config"
 
@@ -175,7 +180,7 @@ def _quote_key(key: str) -> str:
 
 
 def truncate(text: str) -> str:
-    """Truncate text to 60 characters and mark the cut by `...`; a closing quote or bracket stays at the end."""
+    """Truncate text to at most 60 characters, with `...` at the cut; a quote or bracket at the end stays."""
     end = text[-1] if text[-1:] in ('"', "]", "}") else ""
     return text if len(text) <= 60 else f"{text[:56]}...{end}"
 
