@@ -1,4 +1,4 @@
-"""Exceptions shown to the user. They are raised where the problem is found, and printed by the command line alone."""
+"""Exceptions shown to the user. They are raised where the problem is found; only the command line prints them."""
 
 
 def escape_control(text: str) -> str:
@@ -9,11 +9,11 @@ def escape_control(text: str) -> str:
 
 
 class VqtoolError(Exception):
-    """Base of errors that the user can fix. The message says what is wrong and what to do.
+    """Base of the exceptions shown to the user. The message says what is wrong and what to do.
 
     Args:
-        lines: lines of the message. Each may contain file names, keys and values as found in files; `str()` of the
-            error escapes their control characters.
+        lines: lines of the message. They may contain file names, keys and values as found in files: `str()` of the
+            error escapes control characters in each line, and joins the lines by line breaks.
     """
 
     def __init__(self, *lines: str) -> None:
@@ -28,11 +28,11 @@ class ConfigError(VqtoolError):
 
 
 class DataError(VqtoolError):
-    """A tensor file or an index file cannot be read or written, or there is not enough memory for the data."""
+    """Data, samples or indices cannot be used, a file of any kind cannot be written, or memory is too small."""
 
 
 class CheckpointError(VqtoolError):
-    """A run directory, or a file in it, cannot be used."""
+    """A run directory or a file in it cannot be used; an invalid config.yaml is a ConfigError instead."""
 
 
 class TrainingError(VqtoolError):
@@ -40,7 +40,7 @@ class TrainingError(VqtoolError):
 
 
 class Stopped(VqtoolError):
-    """SIGINT or SIGTERM stopped the work; the message says what was saved.
+    """SIGINT or SIGTERM stopped the work. The message names the signal and, after training, says what was saved.
 
     Attributes:
         signal: number of the signal.

@@ -38,7 +38,7 @@ def main() -> None:
 def _exit_without_teardown(exit: SystemExit) -> None:
     """Exit with the code of `exit`, without the teardown of the interpreter, which takes half a second with PyTorch.
 
-    Returns if the code is not an integer, or if the output cannot be flushed: then Python reports it.
+    Returns if the code is a message or the output cannot be flushed: then the normal exit of Python reports it.
     """
     _ignore_stop_signals()
     code = 0 if exit.code is None else exit.code

@@ -1,4 +1,4 @@
-"""The Typer app: the list of commands, and the only place that prints errors and maps them to exit codes."""
+"""The Typer app: the list of commands, and the only place that maps errors to messages and exit codes."""
 
 import signal
 import sys
@@ -23,7 +23,10 @@ _OUT_OF_MEMORY_ADVICE = "free memory, pass fewer rows, or choose another --devic
 
 
 class Commands(TyperGroup):
-    """Runs a command; prints errors that the user can fix and exits with their code. Any other exception is a bug."""
+    """Runs a command; prints errors that the user can fix, and exits with a code. Any other exception is a bug.
+
+    Codes: 3 if training cannot continue, 128 + signal after a signal, otherwise 2.
+    """
 
     def invoke(self, ctx: Any) -> Any:
         try:

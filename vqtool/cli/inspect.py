@@ -62,7 +62,7 @@ def inspect(
 def _json_fields(
     targets: Sequence[Path], inspections: Sequence["Inspection"], skipped: Sequence[tuple[Path, VqtoolError]]
 ) -> dict[str, Any]:
-    """Return the fields of an inspection; for a folder of runs or several targets, a list of all of them."""
+    """Return the JSON fields of a single target; otherwise "targets", a list of such fields, and "skipped"."""
     inspected = [
         {
             "target": inspection.target,

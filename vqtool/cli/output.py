@@ -33,7 +33,7 @@ def print_json(value: Any) -> None:
 
 
 def print_rich(renderable: "RenderableType") -> None:
-    """Print a Rich table or text on standard output; 120 columns wide if that is not a terminal."""
+    """Print a Rich table or text on standard output; if that is not a terminal, COLUMNS or 120 columns wide."""
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -55,16 +55,21 @@ def log(line: str) -> None:
 
 
 def table(rows: list[tuple[str, ...]], header: tuple[str, ...] = ()) -> "RenderableType":
-    """Return a Rich table without borders; `rows` must not be empty if there is no header."""
+    """Return a Rich table without borders. Control characters in cells are escaped.
+
+    Args:
+        rows: cells of each row, one per column; must not be empty if there is no header.
+        header: names of the columns; empty: no header.
+    """
     from rich.table import Table
     from rich.text import Text
 
-    columns = Table(box=None, show_header=bool(header), padding=(0, 2, 0, 0))
+    rich_table = Table(box=None, show_header=bool(header), padding=(0, 2, 0, 0))
     for name in header or rows[0]:
-        columns.add_column(name, overflow="fold")
+        rich_table.add_column(name, overflow="fold")
     for row in rows:
-        columns.add_row(*(Text(escape_control(cell)) for cell in row))
-    return columns
+        rich_table.add_row(*(Text(escape_control(cell)) for cell in row))
+    return rich_table
 
 
 def _to_json_value(value: Any) -> Any:

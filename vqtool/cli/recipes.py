@@ -11,7 +11,7 @@ _SCHEMA_LINE = "# yaml-language-server"
 
 
 def recipes() -> dict[str, str]:
-    """Return the summary of each recipe, which is its first comment line, by name."""
+    """Return the summaries of all recipes by name, sorted. A summary is the first comment line of a recipe."""
     summaries = {}
     for path in sorted(_folder().glob("*.yaml")):
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -20,14 +20,17 @@ def recipes() -> dict[str, str]:
 
 
 def write_recipe(name: str, out: Path | None = None, schema: bool = False) -> Path:
-    """Write a recipe to `out`, by default NAME.yaml, and return that path.
+    """Write a recipe to a config file, and return the path of the file.
 
     Args:
+        name: name of the recipe.
+        out: file to write; None: NAME.yaml in the current directory.
         schema: also write schema.json to the directory of `out`.
 
     Raises:
         ConfigError: the recipe is unknown, `out` exists already, its directory is missing, or that directory contains a
             schema.json with other contents. Nothing is written.
+        DataError: a file cannot be written.
     """
     names = list(recipes())
     if name not in names:

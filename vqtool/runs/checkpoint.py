@@ -36,8 +36,8 @@ class ValidationResult:
     """Result of a validation.
 
     Attributes:
-        step: number of steps taken before it; None: there was no validation yet.
-        metrics: logged metrics, by tag.
+        step: number of steps taken before the validation; None: there was no validation yet.
+        metrics: logged metrics, by tag; empty if there was no validation yet.
     """
 
     step: int | None
@@ -52,13 +52,15 @@ class TrainingState:
         step: number of completed steps. With the seed it determines the next batch.
         model, optimizer: state dicts.
         last_validation: result of the last validation.
-        pending_metrics: metrics of the last step, if a signal stopped the run before they were logged; its validation
-            may be missing, too. None: the step is validated, if due, and logged.
+        pending_metrics: None if all work after the last step is done: codebook initialisation, validation and logging,
+            each if due. Otherwise a signal interrupted this work, and a resumed run repeats it; the dict holds the
+            training metrics of the step, by tag, and is empty if the step is not to be logged.
         init_was_early: whether a codebook was initialised before its sample of latents was complete, which depends on
             `training.steps`.
-        seconds: training time.
+        seconds: training time so far, of all processes of the run.
         data_sha256: SHA-256 of the data.
-        last_codes: codes (K, D) of each level at the last validation; None for a level without a codebook.
+        last_codes: codes (K, D) of each level at the last validation; None for a level with fixed codes. The list is
+            empty before the first validation.
     """
 
     step: Annotated[int, Field(ge=0, lt=1 << 53)]
@@ -77,7 +79,7 @@ class TrainingState:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "TrainingState":
-        """Create a state from `to_dict` of another.
+        """Create a state from the result of `to_dict`.
 
         Raises:
             Exception: of any type, if the content is not that of a state.
@@ -86,13 +88,13 @@ class TrainingState:
 
 
 def save_checkpoint(run: RunDirectory, state: TrainingState, keep: int) -> None:
-    """Write a checkpoint; then delete those of later steps, and all but the last `keep`.
+    """Write a checkpoint; then delete checkpoints of later steps, and all but the last `keep` (at least 1).
 
     A step has two possible .pt files. If the step is saved again, the file that the marker does not name is written, so
     the old checkpoint stays valid until the marker is replaced.
 
     Raises:
-        DataError: the checkpoint cannot be written; existing ones are not touched.
+        DataError: the checkpoint cannot be written; the existing checkpoints are still usable.
     """
     marker = run.checkpoints / f"step-{state.step:09d}.json"
     path = next(path for path in _data_paths(marker) if _named_file(marker) != path.name)
@@ -130,9 +132,9 @@ def load_checkpoint(run: RunDirectory, log: Callable[[str], None] = lambda line:
 
 
 def _marker_paths(run: RunDirectory) -> list[Path]:
-    """Return the path of the marker of each checkpoint, in order of steps.
+    """Return the path of the marker of each checkpoint, complete or not, in order of steps.
 
-    For an incomplete checkpoint this file does not exist.
+    The marker of an incomplete checkpoint does not exist.
     """
     markers = {path.with_name(f"{path.stem.removesuffix(_SECOND_SUFFIX)}.json") for path in run.checkpoint_files()}
     return sorted(markers, key=_step)
@@ -201,14 +203,14 @@ def _save(content: dict[str, Any], path: Path) -> str:
         try:
             torch.save(content, file)
         except RuntimeError:
-            if file.write_error:  # torch raises a RuntimeError of its own instead
+            if file.write_error:  # torch.save replaces the OSError by a RuntimeError
                 raise file.write_error from None
             raise
     return file.sha256.hexdigest()
 
 
 class _HashingWriter(io.BufferedWriter):
-    """Binary file that computes the SHA-256 of everything written to it, and remembers the error of a failed write."""
+    """Binary file that computes the SHA-256 of everything written, and keeps the OSError of the last failed write."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path, "wb"))

@@ -44,15 +44,17 @@ class Manifest:
     Attributes:
         format_version: version of the format of the index file and the manifest.
         shape: shape of the index file, (N, L) or (N, L, Q).
-        dtype: dtype of the index file, as `index_dtype` gives it.
+        dtype: name of the dtype of the index file: the smallest for `codebook_sizes` (see `index_dtype`).
         grid: spatial shape of the L tokens, in row-major order.
-        codebook_sizes: K of each level.
+        codebook_sizes: number of indices of each level: its K, or for the last level of `unique` ids the largest number
+            plus 1.
         row_shape: shape of one row of the data.
         model_sha256: SHA-256 of the model.safetensors that encoded the data.
         data_sha256: SHA-256 of the data; for several shards, of their digests in order.
-        shards: name, rows and sha256 of each file of the data.
+        shards: name, number of rows and sha256 of each file of the data, by the keys name, rows and sha256.
         layout: meaning of the axes of a row, such as C for a vector and CHW for an image.
-        unique: whether the last level is not a code, but a number that makes the ids of all rows distinct.
+        unique: whether the last level is not a code, but a number that makes the ids of all rows distinct. Then L is 1
+            and Q counts this level.
     """
 
     format_version: int = FORMAT_VERSION
@@ -79,10 +81,11 @@ def manifest_path(path: Path) -> Path:
 
 
 def check_output(path: Path, overwrite: bool) -> None:
-    """Check that an array can be written to `path`.
+    """Check that `path` is a suitable name for an output array. Permissions and disk space are not checked.
 
     Raises:
-        DataError: the name does not end in .npy, the directory does not exist, or the file exists without `overwrite`.
+        DataError: the name does not end in .npy, the directory does not exist, `path` is a directory, or the file
+            exists without `overwrite`.
     """
     if path.suffix != ".npy":
         raise DataError(f"{path}: the name of the output must end in .npy")
@@ -97,7 +100,7 @@ def check_output(path: Path, overwrite: bool) -> None:
 
 
 def check_indices_output(path: Path, overwrite: bool) -> None:
-    """Check that an index file and its manifest can be written, as `check_output` does.
+    """Check `path` for an index file and its manifest, as `check_output` does for an array.
 
     An existing manifest without an index file may be replaced without `overwrite`: a process that is killed between the
     two renames leaves one.
@@ -121,6 +124,8 @@ def check_not_input(path: Path, inputs: Sequence[Path], name: str = "") -> None:
     """Check that an output does not replace or extend the input.
 
     Args:
+        path: file to write.
+        inputs: files that are read.
         name: the input as the user named it. If it is a directory, all files in it are inputs.
 
     Raises:
@@ -173,7 +178,9 @@ def atomic_write_indices(
 
 
 def read_indices(path: Path) -> tuple[NDArray[Any], Manifest]:
-    """Memory-map an index file, and read its manifest.
+    """Memory-map an index file (N, L) or (N, L, Q), read-only, and read its manifest.
+
+    The indices are not compared with the codebook sizes.
 
     Raises:
         DataError: a file is missing or damaged, or the manifest does not describe the array.

@@ -32,15 +32,15 @@ _REMEDY = "restore the file from a copy, or train the run again"
 class SavedModel(NamedTuple):
     """Content of model.safetensors.
 
-    A file that another program wrote has weights only: `step`, `tokens` and `data_sha256` are None, `metrics` is empty.
+    A file that another program wrote has weights only: all attributes except `state` are None or empty.
 
     Attributes:
         state: state dict of the model.
-        counts: counts (K,) of the codes of each level in the best validation.
+        counts: hits (K,), int64, of the codes of each level in the best validation.
         distinct: number of samples and of distinct ids in that validation; None if it counted no ids.
-        step: training step of that validation.
+        step: number of training steps taken before that validation.
         metrics: metrics of that validation, by tag.
-        tokens: number of tokens of all training samples.
+        tokens: number of tokens of all training samples: samples times L.
         data_sha256: SHA-256 of the data.
     """
 
@@ -58,6 +58,7 @@ def write_model(path: Path, model: SavedModel) -> None:
 
     Raises:
         DataError: the file cannot be written; an existing file is not touched.
+        ValueError: a metric is NaN or infinite.
     """
     content = serialize_model(model)
     with atomic_write(path) as temp:
@@ -65,7 +66,7 @@ def write_model(path: Path, model: SavedModel) -> None:
 
 
 def serialize_model(model: SavedModel) -> bytes:
-    """Return the bytes of the file of a model."""
+    """Return the bytes of model.safetensors for a model, as `write_model` writes them."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state.items()}
     tensors |= {f"{_COUNTS_PREFIX}{level}": counts.contiguous() for level, counts in enumerate(model.counts)}
     if model.distinct:
@@ -82,7 +83,7 @@ def serialize_model(model: SavedModel) -> bytes:
 
 
 def read_model(path: Path) -> tuple[SavedModel, str]:
-    """Read a model; return it and the SHA-256 of the file.
+    """Read a model, with tensors on the CPU; return it and the SHA-256 of the file.
 
     Raises:
         CheckpointError: the file is missing or damaged, or has another format version.
@@ -117,7 +118,7 @@ def read_model(path: Path) -> tuple[SavedModel, str]:
 
 
 def _parse_model(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> SavedModel:
-    """Separate the statistics of the validation from the state dict.
+    """Move the statistics of the validation out of `tensors`, which then is the state dict of the returned model.
 
     Raises:
         ValueError: a statistic has the wrong name, shape or type.
@@ -149,6 +150,9 @@ def _parse_metadata(content: bytes) -> dict[str, Any] | None:
     """Parse vqtool's metadata in the header of a safetensors file; None if another program wrote it, without metadata.
 
     The header is JSON; its length is in the first 8 bytes of the file, little-endian.
+
+    Raises:
+        ValueError: the header has metadata, but not those of vqtool, or they are not JSON.
     """
     header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")])
     entries = header.get("__metadata__")
@@ -160,7 +164,7 @@ def _parse_metadata(content: bytes) -> dict[str, Any] | None:
 
 
 def _digest(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> str:
-    """Return the SHA-256 of the metadata and of all tensors (name, dtype, shape, bytes), sorted by name."""
+    """Return the SHA-256 of the metadata (without "sha256") and of all tensors (name, dtype, shape, bytes) by name."""
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())

@@ -56,25 +56,25 @@ class RunDirectory:
     def locked(self) -> Iterator[None]:
         """Create the directory and lock it; remove temporary files of killed processes. At the end unlock it.
 
-        A directory that was created and is still empty at the end is removed.
+        A directory that was created here and is still empty at the end is removed.
 
         Raises:
-            CheckpointError: another process trains in the directory, the directory cannot be created, or a file of the
-                run is a link or a device.
+            CheckpointError: another process trains in the directory or has just removed it, the directory cannot be
+                created, or a file of the run is a link or a device.
         """
         is_new = not self.folder.exists()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.folder, os.O_RDONLY)
+            fd = os.open(self.folder, os.O_RDONLY)
         except OSError as error:
             raise self._creation_error(error) from error
         try:
-            if not try_lock(handle):
+            if not try_lock(fd):
                 raise CheckpointError(
                     f"{self.folder}: another process is training in this directory; wait for it, or use another "
                     "--run-dir"
                 )
-            if not (self.folder.exists() and os.path.samestat(os.fstat(handle), self.folder.stat())):
+            if not (self.folder.exists() and os.path.samestat(os.fstat(fd), self.folder.stat())):
                 raise CheckpointError(f"{self.folder}: another process removed this directory; try again")
             self._check_file_types()
             self._remove_temp_files()
@@ -82,11 +82,11 @@ class RunDirectory:
         finally:
             if is_new and self.folder.exists() and not any(self.folder.iterdir()):
                 self.folder.rmdir()
-            os.close(handle)
+            os.close(fd)
 
     @property
     def exists(self) -> bool:
-        """Whether the directory contains a run: its config and any other file of it."""
+        """Whether the directory contains a run: config.yaml and at least one other file or directory of a run."""
         return self.config.exists() and any(file.exists() for file in self._outputs())
 
     def create(self, settings: RunSettings) -> None:
@@ -94,6 +94,7 @@ class RunDirectory:
 
         Raises:
             CheckpointError: the directory cannot be created.
+            DataError: config.yaml cannot be written.
         """
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -106,7 +107,7 @@ class RunDirectory:
         return CheckpointError(f"{self.folder}: cannot be created: {reason}; use another --run-dir")
 
     def check_no_other_files(self) -> None:
-        """Check, for a directory that does not contain a run, that a new run would not overwrite files in it.
+        """Check that a new run would not overwrite files. For a directory that is not a run; it may be missing.
 
         Raises:
             CheckpointError: names a file that would be overwritten.
@@ -119,7 +120,7 @@ class RunDirectory:
                 )
 
     def clear(self) -> None:
-        """Remove the files of the run, except config.yaml and the checkpoints directory; keep all other files.
+        """Remove the files of the run, except config.yaml and the empty checkpoints directory; keep all other files.
 
         If the process is killed meanwhile, the directory still counts as a run that can be started again.
         """
@@ -132,7 +133,7 @@ class RunDirectory:
             self.projector.rmdir()
 
     def checkpoint_files(self) -> list[Path]:
-        """Return the files of all checkpoints, and their markers."""
+        """Return the .pt files of all checkpoints, complete or not, and their markers, in no particular order."""
         return [
             path
             for path in self.checkpoints.glob("step-*")
@@ -182,16 +183,22 @@ class RunDirectory:
         return load_config(self.config)
 
     def read_validations(self) -> list[dict[str, Any]]:
-        """Return the logged metrics of each validation, oldest first, as `read_metrics` does."""
+        """Return the lines of metrics.jsonl with a validation, as `read_metrics` does."""
         return self.read_metrics('"validation/loss/total"')
 
     def read_metrics(self, containing: str = "") -> list[dict[str, Any]]:
-        """Return the metrics of the lines of metrics.jsonl that contain a text, oldest first, each with its `step`."""
+        """Return the fields of each line of metrics.jsonl that contains a text, oldest first: `step`, metrics by tag.
+
+        Damaged lines are skipped (see `parse_metrics_line`); a missing file has no lines.
+        """
         lines = (line for line in self.metrics_lines() if containing in line)
         return [metrics for line in lines if (metrics := parse_metrics_line(line))]
 
     def metrics_lines(self) -> Iterator[str]:
-        """Yield the lines of metrics.jsonl with their line endings, except those longer than `max_line_bytes`."""
+        """Yield the lines of metrics.jsonl with their line endings, except those longer than `max_line_bytes`.
+
+        Bytes that are not UTF-8 are replaced. The last line may lack its end, if the process was killed.
+        """
         if not self.metrics.is_file():
             return
         with self.metrics.open("rb") as file:
@@ -207,10 +214,10 @@ class RunDirectory:
         write_json(self.summary, summary)
 
     def read_summary(self) -> dict[str, Any] | None:
-        """Read summary.json; None if the run is not finished.
+        """Read summary.json; None if the file does not exist, because the run is not finished.
 
         Raises:
-            CheckpointError: the file is damaged, or a key is missing.
+            CheckpointError: the file is damaged, or a required key is missing.
         """
         if not os.path.lexists(self.summary):
             return None
@@ -229,9 +236,10 @@ class RunDirectory:
 
 
 def parse_metrics_line(line: str) -> dict[str, Any]:
-    """Parse a line of metrics.jsonl; empty if it is damaged, for example incomplete because the process was killed.
+    """Parse a line of metrics.jsonl to its fields; empty if the line is damaged or has no integer `step`.
 
-    Values that a run does not log are dropped: all but numbers that fit a float, and lists of findings.
+    A line is incomplete, for example, if the process was killed. Values that a run does not log are dropped: all but
+    floats, integers of less than 64 bits, and lists of findings under the tag `findings`.
     """
     try:
         fields = json.loads(line)

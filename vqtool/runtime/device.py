@@ -1,4 +1,4 @@
-"""Device names, and the torch.device of a name on this machine."""
+"""Check device names, and resolve a name to a torch.device of this machine."""
 
 import json
 import re
@@ -10,10 +10,10 @@ from vqtool.runtime.torchrun import rank_info
 
 
 def check_device_name(name: str) -> str:
-    """Return the name if it is one of auto, cpu, cuda and cuda:0 to cuda:127; this machine may lack the device.
+    """Return `name` if it is auto, cpu, cuda or one of cuda:0 to cuda:127. The device need not exist on this machine.
 
     Raises:
-        ValueError: any other name; mps, because it has no float64, in which nearly equal distances are compared.
+        ValueError: any other name. mps has no float64, in which nearly equal distances are compared.
     """
     if re.fullmatch(r"mps(:\d+)?", name):
         raise ValueError(f"{name} is not supported, because it has no float64; use cpu")
@@ -25,9 +25,10 @@ def check_device_name(name: str) -> str:
 def resolve_device(name: str, key: str = "training.device") -> torch.device:
     """Return the device of a name. auto is cuda if available, else cpu.
 
-    If torchrun sets LOCAL_RANK, each process gets its own GPU: auto and cuda are cuda:LOCAL_RANK.
+    In a job started by torchrun, each process of a machine gets its own GPU: auto and cuda become cuda:LOCAL_RANK.
 
     Args:
+        name: auto, cpu, cuda or a numbered GPU such as cuda:1.
         key: setting or option that contains the name, for error messages.
 
     Raises:

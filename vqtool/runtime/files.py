@@ -13,7 +13,7 @@ from typing import Any
 
 from vqtool.errors import DataError, VqtoolError
 
-# File systems allow 255 bytes. A temporary file of a longer name than this is named by its SHA-256.
+# File systems allow 255 bytes. For a file name longer than this, `temp_path` uses the SHA-256 of the name.
 _MAX_NAME_BYTES = 200
 # Characters of an exception's text that a message shows.
 _MAX_REASON_CHARS = 120
@@ -23,25 +23,27 @@ _MAX_REASON_CHARS = 120
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield the path of an empty temporary file to write; on success rename it to `path`, on failure remove it.
 
-    `path` is therefore always the old or the new file, complete. The temporary file of a killed process is overwritten.
+    `path` is therefore always the old or the new file, complete. The body must write to the temporary file and not
+    replace it. The temporary file of a killed process is overwritten.
 
     Raises:
-        DataError: the directory is not writable, the disk is full, or another process is writing this file.
+        DataError: the directory is missing or not writable, the disk is full, or another process is writing this file.
+            Any OSError of the body is converted, too.
     """
     with convert_write_errors(path):
         temp = temp_path(path)
-        handle = _open_temp(temp, path)
+        fd = _open_temp(temp, path)
         try:
             yield temp
-            os.fsync(handle)
-            os.fchmod(handle, 0o666 & ~_umask())  # the temporary file is private, the result has the usual mode
+            os.fsync(fd)
+            os.fchmod(fd, 0o666 & ~_umask())  # the temporary file is private, the result has the usual mode
             os.replace(temp, path)
             fsync_path(path.parent)
         except BaseException:
             temp.unlink(missing_ok=True)
             raise
         finally:
-            os.close(handle)
+            os.close(fd)
 
 
 @contextmanager
@@ -69,7 +71,7 @@ def _write_error_reason(path: Path, error: OSError) -> str:
 
 
 def read_error_reason(error: OSError) -> str:
-    """Return why a file cannot be read, for a message that begins with its path."""
+    """Return why a file cannot be read, such as "does not exist", for a message that begins with its path."""
     known = {
         errno.ENOENT: "does not exist",
         errno.ENOTDIR: "does not exist",
@@ -80,7 +82,7 @@ def read_error_reason(error: OSError) -> str:
 
 
 def temp_path(path: Path) -> Path:
-    """Return the path of the temporary file of `atomic_write`: .NAME.part beside the file."""
+    """Return the path of the temporary file of `atomic_write`: .NAME.part beside the file; a long NAME is hashed."""
     name = path.name
     if len(os.fsencode(name)) > _MAX_NAME_BYTES:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()
@@ -102,8 +104,8 @@ def read_json(path: Path, max_bytes: int) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        OSError: the file is missing, is not a regular file (a device can be endless), or has more than `max_bytes`
-            bytes. The text does not contain the path.
+        OSError: the file is missing, is not a regular file (a device can be endless), has more than `max_bytes` bytes,
+            or cannot be read. `error_reason` gives its text without a path.
         ValueError: the content is not a JSON object; says in a few words what is wrong.
     """
     if not path.is_file():
@@ -116,7 +118,7 @@ def read_json(path: Path, max_bytes: int) -> dict[str, Any]:
 
 
 def parse_json(content: str | bytes) -> dict[str, Any]:
-    """Parse a JSON object.
+    """Parse a JSON object. Like `json.loads`, accept NaN and Infinity as numbers.
 
     Raises:
         ValueError: the content is not a JSON object; says in a few words what is wrong.
@@ -137,7 +139,7 @@ def parse_json(content: str | bytes) -> dict[str, Any]:
 
 
 def error_reason(error: Exception) -> str:
-    """Return the reason that an exception gives for a damaged file, as one short line without a path."""
+    """Return the text of an exception as the reason why a file is damaged: one short line, without a path."""
     if isinstance(error, KeyError):
         return f"{error.args[0]}: missing"
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -156,7 +158,7 @@ def check_format_version(
         remedy: how to get a readable file, such as "encode the data again".
 
     Raises:
-        error_type: the versions differ.
+        error_type: `version` is None or differs from `supported`.
     """
     if version is None:
         raise error_type(
@@ -167,7 +169,7 @@ def check_format_version(
 
 
 def unsupported_version_message(version: Any, supported: int, remedy: str) -> str:
-    """Return the message for a format version other than the supported one; the arguments are those of the check."""
+    """Return the message for a version other than `supported`, without file and key (see `check_format_version`)."""
     return (
         f"{json.dumps(version, default=str):.40} is not supported; this version of vqtool reads {supported}; "
         f"update vqtool, or {remedy}"
@@ -175,7 +177,7 @@ def unsupported_version_message(version: Any, supported: int, remedy: str) -> st
 
 
 def to_json(value: Any) -> str:
-    """Format a value as indented JSON, equal for equal values.
+    """Format a value as indented JSON with a final line break. Keys keep their order.
 
     Raises:
         ValueError: the value contains NaN or infinity.
@@ -187,6 +189,9 @@ def preallocate(path: Path) -> None:
     """Reserve disk space for a sparse file, at its present size.
 
     Otherwise a full disk raises SIGBUS when a memory map of the file is written, which kills the process.
+
+    Raises:
+        OSError: the disk is full.
     """
     with path.open("r+b") as file, suppress(AttributeError):  # macOS has no posix_fallocate
         os.posix_fallocate(file.fileno(), 0, max(1, path.stat().st_size))
@@ -194,20 +199,21 @@ def preallocate(path: Path) -> None:
 
 def fsync_path(path: Path) -> None:
     """Flush a file, or the entries of a directory, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    fd = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        os.fsync(fd)
     finally:
-        os.close(handle)
+        os.close(fd)
 
 
-def try_lock(handle: int) -> bool:
-    """Lock an open file or directory exclusively until `handle` is closed; False if another process holds the lock.
+def try_lock(fd: int) -> bool:
+    """Lock an open file or directory exclusively, and return True; return False at once if it is locked already.
 
-    On a file system without locks return True.
+    The lock ends when the file descriptor `fd` is closed, or when the process ends. On a file system without locks
+    return True.
     """
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
@@ -216,21 +222,21 @@ def try_lock(handle: int) -> bool:
 
 
 def _open_temp(temp: Path, path: Path) -> int:
-    """Create, lock and empty the temporary file of `path`; return its handle.
+    """Create or open the temporary file of `path`, lock and empty it; return its file descriptor.
 
     Raises:
         DataError: another process holds the lock. The lock of a killed process is free, so its file is reused.
     """
     while True:
-        handle = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        if not try_lock(handle):
-            os.close(handle)
+        fd = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        if not try_lock(fd):
+            os.close(fd)
             raise DataError(f"{path}: another process is writing this file")
         # Between opening and locking, the previous holder may have renamed the file: then try again.
-        if temp.exists() and os.path.samestat(os.fstat(handle), temp.stat()):
-            os.ftruncate(handle, 0)
-            return handle
-        os.close(handle)
+        if temp.exists() and os.path.samestat(os.fstat(fd), temp.stat()):
+            os.ftruncate(fd, 0)
+            return fd
+        os.close(fd)
 
 
 def _umask() -> int:

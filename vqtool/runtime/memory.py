@@ -26,7 +26,7 @@ _OUT_OF_MEMORY_MESSAGES = (
 
 
 def check_fits_memory(num_bytes: int, subject: str, advice: str) -> None:
-    """Check that `num_bytes` of memory are free.
+    """Check that `num_bytes` of CPU memory are free (see `free_memory`).
 
     Args:
         subject: what needs the memory; begins the message.
@@ -43,9 +43,10 @@ def check_fits_memory(num_bytes: int, subject: str, advice: str) -> None:
 
 
 def free_memory() -> int:
-    """Return the bytes that this process can still allocate.
+    """Return the bytes of CPU memory that this process can still allocate, at least 0.
 
-    The minimum of the machine's available memory, the rest of RLIMIT_AS and the rest of the control group's limit.
+    The minimum of the machine's available memory and of what this process and its control group (Linux, version 2) have
+    left of their limits, RLIMIT_AS and memory.max.
     """
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     machine = _read_fields(Path("/proc/meminfo"))
@@ -62,9 +63,10 @@ def free_memory() -> int:
 
 
 def peak_memory(function: Callable[[], T]) -> tuple[T, int]:
-    """Call `function`; return its result and the peak resident memory of the process meanwhile, in bytes.
+    """Call `function`; return its result and the peak resident memory of the process during the call, in bytes.
 
-    If the system cannot reset the peak, it is the peak since the process started.
+    The peak includes what the process held before. If the system cannot reset it, it is the peak since the process
+    started.
     """
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
@@ -76,13 +78,13 @@ def peak_memory(function: Callable[[], T]) -> tuple[T, int]:
 
 
 def mapped_memory() -> int:
-    """Return the resident bytes of mapped files, including libraries; the system can free them."""
+    """Return the resident bytes of mapped files, including libraries, which the system can free; 0 without /proc."""
     return _process_bytes("RssFile")
 
 
 @contextmanager
 def convert_out_of_memory(error_type: type[Exception], advice: str) -> Iterator[None]:
-    """Convert any out-of-memory exception of the body to `error_type` with `advice` on what to lower."""
+    """Convert an out-of-memory exception of the body, on CPU or GPU, to `error_type` with the text `advice`."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -103,12 +105,12 @@ def _format_bytes(num_bytes: int) -> str:
 
 
 def _process_bytes(field: str) -> int:
-    """Return a field of /proc/self/status, which is in KiB, in bytes; 0 if the system has no such file."""
+    """Return a field of /proc/self/status, which is in KiB, in bytes; 0 if the system has no such file or field."""
     return _read_fields(Path("/proc/self/status")).get(field, 0) * 1024
 
 
 def _read_fields(path: Path) -> dict[str, int]:
-    """Parse a file with a name and an integer per line; empty if the file cannot be read."""
+    """Parse a file with a name and an integer per line, and skip other lines; empty if the file cannot be read."""
     try:
         lines = [line.replace(":", " ").split() for line in path.read_text().splitlines()]
     except OSError:

@@ -15,8 +15,8 @@ _FAST_MATH = {"contract", "nnan", "nsz", "reassoc"}
 def inline_kernel(function: Callable[P, T]) -> Callable[P, T]:
     """Compile a function of NumPy arrays and numbers that other kernels call, and that LLVM may inline.
 
-    Compiled with reassociation: the order of summation is unspecified. Operands must not be NaN, and indices must be in
-    range.
+    Compiled with reassociation: the order of summation is unspecified. Operands must not be NaN. Indices must be in
+    range: they are not checked.
     """
     return numba.njit(nogil=True, fastmath=_FAST_MATH)(function)
 
@@ -28,12 +28,13 @@ def strict_kernel(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def cached_kernel(function: Callable[P, T]) -> Callable[P, T]:
-    """Compile a kernel that Python calls, on its first call; it has the flags of `inline_kernel` and releases the GIL.
+    """Compile a kernel for calls from Python: at its first call, with the flags of `inline_kernel`, releasing the GIL.
 
     The machine code is cached on disk, beside the module or in the user's cache directory, and is trusted like Python
-    bytecode. Without a usable cache the kernel is compiled again in every process. Numba invalidates the cache only if
-    the module of the function changes, so the kernels and constants that it uses must be in the same module. After a
-    change of the flags above, edit the modules that use them.
+    bytecode. Without a usable cache the kernel is compiled again in every process; a call that fails is repeated once,
+    without the cache. Numba invalidates the cache only if the module of the function changes, so the kernels and
+    constants that it uses must be in the same module. After a change of the flags above, edit the modules that use
+    them.
     """
     uncached = numba.njit(nogil=True, fastmath=_FAST_MATH)(function)
     try:

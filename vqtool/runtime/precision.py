@@ -23,8 +23,8 @@ _saved_precisions: list[str] = []
 def full_precision(device: torch.device) -> Iterator[None]:
     """Context without autocast on `device`, and without TF32 or bfloat16 in float32 matrix products.
 
-    Both settings are restored at the end. The matmul settings are global to the process; several threads may be inside
-    the context at the same time, and the last one to leave restores them.
+    The matmul settings are global to the process. Several threads may be inside the context at the same time; the last
+    one to leave restores the settings, except those that the user changed meanwhile.
     """
     with torch.autocast(device.type, enabled=False):
         _enter()

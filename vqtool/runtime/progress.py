@@ -34,7 +34,7 @@ os.register_at_fork(after_in_child=lambda: ProgressBar.set_lock(RLock()))
 
 
 class LineWriter:
-    """Writes lines to standard error, at most one per interval.
+    """Writes lines to standard error, at most one per interval, the first one after the first interval.
 
     Args:
         interval: minimum seconds between two lines.
@@ -47,7 +47,7 @@ class LineWriter:
         self._last_write = clock()
 
     def write(self, line: Callable[[], str]) -> None:
-        """Write the line that `line` returns if the interval has passed; otherwise do not call it."""
+        """Write the line that `line` returns, control characters escaped; within the interval do not call `line`."""
         now = self.clock()
         if now - self._last_write >= self.interval:
             self._last_write = now
@@ -64,8 +64,8 @@ class Progress:
     Args:
         total: number of units.
         done: units that are already done.
-        bar: bar to draw; None: write lines.
-        line_writer: writer of lines, used without a bar; None: show nothing.
+        bar: bar to draw; None: write lines with `line_writer`.
+        line_writer: writes lines if there is no bar; None: show nothing.
     """
 
     def __init__(self, total: int, done: int, bar: ProgressBar | None, line_writer: LineWriter | None) -> None:
@@ -83,7 +83,7 @@ class Progress:
             self._bar.close()
 
     def update(self, n: int = 1) -> None:
-        """Add `n` units to those done."""
+        """Add `n` units to those done, and show the progress."""
         self.done += n
         if self._bar is not None:
             self._bar.update(n)
@@ -95,7 +95,7 @@ class Progress:
 
 
 class PassProgress(Progress):
-    """Progress of a pass over data; `update` also checks for a stop signal.
+    """Progress of a pass over data; `update` also checks for a stop signal. Other arguments as for `Progress`.
 
     Args:
         name: what the pass does, such as "encode".
@@ -110,10 +110,10 @@ class PassProgress(Progress):
         self._name, self._unit, self._eta = name, unit, eta
 
     def update(self, n: int = 1) -> None:
-        """Add `n` units to those done.
+        """Add `n` units to those done, and show the progress.
 
         Raises:
-            Stopped: a signal asked to stop.
+            Stopped: a stop signal was received (see `raise_if_stopped`); the units are not added.
         """
         raise_if_stopped()
         super().update(n)
@@ -128,10 +128,10 @@ class PassProgress(Progress):
 
 
 class StepProgress(Progress):
-    """Progress of training steps.
+    """Progress of training steps. Other arguments as for `Progress`.
 
     Args:
-        eta: returns the remaining seconds; None: unknown.
+        eta: returns the remaining seconds, or None if they are unknown.
     """
 
     def __init__(
@@ -146,13 +146,13 @@ class StepProgress(Progress):
         self._eta, self._status = eta, ""
 
     def update(self, n: int = 1) -> None:
-        """Add `n` steps to those done."""
+        """Add `n` steps to those done, and show the progress."""
         if self._bar is not None:
             self._bar.set_postfix_str(self._description(), refresh=False)
         super().update(n)
 
     def show(self, status: str) -> None:
-        """Set the text shown beside the number of steps, such as the loss."""
+        """Set the text that the next updates show beside the number of steps, such as the loss."""
         self._status = status
 
     def _description(self) -> str:
@@ -171,13 +171,14 @@ def pass_bar(
     line_writer: LineWriter = LINE_WRITER,
     eta: bool = True,
 ) -> PassProgress:
-    """Create the progress of a pass over `total` units; a bar appears after `delay` seconds and is removed at the end.
+    """Create the progress of a pass over `total` units.
 
     Args:
+        name: what the pass does, such as "encode".
+        unit: name of the units.
+        delay: seconds after which the bar appears on a terminal; it is removed at the end.
+        line_writer: writes lines if standard error is not a terminal.
         eta: whether lines contain the estimated remaining time; False for units that take different times.
-
-    Raises:
-        Stopped: by `update`, if a signal asked to stop.
     """
     bar = None
     if _shows_bar():
@@ -189,7 +190,7 @@ def with_progress(items: Sequence[T], name: str, unit: str = "rows") -> Iterator
     """Yield the items, and show progress.
 
     Raises:
-        Stopped: after an item, if a signal asked to stop.
+        Stopped: after an item, if a stop signal was received.
     """
     with pass_bar(name, len(items), unit) as bar:
         for item in items:
@@ -200,7 +201,7 @@ def with_progress(items: Sequence[T], name: str, unit: str = "rows") -> Iterator
 def step_bar(
     total: int, done: int, eta: Callable[[], float | None] = lambda: None, line_writer: LineWriter = LINE_WRITER
 ) -> StepProgress:
-    """Create the progress of a training run of `total` steps, `done` of which were taken before it was resumed."""
+    """Create the progress of a run of `total` steps, of which an earlier process took `done`; `eta` in seconds."""
     bar = None
     if _shows_bar():
         bar_format = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
@@ -209,7 +210,7 @@ def step_bar(
 
 
 def format_duration(seconds: float) -> str:
-    """Format seconds in the largest fitting units: 40 s, 3 min, 2 h 10 min, 3 d 4 h."""
+    """Format seconds: 1 s to 99 s, 2 min to 99 min, 1 h 40 min to 48 h 0 min, then days and hours (3 d 4 h)."""
     if seconds < 99.5:
         return f"{max(1, round(seconds))} s"
     if seconds < 99.5 * _MINUTE:

@@ -17,9 +17,9 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _DUPLICATE_SECONDS = 5.0
 
 # State of the process, as signal handlers are.
-_is_open = False  # whether `deferred_signals` is open
+_is_deferring = False  # whether `deferred_signals` is open
 _original_handlers: dict[int, Any] = {}
-_received: list[int] = []  # the first signal since it was opened
+_received: list[int] = []  # the first signal since `deferred_signals` was opened; empty before
 _accept_second_at = 0.0  # monotonic time from which a second signal has its original effect
 
 
@@ -28,29 +28,30 @@ def deferred_signals() -> Iterator[None]:
     """Record the first SIGINT or SIGTERM for `raise_if_stopped`; a second one has its original effect.
 
     In a job of several processes, a second signal within 5 seconds is ignored: launchers such as torchrun may forward a
-    signal that all processes have received already.
+    signal that all processes have received already. At the end the original handlers are restored, and a signal that no
+    `raise_if_stopped` has seen is dropped.
 
     Has no effect inside another `deferred_signals`, or outside the main thread, which alone may set signal handlers.
     """
-    global _is_open
-    if threading.current_thread() is not threading.main_thread() or _is_open:
+    global _is_deferring
+    if threading.current_thread() is not threading.main_thread() or _is_deferring:
         yield
         return
-    _is_open = True
+    _is_deferring = True
     _original_handlers.update({number: signal.signal(number, _record) for number in _STOP_SIGNALS})
     try:
         yield
     finally:
         _restore_handlers()
         _received.clear()
-        _is_open = False
+        _is_deferring = False
 
 
 def raise_if_stopped() -> None:
     """Raise Stopped if a signal was recorded. To be called where stopping is safe.
 
-    In a job, a signal to one rank stops all ranks at the same call, so all ranks must call this function equally often
-    (see `any_rank`).
+    Inside `async_any_rank`, a signal to one rank stops all ranks at the same call, the one after that rank's next.
+    All ranks must therefore call this function equally often.
 
     Raises:
         Stopped: names the signal.

@@ -7,12 +7,12 @@ from vqtool.errors import escape_control
 
 
 def escape_surrogates(text: str) -> str:
-    """Return text that UTF-8 can encode: surrogates, from file names that are not UTF-8, become escapes as \\udcff."""
+    """Return text for UTF-8: surrogates, which come from file names that are not UTF-8, become escapes like \\udcff."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def join_or(names: Iterable[str]) -> str:
-    """Join names to `A, B or C`."""
+    """Join one or more names to `A, B or C`."""
     *first, last = names
     return f"{', '.join(first)} or {last}" if first else last
 

@@ -17,7 +17,7 @@ P = ParamSpec("P")
 S = TypeVar("S")
 T = TypeVar("T")
 # Numbers of scores of 64-dimensional vectors and codes. With fewer than _MIN_POOL_SCORES the calling thread is faster
-# than a pool thread. Each pool thread after the first needs _SCORES_PER_THREAD (some milliseconds), or handing over the
+# than a pool thread. Several pool threads need _SCORES_PER_THREAD each (some milliseconds of work), or handing over the
 # GIL costs more than it saves.
 _MIN_POOL_SCORES = 1 << 20
 _SCORES_PER_THREAD = 1 << 22
@@ -27,9 +27,10 @@ _num_threads_lock = Lock()
 
 
 def useful_threads(num_scores: int, dim: int) -> int:
-    """Return how many threads to use for `num_scores` scores of `dim`-dimensional vectors and codes.
+    """Return how many pool threads to use for `num_scores` scores of one vector and one code, of `dim` dimensions each.
 
-    0: compute in the calling thread, because the work is shorter than waking a pool thread.
+    0: compute in the calling thread, because the work is shorter than waking a pool thread. The number is not limited
+    by PyTorch's number of threads; the time of a score is taken as proportional to 64 + dim.
     """
     num_scores = num_scores * (64 + dim) // 128
     return max(num_scores // _SCORES_PER_THREAD, int(num_scores >= _MIN_POOL_SCORES))
@@ -42,15 +43,17 @@ def map_rows(function: Callable[[slice], T], rows: int, max_threads: int, device
     max(1, min(`rows`, `max_threads`, PyTorch's number of threads)). On other devices there is one slice. Results that
     depend on the split, such as sums, therefore depend on the number of threads.
     """
-    parts = max(1, min(_num_threads(device), max_threads, rows))
-    slices = [slice(rows * part // parts, rows * (part + 1) // parts) for part in range(parts)]
+    num_slices = max(1, min(_num_threads(device), max_threads, rows))
+    slices = [slice(rows * i // num_slices, rows * (i + 1) // num_slices) for i in range(num_slices)]
     return map_items(_without_gradients(function), slices, device)
 
 
 def map_items(function: Callable[[S], T], items: Iterable[S], device: torch.device) -> list[T]:
     """Call `function` on every item; return the results in order.
 
-    On a CPU each call runs on a single thread, so that the results do not depend on the number of threads.
+    On a CPU the calls run in parallel, each on a single thread, so that the results do not depend on the number of
+    threads. A pool thread does not inherit the caller's gradient mode. On other devices, or if PyTorch has one thread,
+    the calls run one after another in the calling thread.
     """
     threads = _num_threads(device)
     return list(map(function, items) if threads == 1 else _pool(threads).map(function, items))

@@ -17,7 +17,7 @@ class RankInfo(NamedTuple):
 
 
 def rank_info(environment: Mapping[str, str] = os.environ) -> RankInfo:
-    """Read RANK, WORLD_SIZE and LOCAL_RANK; without the first two, return rank 0 of 1."""
+    """Read RANK, WORLD_SIZE and LOCAL_RANK; without numbers in the first two, return rank 0 of 1, local rank None."""
     rank, world_size, local_rank = (
         int(text) if (text := environment.get(name, "")).isdecimal() else None
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")

@@ -25,7 +25,10 @@ _fixed_totals: list[int] = []
 
 
 class BatchShard(NamedTuple):
-    """Consecutive samples of a batch: the part of this rank, or the whole batch of a single process."""
+    """Consecutive samples of a batch: the part of this rank, or the whole batch of a single process.
+
+    Samples may also be tokens (see `scaled`).
+    """
 
     start: int
     """Samples of the batch on lower ranks."""
@@ -60,7 +63,7 @@ class BatchShard(NamedTuple):
         return min(max(0, count - self.start), self.samples)
 
     def sum(self, partial: Tensor) -> Tensor:
-        """Return the sum over ranks of `partial`, any shape.
+        """Return the sum over ranks of `partial`, any shape but the same on all ranks; `partial` if not sharded.
 
         Differentiable: the backward pass sums the incoming gradients over ranks (see the module's docstring).
         """
@@ -86,7 +89,7 @@ class _AllReduceSum(torch.autograd.Function):
 
 
 def local_shard(samples: int, device: torch.device) -> BatchShard:
-    """Return the shard of this rank's `samples`.
+    """Return the shard of this rank, which holds `samples` samples of the global batch.
 
     All ranks exchange their numbers of samples through `device`, except inside `fixed_global_batch`.
     """
@@ -102,7 +105,7 @@ def local_shard(samples: int, device: torch.device) -> BatchShard:
 
 @contextmanager
 def fixed_global_batch(total: int) -> Iterator[None]:
-    """Declare that every batch has `total` samples, split by `BatchShard.for_rank`; saves `local_shard` an exchange."""
+    """Context in which every batch has `total` samples, split by `BatchShard.for_rank`, so `local_shard` is local."""
     _fixed_totals.append(total)
     try:
         yield

@@ -33,7 +33,7 @@ def is_rank0() -> bool:
 
 
 def group_for(tensor: Tensor) -> "dist.ProcessGroup | None":
-    """Return the process group that communicates a tensor of this device; None: the default group."""
+    """Return the process group for a tensor on its device; None: the default group."""
     return _cpu_group[0] if _cpu_group and tensor.device.type == "cpu" else None
 
 
@@ -43,24 +43,24 @@ def set_cpu_group(group: "dist.ProcessGroup | None") -> None:
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Return the elementwise sum over all ranks, without a gradient."""
+    """Return the elementwise sum over all ranks, without a gradient; for a single rank, `tensor` itself."""
     return all_reduce(tensor, dist.ReduceOp.SUM) if world_size() > 1 else tensor
 
 
 def all_reduce_max(tensor: Tensor) -> Tensor:
-    """Return the elementwise maximum over all ranks, without a gradient."""
+    """Return the elementwise maximum over all ranks, without a gradient; for a single rank, `tensor` itself."""
     return all_reduce(tensor, dist.ReduceOp.MAX) if world_size() > 1 else tensor
 
 
 def all_reduce_min(tensor: Tensor) -> Tensor:
-    """Return the elementwise minimum over all ranks, without a gradient."""
+    """Return the elementwise minimum over all ranks, without a gradient; for a single rank, `tensor` itself."""
     return all_reduce(tensor, dist.ReduceOp.MIN) if world_size() > 1 else tensor
 
 
 def all_reduce(tensor: Tensor, operation: "dist.ReduceOp.RedOpType") -> Tensor:
     """Return a new tensor, reduced elementwise over all ranks, without a gradient.
 
-    Unlike `all_reduce_sum` and its siblings it requires that torch.distributed is initialized.
+    Unlike `all_reduce_sum`, `_max` and `_min` it requires that torch.distributed is initialized.
     """
     result = tensor.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(result, operation, group=group_for(result))
@@ -79,7 +79,7 @@ def all_gather_rows(rows: Tensor) -> Tensor:
 
 
 def all_gather_sizes(size: int, device: torch.device) -> list[int]:
-    """Return one integer per rank, in rank order. Communicates through `device`, and the host waits for the result."""
+    """Return the `size` of each rank, in rank order. Communicates through `device`; the host waits for the result."""
     sizes = torch.zeros(world_size(), dtype=torch.int64, device=device)
     sizes[rank()] = size
     return [int(rank_size) for rank_size in all_reduce_sum(sizes).tolist()]
@@ -87,7 +87,7 @@ def all_gather_sizes(size: int, device: torch.device) -> list[int]:
 
 @contextmanager
 def async_any_rank() -> Iterator[None]:
-    """Let `any_rank` communicate: inside this context it combines the values of all ranks.
+    """Context in which `any_rank` combines the values of all ranks. No effect for a single rank.
 
     All ranks must call `any_rank` equally often inside it.
     """
@@ -104,7 +104,7 @@ def async_any_rank() -> Iterator[None]:
 
 @contextmanager
 def local_any_rank() -> Iterator[None]:
-    """Keep `any_rank` from communicating, for code that only some ranks run."""
+    """Context in which `any_rank` does not communicate, for code that only some ranks run."""
     outer = _pending_votes[:]
     _pending_votes.clear()
     try:
@@ -117,7 +117,7 @@ def any_rank(value: int) -> int:
     """Start an all-reduce of the maximum of `value`, and return the result of the previous call (0 for the first).
 
     The result is one call late so that no rank waits for the slowest one. All ranks get the same result. Outside
-    `async_any_rank`, return `value` itself.
+    `async_any_rank`, or for a single rank, return `value` itself at once.
     """
     if not _pending_votes:
         return value

@@ -61,14 +61,15 @@ def process_group() -> Iterator[None]:
 
 
 def barrier() -> None:
-    """Wait until all ranks have called it."""
+    """Wait until all ranks have called this function."""
     all_reduce_max(torch.zeros(()))
 
 
 def on_rank0(function: Callable[[], T]) -> T:
     """Call `function` on rank 0 and return its result on all ranks.
 
-    The result is sent by torch.save: it may consist of tensors, numbers, strings, None, lists, tuples and dicts.
+    The result is sent by torch.save: it may consist of tensors, numbers, strings, None, lists, tuples and dicts. The
+    other ranks receive its tensors on the CPU. `any_rank` does not communicate inside `function`.
 
     Raises:
         Stopped: on all ranks, if a signal stopped rank 0 in `function`.
