@@ -18,7 +18,7 @@ from vqtool.quantizers.codebook_update import (
 from vqtool.quantizers.dead_codes import DeadCodeResetSettings
 from vqtool.runtime.distributed import BatchShard
 
-GRADIENT_CODEBOOKS = [lambda k, d: Codebook(k, d), lambda k, d: GradientCodebook(k, d, weight=4.0)]
+GRADIENT_CODEBOOKS = [lambda k, d: Codebook(k, d), lambda k, d: GradientCodebook(k, d, loss_weight=4.0)]
 
 
 def random_batch(n=30, k=8, d=3, dtype=torch.float32):
@@ -293,7 +293,7 @@ K, D = 7, 3
 def simvq_codebook(dtype=torch.float64):
     """A codebook whose transform is not the identity."""
     torch.manual_seed(0)
-    simvq = SimVQCodebook(K, D, weight=4.0).to(dtype)
+    simvq = SimVQCodebook(K, D, loss_weight=4.0).to(dtype)
     with torch.no_grad():
         simvq.transform += 0.5 * torch.randn(D, D)
     return simvq
@@ -304,7 +304,7 @@ def simvq_vectors(n, dtype=torch.float64):
 
 
 def test_simvq_transform_is_the_only_parameter():
-    simvq = SimVQCodebook(K, D, weight=4.0)
+    simvq = SimVQCodebook(K, D, loss_weight=4.0)
     assert [name for name, _ in simvq.named_parameters()] == ["transform"]
     assert set(simvq.state_dict()) == {"basis", "transform"}
     assert simvq.basis.shape == (K, D)
@@ -312,7 +312,7 @@ def test_simvq_transform_is_the_only_parameter():
 
 def test_simvq_init_is_a_normal_basis_and_the_identity():
     torch.manual_seed(0)
-    simvq = SimVQCodebook(400, 100, weight=4.0)
+    simvq = SimVQCodebook(400, 100, loss_weight=4.0)
     assert torch.equal(simvq.transform, torch.eye(100))
     assert torch.equal(simvq.codes, simvq.basis)
     scaled = simvq.basis.double() * 10  # sqrt(D)

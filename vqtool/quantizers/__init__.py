@@ -21,9 +21,9 @@ from vqtool.quantizers.residual import ResidualQuantizer, ResidualQuantizerSetti
 from vqtool.quantizers.vector import VectorQuantizer, VectorQuantizerSettings
 from vqtool.search import nearest_codes
 
-# The one table of quantizers, selected by `kind`. Each settings class has `dim` and `follows_width` (D for an encoder
-# width), `resolve` (fill in `auto`), `updates` (codebook updates by key) and `build`. Those that can be a level of a
-# residual quantizer also have `build_level` and `init`.
+# The one table of quantizers, selected by `kind`. Each settings class has `dim` (D for an encoder width),
+# `follows_width` (whether D depends on that width), `resolve` (fill in `auto`), `updates` (codebook updates by key) and
+# `build`. Those that can be a level of a residual quantizer also have `build_level` and `init`.
 QuantizerSettings = Annotated[
     VectorQuantizerSettings
     | ResidualQuantizerSettings

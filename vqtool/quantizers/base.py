@@ -15,28 +15,34 @@ from vqtool.runtime.precision import full_precision
 
 
 class QuantizerOutput(NamedTuple):
-    """Output of every quantizer; (...) are the leading axes of its input z (..., D)."""
+    """Output of every quantizer; (...) are the leading axes of its input, z the preprocessed input."""
 
     quantized: Tensor
-    """(..., D) codes e[indices]; the gradient reaches z through the gradient estimator."""
+    """(..., D) `decode(indices)` up to rounding, in the dtype of the input; the gradient reaches z through the gradient
+    estimator. In training, some samples may be z itself (`unquantized_fraction`, and all before initialisation), or the
+    sum of the first levels only (`level_dropout`)."""
     indices: Tensor
-    """(...) int64 indices of the codes; (..., Q) for a residual or product quantizer."""
+    """(...) int64 indices of the codes, from 0 to K - 1; (..., Q) for a residual or product quantizer."""
     commitment_loss: Tensor
     """() mean over all elements of (z - stop(e[indices]))², plus the codebook loss if the update has one; mean over
-    levels."""
+    levels. 0 for FSQ, and in training before initialisation."""
     entropy_loss: Tensor
-    """() negative entropy of the batch-mean soft assignment, in nats (minimal for even usage), plus
-    `sample_entropy_weight` times the mean entropy of each vector's soft assignment; mean over levels."""
+    """() negative entropy of the batch-mean soft assignment, in nats (-ln K for even usage), plus
+    `sample_entropy_weight` times the mean entropy of each vector's soft assignment; mean over levels. 0 after
+    `skip_entropy_loss`, and in training before initialisation."""
 
 
 class LevelStatistics(NamedTuple):
-    """Statistics of one level over N vectors: sums on the CPU, so those of several batches can be added."""
+    """Sums over the N preprocessed vectors of one level, on the CPU; those of several batches can be added.
+
+    From the second level of a residual quantizer on, the vectors are residuals. D is the width of the level's codes.
+    """
 
     counts: Tensor
     """(K,) int64, hits of each code."""
     soft_assignment: Tensor
     """(F, M) float64, soft assignments summed over the vectors. A vector quantizer has F = 1 and M = K; a scalar
-    quantizer has one row per dimension, padded with zeros to the largest number of values."""
+    quantizer has a row for each of its F = D dimensions, padded with zeros to the largest number of values M."""
     sample_entropy: Tensor
     """() float64, entropy of each vector's soft assignment in nats, summed over the vectors."""
     squared_distance: Tensor
@@ -48,7 +54,7 @@ class LevelStatistics(NamedTuple):
     squared_norm_sum: Tensor
     """() float64, sum of the squared norms of the vectors."""
     squared_distance_per_code: Tensor = torch.zeros(())
-    """(K,) float64, `squared_distance` split by code; () for a quantizer without a learned codebook."""
+    """(K,) float64, `squared_distance` split by code; () 0 for a quantizer without a learned codebook."""
 
 
 class Quantizer(nn.Module, ABC):
@@ -75,9 +81,10 @@ class Quantizer(nn.Module, ABC):
         dim: D, width of input and output.
         has_levels: whether indices have a last axis Q.
         supports_prefix_decoding: whether the first levels can be decoded without the others.
-        gradient_estimator: how gradients pass the argmin.
-        unquantized_fraction: fraction of the samples of a training batch that skip quantization.
-        sample_entropy_weight: weight of the sample-entropy term in the entropy loss, the same at every level.
+        gradient_estimator: how gradients pass the argmin. Product and projected quantizers do not use this attribute
+            and the next one: the quantizers inside them apply their own.
+        unquantized_fraction: fraction of the samples of a training batch that skip quantization, from 0 to 1.
+        sample_entropy_weight: weight of the sample-entropy term in the entropy loss; that of the first level or group.
     """
 
     codebook_sizes: tuple[int, ...]
@@ -92,7 +99,7 @@ class Quantizer(nn.Module, ABC):
     @property
     @abstractmethod
     def codes(self) -> Tensor:
-        """The codes (K, D); (Q, K, D) for a quantizer with Q levels."""
+        """The codes (K, D); (Q, K, D) for a quantizer with Q levels, which must have the same K."""
 
     @property
     def learned_codes(self) -> list[Tensor | None]:
@@ -100,11 +107,11 @@ class Quantizer(nn.Module, ABC):
         return [None] * len(self.codebook_sizes)
 
     def forward(self, vectors: Tensor) -> QuantizerOutput:
-        """Quantize vectors (..., D).
+        """Quantize vectors (..., D), whose first axis counts samples; one vector (D,) is one sample.
 
-        Losses are float64 for float64 input and float32 otherwise; autocast does not apply. If torch.distributed is
-        initialised and the module is in training mode, every process must call `forward` with its shard of the batch.
-        Losses are then those of the whole batch, and their gradients are correct once averaged by
+        Losses are float64 if the input or the codes are, else float32; autocast does not apply. If torch.distributed
+        is initialised and the module is in training mode, every process must call `forward` with its shard of the
+        batch. Losses are then those of the whole batch, and their gradients are correct once averaged by
         DistributedDataParallel.
 
         Raises:
@@ -118,22 +125,28 @@ class Quantizer(nn.Module, ABC):
         return output._replace(quantized=output.quantized.to(vectors.dtype))
 
     def encode(self, vectors: Tensor) -> Tensor:
-        """Return the indices of the nearest codes of vectors (..., D): (...) int64, or (..., Q) with levels."""
+        """Return the indices of the nearest codes of vectors (..., D): (...) int64, or (..., Q) with levels.
+
+        The same in training and evaluation mode, and before initialisation. Raises ValueError as `forward` does.
+        """
         with full_precision(vectors.device):
             return self.nearest(self.preprocess(self._validate(vectors)))
 
     @torch.no_grad()
     def statistics(self, vectors: Tensor, indices: Tensor) -> list[LevelStatistics]:
-        """Return the statistics of each level for vectors (..., D) and their indices from `forward` or `encode`."""
+        """Return the statistics of each level for vectors (..., D) and their indices from `forward` or `encode`.
+
+        They are not summed over processes.
+        """
         with full_precision(vectors.device):
             return self.level_statistics(self.preprocess(self._validate(vectors)), indices)
 
     @torch.no_grad()
     def evaluate_padded(self, vectors: Tensor, samples: int) -> tuple[QuantizerOutput, list[LevelStatistics]]:
-        """Return output and statistics of the first `samples` of a batch (B, L, D) that is padded to a fixed size.
+        """Return output and statistics of the first `samples` of a batch (B, ..., D) that is padded to a fixed size.
 
-        The nearest codes are found for the padded batch, as in `encode`, because matrix products of another shape may
-        round differently.
+        For evaluation mode; processes do not communicate. The nearest codes are found for the padded batch, as
+        in `encode`, because matrix products of another shape may round differently.
         """
         with full_precision(vectors.device):
             preprocessed = self.preprocess(self._validate(vectors))
@@ -151,10 +164,10 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def nearest(self, preprocessed: Tensor) -> Tensor:
-        """Return the indices of the nearest codes for preprocessed vectors: (...), or (..., Q) with levels."""
+        """Return the indices of the nearest codes for preprocessed vectors: (...) int64, or (..., Q) with levels."""
 
     def assign(self, preprocessed: Tensor, shard: BatchShard) -> Tensor:
-        """Return the indices of preprocessed vectors, a shard of a batch; in training they may not be the nearest."""
+        """Return the indices, as `nearest` does, of a shard of a batch; in training they may not be the nearest."""
         return self.nearest(preprocessed)
 
     @abstractmethod
@@ -166,11 +179,11 @@ class Quantizer(nn.Module, ABC):
         """Return the quantized vectors (..., D) of `indices` (...), or (..., Q) with levels.
 
         The codes of several levels are summed (residual) or concatenated (product). If `supports_prefix_decoding`,
-        indices of the first levels only are also accepted.
+        indices (..., q) of the first q levels, 1 <= q <= Q, are also accepted.
         """
 
     def embed(self, indices: Tensor) -> Tensor:
-        """Return the vectors of `indices` in code space: `decode` without the output projection."""
+        """Return `decode(indices)` without the output projection: (..., d), with d the width of the codes."""
         return self.decode(indices)
 
     @abstractmethod
@@ -183,20 +196,22 @@ class Quantizer(nn.Module, ABC):
         return False
 
     def init_codes(self, preprocessed: Tensor) -> None:
-        """Initialise the codes from preprocessed vectors (S, D); no effect without a learned codebook."""
+        """Initialise the codes by k-means on preprocessed vectors (S, D); no effect without a learned codebook."""
 
     def run_init(self, only_if_complete: bool = False) -> None:
         """Initialise the codes from the sample, if `needs_init` and the sample is not empty.
+
+        With several processes, all of them must call it.
 
         Args:
             only_if_complete: initialise only if the sample is complete.
 
         Raises:
-            Stopped: a signal was received; the codes are not initialised.
+            Stopped: a signal was received; `needs_init` is still true.
         """
 
     def skip_entropy_loss(self) -> None:
-        """Return an entropy loss of 0 from now on, to save its computation if its weight is 0."""
+        """Make the entropy loss 0 from now on, here and in all levels and groups; saves its computation."""
         for module in self.modules():
             if isinstance(module, Quantizer):
                 module._computes_entropy_loss = False
@@ -208,8 +223,8 @@ class Quantizer(nn.Module, ABC):
         processes, all of them must call it.
 
         Args:
-            step_is_finite: () bool on the device; if false, nothing changes. It must be true while `needs_init`.
-                Default: true.
+            step_is_finite: () bool on the device; if false, the batches are dropped and nothing else changes. It must
+                be true while `needs_init`. Default: true.
         """
         self.apply_update(step_is_finite)
         if self.needs_init:
@@ -226,10 +241,10 @@ class Quantizer(nn.Module, ABC):
         """Drop the batches accumulated since the last update; call it instead of `update` to skip a step."""
 
     def apply_gradient_estimator(self, vectors: Tensor, codes: Tensor, shard: BatchShard) -> Tensor:
-        """Return the codes (..., D), with a gradient for the vectors (..., D).
+        """Return the assigned codes e[indices] (..., D), with a gradient for the vectors z (..., D).
 
-        In training, the first `unquantized_fraction` of the samples are returned unquantized (Défossez et al. 2024,
-        "Moshi", 3.3, quantization rate). Batches are in random order, so no sampling is needed.
+        In training, the vectors of the first `unquantized_fraction` of the whole batch's samples are returned instead
+        (Défossez et al. 2024, "Moshi", 3.3, quantization rate). Batches are in random order, so no sampling is needed.
         """
         estimator = GRADIENT_ESTIMATORS[self.gradient_estimator]
         unquantized = 0
@@ -240,7 +255,7 @@ class Quantizer(nn.Module, ABC):
         return torch.cat([vectors[:unquantized], estimator(vectors[unquantized:], codes[unquantized:])])
 
     def _validate(self, vectors: Tensor) -> Tensor:
-        """Return the vectors in the dtype of the computation, at least float32.
+        """Return the vectors as float64 if they are, else as float32.
 
         Raises:
             ValueError: the vectors have another width than `dim`, or are not floating-point.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Scores computed at a time, which bounds the memory.
+# Maximum number of scores computed at a time, which bounds the memory.
 _SCORES_PER_BLOCK = 1 << 22
 
 
@@ -22,13 +22,13 @@ def beam_search(
 
     At each level, each of the W best partial sums is extended by every code, and the W best results are kept (Babenko &
     Lempitsky 2014, "Additive Quantization for Extreme Vector Compression", 3.2; in a residual quantizer: Liu et al.
-    2015, "Improved Residual Vector Quantization"). With W = 1 it is greedy search, up to ties.
+    2015, "Improved Residual Vector Quantization"). With W = 1 it is greedy search, up to ties and rounding.
 
     Args:
         vectors: z (N, D).
-        codebooks: e_q (K, D) of each level; K may differ.
-        beam_size: W.
-        scores_per_block: number of scores computed at a time.
+        codebooks: e_q (K, D) of each level, in the dtype of the vectors; K may differ.
+        beam_size: W, at least 1.
+        scores_per_block: maximum number of scores computed at a time, but at least those of one vector.
 
     Returns:
         (N, Q) int64 indices. Partial sums are compared in the dtype of the vectors, the W final sums in float64.
@@ -39,6 +39,7 @@ def beam_search(
 
 
 def _search_block(vectors: Tensor, codebooks: Sequence[Tensor], beam_size: int) -> Tensor:
+    """Return the result of `beam_search` for a block of vectors (n, D): indices (n, Q)."""
     residuals = vectors[:, None]  # (N, W, D), vector minus partial sum
     indices = torch.empty(*residuals.shape[:2], 0, dtype=torch.int64, device=vectors.device)
     for codes in codebooks:

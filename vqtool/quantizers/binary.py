@@ -13,16 +13,17 @@ from vqtool.quantizers.scalar import ScalarQuantizer, ScalarSettings
 
 
 class LookupFreeQuantizer(ScalarQuantizer):
-    """Quantize each dimension to its sign, 1 if z > 0 and else -1 (LFQ).
+    """Quantize each dimension to its sign: at depth 0, 1 if z[d] > 0, else -1 (LFQ).
 
-    Yu et al. 2023, "Language Model Beats Diffusion", eqs. 3 and 5. Bit d of the index is 1 if z[d] > 0.
+    Yu et al. 2023, "Language Model Beats Diffusion", eqs. 3 and 5. Bit d of the index is 1 if z[d] > 0; bit 0 is the
+    least significant.
 
     Args:
         bits: D; the codebook size is K = 2^D.
-        temperature: temperature of the soft assignment in the entropy loss, relative to the squared value of one
+        temperature: temperature of the soft assignment in the entropy loss, in multiples of the squared value of one
             dimension of a code at this depth.
         sample_entropy_weight: weight of the mean entropy of each vector's soft assignment in the entropy loss.
-        depth: level in a residual quantizer, from 0; each level has half the magnitude of the previous one.
+        depth: level in a residual quantizer, from 0; the values are ±magnitude(bits) · 0.5^depth.
     """
 
     def __init__(self, bits: int, temperature: float = 1.0, sample_entropy_weight: float = 1.0, depth: int = 0) -> None:
@@ -31,7 +32,7 @@ class LookupFreeQuantizer(ScalarQuantizer):
 
     @staticmethod
     def magnitude(bits: int) -> float:
-        """Return the absolute value of each dimension of a code of `bits` dimensions."""
+        """Return the absolute value of each dimension of a code of `bits` dimensions, at depth 0."""
         return 1.0
 
     def nearest(self, preprocessed: Tensor) -> Tensor:
@@ -39,10 +40,10 @@ class LookupFreeQuantizer(ScalarQuantizer):
 
 
 class BinarySphericalQuantizer(LookupFreeQuantizer):
-    """Normalise vectors to unit length and quantize each dimension to its sign, ±1 / sqrt(D) (BSQ).
+    """Normalise vectors to unit length and quantize each dimension to its sign: ±1 / sqrt(D) at depth 0 (BSQ).
 
     Zhao et al. 2024, "Image and Video Tokenization with Binary Spherical Quantization", eqs. 6 and 10. Arguments are
-    those of `LookupFreeQuantizer`.
+    those of `LookupFreeQuantizer`. In a residual quantizer only the input is normalised, not the residuals.
     """
 
     @staticmethod

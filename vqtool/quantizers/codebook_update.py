@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vqtool.runtime.distributed import BatchShard, all_reduce_sum
 from vqtool.runtime.settings import Settings
 
-# A code with N_k at or below this is kept: m_k / N_k is rounding noise.
+# A code with N_k at or below this keeps its value: m_k / N_k is rounding noise.
 _MIN_EMA_COUNT = 1e-20
 
 
@@ -23,7 +23,7 @@ class Codebook(nn.Module):
     """Codes e as a parameter `weight` (K, D), updated by the optimizer; the base class of all codebooks.
 
     Without a codebook loss, the only gradient is that of the entropy loss. Codes are initialised uniformly in
-    (-1/K, 1/K).
+    (-1/K, 1/K). Subclasses may store codes otherwise, so read them from `codes`.
 
     Args:
         codebook_size: K.
@@ -34,10 +34,11 @@ class Codebook(nn.Module):
 
     def __init__(self, codebook_size: int, codebook_dim: int) -> None:
         super().__init__()
-        self._set_weight(torch.empty(codebook_size, codebook_dim).uniform_(-1 / codebook_size, 1 / codebook_size))
+        self._register_codes(torch.empty(codebook_size, codebook_dim).uniform_(-1 / codebook_size, 1 / codebook_size))
 
-    def _set_weight(self, weight: Tensor) -> None:
-        self.weight = nn.Parameter(weight)
+    def _register_codes(self, codes: Tensor) -> None:
+        """Register random `codes` (K, D) as a parameter; subclasses may register other parameters and buffers."""
+        self.weight = nn.Parameter(codes)
 
     @property
     def codes(self) -> Tensor:
@@ -45,7 +46,13 @@ class Codebook(nn.Module):
         return self.weight
 
     def codebook_loss(self, vectors: Tensor, codes: Tensor, shard: BatchShard) -> Tensor | None:
-        """Return the codebook loss () of `vectors` (N, D) and their assigned `codes` (N, D); None if there is none."""
+        """Return the weighted codebook loss () of the global batch, or None if this codebook has none.
+
+        Args:
+            vectors: z (N, D).
+            codes: e[indices] (N, D).
+            shard: position of these vectors in the global batch.
+        """
         return None
 
     def accumulate(self, vectors: Tensor, indices: Tensor) -> None:
@@ -55,14 +62,19 @@ class Codebook(nn.Module):
         """
 
     def update(self, step_is_finite: Tensor | None = None) -> None:
-        """Apply what all ranks accumulated since the last update; no effect if `step_is_finite` () bool is false."""
+        """Apply what all ranks accumulated since the last update; all ranks must call it.
+
+        Args:
+            step_is_finite: () bool on the device; if false, drop what was accumulated and change nothing else.
+                Default: true.
+        """
 
     def discard(self) -> None:
         """Drop what was accumulated since the last update."""
 
     @torch.no_grad()
     def init_codes(self, codes: Tensor, counts: Tensor) -> None:
-        """Set all codes to `codes` (K, D), each the mean of `counts` (K,) vectors of a sample."""
+        """Set all codes to `codes` (K, D) from k-means; `counts` (K,) int64 are their hits in the k-means sample."""
         self.replace(torch.ones_like(counts, dtype=torch.bool), codes)
 
     @torch.no_grad()
@@ -72,14 +84,14 @@ class Codebook(nn.Module):
 
 
 class GradientCodebook(Codebook):
-    """Codes updated by the codebook loss.
+    """Codes updated by the codebook loss, and by the entropy loss where it has a weight.
 
-    codebook_loss = weight · mean over all elements of (stop(z) - e[indices])² (van den Oord et al. 2017, eq. 3).
+    codebook_loss = loss_weight · mean over all elements of (stop(z) - e[indices])² (van den Oord et al. 2017, eq. 3).
     """
 
-    def __init__(self, codebook_size: int, codebook_dim: int, weight: float) -> None:
+    def __init__(self, codebook_size: int, codebook_dim: int, loss_weight: float) -> None:
         super().__init__(codebook_size, codebook_dim)
-        self.loss_weight = weight
+        self.loss_weight = loss_weight
 
     def codebook_loss(self, vectors: Tensor, codes: Tensor, shard: BatchShard) -> Tensor:
         return self.loss_weight * shard.mean((vectors.detach() - codes).square())
@@ -88,15 +100,15 @@ class GradientCodebook(Codebook):
 class EmaCodebook(Codebook):
     """Codes that are the moving average of the vectors assigned to them (van den Oord et al. 2017, eqs. 6-8).
 
-    With n_k the hits of code k in a step and g_k its decay:
+    With n_k the hits of code k in a step, over all ranks, and g_k its decay:
 
         N_k <- g_k N_k + (1 - g_k) n_k
         m_k <- g_k m_k + (1 - g_k) · sum of the vectors assigned to k
         e_k <- m_k / N_k
         g_k  = max(decay, exp(-n_k / min_ema_hits)), or decay if min_ema_hits = 0
 
-    N and m are initialised with 0, so the first update sets a code to the mean of its vectors. A code without hits
-    keeps its value: N_k and m_k decay together. Codes and averages are buffers; no gradient reaches them.
+    N and m are initialised with 0, so the first step that hits a code sets it to the mean of its vectors. A code
+    without hits keeps its value: N_k and m_k decay together. Codes and averages are buffers; no gradient reaches them.
 
     Args:
         codebook_size: K.
@@ -106,8 +118,8 @@ class EmaCodebook(Codebook):
             code would follow its last few vectors. Here its decay is closer to 1, and exactly 1 in a step without hits.
 
     Attributes:
-        counts: (K,) N.
-        sums: (K, D) m.
+        counts: (K,) N, moving average of the hits per step.
+        sums: (K, D) m, moving average of the sum of the assigned vectors per step.
     """
 
     counts: Tensor
@@ -120,8 +132,8 @@ class EmaCodebook(Codebook):
         self.register_buffer("sums", torch.zeros(codebook_size, codebook_dim))
         self._pending: tuple[Tensor, Tensor] | None = None
 
-    def _set_weight(self, weight: Tensor) -> None:
-        self.register_buffer("weight", weight)
+    def _register_codes(self, codes: Tensor) -> None:
+        self.register_buffer("weight", codes)
 
     @torch.no_grad()
     def accumulate(self, vectors: Tensor, indices: Tensor) -> None:
@@ -176,11 +188,12 @@ class EmaCodebook(Codebook):
 
 
 class SimVQCodebook(GradientCodebook):
-    """Codes e = B W, with a fixed random basis B (K, D) and a learned linear map W (D, D).
+    """Codes e = B W, with a basis B (K, D), which no gradient reaches, and a learned linear map W (D, D).
 
-    The codebook loss trains W, so every step moves every code, with or without hits (SimVQ: Zhu et al. 2024,
-    "Addressing Representation Collapse in Vector Quantized Models with One Linear Layer", eq. 6). B is normal with
-    standard deviation 1 / sqrt(D); W is initialised with the identity.
+    The codebook loss trains W, as does the entropy loss where it has a weight. Every step thus moves every code, with
+    or without hits (SimVQ: Zhu et al. 2024, "Addressing Representation Collapse in Vector Quantized Models with One
+    Linear Layer", eq. 6). At first B is normal with standard deviation 1 / sqrt(D), and W the identity. `init_codes`
+    sets B to the codes and W to the identity; `replace` sets rows of B. There is no `weight`.
 
     Attributes:
         basis: (K, D) B, a buffer.
@@ -189,10 +202,10 @@ class SimVQCodebook(GradientCodebook):
 
     basis: Tensor
 
-    def _set_weight(self, weight: Tensor) -> None:
-        dim = weight.shape[1]
-        self.register_buffer("basis", torch.randn_like(weight) * dim**-0.5)
-        self.transform = nn.Parameter(torch.eye(dim, dtype=weight.dtype, device=weight.device))
+    def _register_codes(self, codes: Tensor) -> None:
+        dim = codes.shape[1]
+        self.register_buffer("basis", torch.randn_like(codes) * dim**-0.5)
+        self.transform = nn.Parameter(torch.eye(dim, dtype=codes.dtype, device=codes.device))
 
     @property
     def codes(self) -> Tensor:

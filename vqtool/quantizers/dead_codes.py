@@ -14,7 +14,8 @@ from vqtool.quantizers.codebook_update import Codebook
 from vqtool.runtime.distributed import BatchShard, all_reduce_max, all_reduce_min, all_reduce_sum
 from vqtool.runtime.settings import Settings
 
-# Indices and steps that `HitSteps` buffers. One scatter over many steps costs little more than over one step.
+# Numbers of indices and of steps that `HitSteps` buffers at most. One scatter over many steps costs little more than
+# over one step.
 _MAX_PENDING_INDICES, _MAX_PENDING_STEPS = 1 << 16, 1 << 10
 
 
@@ -26,20 +27,20 @@ class DeadCodeReset(nn.Module):
 
         e[indices[n]] + step_size · (z[n] - e[indices[n]])
 
-    for a vector z[n] of the current batch; the vectors are evenly spaced in it, as it is already in random order. The
-    host synchronises with the device only at the end of a window.
+    for a vector z[n] of the batches accumulated since the last update, on all ranks; the vectors are evenly spaced in
+    them, as batches are in random order. The host synchronises with the device only at the end of a window.
 
     Args:
         codebook_size: K.
         window_hits: length of the window, in mean hits per code.
         min_hits: codes with fewer hits in a window are dead.
-        step_size: fraction of the way from the code e[indices[n]] to the vector z[n]. In many dimensions a vector is
-            far from all others, and a code placed on it (1) gets no other hits. A code placed near an existing code
-            takes over some of that code's vectors (Linde, Buzo & Gray 1980, "An Algorithm for Vector Quantizer
-            Design", splitting). While more than half of the codes are dead, 1 is used.
+        step_size: fraction, in (0, 1], of the way from the code e[indices[n]] to the vector z[n]. In many dimensions a
+            vector is far from all others, and a code placed on it (1) gets no other hits. A code placed near an
+            existing code takes over some of that code's vectors (Linde, Buzo & Gray 1980, "An Algorithm for Vector
+            Quantizer Design", splitting). While more than half of the codes are dead, 1 is used.
 
     Attributes:
-        hits: (K,) int64, hits in the current window.
+        hits: (K,) int64, hits in the current window, over all ranks.
         dead: (K,) bool, dead codes that are not reset yet; a step resets at most one code per vector.
     """
 
@@ -58,7 +59,13 @@ class DeadCodeReset(nn.Module):
 
     @torch.no_grad()
     def accumulate(self, vectors: Tensor, indices: Tensor, shard: BatchShard) -> None:
-        """Accumulate a training batch for `update`: vectors (N, D), their indices (N,), their position in the batch."""
+        """Accumulate a training batch for `update`.
+
+        Args:
+            vectors: z (N, D).
+            indices: (N,) int64.
+            shard: position of these vectors in the global batch, counted in vectors.
+        """
         if self._pending_hits is None:
             self._pending_hits = torch.zeros_like(self.hits)
         self._pending_hits.index_add_(0, indices, torch.ones_like(indices))  # bincount would wait for the device
@@ -68,11 +75,12 @@ class DeadCodeReset(nn.Module):
     def update(self, codebook: Codebook, step_is_finite: Tensor | None = None) -> None:
         """Count the hits accumulated by all processes; at the end of a window, reset dead codes.
 
-        If there are more dead codes than vectors, the next steps reset the others.
+        If there are more dead codes than vectors, the next steps reset the others. All processes must call it.
 
         Args:
-            codebook: the codes (K, D).
-            step_is_finite: () bool; if false, no hit is counted and no code is reset. Default: true.
+            codebook: the codebook whose codes (K, D) are reset.
+            step_is_finite: () bool on the device; if false, `hits`, `dead` and the codes do not change, and the length
+                of the current window is no longer exact. Default: true.
         """
         if self._pending_hits is None:
             return
@@ -106,7 +114,7 @@ class DeadCodeReset(nn.Module):
 
         Args:
             codes: e (K, D); not modified.
-            rows: (R,) numbers n, counted over the accumulated batches in order, each with the shards of all processes.
+            rows: (R,) int64 numbers n, counted over the accumulated batches, each with the shards of all processes.
             step_size: fraction of the way from the code to the vector.
         """
         reset_codes = codes.new_zeros(len(rows), codes.shape[1], dtype=self._batches[0][0].dtype)
@@ -116,8 +124,8 @@ class DeadCodeReset(nn.Module):
             is_local = (local_rows >= 0) & (local_rows < len(vectors))
             if len(vectors):
                 local_rows = local_rows.clamp(0, len(vectors) - 1)
-                nearest = codes[indices[local_rows]].to(vectors.dtype)
-                moved = torch.lerp(nearest, vectors[local_rows], step_size)
+                assigned_codes = codes[indices[local_rows]].to(vectors.dtype)
+                moved = torch.lerp(assigned_codes, vectors[local_rows], step_size)
                 reset_codes = torch.where(is_local[:, None], moved, reset_codes)
             batch_start += shard.total
         return all_reduce_sum(reset_codes)
@@ -165,12 +173,13 @@ class HitSteps(nn.Module):
 
     Args:
         codebook_sizes: K of each level.
-        max_pending_indices: number of buffered indices from which on they are written to `first` and `last`.
-        max_pending_steps: the same, as a number of steps.
+        max_pending_indices: with this many buffered indices, the buffered steps are written to `first` and `last`.
+        max_pending_steps: the same with this many buffered steps.
 
     Attributes:
         first: (sum of all K,) int32, step of the first hit, counted from 1; 0: never hit. The levels are concatenated.
-            Buffered steps are missing; `synchronize`, `per_level` and `state_dict` write them first.
+            Buffered steps are missing; `synchronize`, `per_level` and `state_dict` write them first. Steps of other
+            processes are missing until `synchronize`.
         last: the same for the last hit.
     """
 
@@ -198,12 +207,12 @@ class HitSteps(nn.Module):
         self.register_load_state_dict_post_hook(_clear)
 
     def record(self, indices: Tensor, step: int, step_is_finite: Tensor | None = None) -> None:
-        """Record hits of a training step.
+        """Record this process's hits of a training step.
 
         Args:
-            indices: (..., Q), or (...) with one level.
-            step: number of the step, counted from 1.
-            step_is_finite: () bool; if false, nothing is recorded. Default: true.
+            indices: (..., Q) int64, or (...) with one level.
+            step: number of the step, counted from 1; it must not decrease from call to call.
+            step_is_finite: () bool on the device; if false, nothing is recorded. Default: true.
         """
         self._pending.append((indices.detach(), step, step_is_finite))
         self._num_pending_indices += indices.numel()
@@ -220,7 +229,7 @@ class HitSteps(nn.Module):
         self.last.copy_(all_reduce_max(self.last))
 
     def per_level(self) -> list[tuple[Tensor, Tensor]]:
-        """Return `first` (K,) and `last` (K,) of each level."""
+        """Return `first` (K,) and `last` (K,) of each level, including the buffered steps of this process."""
         _flush(self)
         sizes = self._codebook_sizes
         return list(zip(self.first.split(sizes), self.last.split(sizes), strict=True))

@@ -27,15 +27,16 @@ class FiniteScalarQuantizer(ScalarQuantizer):
         quantized = round(preprocessed · floor(n / 2)) / floor(n / 2)
 
     As in the paper, the shift of half a step makes 0 one of an even number of values. The commitment loss is 0, because
-    tanh already bounds the vectors. The paper has no entropy loss; it is optional here.
+    tanh already bounds the vectors. The paper has no entropy loss; it is optional here. In a residual quantizer, only
+    the input is bounded by tanh, not the residuals.
 
     Args:
-        levels: number of values of each dimension, at least 2; the codebook size is their product.
-        temperature: temperature of the soft assignment in the entropy loss, in squared units of the bounded vectors. At
-            deeper levels it is scaled down like the squared values of the dimension with the most levels.
+        levels: number of values of each of the D dimensions, at least 2; the codebook size K is their product.
+        temperature: temperature of the soft assignment in the entropy loss, in squared units of the preprocessed
+            vectors. At greater depth it is scaled down like the squared values of the dimension with the most values.
         sample_entropy_weight: weight of the mean entropy of each vector's soft assignment in the entropy loss.
-        depth: level in a residual quantizer, from 0; the values of each level span half a step of the previous level
-            to both sides of 0.
+        depth: level in a residual quantizer, from 0; the values of each level lie within half a step of the previous
+            level, to both sides of 0.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ GradientEstimator = Literal["straight_through", "rotation"]
 
 
 def straight_through(vectors: Tensor, codes: Tensor) -> Tensor:
-    """Return the assigned codes e (..., D); the backward pass copies their gradient to the vectors z (..., D).
+    """Return the assigned codes e (..., D), up to rounding; the backward pass copies their gradient to z (..., D).
 
     The straight-through estimator z + stop(e - z) (Bengio et al. 2013, section 3). No gradient reaches the codes.
     """
@@ -21,11 +21,11 @@ def straight_through(vectors: Tensor, codes: Tensor) -> Tensor:
 
 
 def rotation(vectors: Tensor, codes: Tensor) -> Tensor:
-    """Return the codes e (..., D), with the gradient of |e|/|z| · R z for the vectors z (..., D).
+    """Return the assigned codes e (..., D), up to rounding, with the gradient of |e|/|z| · R z for z (..., D).
 
     R = I - 2 r rᵀ + 2 ê ẑᵀ rotates ẑ to ê, where ẑ = z/|z|, ê = e/|e| and r = (ẑ + ê)/|ẑ + ê|. R and |e|/|z| are
     constants in the backward pass (the rotation trick: Fifty et al. 2024, "Restructuring Vector Quantization with the
-    Rotation Trick", eq. 4). A zero vector has no direction and gets no gradient.
+    Rotation Trick", eq. 4). If z or e is 0, z gets no gradient. No gradient reaches the codes.
     """
     z, e = vectors.detach(), codes.detach()
     z_unit, e_unit = F.normalize(z, dim=-1), F.normalize(e, dim=-1)

@@ -29,14 +29,15 @@ class KMeansInit(nn.Module):
     Args:
         codebook_size: K.
         dim: D.
-        latents_per_code: sample size divided by K. Default: 64, but at least 8,192 latents in total, and at most 65,536
-            (or 4 per code, if that is more).
+        latents_per_code: S / K. Default: 64, but at least 8,192 latents in total, and at most 65,536 (or 4 per code, if
+            that is more).
 
     Attributes:
         sample_size: S, number of vectors of a complete sample.
         needs_init: whether the codes are still to be initialised; a copy of `not done` on the host.
         done: () bool, whether the codes are initialised.
-        sample: (S, D), the vectors collected so far; empty once the codes are initialised.
+        sample: (n, D), the preprocessed vectors of all processes collected so far; n may exceed S, and is 0 once the
+            codes are initialised.
     """
 
     done: Tensor
@@ -60,14 +61,14 @@ class KMeansInit(nn.Module):
             self._batches.append(vectors.detach())
 
     def pass_through(self, vectors: Tensor, indices: Tensor) -> QuantizerOutput:
-        """Accumulate a training batch (..., D), and return it unquantized, with `indices` and losses of 0."""
+        """Accumulate a preprocessed batch (..., D); return it unquantized, with `indices` (...) and losses of 0."""
         self.accumulate(vectors.reshape(-1, vectors.shape[-1]))
         zero = vectors.new_zeros(())
         return QuantizerOutput(vectors, indices, zero, zero)
 
     @torch.no_grad()
     def apply_update(self) -> None:
-        """Append the batches accumulated by all processes since the last update to the sample."""
+        """Append the batches accumulated by all processes since the last update to the sample; all must call it."""
         if self.needs_init and self._batches:
             batches = [all_gather_rows(batch.to(self.sample.dtype)) for batch in self._batches]
             self.sample = torch.cat([self.sample, *batches])
@@ -78,9 +79,10 @@ class KMeansInit(nn.Module):
         """Initialise the codes of `quantizer`, which contains this module, from the last S vectors of the sample.
 
         No effect if they are initialised already, or if the sample is empty. Rank 0 computes the new state and sends it
-        to the other ranks, so that all are equal to the last bit.
+        to the other ranks, so that all are equal to the last bit; all ranks must call it.
 
         Args:
+            quantizer: its `init_codes` computes the new codes.
             only_if_complete: initialise only if the sample has at least `sample_size` vectors.
 
         Raises:
@@ -108,7 +110,7 @@ class KMeansInit(nn.Module):
 
 
 class RandomInitSettings(Settings):
-    """Initialise codes uniformly in (-1/K, 1/K)."""
+    """Initialise codes uniformly in (-1/K, 1/K); for simvq, normally with standard deviation 1 / sqrt(D)."""
 
     kind: Literal["random"] = "random"
 
@@ -119,8 +121,8 @@ class RandomInitSettings(Settings):
 class KMeansInitSettings(Settings):
     """Initialise codes by k-means on the latents of the first training batches.
 
-    Until the sample is complete, latents pass unquantized and the network trains as a plain autoencoder (Łańcucki et
-    al. 2020, "Robust Training of Vector Quantized Bottleneck Models", 3.2).
+    Until then, latents pass unquantized and the network trains as a plain autoencoder (Łańcucki et al. 2020, "Robust
+    Training of Vector Quantized Bottleneck Models", 3.2).
     """
 
     kind: Literal["kmeans"] = "kmeans"

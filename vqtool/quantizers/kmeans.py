@@ -17,19 +17,19 @@ from torch import Generator, Tensor
 from vqtool.runtime.progress import pass_bar
 from vqtool.search import nearest_codes
 
-# Distances computed at a time, which bounds the memory.
+# Maximum number of distances computed at a time, which bounds the memory.
 _DISTANCES_PER_BLOCK = 1 << 22
-# Codes are seeded in at most this many rounds.
+# Maximum number of rounds in which codes are seeded.
 _MAX_SEEDING_ROUNDS = 256
-# Limits on the work of all Lloyd's iterations of a run, and of all exchanges, so that neither takes minutes.
+# Limits on the work of one run of Lloyd's iterations, and of all exchanges, so that neither takes minutes.
 _MAX_LLOYD_FLOPS = 1 << 42
 _MAX_EXCHANGE_FLOPS = 1 << 34
 # Work between two updates of the progress bar: less than a second.
 _FLOPS_PER_PROGRESS_UPDATE = 1 << 34
-# Work of the assignment, and elements of the vectors of the seeding round, that `KMeansSpeed.measure` times.
+# Limits on the work of the assignment and on the elements of the seeding round that `KMeansSpeed.measure` times.
 _TIMED_FLOPS = 1 << 31
 _TIMED_ELEMENTS = 1 << 22
-# An exchange fails if it lowers the error by at most this fraction; that many failures in succession stop the search.
+# An exchange fails if it lowers the error by at most this fraction; this many failures in succession stop the search.
 _MIN_RELATIVE_GAIN = 1e-4
 _MAX_FAILURES = 6
 # Defaults of `kmeans`.
@@ -48,22 +48,22 @@ def kmeans(
     exchanges: int = EXCHANGES,
     max_flops: int = _MAX_LLOYD_FLOPS,
 ) -> Tensor:
-    """Return K codes that are a local minimum of the mean squared distance of `vectors` to their nearest code.
+    """Return K codes with a small mean squared distance of `vectors` to their nearest code, near a local minimum.
 
     Runs Lloyd's iterations (Lloyd 1982, "Least Squares Quantization in PCM") from k-means++ seeds. It then repeatedly
     adds codes where the error is large and removes as many where they reduce it least (Fritzke 2020, "The breathing
     k-means algorithm"), which avoids two codes in one cluster while another cluster has none.
 
     Args:
-        vectors: z (N, D), at least one; if N < K, some codes are equal.
+        vectors: z (N, D), at least one; if N <= K, they are the codes, and some are repeated if N < K.
         codebook_size: K.
         generator: a generator on the CPU; the result depends only on the vectors and its state.
         iterations: maximum number of Lloyd's iterations per run; fewer if they would exceed `max_flops`.
-        exchanges: maximum number of rounds of adding and removing codes.
+        exchanges: maximum number of rounds of adding and removing codes; fewer if they would exceed 2^34 FLOPs.
         max_flops: if one iteration exceeds this, codes are vectors drawn uniformly.
 
     Returns:
-        (K, D) codes.
+        (K, D) codes, in the dtype of the vectors.
 
     Raises:
         Stopped: a signal was received.
@@ -82,12 +82,12 @@ def kmeans(
 
 
 def _iteration_limits(
-    vectors: int, codebook_size: int, dim: int, iterations: int, exchanges: int, max_flops: int = _MAX_LLOYD_FLOPS
+    num_vectors: int, codebook_size: int, dim: int, iterations: int, exchanges: int, max_flops: int = _MAX_LLOYD_FLOPS
 ) -> tuple[int, int] | None:
     """Return the maximum number of Lloyd's iterations per run and of exchanges; None if codes are only drawn."""
-    flops = 2 * vectors * dim * codebook_size
+    flops = 2 * num_vectors * dim * codebook_size
     # Above the limit even seeding takes too long. With at least as many codes as vectors, each vector is a code.
-    if flops > max_flops or codebook_size >= vectors:
+    if flops > max_flops or codebook_size >= num_vectors:
         return None
     iterations = max(1, min(iterations, max_flops // max(1, flops)))
     if codebook_size == 1:
@@ -111,10 +111,10 @@ class KMeansSpeed(NamedTuple):
     """Seconds per vector of one round of seeding."""
 
     @classmethod
-    def measure(cls, vectors: int, codes: Tensor, clock: Callable[[], float] = time.perf_counter) -> "KMeansSpeed":
-        """Time both on at most `vectors` random vectors near the `codes` (K, D)."""
-        num_assigned = max(1, min(vectors, _TIMED_FLOPS // (2 * codes.numel())))
-        num_seeded = max(1, min(vectors, _TIMED_ELEMENTS // codes.shape[1]))
+    def measure(cls, num_vectors: int, codes: Tensor, clock: Callable[[], float] = time.perf_counter) -> "KMeansSpeed":
+        """Time both on at most `num_vectors` random vectors near the `codes` (K, D); `clock` returns seconds."""
+        num_assigned = max(1, min(num_vectors, _TIMED_FLOPS // (2 * codes.numel())))
+        num_seeded = max(1, min(num_vectors, _TIMED_ELEMENTS // codes.shape[1]))
         noise = torch.randn(max(num_assigned, num_seeded), codes.shape[1], generator=Generator().manual_seed(0))
         noise = noise.to(codes)
         inputs = codes[torch.arange(len(noise), device=codes.device) % len(codes)] + codes.std(correction=0) * noise
@@ -126,13 +126,13 @@ class KMeansSpeed(NamedTuple):
         _seeding_round(inputs[:num_seeded], distances, number, Generator().manual_seed(0))[1].cpu()
         return cls((between - began) / num_assigned, (clock() - between) / num_seeded)
 
-    def seconds(self, vectors: int, codebook_size: int, dim: int) -> float:
-        """Return an upper estimate of the seconds that `kmeans` takes."""
-        limits = _iteration_limits(vectors, codebook_size, dim, ITERATIONS, EXCHANGES)
+    def seconds(self, num_vectors: int, codebook_size: int, dim: int) -> float:
+        """Return an upper estimate of the seconds of `kmeans` with its default arguments; 0 if codes are only drawn."""
+        limits = _iteration_limits(num_vectors, codebook_size, dim, ITERATIONS, EXCHANGES)
         if limits is None:
             return 0.0
         rounds = codebook_size / _codes_per_round(codebook_size)
-        return vectors * (_max_passes(*limits) * self.assignment + rounds * self.seeding_round)
+        return num_vectors * (_max_passes(*limits) * self.assignment + rounds * self.seeding_round)
 
 
 def allocate_kmeans_memory(vectors: Tensor, codebook_size: int) -> None:
@@ -144,7 +144,7 @@ def allocate_kmeans_memory(vectors: Tensor, codebook_size: int) -> None:
 
 @contextmanager
 def skip_kmeans_fit() -> Iterator[None]:
-    """Context in which `kmeans` returns random codes near its vectors, for a dry run."""
+    """Context in which `kmeans` only returns randomly drawn vectors plus noise, for a dry run."""
     token = _skip_fit.set(True)
     try:
         yield
@@ -153,19 +153,19 @@ def skip_kmeans_fit() -> Iterator[None]:
 
 
 def assign_with_progress(nearest: Callable[[Tensor], Tensor], vectors: Tensor, codebook_size: int) -> Tensor:
-    """Return `nearest(vectors)` (N,), computed in blocks with a progress bar.
+    """Return `nearest(vectors)` (N,) int64, computed in blocks with a progress bar. Raises Stopped on a signal.
 
     Args:
         nearest: maps (n, D) to the indices (n,) of the nearest of K codes.
         vectors: (N, D).
-        codebook_size: K.
+        codebook_size: K, from which the size of the blocks is chosen.
     """
     with pass_bar(f"assign, {codebook_size:,} codes", len(vectors), "vectors") as bar:
         return _in_blocks(nearest, vectors, codebook_size, bar.update)
 
 
 def kmeans_plus_plus(vectors: Tensor, codebook_size: int, generator: Generator) -> Tensor:
-    """Return codes (K, D) drawn from the vectors with probability proportional to min over earlier k of |z - e_k|².
+    """Return vectors (K, D), each drawn with probability proportional to min over earlier codes k of |z - e_k|².
 
     k-means++ (Arthur & Vassilvitskii 2007, "k-means++: The Advantages of Careful Seeding"). With more than 256 codes,
     each round draws several at once from the same probabilities, as in k-means|| (Bahmani et al. 2012, "Scalable
@@ -194,10 +194,10 @@ def _codes_per_round(codebook_size: int) -> int:
 
 
 def _weighted_sample(weights: Tensor, number: int, generator: Generator) -> Tensor:
-    """Return `number` row indices with probability proportional to `weights` (N,).
+    """Return `number` row indices, on the CPU, drawn with probability proportional to `weights` (N,).
 
     Without replacement among the rows of positive weight. If these are fewer than `number`, the rest are drawn
-    uniformly from all rows.
+    uniformly from all rows, with replacement.
     """
     # On the CPU, so that all devices draw the same rows.
     weights = weights.double().cpu()
@@ -212,7 +212,7 @@ def _weighted_sample(weights: Tensor, number: int, generator: Generator) -> Tens
 
 
 def _random_codes(vectors: Tensor, codebook_size: int, generator: Generator) -> Tensor:
-    """Return vectors (K, D) drawn uniformly, plus noise, so that no two are equal."""
+    """Return vectors (K, D) drawn uniformly, plus noise of half the vectors' standard deviation in each dimension."""
     rows = _weighted_sample(torch.ones(len(vectors)), codebook_size, generator)
     codes = vectors[rows.to(vectors.device)]
     noise = torch.randn(codes.shape, generator=generator).to(codes)
@@ -220,7 +220,7 @@ def _random_codes(vectors: Tensor, codebook_size: int, generator: Generator) -> 
 
 
 def _lloyd(vectors: Tensor, codes: Tensor, iterations: int, advance: Advance) -> Tensor:
-    """Assign vectors to their nearest codes and move codes to the mean of their vectors, until no index changes."""
+    """Return codes (K, D) after Lloyd's iterations, at most `iterations`, or fewer if the indices no longer change."""
     previous = None
     for _ in range(iterations):
         indices = _assign(vectors, codes, advance)
@@ -237,7 +237,7 @@ def _assign(vectors: Tensor, codes: Tensor, advance: Advance) -> Tensor:
 
 
 def _in_blocks(nearest: Callable[[Tensor], Tensor], vectors: Tensor, codebook_size: int, advance: Advance) -> Tensor:
-    """Return `nearest(vectors)` (N,), computed in blocks that take less than a second each."""
+    """Return `nearest(vectors)` (N,), computed in blocks of less than a second; call `advance` after each block."""
     indices = []
     for block in vectors.split(max(1, _FLOPS_PER_PROGRESS_UPDATE // (2 * codebook_size * vectors.shape[1]))):
         indices.append(nearest(block))
@@ -255,13 +255,13 @@ def centroids(vectors: Tensor, indices: Tensor, codes: Tensor) -> Tensor:
 def _exchange_codes(
     vectors: Tensor, codes: Tensor, exchanges: int, iterations: int, generator: Generator, advance: Advance
 ) -> Tensor:
-    """Exchange codes while that lowers the error; return the best codes found.
+    """Try up to `exchanges` exchanges of codes; return the codes (K, D) of the smallest error.
 
     The first exchange replaces K/8 codes; each time the error does not fall, the next one replaces half as many.
     """
     error, number, failures = _error(vectors, codes, advance), max(1, len(codes) // 8), 0
     for _ in range(exchanges):
-        # Add codes next to those of the largest error; after a failure, next to codes drawn by their error.
+        # Add codes next to those of the largest error; after a failure, next to codes drawn in proportion to it.
         select = _weighted_sample if failures else lambda errors, number, _: errors.topk(number).indices
         candidate = _exchange(vectors, codes, min(number, len(codes) - 1), select, iterations, generator, advance)
         new_error = _error(vectors, candidate, advance)
@@ -286,8 +286,8 @@ def _exchange(
 ) -> Tensor:
     """Return the codes after one exchange: add `number` codes, run Lloyd's iterations, remove as many, run them again.
 
-    New codes are placed next to codes k that `select` chooses by error_k, the sum of the squared distances of their
-    vectors, at a distance of half their root mean squared distance per dimension.
+    `select(errors, number, generator)` chooses codes k by errors[k], the sum of the squared distances of their vectors.
+    A new code is e_k plus normal noise of half the root mean squared distance per dimension of the vectors of k.
     """
     distances, nearest = _nearest_two(vectors, codes)
     errors = torch.zeros_like(codes[:, 0]).index_add_(0, nearest[:, 0], distances[:, 0])
@@ -334,7 +334,7 @@ def _error(vectors: Tensor, codes: Tensor, advance: Advance) -> float:
 
 
 def _nearest_two(vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the squared distances (N, 2) to the two nearest codes and their indices; (N, 1) if there is one code.
+    """Return the squared distances (N, 2) to the two nearest codes, ascending, and their indices; (N, 1) for one code.
 
     |z - e|² = |z|² - 2 z·e + |e|², relative to the mean code to avoid cancellation far from the origin. Approximate,
     unlike `nearest_codes`.

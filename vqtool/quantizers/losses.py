@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from vqtool.quantizers.soft_assignment import soft_sums
 from vqtool.runtime.distributed import BatchShard
 
-# Elements z[n,d] - e[k,d] computed at a time, which bounds the memory.
+# Maximum number of differences z[n,d] - e[k,d] computed at a time, which bounds the memory.
 _ELEMENTS_PER_BLOCK = 1 << 18
 
 
@@ -31,10 +31,10 @@ def commitment_loss(
     Args:
         vectors: z (N, D).
         codes: e (K, D); no gradient reaches them.
-        indices: (N,).
+        indices: (N,) int64.
         shard: position of these vectors in the global batch, over which the mean is taken; default: they are the whole
             batch.
-        elements_per_block: number of differences computed at a time.
+        elements_per_block: maximum number of differences computed at a time, but at least those of one vector.
 
     Returns:
         () loss; gradients reach `vectors` only.
@@ -46,7 +46,7 @@ def commitment_loss(
 
 
 class _SumOfSquares(torch.autograd.Function):
-    """Sum over n of |z_n - e[indices[n]]|², with gradient 2 (z_n - e[indices[n]])."""
+    """Sum over n of |z_n - e[indices[n]]|², with gradient 2 (z_n - e[indices[n]]) for z_n and none for the codes."""
 
     @staticmethod
     def forward(ctx: Any, vectors: Tensor, codes: Tensor, indices: Tensor, elements_per_block: int) -> Tensor:
@@ -95,12 +95,13 @@ def entropy_loss(
     Args:
         vectors: z (N, D).
         codebook: e (K, D).
-        temperature: in squared units of the vectors; no gradient reaches it.
-        sample_entropy_weight: weight of the second term.
-        shard: position of these vectors in the global batch; default: they are the whole batch.
+        temperature: positive number or tensor (), in squared units of the vectors; no gradient reaches it.
+        sample_entropy_weight: weight of the second term, at least 0.
+        shard: position of these vectors in the global batch, over which means are taken; default: they are the whole
+            batch.
 
     Returns:
-        () in nats, between -ln K and 0 if `sample_entropy_weight` is 0; gradients reach `vectors` and `codebook`.
+        () in nats, between -ln K and sample_entropy_weight · ln K; gradients reach `vectors` and `codebook`.
     """
     shard = shard or BatchShard.unsharded(len(vectors))
     local = soft_sums(vectors, codebook, temperature, entropy=sample_entropy_weight > 0)
@@ -110,7 +111,7 @@ def entropy_loss(
 
 
 def negative_entropy(probabilities: Tensor) -> Tensor:
-    """Return sum p ln(p + 1e-10) () in nats, of one distribution (K,) or summed over F distributions (F, M)."""
+    """Return the sum () in nats of p ln(p + 1e-10) over all elements of a distribution (K,) or of F of them (F, M)."""
     return (probabilities * torch.log(probabilities + 1e-10)).sum()
 
 
@@ -135,6 +136,9 @@ class ErrorScale(nn.Module):
 
     The division corrects the bias of an average initialised with 0 (Kingma & Ba 2015, "Adam", section 3).
 
+    Args:
+        decay: decay per step.
+
     Attributes:
         error: () moving average of errors; 0 until the first update.
         weight: () bias correction; 0 until the first update.
@@ -151,25 +155,25 @@ class ErrorScale(nn.Module):
         self._pending: list[tuple[Tensor, int]] = []
 
     def forward(self) -> Tensor:
-        """Return the scale (); 1 before the first update."""
+        """Return the scale () in squared units of the vectors; 1 before the first update."""
         tiny = torch.finfo(self.error.dtype).tiny
         return torch.where(self.weight > 0, self.error / self.weight.clamp_min(tiny), 1.0).clamp_min(1e-12)
 
     @torch.no_grad()
     def reset(self, error: Tensor) -> None:
-        """Reset the average from the mean squared error () of a sample, with the weight of one batch."""
+        """Set the average to the mean squared error () of a sample, with the weight of one step."""
         self.weight.fill_(1 - self.decay)
         self.error.copy_(self.weight * error)
 
     def accumulate(self, error: Tensor, elements: int) -> None:
-        """Accumulate the mean squared error () of a training batch of `elements` numbers."""
+        """Accumulate the mean squared error () of a global batch of `elements` = N · D numbers, equal on all ranks."""
         self._pending.append((error.detach(), elements))
 
     @torch.no_grad()
     def update(self, step_is_finite: Tensor | None = None) -> None:
-        """Apply what was accumulated since the last update; no effect if `step_is_finite` () bool is false.
+        """Apply the errors accumulated since the last update as one step; drop them if `step_is_finite` () is false.
 
-        Batches accumulated between two updates count as one, with error_t their mean weighted by `elements`.
+        error_t is the mean of their errors, weighted by `elements`. `step_is_finite` is bool; default: true.
         """
         elements = sum(count for _, count in self._pending)
         if elements:

@@ -116,13 +116,13 @@ class ProductQuantizer(Quantizer):
         return list(zip(groups, vectors.split([group.dim for group in groups], dim=-1), strict=True))
 
     def _split_indices(self, indices: Tensor) -> list[Tensor]:
-        """Return the indices of each group, in its own format: (...), or (..., Q) for a group with levels."""
+        """Return the indices of each group: (...), or (..., levels of the group) for a group with levels."""
         groups = self.group_quantizers
         split = indices.split([len(group.codebook_sizes) for group in groups], dim=-1)
         return [i if group.has_levels else i[..., 0] for group, i in zip(groups, split, strict=True)]
 
     def _join_indices(self, indices: list[Tensor]) -> Tensor:
-        """Return the indices (..., Q) for those of each group; the inverse of `_split_indices`."""
+        """Concatenate the indices of the groups to (..., Q); the inverse of `_split_indices`."""
         split = zip(self.group_quantizers, indices, strict=True)
         return torch.cat([i if group.has_levels else i[..., None] for group, i in split], dim=-1)
 
@@ -139,7 +139,7 @@ GroupSettings = Annotated[
 
 
 class ProductQuantizerSettings(Settings):
-    """Product quantization: groups of dimensions, each with its own quantizer; one index per group."""
+    """Product quantization: groups of dimensions, each with its own quantizer; one index per level of each group."""
 
     kind: Literal["product"] = "product"
     groups: int = Field(4, ge=1, le=1024, description="G, number of groups of equal width")
@@ -177,4 +177,5 @@ class ProductQuantizerSettings(Settings):
         return ProductQuantizer([self.quantizer.build() for _ in range(self.groups)])
 
     def _group_width(self, width: int) -> int:
+        """Return the width of one group, at least 1; `resolve` reports a width that cannot be divided."""
         return max(1, width // self.groups)

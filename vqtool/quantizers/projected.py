@@ -20,7 +20,7 @@ class ProjectedQuantizer(Quantizer):
 
     Args:
         inner: quantizer of width d.
-        dim: D.
+        dim: D, width of the input and output.
     """
 
     def __init__(self, inner: Quantizer, dim: int) -> None:
@@ -30,8 +30,8 @@ class ProjectedQuantizer(Quantizer):
         self.codebook_sizes = inner.codebook_sizes
         self.has_levels, self.supports_prefix_decoding = inner.has_levels, inner.supports_prefix_decoding
         self.sample_entropy_weight = inner.sample_entropy_weight
-        # No bias, so that the projection of a sum of levels is the sum of their projections.
         self.project_in = nn.Linear(dim, inner.dim)
+        # No bias, so that the projection of a sum of levels is the sum of their projections.
         self.project_out = nn.Linear(inner.dim, dim, bias=False)
         if self.project_in.weight.device.type != "meta":
             nn.init.orthogonal_(self.project_in.weight)
@@ -88,4 +88,5 @@ class ProjectedQuantizer(Quantizer):
         self.inner.discard()
 
     def _project_out(self, codes: Tensor) -> Tensor:
+        """Return W_out · codes (..., D), in the dtype of the codes (..., d)."""
         return F.linear(codes, self.project_out.weight.to(codes.dtype))

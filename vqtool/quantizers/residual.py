@@ -28,7 +28,8 @@ class ResidualQuantizer(Quantizer):
     """Represent a vector as the sum of one code from each level.
 
     Juang & Gray 1982, "Multiple Stage Vector Quantization"; in autoencoders Zeghidour et al. 2021, "SoundStream",
-    algorithm 1. With z the preprocessed vectors, e[q,k] code k of level q and r[q] the residual that level q quantizes:
+    algorithm 1. With z the vectors as preprocessed by the first level (the other levels do not preprocess), e[q,k] code
+    k of level q, and r[q] the residual that level q quantizes:
 
         r[0] = z; indices[q] = argmin_k |r[q] - e[q,k]|²; r[q+1] = r[q] - e[q,indices[q]]
         quantized = sum over q of e[q,indices[q]]
@@ -40,11 +41,11 @@ class ResidualQuantizer(Quantizer):
     Args:
         levels: one quantizer per level, all of the same width; repeat one quantizer to share its codebook.
         beam_size: beam width of the search over levels; 1: greedy, level by level.
-        level_dropout: fraction of the samples of a training batch whose decoder input is the sum of the first q levels
-            only, with q cycling through 1 to Q ("quantizer dropout", SoundStream 3.5). It trains the decoder for prefix
-            decoding.
+        level_dropout: fraction, from 0 to 1, of the samples of a training batch for which `quantized` is the sum of
+            the first q levels only, with q cycling through 1 to Q from sample to sample ("quantizer dropout",
+            SoundStream 3.5). It trains the decoder for prefix decoding.
         init: how all levels are initialised, one after the other, from the same sample of latents; default: they keep
-            the codes they were built with.
+            the codes they were built with. The levels themselves must not have an `init`.
 
     Raises:
         ValueError: there is no level, or the widths differ.
@@ -168,7 +169,7 @@ class ResidualQuantizer(Quantizer):
         return self._unique_levels * self._num_levels if self._shared else self._unique_levels
 
     def _assign_greedily(self, preprocessed: Tensor, assign: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
-        """Return indices (..., Q): level q assigns the residual of the previous levels by `assign[q]`."""
+        """Return indices (..., Q) int64: level q assigns the residual of the previous levels by `assign[q]`."""
         residual, indices = preprocessed.detach(), []
         for level, assign_level in zip(self.level_quantizers, assign, strict=True):
             indices.append(assign_level(residual))
@@ -176,7 +177,7 @@ class ResidualQuantizer(Quantizer):
         return torch.stack(indices, dim=-1)
 
     def _sum_levels(self, codes: list[Tensor], shard: BatchShard) -> Tensor:
-        """Return the sum of Q codes (..., D); in training, of the first levels only for samples with level dropout."""
+        """Return the sum (B, ..., D) of the codes of Q levels; in training, with level dropout for the last samples."""
         dropped = round(self.level_dropout * shard.total) if self.training else 0
         if not dropped or codes[0].ndim < 2:
             return torch.stack(codes).sum(dim=0)

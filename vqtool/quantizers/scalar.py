@@ -1,8 +1,8 @@
 """Quantizers without a learned codebook: each dimension is rounded to one of a few fixed values.
 
 The index of a code is a mixed-radix number with one digit per dimension, the first dimension being the least
-significant: index = sum over d of digit[d] · M[0] · ... · M[d-1], where digit[d] numbers the M[d] values of dimension d
-in ascending order. Codes are found without a search, so the cost does not grow with K.
+significant: index = sum over d of digit[d] · M[0] · ... · M[d-1], where digit[d], from 0 to M[d] - 1, numbers the
+values of dimension d in ascending order. Indices are found without a search, so the cost does not grow with K.
 
 Shapes: N vectors, K codes, D dimensions, M the largest number of values of a dimension; (...) any leading axes.
 """
@@ -20,7 +20,7 @@ from vqtool.quantizers.losses import negative_entropy, sample_entropies
 from vqtool.runtime.distributed import BatchShard
 from vqtool.runtime.settings import Settings
 
-# Pads the values of dimensions that have fewer than M: so far away that their soft assignment is 0.
+# Pads the values of dimensions that have fewer than M; so far away that its soft assignment is 0.
 _PADDING_VALUE = 1e18
 
 
@@ -40,7 +40,7 @@ class ScalarQuantizer(Quantizer):
     Spherical Quantization", eq. 10).
 
     Args:
-        values: values of each dimension, ascending and evenly spaced.
+        values: values of each of the D dimensions: at least two, ascending and evenly spaced.
         temperature: temperature of the soft assignment, in squared units of the preprocessed vectors.
         sample_entropy_weight: weight of the mean entropy of each vector's soft assignment in the entropy loss.
     """
@@ -55,8 +55,8 @@ class ScalarQuantizer(Quantizer):
         self.values_per_dim = [len(row) for row in values]
         self.codebook_sizes = (math.prod(self.values_per_dim),)
         self.temperature, self.sample_entropy_weight = temperature, sample_entropy_weight
-        width = max(self.values_per_dim)
-        padded = [[*row, *[_PADDING_VALUE] * (width - len(row))] for row in values]
+        largest = max(self.values_per_dim)
+        padded = [[*row, *[_PADDING_VALUE] * (largest - len(row))] for row in values]
         place_values = [math.prod(self.values_per_dim[:d]) for d in range(self.dim)]
         # The settings determine these buffers, so checkpoints do not contain them.
         self.register_buffer("values", torch.tensor(padded), persistent=False)
@@ -84,7 +84,13 @@ class ScalarQuantizer(Quantizer):
         )
 
     def commitment_loss(self, preprocessed: Tensor, codes: Tensor, shard: BatchShard) -> Tensor:
-        """Return the commitment loss (), mean over all elements of (z - e[indices])²."""
+        """Return the mean () over all elements of the global batch of (z - e[indices])².
+
+        Args:
+            preprocessed: z (..., D).
+            codes: e[indices] (..., D).
+            shard: position of these samples in the global batch.
+        """
         return shard.mean((preprocessed - codes).square())
 
     def decode(self, indices: Tensor) -> Tensor:

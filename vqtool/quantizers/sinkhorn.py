@@ -19,7 +19,7 @@ from vqtool.search import nearest_codes
 def sinkhorn_codes(
     vectors: Tensor, codebook: Tensor, epsilon: float, iterations: int, shard: BatchShard | None = None
 ) -> Tensor:
-    """Assign vectors to codes so that all codes receive about the same number of vectors.
+    """Return indices that assign about the same number of vectors to every code.
 
     Solves an optimal transport problem with entropic regularisation (Cuturi 2013, "Sinkhorn Distances"). The plan
     P[n,k] has row sums 1 and column sums N / K:
@@ -36,9 +36,9 @@ def sinkhorn_codes(
     Args:
         vectors: z (N, D).
         codebook: e (K, D).
-        epsilon: entropic regularisation, relative to rms(cost); a smaller value makes the plan sharper, and
+        epsilon: entropic regularisation, positive, relative to rms(cost); a smaller value makes the plan sharper, and
             needs more iterations.
-        iterations: number of column and row rescalings.
+        iterations: number of rescalings of all columns and then of all rows.
         shard: position of these vectors in the global batch, over which codes are balanced; default: they are the
             whole batch.
 
@@ -59,7 +59,7 @@ def sinkhorn_codes(
 
 
 def _logsumexp_over_ranks(log_plan: Tensor, shard: BatchShard) -> Tensor:
-    """Return the logsumexp (K,) over the rows of all ranks."""
+    """Return the logsumexp (K,) over the rows of `log_plan` (N, K) on all ranks."""
     local = log_plan.logsumexp(dim=0)
     if not shard.is_sharded:
         return local
@@ -73,7 +73,7 @@ class NearestAssignment(Settings):
     kind: Literal["nearest"] = "nearest"
 
     def assign(self, vectors: Tensor, codebook: Tensor, shard: BatchShard | None = None) -> Tensor:
-        """Return the indices (N,) of the nearest codes (K, D) to vectors (N, D)."""
+        """Return the indices (N,) int64 of the nearest codes (K, D) to vectors (N, D); `shard` is not used."""
         return nearest_codes(vectors, codebook)
 
 
@@ -93,7 +93,7 @@ class SinkhornAssignment(Settings):
     iterations: int = Field(50, ge=1, le=10_000, description="number of Sinkhorn-Knopp iterations")
 
     def assign(self, vectors: Tensor, codebook: Tensor, shard: BatchShard | None = None) -> Tensor:
-        """Return the balanced indices (N,) of vectors (N, D) among codes (K, D); see `sinkhorn_codes`."""
+        """Return balanced indices (N,) int64 of vectors (N, D) among codes (K, D); see `sinkhorn_codes`."""
         return sinkhorn_codes(vectors, codebook, self.epsilon, self.iterations, shard)
 
 

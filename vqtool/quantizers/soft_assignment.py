@@ -50,9 +50,9 @@ class SoftSums(NamedTuple):
     """Sums over vectors of their soft assignments s[n,:] = softmax over k of -|z_n - e_k|² / temperature."""
 
     assignment: Tensor
-    """(K,) sum over n of s[n,k]."""
+    """(K,) P, sum over n of s[n,k]."""
     entropy: Tensor
-    """() sum over n of the entropy of s[n,:] in nats; 0 if it was not requested."""
+    """() H, sum over n of the entropy of s[n,:] in nats; 0 if it was not requested."""
 
 
 def soft_sums(
@@ -67,9 +67,9 @@ def soft_sums(
     Args:
         vectors: z (N, D), float64, float32, bfloat16 or float16.
         codebook: e (K, D), same dtypes.
-        temperature: T, in squared units of the vectors; no gradient reaches it.
+        temperature: T, a positive number or tensor (), in squared units of the vectors; no gradient reaches it.
         entropy: whether to sum the entropies.
-        rows_per_block: number of vectors processed at a time; default: chosen for speed.
+        rows_per_block: maximum number of vectors processed at a time by a thread; default: chosen for speed.
 
     Returns:
         The sums, in the wider of both dtypes and at least float32; gradients reach `vectors` and `codebook`.
@@ -80,13 +80,14 @@ def soft_sums(
 
 
 def _default_rows_per_block(
-    codes: int,
+    codebook_size: int,
     dim: int,
     logits_per_block: int = _LOGITS_PER_BLOCK,
     min_rows: int = _MIN_ROWS_PER_BLOCK,
     max_logits: int = _MAX_LOGITS_PER_BLOCK,
 ) -> int:
-    widest = max(dim + 1, codes)  # with few codes, the rows [x, 1] are larger than their logits
+    """Return R for K = `codebook_size` and D = `dim`, at least 1; the limits are explained at their defaults."""
+    widest = max(dim + 1, codebook_size)  # with few codes, the rows [x, 1] are larger than their logits
     return max(1, logits_per_block // widest, min(min_rows, max_logits // widest))
 
 
@@ -191,7 +192,10 @@ class _Factors(NamedTuple):
 
 @flush_denormals(True)
 def _sums(factors: _Factors, rows: slice, entropy: bool, rows_per_block: int) -> tuple[Tensor, Tensor]:
-    """Return P (K,) and, if `entropy`, H () of `rows`, in float64; set their `max_logits` and `normalizers`."""
+    """Return P (K,) and H () of `rows`, in float64, and set their `max_logits` and `normalizers`.
+
+    H is 0 if `entropy` is false.
+    """
     assignment = factors.vectors.new_zeros(len(factors.codes), dtype=torch.float64)
     entropies = factors.vectors.new_zeros((), dtype=torch.float64)
     for block_rows, _, logits, buffer in factors.blocks(rows, rows_per_block):
@@ -221,11 +225,11 @@ def _gradients(
     Args:
         factors: as the forward pass left them.
         rows: the rows of this thread.
-        values: (K,) v up to a constant.
+        values: (K,) v, less a constant.
         entropy_weight: () h; None if the entropy was not requested.
         grad_vectors: (N, D) dL/dz.
         needs_codes: whether the codes need a gradient; if not, the returned sums are 0.
-        rows_per_block: number of rows processed at a time.
+        rows_per_block: maximum number of rows processed at a time.
     """
     sums = torch.zeros_like(factors.columns)
     for block_rows, block, logits, buffer in factors.blocks(rows, rows_per_block):

@@ -47,17 +47,17 @@ class VectorQuantizer(Quantizer):
     Args:
         codebook_size: K.
         codebook_dim: D.
-        temperature: temperature of the soft assignment in the entropy loss, in `temperature_unit`.
+        temperature: temperature of the soft assignment in the entropy loss, positive, in `temperature_unit`.
         update: how codes are updated; default: by the gradient of the entropy loss only.
         dead_code_reset: when dead codes are reset; default: never.
-        temperature_unit: `absolute`: squared units of the vectors; `quantization_error`: multiples of the mean
-            squared quantization error per dimension.
+        temperature_unit: `absolute`: squared units of the preprocessed vectors; `quantization_error`: multiples of the
+            mean squared quantization error per dimension, a moving average (`ErrorScale`).
         sample_entropy_weight: weight of the mean entropy of each vector's soft assignment in the entropy loss.
         metric: `euclidean`, or `cosine`: codes and vectors are normalised to unit length (Yu et al. 2022,
             "Vector-quantized Image Modeling with Improved VQGAN", 3.2).
         gradient_estimator: how gradients pass the argmin: `straight_through` or `rotation`.
-        unquantized_fraction: fraction of the samples of a training batch that skip quantization.
-        init: how codes are initialised; default: uniform in (-1/K, 1/K).
+        unquantized_fraction: fraction, from 0 to 1, of the samples of a training batch that skip quantization.
+        init: how codes are initialised; default: at random, see `RandomInitSettings`.
         assignment: how vectors are assigned to codes in training; default: to the nearest code.
 
     Raises:
@@ -214,11 +214,11 @@ class VectorQuantizer(Quantizer):
 
     @property
     def _temperature(self) -> float | Tensor:
-        """Temperature in squared units of the vectors."""
+        """Temperature in squared units of the preprocessed vectors; a tensor () for `quantization_error`."""
         return self.temperature * self.error_scale() if self.error_scale else self.temperature
 
     def _flatten(self, preprocessed: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the vectors as (N, D), and the codes (K, D) in their dtype."""
+        """Return preprocessed vectors (..., D) as (N, D), and the codes (K, D) in their dtype."""
         return preprocessed.reshape(-1, self.dim), self.codes.to(preprocessed.dtype)
 
 
@@ -291,7 +291,10 @@ class VectorQuantizerSettings(Settings):
         return {"update": self.update}
 
     def build_level(self, depth: int) -> VectorQuantizer:
-        """Return the quantizer of level `depth` of a residual quantizer, which initialises all its levels itself."""
+        """Return a quantizer without `init` for a residual quantizer, which initialises its levels itself.
+
+        All levels have the same settings: `depth` has no effect.
+        """
         return self.model_copy(update={"init": RandomInitSettings()}).build()
 
     def build(self) -> VectorQuantizer:
