@@ -1,7 +1,6 @@
 """Evaluation of a model over a data set: losses, codebook usage, latent statistics; in validation and in `eval`.
 
-Shapes: n samples, L tokens per sample, D code dimension, K codes, Q levels; `row` is the shape of one row of the
-user's array.
+Shapes: n samples, L tokens per sample, K codes, Q levels; `row` is the shape of one row of the user's array.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,14 +30,17 @@ class Evaluation:
     """Losses and codebook usage over a whole pass.
 
     Attributes:
-        losses: `total`, `reconstruction`, `commitment` and `entropy`, in normalised units. Commitment and entropy are
-            unweighted: without codebook loss and sample entropy, which `total` includes.
+        losses: means over the pass.
+            `reconstruction`: reconstruction loss of the settings, on normalised values or on classes.
+            `commitment`, `entropy`: see `unweighted_losses`; without codebook loss and sample entropy.
+            `total`: weighted sum of `LossSettings`, with codebook loss and sample entropy.
         levels: usage of each level.
-        soft_entropies: entropy of the mean soft assignment divided by ln K, for each level.
-        sample_entropies: mean entropy of the soft assignments of the latents divided by ln K, for each level; 0 if each
-            latent is assigned to one code.
+        soft_entropies: entropy of the mean soft assignment divided by ln K, for each level: 0 to 1, where 1 is even
+            usage; 1 if K is 1.
+        sample_entropies: mean entropy of the latents' soft assignments divided by ln K, for each level: 0 to 1, where 0
+            assigns each latent to one code; 1 if K is 1.
         samples: number of samples.
-        distinct: number of rows and of distinct ids, if samples are vectors.
+        distinct: number of rows and of distinct ids if samples are vectors, otherwise None.
         latent_statistics: statistics of the latents of each level.
     """
 
@@ -52,24 +54,25 @@ class Evaluation:
 
     @property
     def counts(self) -> list[Tensor]:
-        """Hits (K,) of the codes of each level."""
+        """Hits (K,) int64 of the codes of each level."""
         return [torch.tensor(level.counts) for level in self.levels]
 
 
 @dataclass(frozen=True)
 class ReconstructedChunk:
-    """One chunk of a pass, on the CPU, without padding."""
+    """One chunk of a pass, on the CPU, without padding; n is 0 for an empty chunk."""
 
     rows: Tensor
     """(n, *row) rows of the user's array."""
     decoded: Tensor
-    """(n, *row) their reconstructions, as `decode` would write them."""
+    """(n, *row) their reconstructions in the dtype of the user's array, as `decode` would write them."""
     indices: Tensor
-    """(n, L) indices; (n, L, Q) for residual and product quantizers."""
+    """(n, L) int64 indices; (n, L, Q) for residual and product quantizers."""
     reconstruction_loss: float
-    """Mean over the chunk."""
+    """Mean over the chunk, on normalised values or on classes; 0 if the chunk is empty."""
     commitment_loss: float
-    """Mean over the chunk, with the codebook loss if the codebook update has one."""
+    """`QuantizerOutput.commitment_loss`: mean over the chunk, with the codebook loss if the codebook update has one; 0
+    if the chunk is empty."""
     statistics: list[LevelStatistics]
     """Sums over the chunk, for each level."""
 
@@ -79,29 +82,33 @@ def iter_reconstructions(
 ) -> Iterator[ReconstructedChunk]:
     """Encode, quantize and decode samples chunk by chunk, with the computation of `encode` and `decode`.
 
-    The model is in evaluation mode during the pass. With several processes, chunk i goes to rank i mod world_size. All
-    ranks get the same number of chunks; the last ones may be empty.
+    The model is in evaluation mode until the iterator is exhausted or closed. Chunk i goes to rank i mod world_size.
+    All ranks get the same number of chunks; the last chunk of a rank may be empty.
 
     Args:
+        loss: settings that `resolve_reconstruction` returned.
         progress_name: name of the progress bar.
         rank: rank of this process.
         world_size: number of processes.
 
     Yields:
-        The chunks of this rank, in order.
+        The chunks of this rank, in order; nothing if there are no samples.
+
+    Raises:
+        Stopped: after a chunk, if a signal asked to stop.
     """
-    rows = chunk_rows(model, samples.size)
+    rows_per_chunk = chunk_rows(model, samples.size)
     with eval_mode(model), pass_bar(progress_name, len(samples)) as bar:
-        for first in range(0, len(samples), rows * world_size):
-            start = min(first + rank * rows, len(samples))
-            raw = samples.read_rows(start, min(start + rows, len(samples)))
-            yield _reconstruct_chunk(model, raw, rows, loss)
-            bar.update(min(rows * world_size, len(samples) - first))
+        for first in range(0, len(samples), rows_per_chunk * world_size):
+            start = min(first + rank * rows_per_chunk, len(samples))
+            rows = samples.read_rows(start, min(start + rows_per_chunk, len(samples)))
+            yield _reconstruct_chunk(model, rows, rows_per_chunk, loss)
+            bar.update(min(rows_per_chunk * world_size, len(samples) - first))
 
 
 @contextmanager
 def eval_mode(model: Autoencoder) -> Iterator[None]:
-    """Put the model in evaluation mode within the context; restore its mode afterwards."""
+    """Context in which the model is in evaluation mode; its mode is restored at the end, also after an exception."""
     training = model.training
     model.eval()
     try:
@@ -111,14 +118,15 @@ def eval_mode(model: Autoencoder) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _reconstruct_chunk(model: Autoencoder, raw: Tensor, rows: int, loss: LossSettings) -> ReconstructedChunk:
-    ((x, n),) = chunks(model.spec.to_samples(raw).to(_device(model)), rows)
+def _reconstruct_chunk(model: Autoencoder, rows: Tensor, rows_per_chunk: int, loss: LossSettings) -> ReconstructedChunk:
+    """Reconstruct rows (n, *row), computed as one chunk: padded to `rows_per_chunk`, which n does not exceed."""
+    ((x, n),) = chunks(model.spec.to_samples(rows).to(_device(model)), rows_per_chunk)
     size = model.size_of(x)
     quantized, statistics = model.quantizer.evaluate_padded(model.latents(x), n)
-    ((indices, _),) = chunks(quantized.indices, rows)
+    ((indices, _),) = chunks(quantized.indices, rows_per_chunk)
     prediction = model.predict(indices, size)[:n]
     return ReconstructedChunk(
-        rows=raw,
+        rows=rows,
         decoded=model.spec.to_rows(model.data_io.postprocess(prediction).cpu()),
         indices=quantized.indices.cpu(),
         reconstruction_loss=float(reconstruction_loss(loss.reconstruction, prediction, model.data_io.target(x[:n]))),
@@ -132,7 +140,7 @@ class EvaluationAccumulator:
 
     Args:
         model: the model that reconstructed the chunks.
-        loss: weights of the losses.
+        loss: weights of the losses in `Evaluation.losses["total"]`.
     """
 
     def __init__(self, model: Autoencoder, loss: LossSettings) -> None:
@@ -162,7 +170,10 @@ class EvaluationAccumulator:
             ]
 
     def all_reduce(self) -> None:
-        """Add the chunks of all other processes; all processes must call it, after at least one `add` each."""
+        """Add the chunks of all other processes, once, at the end of the pass.
+
+        All processes must call it, after at least one `add` each; the chunk may be empty.
+        """
         sums = torch.tensor([self._samples, self._reconstruction, self._commitment], dtype=torch.float64)
         samples, self._reconstruction, self._commitment = all_reduce_sum(sums).tolist()
         self._samples = int(samples)
@@ -171,7 +182,7 @@ class EvaluationAccumulator:
             self._ids.all_reduce()
 
     def result(self) -> Evaluation:
-        """Return the evaluation of all added chunks; at least one sample must have been added."""
+        """Return the evaluation of the samples of all added chunks; there must be at least one sample."""
         reconstruction = self._reconstruction / self._samples
         commitment, entropy = unweighted_losses(self._levels)
         sample_entropies = [float(level.sample_entropy / level.counts.sum()) for level in self._levels]
@@ -197,7 +208,7 @@ class EvaluationAccumulator:
 
 
 def evaluate(model: Autoencoder, samples: Samples, loss: LossSettings) -> Evaluation:
-    """Return losses and usage over all samples."""
+    """Evaluate all samples, at least one, in this process alone; raise `Stopped` as `iter_reconstructions` does."""
     accumulator = EvaluationAccumulator(model, loss)
     for chunk in iter_reconstructions(model, samples, loss, "validate"):
         accumulator.add(chunk)
@@ -205,7 +216,11 @@ def evaluate(model: Autoencoder, samples: Samples, loss: LossSettings) -> Evalua
 
 
 def evaluate_distributed(model: Autoencoder, samples: Samples, loss: LossSettings) -> Evaluation:
-    """Return `evaluate` of all samples in all processes; each process computes its part of the chunks."""
+    """Do the same as `evaluate` with the chunks distributed over all processes, which must all call it.
+
+    All processes return the same evaluation. It may differ from that of `evaluate` by rounding, because the order of
+    summation is different.
+    """
     accumulator = EvaluationAccumulator(model, loss)
     for chunk in iter_reconstructions(model, samples, loss, "validate", rank(), world_size()):
         accumulator.add(chunk)
@@ -215,35 +230,39 @@ def evaluate_distributed(model: Autoencoder, samples: Samples, loss: LossSetting
 
 @torch.no_grad()
 def shuffled_loss(model: Autoencoder, samples: Samples, loss: LossSettings) -> tuple[float, float]:
-    """Return the reconstruction loss of one chunk of samples, with their own indices and with shuffled indices.
+    """Return the reconstruction loss of one chunk of samples: with their own indices, and with shuffled indices.
 
-    Equal losses mean that the decoder ignores the codes. The n samples are evenly spaced over the data. Shuffling rolls
-    the indices by n // 2 samples, because adjacent samples (windows of one recording, for example) may be similar.
+    Equal losses mean that the decoder ignores the codes. The samples, at most as many as a chunk holds (n), are evenly
+    spaced over the data. Shuffling rolls the indices by n // 2 samples, because adjacent samples (windows of one
+    recording, for example) may be similar. The losses of a single sample are always equal.
     """
-    rows = chunk_rows(model, samples.size)
-    numbers = np.linspace(0, len(samples) - 1, min(rows, len(samples))).round().astype(np.int64)
-    x = samples.take(numbers).to(_device(model))
-    ((padded, n),) = chunks(x, rows)
+    rows_per_chunk = chunk_rows(model, samples.size)
+    sample_indices = np.linspace(0, len(samples) - 1, min(rows_per_chunk, len(samples))).round().astype(np.int64)
+    x = samples.take(sample_indices).to(_device(model))
+    ((padded, n),) = chunks(x, rows_per_chunk)
     losses = []
     with eval_mode(model):
         target, indices = model.data_io.target(x), model.encode(padded)[:n]
         for chunk_indices in (indices, indices.roll(n // 2, dims=0)):
-            ((padded_indices, _),) = chunks(chunk_indices, rows)
+            ((padded_indices, _),) = chunks(chunk_indices, rows_per_chunk)
             prediction = model.predict(padded_indices, model.size_of(x))[:n]
             losses.append(float(reconstruction_loss(loss.reconstruction, prediction, target)))
     return losses[0], losses[1]
 
 
 def all_reduce_statistics(levels: Sequence[LevelStatistics]) -> list[LevelStatistics]:
-    """Return the statistics of each level, summed over all processes."""
+    """Return the statistics of each level, summed over all processes, which must all call it."""
     return [LevelStatistics(*map(all_reduce_sum, level)) for level in levels]
 
 
 def unweighted_losses(levels: Sequence[LevelStatistics]) -> tuple[float, float]:
-    """Return commitment and entropy loss over all added vectors, without any weight, averaged over levels.
+    """Return commitment and entropy loss of the vectors in the statistics, without any weight, averaged over levels.
 
-    commitment = mean over all elements of (z - e[indices])²; entropy = sum over k of p[k]·ln(p[k] + 1e-10), with p the
-    mean soft assignment.
+        commitment = mean over all elements of (z - e[indices])²
+        entropy    = sum over k of p[k]·ln(p[k] + 1e-10), with p the mean soft assignment; in nats, -ln K for even usage
+
+    z are preprocessed vectors (`Quantizer.preprocess`). Both are NaN if there are no vectors. A scalar quantizer has
+    one p per dimension, and its entropy is the sum over dimensions.
     """
     commitment = entropy = 0.0
     for level in levels:

@@ -2,8 +2,8 @@
 
 Shapes: K codes, D dimensions, N latents, M sampled codes.
 
-For codes e with hits c[k], N = sum over k of c[k], and latents z with mean m, variance v and quantization error E; j is
-the code nearest to code k, and g[k] = |e_k - e_j|²:
+For codes e with hits c[k], N = sum over k of c[k], and preprocessed latents z with mean m, variance v and quantization
+error E (`LatentStatistics`); j is the code nearest to code k, and g[k] = |e_k - e_j|²:
 
     spread     = sqrt(sum over k of c[k]·|e_k - m|² / N / v)
     outside    = number of k with c[k] = 0 and |e_k - m|² > 4²·v
@@ -34,17 +34,21 @@ _DUPLICATE_FRACTION = 0.02
 # An outlier code is further from the mean of the latents than this many standard deviations. It also has no hits: codes
 # of rare latents may be as far away.
 _OUTLIER_DISTANCE = 4.0
-# Variances and squared distances below this fraction of the mean square of the latents are rounding errors.
+# Variances of latents below this fraction of their mean square, and squared distances between codes below this fraction
+# of the variance of the latents, are rounding errors.
 _ROUNDING = 1e-11
 
 
 class LatentStatistics(NamedTuple):
-    """Statistics of the latents z_n that a level quantizes in a pass; e are its codes."""
+    """Statistics of the preprocessed latents z_n (D,) that a level quantizes in a pass; e are its codes.
+
+    Latents of a later level of a residual quantizer are residuals. See `Quantizer.preprocess`.
+    """
 
     mean: Tensor
     """(D,) float64, mean over n of z_n."""
     variance: float
-    """mean over n of |z_n - mean|²."""
+    """mean over n of |z_n - mean|², summed over dimensions; at least 0."""
     quantization_error: float
     """mean over n of |z_n - e[indices[n]]|², summed over dimensions."""
     error_per_code: Tensor
@@ -68,9 +72,14 @@ def codebook_statistics(
     Args:
         codes: e, (K, D).
         counts: c, (K,), summed over the levels.
-        levels: statistics of the latents of each level that uses this codebook.
+        levels: statistics of the latents of each level that uses this codebook, at least one; their pooled variance
+            must be above 0 (see `varies`).
         max_sampled_codes: upper limit of M.
         distances_per_block: distances in memory at a time.
+
+    Returns:
+        `spread` >= 0, `outside` and `duplicates` (numbers of codes, 0 to K), `halving` >= 1; `duplicates` is 0 and
+        `halving` 1 if K is 1.
     """
     codes = codes.detach().cpu().double()
     counts, latents = counts.double(), pool_latents(levels)
@@ -101,7 +110,7 @@ def codebook_statistics(
 
 
 def pool_latents(levels: Sequence[LatentStatistics]) -> LatentStatistics:
-    """Return the statistics of the latents of all levels together; each level has the same number of latents."""
+    """Return the statistics of the latents of all levels together: one level or more, with equal numbers of latents."""
     if len(levels) == 1:
         return levels[0]
     mean = torch.stack([level.mean for level in levels]).mean(dim=0)
@@ -117,7 +126,7 @@ def varies(latents: LatentStatistics, first_level: LatentStatistics) -> bool:
 
     Args:
         latents: latents of a level; for a residual quantizer, residuals of `first_level`.
-        first_level: latents of the first level, the encoder output.
+        first_level: latents of the first level, the preprocessed encoder output.
     """
     mean_square = first_level.variance + float(first_level.mean.square().sum())
     return latents.variance > _ROUNDING * mean_square + 1e-30
@@ -125,15 +134,28 @@ def varies(latents: LatentStatistics, first_level: LatentStatistics) -> bool:
 
 @torch.no_grad()
 def codebook_movement(codes: Tensor, previous: Tensor, quantization_error: float) -> float:
-    """Return sqrt(mean over k of |codes_k - previous_k|² / quantization_error), for codes (K, D)."""
+    """Return the RMS movement of codes, relative to the RMS quantization error.
+
+        sqrt(mean over k of |codes_k - previous_k|² / quantization_error)
+
+    Args:
+        codes: (K, D).
+        previous: (K, D), the codes at an earlier step, on any device.
+        quantization_error: mean squared error, summed over dimensions; at least 1e-30 is used.
+    """
     squared = (codes - previous.to(codes)).double().square().sum(dim=1).mean()
     return float((squared / max(quantization_error, 1e-30)).sqrt())
 
 
 def _nearest_other_codes(codes: Tensor, sampled: Tensor, distances_per_block: int) -> tuple[Tensor, Tensor]:
-    """Return the nearest other code (M,) of each sampled code (M,), and their squared distance (M,).
+    """Return the index of the nearest other code (M,) of each sampled code, and their squared distance (M,).
 
     If K = 1, the distance is infinite and the nearest code is the code itself.
+
+    Args:
+        codes: (K, D) float64.
+        sampled: (M,) indices of codes.
+        distances_per_block: distances in memory at a time.
     """
     centred = codes - codes.mean(dim=0)
     squared_norms = centred.square().sum(dim=1)

@@ -11,14 +11,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ReconstructionMetrics:
-    """Error of decoded rows.
+    """Error of decoded rows; a feature is one position of a row, a cell one position of a row of classes.
 
     Attributes:
-        mse: mean squared error over all values; None for classes.
-        nmse: mse divided by the variance about the per-feature mean (1 - r2, variance-weighted); None for classes and
-            for constant data.
-        accuracy: fraction of cells whose class is correct; None for continuous values.
-        baseline_accuracy: accuracy of predicting the most common class everywhere; None for continuous values.
+        mse: mean squared error over all values, in squared units of the data; None for classes.
+        nmse: mse divided by the variance about the per-feature mean over rows (1 - r2, variance-weighted). 0 is
+            perfect; 1 is as good as predicting the mean row. None for classes and if all rows are equal.
+        accuracy: fraction of cells whose class is correct, 0 to 1; None for continuous values.
+        baseline_accuracy: accuracy of predicting the most common class of the data everywhere; None for continuous
+            values.
     """
 
     mse: float | None
@@ -39,7 +40,7 @@ class ContinuousMetrics:
         self._is_constant = True
 
     def add(self, rows: Tensor, decoded: Tensor) -> None:
-        """Add rows (n, *row) of the data, and their reconstructions (n, *row)."""
+        """Add rows (n, *row) of the data, n >= 1, any real dtype, and their reconstructions (n, *row)."""
         true, n = rows.double(), len(rows)
         # Exact comparison, because the computed variance of constant data may be a rounding error above zero.
         self._first_row = true[0] if self._first_row is None else self._first_row
@@ -67,7 +68,7 @@ class CategoricalMetrics:
         self._correct = 0
 
     def add(self, rows: Tensor, decoded: Tensor) -> None:
-        """Add rows (n, *row) of classes, and their reconstructions (n, *row)."""
+        """Add rows (n, *row) of classes, integers >= 0 or booleans, and their reconstructions (n, *row)."""
         counts = rows.long().flatten().bincount(minlength=len(self._class_counts))
         counts[: len(self._class_counts)] += self._class_counts
         self._class_counts = counts

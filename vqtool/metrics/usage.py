@@ -23,10 +23,10 @@ class Usage:
     Attributes:
         codebook_size: K.
         used: number of codes with at least one hit.
-        usage: used / K.
-        expected_used: number of codes that uniform usage would hit with as many tokens, K (1 - (1 - 1/K)^tokens).
-        perplexity: effective number of codes, exp(entropy).
-        entropy_bits: entropy of the distribution of hits, in bits.
+        usage: used / K, 0 to 1.
+        expected_used: expected number of used codes if each token had a uniformly random code; see `expected_used`.
+        perplexity: effective number of codes, exp(entropy of the hits in nats); 1 to K, and 1 without hits.
+        entropy_bits: entropy of the distribution of hits in bits, 0 to log2 K; 0 without hits.
         dead: number of codes without a hit, K - used.
         counts: hits of each code, K numbers.
     """
@@ -47,7 +47,7 @@ class Usage:
 
     @property
     def entropy(self) -> float:
-        """Entropy of the distribution of hits divided by ln K, from 0 to 1; 1 if K is 1."""
+        """Normalised entropy of the distribution of hits, in nats divided by ln K, from 0 to 1; 1 if K is 1."""
         return normalized_entropy(self.entropy_bits * math.log(2), self.codebook_size)
 
 
@@ -56,7 +56,7 @@ class CodeCounter:
 
     Args:
         codebook_sizes: K of each level.
-        ids: whether to count distinct ids too; an id is all indices of a row.
+        ids: whether to count distinct ids too; the id of a row is the tuple of all its indices.
     """
 
     def __init__(self, codebook_sizes: Sequence[int], ids: bool) -> None:
@@ -64,10 +64,10 @@ class CodeCounter:
         self._ids = IdCounter() if ids else None
 
     def add(self, indices: NDArray[Any]) -> None:
-        """Add indices (n, L); (n, L, Q) for several levels.
+        """Add integer indices (n, L); (n, L, Q) for a quantizer with levels. All must be at least 0.
 
         Raises:
-            IndexError: an index is out of range for its codebook.
+            IndexError: an index is K or more. The counts are then incomplete.
         """
         for counts, level in zip(self._counts, indices.reshape(-1, len(self._counts)).T, strict=True):
             if level.size and int(level.max()) >= len(counts):
@@ -83,12 +83,12 @@ class CodeCounter:
 
     @property
     def distinct(self) -> IdCounts | None:
-        """Number of rows and of distinct ids added so far; None if ids are not counted or nothing was added."""
+        """Number of rows and of distinct ids added so far; None if ids are not counted or `add` was never called."""
         return self._ids.result() if self._ids else None
 
 
 def usage_from_counts(counts: Tensor) -> Usage:
-    """Return the usage of a codebook for the hits of each code: counts (K,), integers."""
+    """Return the usage of a codebook with these hits of each code: counts (K,), integers, K >= 1; all may be 0."""
     size, used = len(counts), int((counts > 0).sum())
     entropy = shannon_entropy(counts)
     return Usage(
@@ -104,7 +104,10 @@ def usage_from_counts(counts: Tensor) -> Usage:
 
 
 def shannon_entropy(weights: Tensor) -> float:
-    """Return -sum over k of p[k]·ln p[k] in nats, with p = weights / sum(weights); 0 if all weights (K,) are 0."""
+    """Return -sum over k of p[k]·ln p[k] in nats, with p = weights / sum(weights).
+
+    The weights (K,) must be at least 0; if all are 0, the entropy is 0.
+    """
     weights = weights.double()
     total = weights.sum()
     if total == 0:
@@ -114,7 +117,7 @@ def shannon_entropy(weights: Tensor) -> float:
 
 
 def normalized_entropy(nats: float, codebook_size: int) -> float:
-    """Return an entropy in nats divided by ln K, its largest value; 1 if K is 1."""
+    """Return an entropy in nats divided by its maximum ln K: 0 to 1; 1 if K is 1."""
     return nats / math.log(codebook_size) if codebook_size > 1 else 1.0
 
 

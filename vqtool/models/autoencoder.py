@@ -1,6 +1,7 @@
 """The autoencoder: normalise -> encoder -> quantizer -> decoder -> denormalise; classes are embedded and predicted.
 
-Shapes: B batch, C channels, L tokens per sample, D code dimension, Q levels; size is (), (T,) or (H, W).
+Shapes: B batch, C channels, L tokens per sample, D width of the latents, Q levels; size is (), (T,) or (H, W). D is the
+code dimension, unless the quantizer projects latents to another width (`ProjectedQuantizer`).
 """
 
 import math
@@ -48,7 +49,7 @@ class ContinuousIO(nn.Module):
 
     Args:
         mean: C numbers.
-        scale: C numbers, for example standard deviations.
+        scale: C numbers that are not 0, for example standard deviations.
 
     Attributes:
         in_channels: channels of the encoder input, C.
@@ -78,7 +79,7 @@ class ContinuousIO(nn.Module):
 
 
 class CategoricalIO(nn.Module):
-    """Embedding of classes (B, *size) before the encoder, and argmax of the logits after the decoder.
+    """Embedding of classes (B, *size) int64 before the encoder, and argmax of the logits after the decoder.
 
     Args:
         classes: number of classes; valid inputs are 0 to classes - 1.
@@ -108,13 +109,19 @@ class CategoricalIO(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Autoencoder for samples of one layout, number of channels and dtype.
+    """Autoencoder for samples of one layout and number of channels: float32 values, or int64 classes.
 
     Args:
         settings: settings that `resolve_model` returned.
         spec: shape, layout and dtype of the training samples.
         mean: C numbers that normalisation subtracts. Classes are not normalised and ignore `mean` and `scale`.
         scale: C numbers by which normalisation divides. A loaded state dict overwrites both.
+
+    Attributes:
+        data_io: normalisation or embedding before the encoder, and its inverse after the decoder.
+        hit_steps: first and last training step in which each code was hit; the training loop records them.
+        encoder: maps the output of `data_io` (B, channels, *size) to latents (B, L, D).
+        decoder: maps quantized latents (B, L, D) and a size to predictions (B, channels, *size).
     """
 
     def __init__(
@@ -139,7 +146,10 @@ class Autoencoder(nn.Module):
         self.decoder = settings.decoder.build_decoder(self.data_io.out_channels, spec.size, width)
 
     def forward(self, x: Tensor) -> AutoencoderOutput:
-        """Encode, quantize and decode values (B, C, *size) or classes (B, *size)."""
+        """Encode, quantize and decode values (B, C, *size) or classes (B, *size).
+
+        In training mode the quantizer also accumulates the batch for its next `update`.
+        """
         latents = self.latents(x)
         quantizer = self.quantizer(latents)
         prediction = self.decoder(quantizer.quantized, self.size_of(x))
@@ -151,28 +161,39 @@ class Autoencoder(nn.Module):
         return latents
 
     def encode(self, x: Tensor) -> Tensor:
-        """Return the indices (B, L) of samples; (B, L, Q) for residual and product quantizers."""
+        """Return the indices (B, L) int64 of values (B, C, *size) or classes (B, *size).
+
+        The shape is (B, L, Q) for residual and product quantizers.
+        """
         return self.quantizer.encode(self.latents(x))
 
     def predict(self, indices: Tensor, size: Size) -> Tensor:
-        """Return the decoder output for indices: normalised values (B, C, *size), or logits (B, classes, *size)."""
+        """Return the decoder output: normalised values (B, C, *size), or logits (B, classes, *size).
+
+        Args:
+            indices: (B, L), or (B, L, Q); the first levels suffice if the quantizer `supports_prefix_decoding`.
+            size: size of the samples, for which `grid` has L positions.
+        """
         prediction: Tensor = self.decoder(self.quantizer.decode(indices), size)
         return prediction
 
     def decode(self, indices: Tensor, size: Size) -> Tensor:
-        """Return the samples for indices: values (B, C, *size) in the units of the data, or classes (B, *size)."""
+        """Return the reconstructed samples: values (B, C, *size) in the units of the data, or classes (B, *size).
+
+        Arguments as in `predict`.
+        """
         return self.data_io.postprocess(self.predict(indices, size))
 
     def grid(self, size: Size) -> Size:
-        """Return the grid shape of the tokens of a sample of `size`; L is its product, in row-major order."""
+        """Return the shape of the grid of L tokens, in row-major order, of a sample of `size`."""
         return self.settings.encoder.grid(size)
 
     def size_of(self, x: Tensor) -> Size:
-        """Return the size, (), (T,) or (H, W), of the samples in a batch."""
+        """Return the size, (), (T,) or (H, W), of the samples in a batch (B, C, *size), or (B, *size) for classes."""
         return tuple(x.shape[1:] if self.spec.classes else x.shape[2:])
 
     def bits_per_sample(self, size: Size) -> float:
-        """Return the bits of the indices of a sample of `size`: L times the sum over levels of log2 K."""
+        """Return the number of bits of the indices of one sample of `size`: L times the sum over levels of log2 K."""
         return math.prod(self.grid(size)) * sum(math.log2(k) for k in self.quantizer.codebook_sizes)
 
     @property
@@ -182,10 +203,10 @@ class Autoencoder(nn.Module):
         return self.settings.encoder.any_size and self.settings.decoder.any_size
 
     def check_rows(self, row_shape: Size, source: str) -> None:
-        """Check that encoder and decoder accept rows of this shape.
+        """Check that encoder and decoder accept rows of this shape; otherwise raise an error.
 
         Args:
-            row_shape: shape of one row in the layout of the data.
+            row_shape: shape of one row in the layout of the training data.
             source: origin of the rows, such as a file; the error message starts with it.
 
         Raises:
@@ -203,7 +224,7 @@ class Autoencoder(nn.Module):
 
 
 def resolve_model(settings: ModelSettings, spec: SampleSpec) -> ModelSettings:
-    """Return the settings with `codebook_dim: auto` resolved and the decoder filled in.
+    """Return the settings with `codebook_dim: auto` resolved; a decoder of null becomes the encoder's settings.
 
     Raises:
         ConfigError: encoder, decoder or quantizer do not fit the data or each other.
@@ -226,7 +247,11 @@ def resolve_model(settings: ModelSettings, spec: SampleSpec) -> ModelSettings:
 
 
 def _check_net(key: str, net: NetSettings, spec: SampleSpec) -> None:
-    """Raise a ConfigError that names the families that fit the data, unless `net` is one of them."""
+    """Raise a ConfigError that names the families that fit the data, unless `net` is one of them.
+
+    Args:
+        key: config key of `net`, named in the message.
+    """
     kinds = {0: "vectors (C,)", 1: "sequences (C, T)", 2: "images (C, H, W)"}
     fitting = [
         str(family.model_fields["kind"].default)

@@ -13,16 +13,17 @@ from vqtool.models.autoencoder import Autoencoder
 from vqtool.models.encoders import Size
 
 _MAX_TOKENS_PER_CHUNK = 1 << 12
-# Numbers of the input: channels times positions, over all samples of a chunk.
+# Input values: channels times positions, over all samples of a chunk.
 _MAX_VALUES_PER_CHUNK = 1 << 18
 # Larger batches of large samples fill memory, and let threads finish far apart.
 _MAX_CHUNKS_PER_BATCH = 4
 
 
 def chunk_rows(model: Autoencoder, size: Size) -> int:
-    """Return the number of rows per chunk for samples of `size`; it depends on the model and the size only.
+    """Return the number of rows per chunk for samples of `size`.
 
-    The largest power of two with at most 2^12 tokens and 2^18 input values per chunk; at least 1.
+    It is the largest power of two with at most 2^12 tokens and 2^18 input values per chunk, and at least 1. It depends
+    on nothing but the model and the size.
     """
     tokens = math.prod(model.grid(size))
     values = model.spec.channels * math.prod(size)
@@ -36,7 +37,7 @@ def batch_rows(model: Autoencoder, size: Size, batch_size: int) -> int:
 
 
 def chunks(x: Tensor, rows: int) -> Iterator[tuple[Tensor, int]]:
-    """Split (n, ...) into chunks of `rows` rows, the last one padded with zeros.
+    """Split (n, ...) into chunks of `rows` rows, the last one padded with zeros; one chunk of padding only if n is 0.
 
     Yields:
         A chunk (rows, ...), and the number of its rows that are not padding.

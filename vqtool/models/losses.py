@@ -35,11 +35,11 @@ class LossSettings(Settings):
 
 
 def cosine_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Return 1 - cosine similarity over the channels: (B, *size) for prediction and target (B, C, *size)."""
+    """Return 1 - cosine similarity over the channels, 0 to 2: (B, *size) for prediction and target (B, C, *size)."""
     return 1 - F.cosine_similarity(prediction, target, dim=1)
 
 
-# Unreduced losses (B, ...) of prediction and target, by name.
+# Unreduced losses of prediction and target, by name: (B, C, *size) for mse and l1, (B, *size) for the others.
 RECONSTRUCTION_LOSSES: dict[ReconstructionName, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": partial(F.mse_loss, reduction="none"),
     "l1": partial(F.l1_loss, reduction="none"),
@@ -49,7 +49,7 @@ RECONSTRUCTION_LOSSES: dict[ReconstructionName, Callable[[Tensor, Tensor], Tenso
 
 
 def resolve_reconstruction(settings: LossSettings, classes: int | None) -> LossSettings:
-    """Return the settings with `reconstruction: auto` resolved.
+    """Return the settings with `reconstruction: auto` resolved: `cross_entropy` for classes, otherwise `mse`.
 
     Args:
         classes: number of classes of the data; None for continuous values.
@@ -67,10 +67,13 @@ def resolve_reconstruction(settings: LossSettings, classes: int | None) -> LossS
 
 
 def reconstruction_loss(name: str, prediction: Tensor, target: Tensor, shard: BatchShard | None = None) -> Tensor:
-    """Return the reconstruction loss (): the mean over the global batch, in float32 or float64.
+    """Return the reconstruction loss (): the mean over all values of the global batch.
+
+    `cosine` and `cross_entropy` are means over positions. The loss is float64 for a float64 prediction, otherwise
+    float32; 0 for an empty batch.
 
     Args:
-        name: `mse`, `l1`, `cosine` or `cross_entropy`.
+        name: `mse`, `l1`, `cosine` or `cross_entropy`; not `auto`.
         prediction: (B, C, *size) values, or (B, classes, *size) logits.
         target: (B, C, *size) values, or (B, *size) classes.
         shard: position of these samples in the global batch; None: they are the whole batch.

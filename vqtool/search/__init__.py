@@ -2,12 +2,12 @@
 
     indices[n] = argmin over k of sum over d of (z[n,d] - e[k,d])², summed in float64; ties go to the lowest index
 
-`nearest_codes` computes this faster than the formula: a backend scores all codes in lower precision, keeps the codes
-within its rounding error of the best score, and re-ranks them by the formula.
+`nearest_codes` computes this faster than the formula: a backend scores all codes with rounding errors of known bound,
+keeps the codes that may be the nearest within these errors, and re-ranks them by the formula.
 
-    backends.py        SameDtypeSearch: scores from a matrix product in the dtype of the codebook
-                       Bfloat16Search: the same in bfloat16, on processors with instructions for it
-                       SmallDimSearch: scores in registers, for few dimensions
+    backends.py        SameDtypeSearch: scores from a matrix product in float32, or in float64 for float64 inputs
+                       Bfloat16Search: the same in bfloat16, for float32 on processors with instructions for it
+                       SmallDimSearch: scores in registers, for float32 and few dimensions
     high_precision.py  HighPrecisionSearch: vectors that the backends leave unresolved
     rerank.py          exact re-ranking on any device
     kernels.py         compiled loops for a CPU: minima, candidates, exact re-ranking
@@ -24,12 +24,12 @@ from vqtool.search.backends import Bfloat16Search, SameDtypeSearch, ScoreSearch,
 from vqtool.search.high_precision import HighPrecisionSearch
 from vqtool.search.kernels import MAX_SMALL_DIM
 
-# Vectors searched at a time, which bounds the memory; twice as many for codebooks of at most _FEW_CODES.
+# Vectors searched at a time, which bounds the memory; twice this number for codebooks of at most _FEW_CODES codes.
 _ROWS_PER_BLOCK = 1 << 12
 _FEW_CODES = 1 << 10
-# With fewer multiplications than this, bfloat16 saves less time than rounding to it takes.
+# With fewer multiplications (N·K·D) than this, bfloat16 saves less time than rounding to it takes.
 _BFLOAT16_MIN_PRODUCTS = 1 << 21
-# Work per vector besides its scores, in number of scores.
+# Work per vector besides its K scores, as the number of scores that take the same time.
 _OVERHEAD_PER_VECTOR = 1 << 9
 
 
@@ -39,11 +39,11 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     The nearest code has the smallest squared distance summed in float64; ties go to the lowest index. A fast search
     selects the codes within its rounding error of the best score. If there are several, their distances are recomputed
     in float64. The result does not depend on block size, number of threads or precision of the fast search. The index
-    is 0 for a vector that is not finite, and for all vectors if a code contains NaN.
+    is 0 for a vector with a NaN or infinite element, and for all vectors if a code contains NaN.
 
     Args:
-        vectors: (N, D), float64, float32, bfloat16 or float16.
-        codebook: (K, D), same dtypes, on the same device.
+        vectors: (N, D), float64, float32, bfloat16 or float16; N may be 0.
+        codebook: (K, D), of any of these dtypes, on the device of the vectors.
 
     Returns:
         (N,) int64 indices.
@@ -62,6 +62,7 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
 
 
 def _nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """Implementation of the operator; the arguments are those of `nearest_codes`, already checked."""
     dtype = torch.promote_types(torch.promote_types(vectors.dtype, codebook.dtype), torch.float32)
     codes, device = codebook.to(dtype), vectors.device
     backend = _select_backend(vectors, codes)
@@ -80,7 +81,13 @@ def _nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
 def _select_backend(
     vectors: Tensor, codes: Tensor, bfloat16_min_products: int = _BFLOAT16_MIN_PRODUCTS
 ) -> type[ScoreSearch]:
-    """Return the fastest backend for these sizes, dtype and device."""
+    """Return the class of the fastest backend for these sizes, the dtype of `codes` (at least float32) and the device.
+
+    Args:
+        vectors: (N, D).
+        codes: (K, D).
+        bfloat16_min_products: smallest N·K·D for which `Bfloat16Search` is chosen.
+    """
     if codes.dtype != torch.float32 or codes.device.type != "cpu":
         return SameDtypeSearch
     if codes.shape[1] <= MAX_SMALL_DIM:
@@ -106,9 +113,15 @@ torch.library.register_fake(
 def _search_in_blocks(
     vectors: Tensor, codes: Tensor, search: ScoreSearch, rows_per_block: int = _ROWS_PER_BLOCK
 ) -> Tensor:
-    """Return the index (N,) of the nearest code: by `search`, and by `HighPrecisionSearch` where it gives none.
+    """Return the index (N,) of the nearest code: from `search`, and from `HighPrecisionSearch` where that returns -1.
 
-    Once most vectors of a block were left unresolved, the following blocks skip `search`.
+    Once `search` has returned -1 for more than half of a block, it is skipped for all following blocks.
+
+    Args:
+        vectors: (N, D), any dtype; each block is converted to the dtype of `codes`.
+        codes: (K, D) float32 or float64.
+        search: search in `codes`.
+        rows_per_block: vectors per block; doubled if K <= `_FEW_CODES`.
     """
     indices = [torch.empty(0, dtype=torch.int64, device=vectors.device)]
     high_precision, skip_search = None, False

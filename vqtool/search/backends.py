@@ -9,7 +9,7 @@ distances unchanged and makes the terms, and with them the rounding errors, smal
 `error` of its exact value, the computed score of the nearest code is at most minimum + 2 error. The codes within that
 tolerance are the candidates.
 
-Shapes: N vectors, R of a block, K codes, D dimensions, C codes with padding, W lanes of G codes.
+Shapes: N vectors, R of a block, K codes, D dimensions, C codes with padding, W lanes of G codes (see `kernels`).
 """
 
 from abc import ABC, abstractmethod
@@ -31,29 +31,29 @@ from vqtool.search.kernels import (
 )
 from vqtool.search.rerank import rerank_exact
 
-# A block of scores fits in the cache. With many codes a block has at least this many rows, to amortise reading the
-# codes, as long as it does not exceed the maximum number of scores.
+# A block of scores fits in the cache. With many codes a block has at least _MIN_ROWS_PER_BLOCK rows, to amortise
+# reading the codes, but at most _MAX_SCORES_PER_BLOCK scores.
 _SCORE_BYTES_PER_BLOCK = 1 << 23
 _MIN_ROWS_PER_BLOCK = 1 << 7
 _MAX_SCORES_PER_BLOCK = 1 << 24
-# Number of lanes of the kernels, for few codes and for more.
+# Number of lanes W of the kernels: with at most FEW_CODES codes, and with more.
 _MATMUL_FEW_CODES, _MATMUL_LANES_FEW_CODES, _MATMUL_LANES = 128, 16, 64
 _SMALL_DIM_FEW_CODES, _SMALL_DIM_LANES_FEW_CODES, _SMALL_DIM_LANES = 2048, 64, 128
 # The smallest normal float32, and a number below the largest bfloat16.
 _SMALLEST_NORMAL, _LARGEST = np.float32(2**-126), np.float32(3.38e38)
-# Bound on the relative growth of a number that is rounded to bfloat16.
+# Upper bound on the factor by which rounding to bfloat16 increases a number.
 _ROUND_UP = np.float32(1 + 2**-7)
-# 1 with room for the rounding of the bounds themselves; 2 with room for that and for the rounding of the result.
+# 1 with room for the rounding of the bounds themselves; 2 with room for that and for rounding the score to bfloat16.
 _ONE_WITH_ROOM, _TWO_WITH_ROOM = np.float32(1.01), np.float32(2.2)
 # Bits: 1.0 as bfloat16; all bits of a float32 but the sign; infinity as float32.
 _BITS_OF_ONE, _MAGNITUDE_MASK, _BITS_OF_INFINITY = np.uint16(0x3F80), np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
 
 
 class ScoreSearch(ABC):
-    """Exact search in one codebook by scores of one precision.
+    """Exact search in one codebook by scores of one precision; some vectors may be left unresolved (index -1).
 
     Args:
-        codebook: (K, D); its dtype is the dtype of all vectors.
+        codebook: (K, D) float32 or float64; vectors must have the same dtype and device.
 
     Attributes:
         is_low_precision: whether scores are less precise than the dtype of the codebook.
@@ -67,29 +67,29 @@ class ScoreSearch(ABC):
         self._codes = codebook - self._centre
         self._half_sq_norms = self._codes.square().sum(dim=1) / 2
         dim, info = codebook.shape[1], torch.finfo(codebook.dtype)
-        # Each square may lose up to `tiny` to underflow.
+        # () largest loss of a norm to underflow: each of its D squares may lose up to `tiny`.
         self._underflow = torch.full_like(self._centre[0], (dim * info.tiny) ** 0.5)
         self._max_norm = self._upper_norms(self._codes).max()
-        # Coefficients of `_error`. float64 re-ranking has a relative error of eps, too, of distances that can be far
-        # larger than the scores.
+        # Coefficients of `_error`. The last one covers float64 re-ranking: its relative error is small, but applies to
+        # distances, which can be far larger than the scores.
         float64_eps = torch.full_like(self._max_norm, torch.finfo(torch.float64).eps)
         terms = (self._max_norm.new_tensor(info.tiny), info.eps * self._max_norm + info.tiny, float64_eps)
         self._error_coefficients = (dim + 8) * torch.stack(terms)
 
     @abstractmethod
     def nearest(self, vectors: Tensor) -> Tensor:
-        """Return the index (N,) of the exact nearest code of vectors (N, D).
+        """Return the index (N,) int64 of the exact nearest code of contiguous vectors (N, D).
 
         It is -1 if the vector or one of its scores may not be finite, or if there are more than `MAX_CANDIDATES`
         candidates.
         """
 
     def _upper_norms(self, vectors: Tensor) -> Tensor:
-        """Return upper bounds (n,) on the norms of vectors (n, D), including underflow."""
+        """Return upper bounds (n,), up to relative rounding, on the norms of vectors (n, D), including underflow."""
         return vectors.norm(dim=1) + self._underflow
 
     def _tolerance(self, norms: Tensor) -> Tensor:
-        """Return 2 error (n,) for vectors with |z - c| = `norms` (n,); infinite if a score may overflow.
+        """Return 2 error (n,) for vectors with |z - c| = `norms` (n,); infinite if a score may overflow or be NaN.
 
         No score exceeds (|z - c| + max |e - c|)².
         """
@@ -117,8 +117,9 @@ class MatmulSearch(ScoreSearch):
 
     Args:
         codebook: (K, D).
-        bytes_per_block: bytes of one block of scores.
-        min_rows_per_block: number of rows of a block even if it has more bytes.
+        bytes_per_block: maximum bytes of one block of scores, if that is at least `min_rows_per_block` rows.
+        min_rows_per_block: rows of a block even if it has more bytes; fewer if it would have more than
+            `_MAX_SCORES_PER_BLOCK` scores, but at least 1.
     """
 
     def __init__(
@@ -135,29 +136,29 @@ class MatmulSearch(ScoreSearch):
     def nearest(self, vectors: Tensor) -> Tensor:
         rows, tolerance = self._make_rows(vectors)
         nearest = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
-        width = self._columns.shape[1]
-        cached_rows = self._bytes_per_block // (width * rows.itemsize)
-        rows_per_block = max(1, cached_rows, min(self._min_rows_per_block, _MAX_SCORES_PER_BLOCK // width))
-        buffer = rows.new_empty(min(rows_per_block, len(rows)), width)
+        padded_codes = self._columns.shape[1]
+        cached_rows = self._bytes_per_block // (padded_codes * rows.itemsize)
+        rows_per_block = max(1, cached_rows, min(self._min_rows_per_block, _MAX_SCORES_PER_BLOCK // padded_codes))
+        buffer = rows.new_empty(min(rows_per_block, len(rows)), padded_codes)
         blocks = (tensor.split(rows_per_block) for tensor in (rows, tolerance, vectors, nearest))
-        for row_block, *others in zip(*blocks, strict=True):
-            self._rerank(torch.mm(row_block, self._columns, out=buffer[: len(row_block)]), *others)
+        for row_block, *rerank_blocks in zip(*blocks, strict=True):
+            self._rerank(torch.mm(row_block, self._columns, out=buffer[: len(row_block)]), *rerank_blocks)
         return nearest
 
     @abstractmethod
     def _make_columns(self) -> Tensor:
-        """Return the right factor (K, D + m) of the product, with |e - c|²/2 in column D."""
+        """Return the right factor of the product, transposed: (K, D + 1 or more), with |e - c|²/2 from column D on."""
 
     @abstractmethod
     def _make_rows(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the left factor (N, D + m) for vectors (N, D), and the tolerance (N,) of their scores."""
+        """Return the left factor for vectors (N, D), (N, D + 1 or more), and the tolerance (N,) of their scores."""
 
     @abstractmethod
     def _rerank(self, scores: Tensor, tolerance: Tensor, vectors: Tensor, nearest: Tensor) -> None:
-        """Set `nearest` (R,) from scores (R, C), tolerance (R,) and vectors (R, D)."""
+        """Set `nearest` (R,) int64 from scores (R, C), tolerance (R,) and vectors (R, D); -1 as in `nearest`."""
 
     def _pad(self, columns: Tensor) -> Tensor:
-        """Transpose (K, D + m) to (D + m, C), C a multiple of 4 lanes; the scores of the padding are infinite."""
+        """Pad (K, D + 1 or more) to C rows, a multiple of 4 W, with infinite scores; return the transpose."""
         padding = -len(columns) % (4 * self._lanes)
         columns = F.pad(columns, (0, 0, 0, padding))
         columns[len(columns) - padding :, self._codes.shape[1]] = torch.inf
@@ -205,7 +206,7 @@ class SmallDimSearch(ScoreSearch):
     def nearest(self, vectors: Tensor) -> Tensor:
         shifted = self._centre - vectors
         tolerance = self._tolerance(self._upper_norms(shifted))
-        # The kernel reads four rows at a time, all finite.
+        # The kernel computes scores of four rows at a time, also of unresolved ones, and must not meet NaN or infinity.
         shifted = shifted.masked_fill_(tolerance.isinf()[:, None], 0)
         rows = F.pad(shifted, (0, MAX_SMALL_DIM - vectors.shape[1], 0, 3))
         nearest = torch.empty(len(vectors), dtype=torch.int64)
@@ -221,7 +222,8 @@ class Bfloat16Search(MatmulSearch):
 
         |x·y - (x + dx)·(y + dy)| <= |dx| |y| + |x + dx| |dy|        (Cauchy-Schwarz)
 
-    and |dx|, |dy| are computed. The product is rounded to bfloat16 again, relative to its own magnitude.
+    and |dx| of each vector and the largest |dy| are computed. The matrix product rounds each score to bfloat16 once
+    more, by an error relative to the score; `rerank_bfloat16` allows for it.
 
     |e - c|²/2 needs more than the 8 bits of a bfloat16, so it is the sum of two columns. A third column adds a constant
     per row, the shift, that makes all scores of the row non-negative. Such numbers are ordered like their bits, and the
@@ -255,7 +257,7 @@ class Bfloat16Search(MatmulSearch):
 
 @lru_cache(maxsize=1)
 def has_bfloat16_matmul() -> bool:
-    """Return whether the processor has instructions for matrix products in bfloat16."""
+    """Return whether the processor has x86 instructions for matrix products in bfloat16 (AMX or AVX-512)."""
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
@@ -268,20 +270,26 @@ def _subtract(minuend: Scalar, subtrahend: Scalar) -> Scalar:
 
 @inline_kernel
 def _round_to_bfloat16(bits: Scalar) -> Scalar:
-    """Return the upper 16 bits of a float32, given its bits, rounded to nearest with ties to even."""
+    """Round a float32, not NaN, to bfloat16, to nearest with ties to even; argument and result are bits as uint32."""
     return (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
 
 
 @inline_kernel
 def _shift_and_tolerance(norm: Scalar, error_norm: Scalar, bounds: Array) -> tuple[Scalar, Scalar]:
-    """Return a row's shift and tolerance, given |x| and |dx| (see `Bfloat16Search`).
+    """Return a row's shift and tolerance (see `Bfloat16Search`), all numbers float32.
 
     With m = max |e - c| and E the bound on the error of a score before its result is rounded,
 
         E     = |dx| m + (|x| + |dx|) max |dy| + error of the norm columns + 2 error of float32
         shift = min(|x|²/2, |x| m) + E >= -score, as x·y - |y|²/2 is at most either term of the minimum
 
-    each with room for rounding. The tolerance is 2.2 E; it is infinite if a score or the shift may overflow.
+    each with room for rounding. The tolerance is 2.2 E; it is infinite, and the shift is not to be used, if a score or
+    the shift may overflow.
+
+    Args:
+        norm: |x|.
+        error_norm: |dx|.
+        bounds: (7,) `Bfloat16Search._bounds`.
     """
     underflow, max_code_norm, code_error, norm_error = bounds[0], bounds[1], bounds[2], bounds[3]
     norm, error_norm = norm + underflow, error_norm + underflow
@@ -300,7 +308,7 @@ def _shift_and_tolerance(norm: Scalar, error_norm: Scalar, bounds: Array) -> tup
 
 @cached_kernel
 def _round_rows(vectors: Array, centre: Array, bounds: Array, rounded: Array, tolerance: Array) -> None:
-    """Set `rounded` to the left factor of the product and `tolerance` to that of its scores.
+    """Set `rounded` to the left factor of the product, and `tolerance` to the tolerance of its scores.
 
     Args:
         vectors: (R, D) float32.

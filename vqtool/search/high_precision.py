@@ -1,4 +1,4 @@
-"""Search for vectors with more candidates than one pass of scores can separate.
+"""Search for vectors that the backends leave unresolved: non-finite scores, or too many candidates.
 
 Shapes: R vectors, K codes, D dimensions, U unique codes.
 """
@@ -14,7 +14,7 @@ from vqtool.search.kernels import exhaustive_search
 
 # A code is an outlier if its distance to the centre is more than this multiple of the median distance.
 _OUTLIER_FACTOR = 8.0
-# The centre is the median of about this many codes.
+# The centre is the median of at most this many codes, evenly spaced in the codebook.
 _MEDIAN_SAMPLE = 1 << 10
 # Elements hashed or compared at a time, which bounds the memory.
 _ELEMENTS_PER_BLOCK = 1 << 18
@@ -24,13 +24,13 @@ class HighPrecisionSearch:
     """Exact search in stages of increasing cost, each for the vectors that the stage before left unresolved.
 
     1. Duplicate codes are removed; of equal codes, the lowest index remains.
-    2. Codes without outliers, if there are outliers and the vector is close enough to the others (`_InlierSearch`).
+    2. Codes without outliers, if there are outliers and the vector is close to the centre (`_InlierSearch`).
     3. Scores in the dtype of the codebook, if `retry_dtype` or if duplicates were removed.
     4. Scores in float64.
     5. All distances in float64.
 
     Args:
-        codebook: (K, D).
+        codebook: (K, D) float32 or float64; vectors must have the same dtype and device.
         retry_dtype: whether scores in the dtype of the codebook are more precise than those that left the vectors
             unresolved.
     """
@@ -44,9 +44,9 @@ class HighPrecisionSearch:
         self._inlier_search = _InlierSearch.build(self._codes)
 
     def nearest(self, vectors: Tensor) -> Tensor:
-        """Return the index (R,) of the exact nearest code of vectors (R, D).
+        """Return the index (R,) int64 of the exact nearest code of vectors (R, D); never -1.
 
-        It is 0 for a vector that is not finite, and for all vectors if a code contains NaN.
+        It is 0 for a vector with a NaN or infinite element, and for all vectors if a code contains NaN.
         """
         nearest = torch.zeros(len(vectors), dtype=torch.int64, device=vectors.device)
         if self._codes.isnan().any():
@@ -56,7 +56,7 @@ class HighPrecisionSearch:
         return nearest
 
     def _nearest_unique(self, vectors: Tensor) -> Tensor:
-        """Return the index (R,) among the unique codes of finite vectors (R, D)."""
+        """Return, for finite vectors (R, D), the position (R,) of the nearest code among the unique codes (U, D)."""
         nearest = self._inlier_search.nearest(vectors) if self._inlier_search else _all_unresolved(vectors)
         for dtype in self._dtypes:
             rows = _true_positions(nearest < 0)
@@ -77,9 +77,9 @@ class _InlierSearch(NamedTuple):
     """Search among the codes that are not outliers.
 
     The rounding error of a score grows with the largest norm of a code, so one outlier hides the differences between
-    all others. Let c be the centre, r the largest |e - c| of an inlier and R the smallest |e - c| of an outlier. If
-    |z - c| < (R - r) / 2, then by the triangle inequality an outlier is at least R - |z - c| away from z and every
-    inlier at most r + |z - c|, which is less. So no outlier is the nearest code.
+    all others. Let c be the centre, a the largest |e - c| of an inlier and b the smallest |e - c| of an outlier. If
+    |z - c| < (b - a) / 2, then by the triangle inequality an outlier is at least b - |z - c| away from z and every
+    inlier at most a + |z - c|, which is less. So no outlier is the nearest code.
     """
 
     search: HighPrecisionSearch
@@ -89,7 +89,7 @@ class _InlierSearch(NamedTuple):
     centre: Tensor
     """(D,) float64, c."""
     radius: Tensor
-    """() the bound on |z - c|: 0.49 (R - r), which leaves room for rounding."""
+    """() float64, the bound on |z - c|: 0.49 (b - a), which leaves room for rounding."""
 
     @classmethod
     def build(cls, codes: Tensor) -> "_InlierSearch | None":
@@ -107,7 +107,10 @@ class _InlierSearch(NamedTuple):
         return cls(search, inliers, centre, 0.49 * gap)
 
     def nearest(self, vectors: Tensor) -> Tensor:
-        """Return the index (R,) of the exact nearest code; -1 for vectors that are too far from the centre."""
+        """Return the index (R,) in `codes` of the exact nearest code of finite vectors (R, D).
+
+        It is -1 for a vector with |z - c| >= `radius`.
+        """
         nearest = _all_unresolved(vectors)
         rows = _true_positions((vectors - self.centre).norm(dim=1) < self.radius)
         nearest[rows] = self.inliers.index_select(0, self.search.nearest(vectors.index_select(0, rows)))
@@ -124,7 +127,7 @@ def unique_rows(table: Tensor, elements_per_block: int = _ELEMENTS_PER_BLOCK) ->
 
     Args:
         table: (n, D), float32 or float64.
-        elements_per_block: number of elements hashed or compared at a time.
+        elements_per_block: number of elements hashed or compared at a time, rounded down to whole rows (at least one).
 
     Returns:
         Indices (U,) of first occurrences, ascending, and positions (n,) among them: `table[indices][positions]` equals
@@ -147,23 +150,24 @@ def unique_rows(table: Tensor, elements_per_block: int = _ELEMENTS_PER_BLOCK) ->
 
 
 def _bits(rows: Tensor) -> Tensor:
+    """Return the bits of rows (n, D), float32 or float64, as int64 (n, D)."""
     return rows.view(torch.int64 if rows.dtype == torch.float64 else torch.int32).long()
 
 
 def _hash_factors(columns: int) -> Tensor:
-    """Return odd numbers (columns,) below 2^63, the same in every call."""
+    """Return random odd int64 numbers (columns,) below 2^63 from a fixed seed, on the CPU."""
     return torch.randint(1 << 62, (columns,), generator=torch.Generator().manual_seed(0), device="cpu") * 2 + 1
 
 
 def _nearest_by_all_distances(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """Return the index (R,) of the exact nearest code by all distances in float64, on the CPU."""
+    """Return the index (R,) of the exact nearest code from all R·K distances in float64, computed on the CPU."""
     nearest = torch.empty(len(vectors), dtype=torch.int64, device="cpu")
     exhaustive_search(vectors.cpu().numpy(), codebook.cpu().numpy(), nearest.numpy())
     return nearest.to(vectors.device)
 
 
 def _all_unresolved(vectors: Tensor) -> Tensor:
-    """Return -1 (R,) for each vector: no code is known yet."""
+    """Return the index -1 (R,), "unresolved", for each of the vectors (R, D)."""
     return torch.full((len(vectors),), -1, device=vectors.device)
 
 

@@ -1,8 +1,8 @@
 """Compiled loops of the search on a CPU: from scores, or from vectors of few dimensions, to the exact nearest codes.
 
 A row of scores has one score per code, lower for nearer codes, and a tolerance: the score of the exact nearest code is
-at most minimum + tolerance. Codes within that limit are the candidates. Their distances are computed in float64, and
-the smallest wins; ties go to the lowest index.
+at most limit = minimum + tolerance. Codes within that limit are the candidates. Their distances are computed in
+float64; the code with the smallest distance is the nearest, and ties go to the lowest index.
 
 A row is read while it is in the cache. Code k belongs to lane k mod W. The minima of all lanes are computed by SIMD
 instructions, W at a time, and only lanes whose minimum is within the limit are searched for candidates.
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vqtool.runtime.numba_jit import cached_kernel, inline_kernel, strict_kernel
 
-# D is padded with zeros to this in the kernels of small dimensions: four such vectors fit in the SIMD registers.
+# Largest D of `search_small_dim`, which pads D to it with zeros: four such vectors fit in the SIMD registers.
 MAX_SMALL_DIM = 8
 # Maximum number of candidates per vector. With more, scores of higher precision are faster.
 MAX_CANDIDATES = 64
@@ -38,7 +38,7 @@ def _squared_difference(vector: Array, code: Array, dim: int) -> Scalar:
 
 @strict_kernel
 def _exact_distance(vector: Array, code: Array) -> Scalar:
-    """Return |z - e|² in float64, summed in the same order on every machine: that of NumPy for D <= 128."""
+    """Return |z - e|² in float64, summed in the same order on every machine: the order of `numpy.sum` for D <= 128."""
     unrolled = vector.size - vector.size % 8
     a = b = c = d = e = f = g = h = 0.0
     for dim in range(0, unrolled, 8):
@@ -58,9 +58,12 @@ def _exact_distance(vector: Array, code: Array) -> Scalar:
 
 @strict_kernel
 def _exact_nearest(candidates: Array, vector: Array, codes: Array) -> int:
-    """Return the candidate with the smallest `_exact_distance`, the lowest index of equals.
+    """Return the candidate with the smallest `_exact_distance`; the lowest index among equal, also infinite, distances.
 
-    If all distances are infinite, return the first candidate.
+    Args:
+        candidates: (n,) indices of codes in any order, n >= 1.
+        vector: (D,) finite.
+        codes: (K, D) without NaN.
     """
     nearest, smallest = candidates[0], np.inf
     for i in range(candidates.size):
@@ -73,7 +76,10 @@ def _exact_nearest(candidates: Array, vector: Array, codes: Array) -> int:
 
 @cached_kernel
 def exhaustive_search(vectors: Array, codes: Array, nearest: Array) -> None:
-    """Set `nearest` (R,) to the exact nearest codes (K, D) of vectors (R, D), by all distances."""
+    """Set `nearest` (R,) int64 to the index of the exact nearest code from all distances.
+
+    Vectors (R, D) must be finite; codes (K, D) must not contain NaN.
+    """
     candidates = np.arange(len(codes))
     for row in range(len(vectors)):
         nearest[row] = _exact_nearest(candidates, vectors[row], codes)
@@ -99,14 +105,14 @@ def _min(numbers: Array) -> Scalar:
 
 @inline_kernel
 def _min_per_lane(scores: Array, lane_min: Array) -> Scalar:
-    """Set `lane_min` (W,) to the smallest score (C,) of each lane; return the smallest of all. C is divisible by 4W."""
-    width = lane_min.size
-    for lane in range(width):
+    """Set `lane_min` (W,) to the minimum of each lane of scores (C,), and return the minimum of all; 4 W divides C."""
+    lanes = lane_min.size
+    for lane in range(lanes):
         lane_min[lane] = scores[lane]
-    for start in range(0, scores.size, 4 * width):  # four scores per lane at once, to write `lane_min` less often
-        first, second = scores[start : start + width], scores[start + width : start + 2 * width]
-        third, fourth = scores[start + 2 * width : start + 3 * width], scores[start + 3 * width : start + 4 * width]
-        for lane in range(width):
+    for start in range(0, scores.size, 4 * lanes):  # four scores per lane at once, to write `lane_min` less often
+        first, second = scores[start : start + lanes], scores[start + lanes : start + 2 * lanes]
+        third, fourth = scores[start + 2 * lanes : start + 3 * lanes], scores[start + 3 * lanes : start + 4 * lanes]
+        for lane in range(lanes):
             smallest = min(min(first[lane], second[lane]), min(third[lane], fourth[lane]))
             lane_min[lane] = min(lane_min[lane], smallest)
     return _min(lane_min)
@@ -114,10 +120,10 @@ def _min_per_lane(scores: Array, lane_min: Array) -> Scalar:
 
 @inline_kernel
 def _rerank(candidates: Array, count: int, distances: Array, vector: Array, codes: Array) -> int:
-    """Return the exact nearest of the first `count` candidates; -1 for none, or for more than `MAX_CANDIDATES`.
+    """Return the exact nearest of the first `count` candidates; -1 if `count` is 0 or above `MAX_CANDIDATES`.
 
-    Fast distances select the candidates whose exact distance may be the smallest; `_exact_nearest` decides. Overwrites
-    `candidates` and `distances`.
+    `_fast_distance` selects the candidates whose exact distance may be the smallest, and `_exact_nearest` the nearest
+    of them. Overwrites `candidates` (`count` or more,) and the buffer `distances` (`MAX_CANDIDATES`,).
     """
     if count == 1:
         return candidates[0]
@@ -138,9 +144,9 @@ def _rerank(candidates: Array, count: int, distances: Array, vector: Array, code
 
 @inline_kernel
 def _collect_candidates(scores: Array, lane_min: Array, limit: Scalar, candidates: Array) -> int:
-    """Write the codes with a score (C,) of at most `limit` to `candidates`; return their number.
+    """Write the indices of the scores (C,) of at most `limit` to `candidates`, lane by lane; return their number.
 
-    Stop at `MAX_CANDIDATES` + 1 codes.
+    Stop at `MAX_CANDIDATES` + 1 indices, the length of `candidates`. `lane_min` (W,) is the minimum of each lane.
     """
     count = 0
     for lane in range(lane_min.size):
@@ -159,9 +165,9 @@ def rerank_scores(scores: Array, lanes: int, tolerance: Array, vectors: Array, c
     """Set `nearest` (R,) to the exact nearest codes, given scores.
 
     Args:
-        scores: (R, C) float32 or float64, infinite for padding.
+        scores: (R, C) float32 or float64, infinite for padding; may be NaN only in rows of infinite tolerance.
         lanes: W; C is a multiple of 4 W.
-        tolerance: (R,) bound on the score of the nearest code above the minimum of the row; infinite: unknown.
+        tolerance: (R,) upper bound on the nearest code's score minus the row's minimum; infinite: unknown.
         vectors: (R, D).
         codes: (K, D).
         nearest: (R,) int64; -1 for a row with more than `MAX_CANDIDATES` candidates or with an infinite tolerance or
@@ -206,7 +212,14 @@ def _as_registers(numbers: Array) -> tuple[Scalar, ...]:
 
 @inline_kernel
 def _score(row: tuple[Scalar, ...], columns: Array, half_sq_norms: Array, code: int) -> Scalar:
-    """Return the score |e|²/2 - z·e of one code, with `row` holding -z."""
+    """Return the score |e|²/2 - z·e of code `code` among n.
+
+    Args:
+        row: -z, `MAX_SMALL_DIM` numbers.
+        columns: (`MAX_SMALL_DIM`, n), one code per column.
+        half_sq_norms: (n,) |e|²/2.
+        code: 0 to n - 1.
+    """
     score = half_sq_norms[code]
     for dim in range(MAX_SMALL_DIM):
         score += row[dim] * columns[dim, code]
@@ -215,7 +228,10 @@ def _score(row: tuple[Scalar, ...], columns: Array, half_sq_norms: Array, code: 
 
 @inline_kernel
 def _min_per_lane_of_four_rows(rows: Array, start: int, columns: Array, half_sq_norms: Array, lane_min: Array) -> None:
-    """Set `lane_min` (4, W) to the smallest scores of rows start to start + 3, so that codes are read once for four."""
+    """Set `lane_min` (4, W) to the minimum of each lane for rows `start` to `start` + 3.
+
+    The codes are read once for all four rows. Other arguments: see `search_small_dim`.
+    """
     first, second, third, fourth = (
         _as_registers(rows[start]),
         _as_registers(rows[start + 1]),
@@ -236,7 +252,7 @@ def _min_per_lane_of_four_rows(rows: Array, start: int, columns: Array, half_sq_
 
 @inline_kernel
 def _pop_within(numbers: Array, limit: Scalar) -> Scalar:
-    """Return the last position of a number of at most `limit` and set that number to infinity; -1 if there is none."""
+    """Return the position of the last of the numbers that is at most `limit`, and set it to infinity; -1 if none is."""
     last: Any = np.int32(-1)
     for i in range(np.int32(numbers.size)):
         last = max(last, np.int32(i) if numbers[i] <= limit else np.int32(-1))
@@ -254,13 +270,20 @@ def _collect_small_dim(
     scores: Array,
     candidates: Array,
 ) -> int:
-    """Do the same as `_collect_candidates` with scores computed from `row`. Overwrites `scores` (G,) and `lane_min`."""
-    numbers, count = _as_registers(row), 0
+    """Do the same as `_collect_candidates`, with scores that are computed again for each lane that has a candidate.
+
+    Overwrites `lane_min` (W,) and the buffer `scores` (G,).
+
+    Args:
+        row: (`MAX_SMALL_DIM`,) -z.
+        lane_columns, lane_norms: `lane_columns` and `lane_half_sq_norms` of `search_small_dim`.
+    """
+    registers, count = _as_registers(row), 0
     lane = _pop_within(lane_min, limit)
     while lane >= 0 and count <= MAX_CANDIDATES:
         columns, norms = lane_columns[lane], lane_norms[lane]
         for group in range(scores.size):
-            scores[group] = _score(numbers, columns, norms, group)
+            scores[group] = _score(registers, columns, norms, group)
         group = _pop_within(scores, limit)
         while group >= 0 and count <= MAX_CANDIDATES:
             candidates[count] = lane_min.size * group + lane
@@ -289,7 +312,7 @@ def search_small_dim(
 
     Args:
         rows: (R + 3 or more, `MAX_SMALL_DIM`) float32, finite; -z of each vector, relative to the centre of the codes.
-        tolerance: (R,) bound on the score of the nearest code above the minimum of the row; infinite: unknown.
+        tolerance: (R,) upper bound on the nearest code's score minus the row's minimum; infinite: unknown.
         vectors: (R, D).
         columns: (G, `MAX_SMALL_DIM`, W), code g W + w at [g, :, w], relative to the centre.
         half_sq_norms: (G, W) |e|²/2, infinite for padding.

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from vqtool.search.kernels import MAX_CANDIDATES
 
-# Elements z[n,d] - e[k,d] computed at a time, which bounds the memory; a block has fewer than twice as many.
+# Elements z[n,d] - e[k,d] computed at a time, which bounds the memory. A block may have twice as many, and has at least
+# two pairs (n, k).
 _ELEMENTS_PER_BLOCK = 1 << 19
 
 
@@ -21,18 +22,18 @@ def rerank_exact(
 ) -> Tensor:
     """Return the index (R,) of the exact nearest code among the candidates of each vector.
 
-    Candidates are the codes with score <= minimum + tolerance. The nearest has the smallest squared distance in
+    Candidates are the codes with score <= limit = minimum + tolerance. The nearest has the smallest squared distance in
     float64; ties go to the lowest index.
 
     Args:
         scores: (R, C), infinite for padding.
-        tolerance: (R,) bound on the score of the nearest code above the minimum of the row; infinite: unknown.
+        tolerance: (R,) upper bound on the nearest code's score minus the row's minimum; infinite: unknown.
         vectors: (R, D).
         codebook: (K, D).
-        elements_per_block: number of differences computed at a time.
+        elements_per_block: approximate number of differences computed at a time.
 
     Returns:
-        (R,) int64; -1 for a row with more than `MAX_CANDIDATES` candidates, or with an infinite tolerance or limit.
+        (R,) int64; -1 for a row with more than `MAX_CANDIDATES` candidates, or with an infinite or NaN limit.
     """
     limits = scores.amin(dim=1) + tolerance
     is_candidate = scores <= limits.where(limits.isfinite(), torch.nan)[:, None]
@@ -46,7 +47,7 @@ def rerank_exact(
 
 
 def _distances(vectors: Tensor, codebook: Tensor, rows: Tensor, codes: Tensor, elements_per_block: int) -> Tensor:
-    """Return |vectors[rows] - codebook[codes]|² (P,) in float64."""
+    """Return |vectors[rows] - codebook[codes]|² (P,) in float64, for row and code indices (P,)."""
     # At least two pairs per block: PyTorch splits a single sum over threads, which rounds it differently, and equal
     # codes would have unequal distances.
     blocks = max(1, min(len(rows) * vectors.shape[1] // elements_per_block, len(rows) // 2))

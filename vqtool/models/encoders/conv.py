@@ -1,6 +1,6 @@
 """Convolutional encoder and decoder for sequences and images: residual blocks, downsampling, upsampling.
 
-Shapes: B batch, C channels, L tokens per sample, D code dimension; size is (T,) or (H, W).
+Shapes: B batch, C channels, L tokens per sample, D width of the latents; size is (T,) or (H, W).
 """
 
 from collections.abc import Callable
@@ -55,7 +55,7 @@ class ConvEncoder(nn.Module):
 class ConvDecoder(nn.Module):
     """Map (B, L, D) to (B, C, *size); each of the `upsamples` stages doubles every axis.
 
-    The output is cropped to `size`.
+    L must be that of the grid of `size` (`strided_grid`). The output is cropped to `size`.
     """
 
     def __init__(self, conv: Conv, channels: int, width: int, upsamples: int, res_blocks: int, dim: int) -> None:
@@ -128,7 +128,7 @@ def crop(x: Tensor, size: Size) -> Tensor:
 
 
 def strided_grid(size: Size, stride: int) -> Size:
-    """Return the grid shape of a network with this stride for samples of `size`: each length / stride, rounded up."""
+    """Return the grid shape of a network with this stride for samples of `size`: ceil(length / stride) of each axis."""
     return tuple(-(-length // stride) for length in size)
 
 

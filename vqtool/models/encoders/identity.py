@@ -12,14 +12,14 @@ from vqtool.models.encoders.base import NetSettings, Size
 
 
 class IdentityEncoder(nn.Module):
-    """Reshape (B, C, *size) to (B, L, C); positions are in row-major order."""
+    """Flatten and transpose (B, C, *size) to (B, L, C); positions are in row-major order."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.reshape(*x.shape[:2], math.prod(x.shape[2:])).transpose(1, 2)
 
 
 class IdentityDecoder(nn.Module):
-    """Reshape (B, L, C) to (B, C, *size)."""
+    """Invert `IdentityEncoder`: (B, L, C) to (B, C, *size), L the product of `size`."""
 
     def forward(self, latents: Tensor, size: Size) -> Tensor:
         return latents.transpose(1, 2).reshape(len(latents), latents.shape[2], *size)

@@ -1,6 +1,6 @@
 """Multi-layer perceptrons for vectors: (B, C) to L latents of D dimensions and back.
 
-Shapes: B batch, C channels, L tokens per sample, D code dimension.
+Shapes: B batch, C channels, L tokens per sample, D width of the latents.
 """
 
 from typing import ClassVar, Literal

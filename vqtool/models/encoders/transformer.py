@@ -3,7 +3,7 @@
 As in TiTok (Yu et al. 2024, "An Image is Worth 32 Tokens"), L learned queries attend to the patches of a sample and
 become its L latents, so L does not depend on the sample size.
 
-Shapes: B batch, C channels, P patches, L tokens, W width, D code dimension; size is (T,) or (H, W).
+Shapes: B batch, C channels, P patches, L tokens per sample, D width of the latents; size is (T,) or (H, W).
 """
 
 import math
@@ -19,7 +19,7 @@ from vqtool.models.encoders.conv import crop, pad_to_multiple, strided_grid
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm transformer block on (B, S, W): self-attention and an MLP, each with a residual connection."""
+    """Pre-norm transformer block on (B, L + P, width): self-attention and an MLP, each with a residual connection."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class TransformerBlock(nn.Module):
 
 
 class TransformerEncoder(nn.Module):
-    """Map (B, C, *size) to (B, L, D): L learned queries attend to the P patches and to each other.
+    """Map (B, C, *size) to (B, L, D): self-attention over L learned queries and P patches; the queries become latents.
 
     The input is padded to a multiple of the patch size. Only samples of the training size are accepted, because the
     position embedding has P rows.
@@ -62,7 +62,7 @@ class TransformerEncoder(nn.Module):
 
 
 class TransformerDecoder(nn.Module):
-    """Map (B, L, D) to (B, C, *size): P learned queries attend to the L latents and become the patches.
+    """Map (B, L, D) to (B, C, *size): self-attention over L latents and P learned queries; the queries become patches.
 
     The output is cropped to `size`, which must be the training size.
     """
@@ -122,9 +122,10 @@ class TransformerSettings(NetSettings):
 
 
 def to_patches(x: Tensor, patch_size: int) -> Tensor:
-    """Cut (B, C, *size) into non-overlapping patches (B, P, C · patch_size^rank), in row-major order.
+    """Cut (B, C, *size) into non-overlapping patches (B, P, C · patch_size^rank), rank = len(size).
 
-    rank = len(size). Each length must be a multiple of the patch size.
+    The patches, and the values of each channel of a patch, are in row-major order. Each length of `size` must be a
+    multiple of the patch size.
     """
     rank = x.ndim - 2
     for axis in range(rank):
@@ -135,7 +136,10 @@ def to_patches(x: Tensor, patch_size: int) -> Tensor:
 
 
 def from_patches(patches: Tensor, grid: Size, patch_size: int) -> Tensor:
-    """Join patches (B, P, C · patch_size^rank) to (B, C, *(grid · patch_size)): the inverse of `to_patches`."""
+    """Invert `to_patches`: join patches (B, P, C · patch_size^rank), rank = len(grid), to (B, C, *size).
+
+    P is the product of `grid`, and each length of size is that of `grid` times the patch size.
+    """
     rank = len(grid)
     x = patches.unflatten(2, (-1, *[patch_size] * rank)).unflatten(1, grid)
     # From (B, *grid, C, *patch) to (B, C, rows, patch_size, columns, patch_size) for images.
@@ -147,4 +151,5 @@ def from_patches(patches: Tensor, grid: Size, patch_size: int) -> Tensor:
 
 
 def _learned_embedding(rows: int, width: int) -> nn.Parameter:
+    """Return a parameter (rows, width), initialised with N(0, 0.02²)."""
     return nn.Parameter(torch.randn(rows, width) * 0.02)
