@@ -24,17 +24,18 @@ def decode_file(
     """Decode an index file to a .npy file of rows in the layout, units and dtype of the training data.
 
     Args:
-        path: index file to read.
+        path: index file to read; its manifest is beside it.
         out: .npy file to write. NumPy has no bfloat16, so bfloat16 rows are written as float32.
         overwrite: replace an existing output.
-        levels: number of leading levels to decode (residual quantizers only); None: all. The level that `--unique`
-            appended is never decoded and does not count.
+        levels: number of leading levels to decode, 1 to Q (fewer than Q: residual quantizers only); None: all. The
+            level that `--unique` appended is never decoded and does not count.
 
     Returns:
-        Shape and dtype name of the output.
+        Shape (N, *row) and NumPy dtype name of the output.
 
     Raises:
-        DataError: the indices were written by another model or are damaged, or the output exists.
+        DataError: the indices were written by another model or are damaged, `levels` is out of range, or the output
+            exists without `overwrite` or cannot be written.
     """
     check_output(out, overwrite)
     check_not_input(out, [path])
@@ -48,21 +49,21 @@ def decode_file(
     row_shape = tuple(manifest.row_shape)
     tokenizer.model.check_rows(row_shape, f"{manifest_path(path)}: row_shape")
     size = sample_shape(tokenizer.spec.layout, row_shape)[1]
-    step = chunk_rows(tokenizer.model, size)
+    rows_per_chunk = chunk_rows(tokenizer.model, size)
     if manifest.unique:
         check_unique_sizes(path, manifest, tokenizer)
         indices = indices[..., :-1].reshape(len(indices), *tokenizer.index_shape(size))
     shape, dtype = (len(indices), *row_shape), _to_numpy(torch.empty(0, dtype=tokenizer.spec.torch_dtype)).dtype
     with atomic_write_array(out, shape, dtype) as array, pass_bar("decode", len(indices)) as bar:
-        for start in range(0, len(indices), step):
-            batch = tokenizer.validate_indices(indices[start : start + step], size, levels, str(path), start)
-            rows = tokenizer.decode_batch(batch, size)
+        for start in range(0, len(indices), rows_per_chunk):
+            chunk = indices[start : start + rows_per_chunk]
+            rows = tokenizer.decode_batch(tokenizer.validate_indices(chunk, size, levels, str(path), start), size)
             array[start : start + len(rows)] = _to_numpy(rows)
             bar.update(len(rows))
     return shape, dtype.name
 
 
 def _to_numpy(rows: Tensor) -> NDArray[Any]:
-    """Convert rows to a NumPy array; bfloat16 becomes float32, because NumPy does not support it."""
+    """Return rows on the CPU as a NumPy array; bfloat16 becomes float32, because NumPy does not support it."""
     array: NDArray[Any] = (rows.float() if rows.dtype == torch.bfloat16 else rows).numpy()
     return array

@@ -51,14 +51,15 @@ def encode_file(
         out: index file to write, NAME.npy, of shape (N, L) or (N, L, Q); the manifest is NAME.json.
         data: path as in `data.path`; None: the run's own data, all rows in order.
         key: name of the array, for files with several arrays.
-        batch_size: rows to read at a time, rounded up to whole chunks, at most four; does not change the indices.
+        batch_size: rows that a thread reads at a time, adjusted by `batch_rows`; does not change the indices.
         overwrite: replace existing files.
 
     Returns:
         The manifest.
 
     Raises:
-        DataError: the data do not match the training data or contain NaN or infinity, or an output exists.
+        DataError: the data do not match the training data, contain NaN or infinity, or a class is out of range; `out`
+            is an input, exists without `overwrite` or cannot be written; or memory runs out.
     """
     check_indices_output(out, overwrite)
     with open_encode_job(tokenizer, out, data, key) as job:
@@ -74,9 +75,9 @@ class EncodeJob:
 
     Attributes:
         tokenizer: tokenizer to encode with.
-        source: files of the data.
+        source: source of the data.
         samples: all samples of the data.
-        scan: future of the scan; its result raises a DataError if a value is NaN or infinite.
+        scan: future of `Tokenizer.scan`; its result raises a DataError if a value is NaN or infinite.
     """
 
     tokenizer: Tokenizer
@@ -86,7 +87,7 @@ class EncodeJob:
 
     @property
     def rows(self) -> range:
-        """Numbers of all rows."""
+        """Numbers of all rows, 0 to N - 1."""
         return range(len(self.samples))
 
     @property
@@ -96,7 +97,7 @@ class EncodeJob:
 
     @property
     def grid(self) -> list[int]:
-        """Shape whose row-major order gives the L tokens of a sample."""
+        """Shape of the L tokens of a sample, in row-major order: [H, W] for images."""
         return list(self.tokenizer.model.grid(self.samples.size))
 
     @property
@@ -127,15 +128,15 @@ class EncodeJob:
 
 @contextmanager
 def open_encode_job(tokenizer: Tokenizer, out: Path, data: str | None, key: str | None) -> Iterator[EncodeJob]:
-    """Open data to encode to the file `out`, and start to scan them.
+    """Open data to encode to the file `out`, and scan them in another thread; for classes, wait for the scan.
 
     Args:
-        data: path as in `data.path`; None: the run's own data.
+        data: path as in `data.path`; None: the run's own data, all rows in order.
         key: name of the array, for files with several arrays.
 
     Raises:
-        DataError: the data do not match the training data, `out` is one of their files, or memory runs out within the
-            context.
+        DataError: the data do not match the training data, `out` is one of their files or in their directory, a class
+            is out of range, or memory runs out within the context.
     """
     source, samples = tokenizer.open_data(data, key)
     check_not_input(out, source.paths, source.name)
@@ -161,23 +162,24 @@ def iter_indices(
     """Encode samples in batches, each of which one thread reads and encodes.
 
     Args:
-        rows: rows to encode; the first one must be the first row of a chunk.
+        rows: consecutive rows to encode; the first one must be the first row of a chunk.
         batch_size: rows per batch, adjusted by `batch_rows`.
         progress_name: name of the progress bar.
-        scan: scan of the data; if it fails, the iteration stops with its error.
+        scan: scan of the data. If it fails meanwhile, the iteration stops with its error. The iteration does not wait
+            for the scan: it can end first, and the caller must wait.
 
     Yields:
-        The number of the first row of each batch, and the indices (n, L) or (n, L, Q), in row order.
+        The number of the first row of each batch, and the int64 indices (n, L) or (n, L, Q), in row order.
 
     Raises:
-        DataError: the scan found NaN or infinity.
+        DataError: the scan has found NaN or infinity.
     """
-    step = batch_rows(tokenizer.model, samples.size, batch_size)
+    rows_per_batch = batch_rows(tokenizer.model, samples.size, batch_size)
     num_threads = max(2, torch.get_num_threads())
-    pool, starts = single_threaded_pool(num_threads), iter(rows[::step])
+    pool, starts = single_threaded_pool(num_threads), iter(rows[::rows_per_batch])
 
     def encode(start: int) -> NDArray[Any]:
-        return tokenizer.encode_batch(samples.read(start, min(start + step, rows.stop))).numpy()
+        return tokenizer.encode_batch(samples.read(start, min(start + rows_per_batch, rows.stop))).numpy()
 
     try:
         # One batch more than threads, so that no thread waits while the caller writes.

@@ -53,10 +53,10 @@ class Part:
 
     @staticmethod
     def parse(text: str) -> "Part":
-        """Parse text such as `3/16`.
+        """Parse the text `number/total`, such as `3/16`.
 
         Raises:
-            ConfigError: the text is not a part.
+            ConfigError: the text is not a part, or the number is not in 1..total.
         """
         match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
         part = Part(int(match[1]), int(match[2])) if match else None
@@ -71,7 +71,7 @@ class Part:
         return Part(process.rank + 1, process.world_size) if process.world_size > 1 else None
 
     def row_range(self, num_rows: int, rows_per_chunk: int) -> range:
-        """Return the row numbers of this part of `num_rows` rows; the first one is the first row of a chunk."""
+        """Return the row numbers of this part of `num_rows` rows: whole chunks, so the range can be empty."""
         num_chunks = -(-num_rows // rows_per_chunk)
         start, stop = (num_chunks * i // self.total * rows_per_chunk for i in (self.number - 1, self.number))
         return range(min(start, num_rows), min(stop, num_rows))
@@ -89,14 +89,15 @@ def encode_part(
 ) -> Manifest | None:
     """Encode one part of the data; if all parts are complete, join them into the index file `out`.
 
-    A part that is already complete is not encoded again.
+    A part that is already complete is not encoded again. If `out` contains the indices of these data by this model,
+    nothing is encoded, unless `overwrite`.
 
     Args:
         part: the part to encode.
         data, key, batch_size, overwrite: as for `encode_file`.
 
     Returns:
-        The manifest of the index file; None if parts are missing or another worker joins them.
+        The manifest of the index file; None if parts are missing, or another worker joins or has joined them.
 
     Raises:
         DataError: as `encode_file`; also if existing parts were encoded from other data or by another model.
@@ -117,11 +118,11 @@ def encode_part(
 
 @dataclass(frozen=True)
 class _PartsJob:
-    """Data that several workers encode to one index file. The workers share the state on disk.
+    """Data that several workers encode to one index file; the workers only communicate by the directory `folder`.
 
     Attributes:
         tokenizer: tokenizer to encode with.
-        source: files of the data.
+        source: source of the data.
         samples: all samples of the data.
         out: index file to write.
         total: number of parts.
@@ -135,6 +136,7 @@ class _PartsJob:
 
     @property
     def folder(self) -> Path:
+        """Directory OUT.parts."""
         return self.out.with_name(f"{self.out.name}.parts")
 
     @property
@@ -155,13 +157,13 @@ class _PartsJob:
 
     @cached_property
     def data_digest(self) -> str:
-        """SHA-256 of the names, sizes and modification times of the data files."""
+        """SHA-256 of the path of the data as given, and of names, sizes and modification times of the files."""
         statuses = [(path.name, path.stat()) for path in self.source.paths]
         files = [[name, status.st_size, status.st_mtime_ns] for name, status in statuses]
         return hashlib.sha256(json.dumps([self.source.name, files]).encode()).hexdigest()
 
     def marker(self, part: Part) -> dict[str, Any]:
-        """Return the content of the marker of a part, without the digest of its file."""
+        """Return the content that the marker of a part must have, without the digest of the part's file."""
         rows = self.rows(part)
         return {
             "model_sha256": self.tokenizer.model_sha256,
@@ -171,12 +173,12 @@ class _PartsJob:
         }
 
     def parts(self) -> list[Part]:
-        """Return all parts that have rows."""
+        """Return all parts that have rows, in order."""
         parts = [Part(number, self.total) for number in range(1, self.total + 1)]
         return [part for part in parts if self.rows(part)]
 
     def existing_manifest(self) -> Manifest | None:
-        """Return the manifest of `out` if it was encoded from these data by this model; otherwise None."""
+        """Return the manifest of `out` if this model encoded it from these data; otherwise None. May scan the data."""
         try:
             manifest = read_indices(self.out)[1]
         except DataError:
@@ -186,7 +188,7 @@ class _PartsJob:
         return manifest if manifest.data_sha256 == self.tokenizer.scan(self.source).sha256 else None
 
     def is_complete(self, part: Part) -> bool:
-        """Return whether the marker of a part exists and matches its file; true for a part without rows.
+        """Return whether the marker of a part exists and has the SHA-256 of its file; true for a part without rows.
 
         Raises:
             DataError: the part was encoded by another model or from other data, or its marker is damaged.
@@ -224,10 +226,11 @@ class _PartsJob:
         return digest.hexdigest()
 
     def encode(self, part: Part, batch_size: int) -> None:
-        """Write the file of a part, then its marker.
+        """Write the file of a part, then its marker. NaN and infinity are only found when the parts are joined.
 
         Raises:
-            DataError: the data changed since they were opened, or a class is out of range.
+            DataError: the data changed since they were opened, a class is out of range, a file cannot be written, or
+                memory runs out.
         """
         rows, progress_name = self.rows(part), f"encode part {part.number} of {part.total}"
         if self.tokenizer.spec.classes:
@@ -246,10 +249,10 @@ class _PartsJob:
         """Write the index file from all parts, and remove the parts.
 
         Returns:
-            The manifest; None if another worker joins the parts.
+            The manifest; None if another worker joins the parts or has joined them.
 
         Raises:
-            DataError: a value of the data is NaN or infinite.
+            DataError: a value of the data is NaN or infinite, or the index file cannot be written.
         """
         handle = os.open(self.folder, os.O_RDONLY)
         try:

@@ -24,19 +24,19 @@ _MAX_TRAINING_LATENTS = 1 << 18
 
 @dataclass(frozen=True)
 class RateDistortion:
-    """Quantization error per dimension, mean over all elements of (z - e[indices])², on preprocessed latents z.
+    """Quantization errors: the mean of (z - e[indices])² over all N · D elements, for preprocessed latents z (N, D).
 
     Attributes:
         error: quantization error of the run's codes on the evaluated latents.
-        reference: quantization error of k-means with the same number of codes, fitted to the run's training latents,
-            level by level and group by group; None if there are fewer training latents than codes.
+        reference: quantization error, on the same latents, of k-means codes of the same number, fitted to the run's
+            training latents, level by level and group by group; None if a codebook has more codes than S.
         ratio: error / reference; 1: as good as k-means, below 1: better. None if the reference is None or 0. Codes that
             are restricted to a sphere or a grid (cosine, FSQ, LFQ, BSQ) have a larger ratio for that reason.
         n_init: runs of k-means; the one with the smallest error on the training latents is used.
         fitted_on: S, the number of training latents.
-        shannon_bound: for the synthetic Gaussian source, the smallest mean squared error that any code with this number
-            of bits per sample can reach, in the units of the data (Shannon 1959; Cover & Thomas 2006, theorem 10.3.2);
-            None for other data.
+        shannon_bound: for a run on the synthetic Gaussian source, evaluated on its validation split: the smallest mean
+            squared error per value that any code with this number of bits per sample can reach, in squared units of the
+            data (Shannon 1959; Cover & Thomas 2006, theorem 10.3.2). None for other data.
     """
 
     error: float
@@ -57,11 +57,11 @@ def rate_distortion(
 
     Args:
         data: path as in `data.path`, to evaluate on; None: the validation split of the run.
-        key: name of the array, for files with several arrays.
-        max_training_latents: upper limit of S; the latents of evenly spaced training samples are used.
+        key: name of the array, for files with several arrays; ignored without `data`.
+        max_training_latents: upper limit of S; the latents of evenly spaced training samples, at least one, are used.
 
     Raises:
-        DataError: the data do not match the training data, or contain NaN or infinity.
+        DataError: the data do not match the training data, contain NaN or infinity, or a class is out of range.
     """
     dataset = open_dataset(tokenizer.settings.data, tokenizer.settings.seed)
     evaluated = dataset.validation if data is None else tokenizer.open_scanned(data, key)
@@ -84,7 +84,10 @@ def rate_distortion(
 
 @torch.inference_mode()
 def _preprocessed_latents(tokenizer: Tokenizer, samples: Samples, max_latents: int | None) -> Tensor:
-    """Return the preprocessed latents (N, D) of all samples, or of evenly spaced samples with at most `max_latents`."""
+    """Return the preprocessed latents (N, D) of all samples, in order, on the model's device.
+
+    With `max_latents`, return those of evenly spaced samples, at most `max_latents` latents but at least one sample.
+    """
     model = tokenizer.model
     rows = chunk_rows(model, samples.size)
     count = len(samples)
@@ -104,9 +107,9 @@ def _preprocessed_latents(tokenizer: Tokenizer, samples: Samples, max_latents: i
 def _kmeans_residual(quantizer: Quantizer, training: Tensor, latents: Tensor) -> Tensor | None:
     """Return latents - e[indices] (N, D) for codes e from k-means on the training latents (S, D).
 
-    The levels of a residual quantizer are fitted one after the other to the residuals of the levels before. The groups
-    of a product quantizer are fitted to their own dimensions. None if a codebook has more codes than there are training
-    latents.
+    `quantizer` defines levels, groups and numbers of codes; its own codes are not used. The levels of a residual
+    quantizer are fitted one after the other to the residuals of the previous levels, the groups of a product quantizer
+    to their own dimensions. Return None if a codebook has more codes than there are training latents.
     """
     if isinstance(quantizer, ProductQuantizer):
         groups = quantizer.group_quantizers
@@ -127,7 +130,10 @@ def _kmeans_residual(quantizer: Quantizer, training: Tensor, latents: Tensor) ->
 
 
 def _shannon_bound(tokenizer: Tokenizer, samples: Samples) -> float | None:
-    """Return 2^(-2 R / n) for R bits per sample of n independent standard normal values; None for other sources."""
+    """Return 2^(-2 R / n) for R bits per sample of n independent standard normal values; None for other sources.
+
+    `samples` are the evaluated samples of the run's own data.
+    """
     data = tokenizer.settings.data
     if not (isinstance(data, SyntheticSettings) and isinstance(data.source, GaussianSettings)):
         return None

@@ -38,14 +38,15 @@ def encode_unique_file(
 ) -> Manifest:
     """Encode data as `encode_file` does, and append a level that makes the id of every row unique.
 
-    The index file has the shape (N, 1, Q + 1). All ids are held in memory.
+    The index file has the shape (N, 1, Q + 1), with Q = 1 for a vector quantizer. All ids are kept in memory.
 
     Args:
-        extend: index file with the unique ids of the first M rows of the same data; these rows keep their ids.
+        extend: index file with the unique ids of the first M rows of these data; those rows keep their ids. The other
+            arguments are those of `encode_file`.
 
     Raises:
-        DataError: as `encode_file`; also if a sample has several tokens, or `extend` cannot be extended with these
-            data.
+        DataError: as `encode_file`; also if a sample has several tokens, or `extend` was written without `--unique` or
+            by another model, has more rows than the data, or has other codes for its rows.
     """
     check_indices_output(out, overwrite)
     with open_encode_job(tokenizer, out, data, key) as job:
@@ -79,18 +80,18 @@ def encode_unique_file(
 
 
 def duplicate_numbers(ids: NDArray[Any], published: NDArray[Any] | None = None) -> NDArray[np.int64]:
-    """Number the rows of each id in row order: 0, 1, ...; id and number together are unique.
+    """Number the rows with the same id in row order, 0, 1, ...: id and number together are unique.
 
     The number is the extra token of generative retrieval (Rajput et al. 2023, "Recommender Systems with Generative
     Retrieval", 3.1).
 
     Args:
         ids: (N, Q) codes of each row.
-        published: (M,) numbers of the first M rows, which they keep. Later rows of an id continue after the largest
-            published number of that id.
+        published: (M,) numbers of the first M rows, which keep them, unique within each id. Later rows with a
+            published id continue after its largest number.
 
     Returns:
-        Numbers (N,).
+        Numbers (N,), from 0.
     """
     numbers = np.zeros(0, dtype=np.int64) if published is None else published.astype(np.int64)
     with pass_bar("number ids", 3, "stages") as bar:
@@ -110,10 +111,10 @@ def duplicate_numbers(ids: NDArray[Any], published: NDArray[Any] | None = None) 
 
 
 def check_unique_sizes(path: Path, manifest: Manifest, tokenizer: Tokenizer) -> None:
-    """Check that an index file with unique ids has the codebook sizes of the tokenizer and one level more.
+    """Check that the manifest of an index file with unique ids has the tokenizer's codebook sizes, and one size more.
 
     Raises:
-        DataError: it has other codebook sizes.
+        DataError: the manifest has other codebook sizes.
     """
     sizes = list(tokenizer.model.quantizer.codebook_sizes)
     if manifest.codebook_sizes[:-1] != sizes:
@@ -124,7 +125,7 @@ def check_unique_sizes(path: Path, manifest: Manifest, tokenizer: Tokenizer) -> 
 
 
 def _read_published(path: Path, tokenizer: Tokenizer, rows: int) -> NDArray[Any]:
-    """Read the unique ids (M, Q + 1) of an index file.
+    """Read the unique ids (M, Q + 1) of the index file `path`, for data of `rows` rows.
 
     Raises:
         DataError: the file has no unique ids, was written by another model, is damaged, or has more than `rows` rows.

@@ -33,8 +33,8 @@ class EvaluationReport:
     """Result of `Tokenizer.evaluate`.
 
     Attributes:
-        evaluation: losses and codebook usage; losses are in normalised units.
-        reconstruction: reconstruction quality in the units of the data: mse and nmse, or accuracy for classes.
+        evaluation: losses, in normalised units, and codebook usage.
+        reconstruction: mse (in squared units of the data) and nmse; accuracy for classes.
         bits_per_sample: L times the sum over levels of log2 K.
     """
 
@@ -55,7 +55,7 @@ class Tokenizer:
         device: device of the model.
         model: the autoencoder, in evaluation mode, without gradients.
         model_sha256: SHA-256 of model.safetensors.
-        grid: shape whose row-major order gives the L tokens, such as (H, W), for samples of the run's size.
+        grid: shape of the L tokens of a sample of the training size, in row-major order: (H, W) for images.
     """
 
     def __init__(self, run: RunDirectory, device: str | None = None) -> None:
@@ -86,20 +86,20 @@ class Tokenizer:
 
     @property
     def codebook(self) -> Tensor:
-        """Codes (K, D); (Q, K, D) for residual and product quantizers."""
+        """Codes (K, D) on `device`; (Q, K, D) for residual quantizers, (Q, K, D / G) for product ones of G groups."""
         return self.model.quantizer.codes
 
     def encode(self, rows: Tensor | NDArray[Any]) -> Tensor:
         """Encode rows to indices.
 
         Args:
-            rows: array or tensor (n, *row), in the layout and units of the training data.
+            rows: array or tensor (n, *row), in the layout and units of the training data, not normalised.
 
         Returns:
             Indices (n, L), or (n, L, Q), int64, on the CPU.
 
         Raises:
-            DataError: the rows have another shape than the training data, or are classes instead of values or values
+            DataError: the model does not accept the shape of the rows, or they are classes instead of values or values
                 instead of classes; a value is NaN or infinite in float32; or a class is out of range.
         """
         rows = to_tensor(rows)
@@ -123,16 +123,16 @@ class Tokenizer:
         """Decode indices to rows.
 
         Args:
-            indices: integers (n, L), or (n, L, Q).
+            indices: integers (n, L), or (n, L, Q) with all levels.
             row_shape: shape of one decoded row; None: that of the training data. Other sizes need encoder and decoder
                 families that support them (convolutional, identity).
-            levels: number of leading levels to decode (residual quantizers only); None: all.
+            levels: number of leading levels to decode, 1 to Q (fewer than Q: residual quantizers only); None: all.
 
         Returns:
             Rows (n, *row), in the layout, units and dtype of the training data, on the CPU.
 
         Raises:
-            DataError: a shape does not match the model, or an index or the number of levels is out of range.
+            DataError: a shape does not match the model, or indices or `levels` have a wrong dtype or are out of range.
         """
         self.model.check_rows(row_shape or self.spec.row_shape, "decode")
         size = sample_shape(self.spec.layout, row_shape or self.spec.row_shape)[1]
@@ -142,11 +142,11 @@ class Tokenizer:
         """Look up the codes of indices; those of several levels are summed (residual) or concatenated (product).
 
         Args:
-            indices: integers (n, L), or (n, L, Q), of rows of the run's size.
-            levels: number of leading levels to use (residual quantizers only); None: all.
+            indices: integers (n, L), or (n, L, Q) with all levels, of rows of the training size.
+            levels: number of leading levels to use, as in `decode`.
 
         Returns:
-            Codes (n, L, D), on the CPU.
+            Codes (n, L, D), float32, on the CPU; D is the dimension before any projection to the decoder's width.
 
         Raises:
             DataError: as `decode`.
@@ -158,16 +158,16 @@ class Tokenizer:
     def validate_indices(
         self, indices: Tensor | NDArray[Any], size: Size, levels: int | None, source: str, first_row: int = 0
     ) -> Tensor:
-        """Check indices of samples of `size`, and return their leading levels as int64.
+        """Check indices of samples of `size`, and return their leading levels as int64: (n, L) or (n, L, levels).
 
         Args:
-            indices: integers (n, L), or (n, L, Q).
+            indices: integers (n, L), or (n, L, Q) with all levels.
             levels: number of leading levels to return; None: all.
             source: origin of the indices, such as a file; error messages start with it.
             first_row: number of the first row, for error messages.
 
         Raises:
-            DataError: dtype or shape is wrong, or an index or the number of levels is out of range.
+            DataError: dtype or shape is wrong, an index is out of range, or `check_levels` fails.
         """
         indices = to_tensor(indices)
         if indices.dtype.is_floating_point or indices.dtype == torch.bool:
@@ -191,13 +191,13 @@ class Tokenizer:
         return indices if levels in (None, len(sizes)) else indices[..., :levels]
 
     def check_levels(self, levels: int | None, option: str) -> None:
-        """Check a number of leading levels to decode; None: all.
+        """Check a number of leading levels to decode, 1 to Q; None: all.
 
         Args:
             option: name of the option or argument; the error message starts with it.
 
         Raises:
-            DataError: the number is out of range, or the quantizer can only decode all levels.
+            DataError: `levels` is out of range, or less than Q for a quantizer that can only decode all levels.
         """
         count = len(self.model.quantizer.codebook_sizes)
         if levels is None or levels == count:
@@ -215,10 +215,10 @@ class Tokenizer:
 
         Args:
             data: path as in `data.path`; None: the validation split of the run.
-            key: name of the array, for files with several arrays.
+            key: name of the array, for files with several arrays; ignored without `data`.
 
         Raises:
-            DataError: the data do not match the training data, or contain NaN or infinity.
+            DataError: the data do not match the training data, contain NaN or infinity, or a class is out of range.
         """
         if data is None:
             samples = open_dataset(self.settings.data, self.settings.seed).validation
@@ -236,29 +236,29 @@ class Tokenizer:
         """Count the hits of each code over data, and for vectors the distinct ids; raise errors as `evaluate` does."""
         samples = self.open_scanned(data, key)
         counter = CodeCounter(self.model.quantizer.codebook_sizes, ids=not self.spec.size)
-        step = batch_rows(self.model, samples.size, len(samples))
+        rows_per_batch = batch_rows(self.model, samples.size, len(samples))
         with pass_bar("inspect", len(samples)) as bar:
-            for start in range(0, len(samples), step):
-                indices = self.encode_batch(samples.read(start, min(start + step, len(samples))))
+            for start in range(0, len(samples), rows_per_batch):
+                indices = self.encode_batch(samples.read(start, min(start + rows_per_batch, len(samples))))
                 counter.add(indices.numpy())
                 bar.update(len(indices))
         return counter
 
     def open_scanned(self, data: str, key: str | None) -> Samples:
-        """Open data and scan them; raise errors as `open_data` and `scan` do."""
+        """Open and scan data, and return all samples; raise errors as `open_data` and `scan` do."""
         source, samples = self.open_data(data, key)
         self.scan(source)
         return samples
 
     def open_data(self, data: str | None, key: str | None) -> tuple[Source, Samples]:
-        """Open data without scanning them.
+        """Open data without scanning them; return the source and all its samples.
 
         Args:
             data: path as in `data.path`; None: the run's own data, all rows in order.
             key: name of the array, for files with several arrays.
 
         Raises:
-            DataError: the data do not match the training data.
+            DataError: the data cannot be opened, the model does not accept them, or `key` is given without `data`.
         """
         if data is None and key is not None:
             raise DataError(f"key: {key} is given without data; name the data too, or omit key for the run's own data")
@@ -268,6 +268,8 @@ class Tokenizer:
 
     def scan(self, source: Source) -> DatasetScan:
         """Check that a source has only finite values or valid classes, and hash its shards; cached results are reused.
+
+        The moments of the result are unspecified.
 
         Raises:
             DataError: a value is NaN or infinite in float32, or a class is out of range.
@@ -293,9 +295,9 @@ class Tokenizer:
         return (math.prod(self.model.grid(size)), *levels)
 
     def encode_batch(self, samples: Tensor) -> Tensor:
-        """Encode valid samples in fixed-size chunks: (n, C, *size) or (n, *size) to (n, L) or (n, L, Q), on the CPU.
+        """Encode samples in fixed-size chunks: (n, C, *size) or (n, *size) to int64 (n, L) or (n, L, Q), on the CPU.
 
-        On a CPU, each chunk is computed by one thread.
+        Values must be finite and classes in range. On a CPU, each chunk is computed by one thread.
         """
 
         def encode_chunk(chunk: tuple[Tensor, int]) -> Tensor:
@@ -307,7 +309,10 @@ class Tokenizer:
         return torch.cat(map_items(encode_chunk, chunks(samples, rows), self.device))
 
     def decode_batch(self, indices: Tensor, size: Size) -> Tensor:
-        """Decode valid indices in fixed-size chunks: (n, L) or (n, L, Q) to rows (n, *row) of `size`, on the CPU."""
+        """Decode valid indices, (n, L) or (n, L, Q or fewer), in fixed-size chunks to rows (n, *row) on the CPU.
+
+        `size` is the size of the decoded samples.
+        """
         rows_per_chunk, decoded = chunk_rows(self.model, size), []
         with torch.inference_mode():
             for x, n in chunks(indices, rows_per_chunk):
@@ -320,20 +325,17 @@ def load(run: str | Path, device: str | None = None) -> Tokenizer:
 
     Args:
         run: run directory; config.yaml and model.safetensors in it are enough.
-        device: "auto", "cpu", "cuda" or "cuda:1"; None: `training.device` of the run.
-
-    Returns:
-        A `Tokenizer`: `encode`, `decode`, `embed`, `evaluate`, `codebook`.
+        device: "auto", "cpu", "cuda" or "cuda:N"; None: `training.device` of the run.
 
     Raises:
-        CheckpointError: the directory is not a run, or its model is missing, damaged or in an unknown format.
+        CheckpointError: the directory is not a run, or its model is missing, damaged or of another format or run.
         ConfigError: config.yaml is invalid, or the device is not available.
     """
     return Tokenizer(RunDirectory(run), device)
 
 
 def to_tensor(array: Tensor | NDArray[Any]) -> Tensor:
-    """Convert an array (N, ...) of any byte order to a tensor; tensors with at least one axis are returned unchanged.
+    """Copy an array (N, ...) of any byte order to a tensor; a tensor with at least one axis is returned unchanged.
 
     Raises:
         DataError: the array has no axes, or a dtype that torch does not support.
