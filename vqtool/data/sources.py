@@ -132,7 +132,7 @@ class Source(ABC):
             )
 
     def check_unchanged(self) -> None:
-        """Check that inode, size and modification time of all files are as they were when the source was opened.
+        """Check that no file has changed inode, size or modification time since the source was opened.
 
         Raises:
             DataError: a file changed or was removed; names the first such file.

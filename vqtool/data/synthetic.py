@@ -172,7 +172,7 @@ class TilesSettings(SourceSettings):
         return tiles
 
     def _divide(self, room: NDArray[np.uint8], top: int, left: int, random: Generator) -> None:
-        """Divide a room by a wall with one door, perpendicular to the longer side; then divide both halves likewise.
+        """Divide a room recursively by walls with one door each, perpendicular to the longer side of what they divide.
 
         A room without a valid position for a wall, with at least `room` tiles on both sides, or for a door stays whole.
 
