@@ -205,8 +205,8 @@ def _sums(factors: _Factors, rows: slice, entropy: bool, rows_per_block: int) ->
         inverse = 1 / normalizers.squeeze(1)
         assignment += inverse @ powers
         if entropy:  # -sum s ln s = ln Z - sum s (l - m) ln 2
-            surprise = _unnormalized_surprise(logits)
-            entropies += normalizers.log().sum() + inverse @ torch.linalg.vecdot(powers, surprise)
+            surprisal = _unnormalized_surprisal(logits)
+            entropies += normalizers.log().sum() + inverse @ torch.linalg.vecdot(powers, surprisal)
     return assignment, entropies
 
 
@@ -240,7 +240,7 @@ def _gradients(
             inner = torch.mv(powers, values)[:, None] / normalizers
             grad_logits = torch.sub(values, inner, out=logits).mul_(powers)
         else:
-            u = _unnormalized_surprise(logits).mul_(entropy_weight).add_(values)
+            u = _unnormalized_surprisal(logits).mul_(entropy_weight).add_(values)
             inner = torch.linalg.vecdot(powers, u)[:, None] / normalizers
             grad_logits = u.sub_(inner).mul_(powers)
         torch.mm(grad_logits, factors.codes, out=grad_vectors[block_rows]).mul_(
@@ -251,7 +251,7 @@ def _gradients(
     return sums
 
 
-def _unnormalized_surprise(logits: Tensor) -> Tensor:
+def _unnormalized_surprisal(logits: Tensor) -> Tensor:
     """Return -(l - m) ln 2 = -ln s - ln Z, in place of `logits`, which hold l - m.
 
     It is clamped to a finite number, because 0 times infinity would be NaN where s has underflowed.

@@ -14,7 +14,7 @@ from torch import Tensor
 # Gloo group for CPU tensors, because NCCL, the default on GPUs, does not support them. Empty: use the default group.
 _cpu_group: list["dist.ProcessGroup"] = []
 # Stack of open `async_any_rank` contexts: the tensor and the handle of the pending all-reduce, or None.
-_pending_votes: list[tuple[Tensor, Any] | None] = []
+_pending_reductions: list[tuple[Tensor, Any] | None] = []
 
 
 def world_size() -> int:
@@ -94,23 +94,23 @@ def async_any_rank() -> Iterator[None]:
     if world_size() == 1:
         yield
         return
-    _pending_votes.append(None)
+    _pending_reductions.append(None)
     try:
         yield
-        _wait_for_vote()  # a rank that leaves with a pending all-reduce would abort it on the others
+        _wait_for_reduction()  # a rank that leaves with a pending all-reduce would abort it on the others
     finally:
-        _pending_votes.pop()
+        _pending_reductions.pop()
 
 
 @contextmanager
 def local_any_rank() -> Iterator[None]:
     """Context in which `any_rank` does not communicate, for code that only some ranks run."""
-    outer = _pending_votes[:]
-    _pending_votes.clear()
+    outer = _pending_reductions[:]
+    _pending_reductions.clear()
     try:
         yield
     finally:
-        _pending_votes[:] = outer
+        _pending_reductions[:] = outer
 
 
 def any_rank(value: int) -> int:
@@ -119,22 +119,25 @@ def any_rank(value: int) -> int:
     The result is one call late so that no rank waits for the slowest one. All ranks get the same result. Outside
     `async_any_rank`, or for a single rank, return `value` itself at once.
     """
-    if not _pending_votes:
+    if not _pending_reductions:
         return value
-    previous = _wait_for_vote()
-    vote = torch.tensor(value)
-    _pending_votes[-1] = (vote, dist.all_reduce(vote, dist.ReduceOp.MAX, group=group_for(vote), async_op=True))
+    previous = _wait_for_reduction()
+    maximum = torch.tensor(value)
+    _pending_reductions[-1] = (
+        maximum,
+        dist.all_reduce(maximum, dist.ReduceOp.MAX, group=group_for(maximum), async_op=True),
+    )
     return previous
 
 
-def _wait_for_vote() -> int:
+def _wait_for_reduction() -> int:
     """Return the result of the pending all-reduce; 0 if there is none."""
-    if _pending_votes[-1] is None:
+    if _pending_reductions[-1] is None:
         return 0
-    vote, work = _pending_votes[-1]
-    _pending_votes[-1] = None
+    maximum, work = _pending_reductions[-1]
+    _pending_reductions[-1] = None
     work.wait()
-    return int(vote)
+    return int(maximum)
 
 
 def _is_initialized() -> bool:
