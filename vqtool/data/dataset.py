@@ -213,7 +213,7 @@ def spec_of(settings: DataSettings) -> SampleSpec:
 
 
 def _open_validation(path: str, settings: AnyDataSettings, training: Source) -> Source:
-    """Open separate validation data; a DataError if they differ from the training data in row shape or float/integer."""
+    """Open separate validation data; rows must have the shape of the training rows, and both be floats or neither."""
     with _prefix_errors("data.validation"):
         source = FileSource(path, settings.key if isinstance(settings, TensorsSettings) else None)
         rows, expected = source.rows, training.rows

@@ -309,10 +309,7 @@ class Tokenizer:
         return torch.cat(map_items(encode_chunk, chunks(samples, rows), self.device))
 
     def decode_batch(self, indices: Tensor, size: Size) -> Tensor:
-        """Decode valid indices, (n, L) or (n, L, Q or fewer), in fixed-size chunks to rows (n, *row) on the CPU.
-
-        `size` is the size of the decoded samples.
-        """
+        """Decode valid indices (n, L) or (n, L, levels) in fixed-size chunks to rows (n, *row) of `size` on the CPU."""
         rows_per_chunk, decoded = chunk_rows(self.model, size), []
         with torch.inference_mode():
             for x, n in chunks(indices, rows_per_chunk):
