@@ -43,9 +43,9 @@ class TargetSummary:
     Attributes:
         inspection: usage and findings.
         bits: size of the indices of a sample, L times the sum over levels of log2 K.
-        used_bits: information in them, L times the sum over levels of the entropy of the counts.
-        reconstruction: reconstruction loss of the validation that chose the model, in normalised units.
-        step: step of that validation.
+        used_bits: entropy of these indices, L times the sum over levels of the entropy of the counts, in bits.
+        reconstruction: reconstruction loss of the best validation, in normalised units.
+        step: training step of that validation.
         settings: settings of the run.
     """
 

@@ -29,11 +29,11 @@ class Evidence:
     Attributes:
         levels: usage of each of the Q levels.
         distinct: number of rows and of distinct ids, if samples are vectors.
-        metrics: metrics by tag, of the validation in which `levels` were counted.
-        history: metrics and `step` of each validation up to that one, oldest first.
+        metrics: metrics of the validation in which `levels` were counted, by tag, such as `validation/loss/commitment`.
+        history: metrics by tag, and `step`, of each validation up to and including that one, oldest first.
         later: the same for the validations after it.
         settings: settings of the run.
-        training_tokens: tokens per level in one pass over the training samples.
+        training_tokens: tokens per level in one pass over the training samples: samples times tokens per sample.
     """
 
     levels: Sequence[Usage]
@@ -45,7 +45,7 @@ class Evidence:
     training_tokens: int | None = None
 
     def metric(self, level: int, name: str, metrics: dict[str, float] | None = None) -> float | None:
-        """Return `codebook/NAME` of a level; None if unknown.
+        """Return the metric `codebook/NAME`; `codebook/level_LEVEL/NAME` if Q > 1. None if it is unknown.
 
         Args:
             metrics: metrics of another validation by tag; None: `self.metrics`.
@@ -61,7 +61,7 @@ class Evidence:
         return ".".join(["model", *["quantizer"] * max(1, len(self._quantizers)), name])
 
     def quantizer_setting(self, name: str) -> Any:
-        """Return a setting of the innermost quantizer; None if it has no such setting or the settings are unknown."""
+        """Return a setting of the innermost quantizer; None if it is null, missing, or the settings are unknown."""
         return getattr(self._quantizers[-1], name, None) if self._quantizers else None
 
     @property
@@ -76,7 +76,7 @@ class Evidence:
 
     @property
     def levels_per_codebook(self) -> int:
-        """Number of consecutive levels that share a codebook; 1 if the settings are unknown."""
+        """Number of consecutive levels that share a codebook; 1 if none do or the settings are unknown."""
         return 1 if self.settings is None else levels_per_codebook(self.settings.model.quantizer)
 
     @property
@@ -94,13 +94,13 @@ class Evidence:
 
     @property
     def early_until(self) -> int | None:
-        """`early_steps` if the last validation of the run was before that step; otherwise, or if unknown, None."""
+        """`early_steps` if the last known validation of the run was before that step; otherwise None."""
         validations = [*self.history, *self.later]
         return self.early_steps if validations and validations[-1]["step"] < self.early_steps else None
 
     @property
     def residual_depth(self) -> int:
-        """Number of levels of the residual quantizer; 1 if there is none or the settings are unknown."""
+        """`levels` of the outermost residual quantizer; 1 if there is none or the settings are unknown."""
         return 1 if self.settings is None else residual_depth(self.settings.model.quantizer)
 
     @property
@@ -113,15 +113,15 @@ class Evidence:
 
     @property
     def codebooks(self) -> Sequence[tuple[int, Usage]]:
-        """First level of each codebook, and usage summed over the levels that share it."""
+        """Pairs (first level, usage) of each codebook; the counts of levels that share the codebook are summed."""
         first_levels = range(0, len(self.levels), self.levels_per_codebook)
         return [(first, _sum_usage(self.levels[first : first + self.levels_per_codebook])) for first in first_levels]
 
     @property
     def possibly_shared_usage(self) -> Usage | None:
-        """Usage summed over all levels if it is unknown whether they share a codebook; otherwise None.
+        """Usage of the summed counts of all levels, if the levels may share a codebook; otherwise None.
 
-        It is unknown without settings, as for an index file, if there are several levels and all have the same K.
+        They may if the settings are unknown, as for an index file, and there are several levels, all of the same K.
         """
         same_size = len(self.levels) > 1 and len({level.codebook_size for level in self.levels}) == 1
         return _sum_usage(self.levels) if same_size and self.settings is None else None
@@ -162,7 +162,11 @@ def residual_depth(quantizer: Any) -> int:
 
 
 def evidence_from_run(run: RunDirectory, saved: SavedModel) -> Evidence:
-    """Return the evidence of the validation that chose the best model, and of the other validations of the run."""
+    """Return the evidence of a run at the validation of its best model.
+
+    Args:
+        saved: content of the run's model.safetensors. If its `step` is unknown, `history` and `later` are empty.
+    """
     step, validations = saved.step, run.read_validations()
     return Evidence(
         levels=[usage_from_counts(counts) for counts in saved.counts],
@@ -193,7 +197,7 @@ def settings_error(run: RunDirectory) -> str | None:
 
 
 def _sum_usage(levels: Sequence[Usage]) -> Usage:
-    """Return the usage of the counts summed over levels, which all have the same K."""
+    """Return the usage of the summed counts of levels that all have the same K."""
     if len(levels) == 1:
         return levels[0]
     return usage_from_counts(torch.tensor([level.counts for level in levels]).sum(dim=0))

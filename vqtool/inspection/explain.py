@@ -48,7 +48,10 @@ def expected_perplexity(codebook_size: int, tokens: int) -> float:
 
 
 def healthy_perplexity_range(usage: Usage) -> tuple[float, float]:
-    """Return the usual minimum and maximum perplexity of trained codebooks with this K and T; both are at least 1."""
+    """Return the usual minimum and maximum perplexity of trained codebooks with this K and T.
+
+    They are 0.5 and 0.9 times the expected perplexity of uniform usage, at least 1.
+    """
     uniform = expected_perplexity(usage.codebook_size, usage.tokens)
     return max(1.0, _MIN_HEALTHY_FRACTION * uniform), max(1.0, _MAX_HEALTHY_FRACTION * uniform)
 
@@ -57,9 +60,9 @@ def explain(levels: Sequence[Usage], sample_kind: str | None = None, batch_token
     """Return sentences on the perplexity, its usual range, and the limits of the perplexity of a single batch.
 
     Args:
-        levels: usage per level; the first is explained in full, the others are only placed in the usual range.
-        sample_kind: images, grids, sequences or vectors; None if unknown.
-        batch_tokens: tokens of a training batch; None if unknown.
+        levels: usage per level; the first is explained in full, the others are only compared with the usual range.
+        sample_kind: "images", "grids", "sequences" or "vectors"; None if unknown.
+        batch_tokens: tokens of a training batch; None: explain with a batch of 256 tokens.
     """
     first, *others = levels
     sentences = _explain_level(first, sample_kind, batch_tokens, " of level 0" if others else "")

@@ -33,7 +33,7 @@ class Finding:
         name: identifier for scripts; it does not change between versions.
         severity: severe: the tokens are of little use; warning: they could be better; note: for information.
         message: symptom, with its values.
-        evidence: the values by name; None where unknown.
+        evidence: the values in the message and others that led to it, by name; None where unknown.
         cause: most likely cause.
         changes: suggested changes, the most likely fix first.
     """
@@ -47,7 +47,7 @@ class Finding:
 
 
 def guide_reference(findings: Sequence[Finding]) -> str:
-    """Return where configs/findings.md explains these findings, each name once.
+    """Return where configs/findings.md explains these findings (at least one), each name once.
 
     For one name `configs/findings.md#collapse`, for several `configs/findings.md (#collapse, #dead_codes)`.
     """

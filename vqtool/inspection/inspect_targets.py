@@ -32,7 +32,7 @@ _INDICES_PER_BLOCK = 1 << 22
 
 # Called with the number of the first row of a block, and the block: indices (n, L) or (n, L, Q).
 OnBlock = Callable[[int, NDArray[Any]], None]
-# Called with a run of a directory that cannot be used, and the error.
+# Called with the path of a run that cannot be used, in a directory of runs, and the error.
 OnSkipped = Callable[[Path, VqtoolError], None]
 
 Result = TypeVar("Result")
@@ -47,11 +47,12 @@ class Inspection:
         counted_on: the data or validation that the codes were counted on, for display.
         levels: usage of each level.
         distinct: number of rows and of distinct ids, if samples are vectors.
-        sample_kind: images, grids, sequences or vectors; None if unknown.
+        sample_kind: "images", "grids", "sequences" or "vectors"; None if unknown.
         batch_tokens: tokens per level in a training batch of the run; None if unknown.
         findings: problems found, severe ones first.
         early_until: step before which almost no findings are reported, if the run has not reached it; otherwise None.
-        settings_error: why the settings of the run cannot be read, so that findings that need them are missing.
+        settings_error: why the settings of the run cannot be read, so that findings that need them are missing; None if
+            they can, or for an index file.
     """
 
     target: str
@@ -80,16 +81,20 @@ def inspect(
     """Inspect runs, directories of runs, and index files.
 
     Args:
-        data: data to count the codes of runs on; None: use the counts of the best validation.
+        data: path of data to count the codes of runs on; None: use the counts of the best validation.
         key: name of the array in `data`, if that is a container.
         device: device to encode `data` on.
         on_skipped: called for each run of a directory that cannot be used; None: such a run is an error.
 
+    Returns:
+        One inspection per run or index file; the runs of a directory are in order of their names.
+
     Raises:
         CheckpointError: a target does not exist, is damaged, or is neither a run, a directory of runs nor an index
             file.
-        ConfigError: the settings of a run are invalid.
-        DataError: an index file or the data cannot be used.
+        ConfigError: with `data`, the settings of a run are invalid or the device is not available. Without `data`,
+            settings that cannot be read are not an error, see `Inspection.settings_error`.
+        DataError: an index file or the data cannot be used, or `data` is given for an index file.
     """
     return map_targets(targets, lambda target: inspect_target(target, data, key, device), on_skipped)
 
@@ -114,7 +119,7 @@ def inspect_target(
 
 
 def inspection_from_file(target: Path, counter: CodeCounter) -> Inspection:
-    """Return the inspection of an index file whose indices are counted in `counter`."""
+    """Return the inspection of an index file from `count_index_file(target)`; reads the manifest for its layout."""
     inspection = _inspection_from_evidence(
         target, "the indices in the file", Evidence(counter.levels, counter.distinct)
     )
@@ -124,8 +129,10 @@ def inspection_from_file(target: Path, counter: CodeCounter) -> Inspection:
 def inspection_from_data(target: Path, data: str, counter: CodeCounter) -> Inspection:
     """Return the inspection of a run from the code counts of a dataset.
 
+    Findings that need validation metrics are missing.
+
     Args:
-        target: run directory; its settings are read.
+        target: run directory; its settings are read, if they can be.
         data: name of the dataset, for display.
         counter: counts of the run's codes on the dataset.
     """
@@ -197,11 +204,12 @@ def map_targets(
     """Return `function(path)` for each run and index file in `expand_targets(targets)`.
 
     Args:
-        on_skipped: called, after all others, for each run of a directory on which `function` fails; None: raise.
+        on_skipped: called, at the end, for each run of a directory for which `function` raises an error of the types
+            below; None: the error is raised.
 
     Raises:
-        CheckpointError, ConfigError, DataError: `expand_targets` raises it; or `function` does, for a target that was
-            named itself, for any run if `on_skipped` is None, or for all runs.
+        CheckpointError, ConfigError, DataError: from `expand_targets`; from `function` for a run or index file that is
+            itself a target; or the first error of `function`, if there is no result at all.
     """
     results, failures = [], []
     for target in targets:
@@ -246,6 +254,7 @@ def _sample_kind_and_batch_tokens(settings: RunSettings | None) -> tuple[str | N
 
 
 def _sample_kind(layout: str, classes: bool = False) -> str | None:
+    """Return `sample_kind` as in `Inspection`: "grids" for all classes, else by layout; None if that is unknown."""
     if layout not in LAYOUTS:
         return None
     if classes:

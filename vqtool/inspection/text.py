@@ -68,7 +68,10 @@ def render(inspection: Inspection) -> RenderableType:
 
 
 def compare(inspections: Sequence[Inspection]) -> RenderableType:
-    """Return a table with one row per target, and a table of the settings in which runs differ."""
+    """Return a table with one row per target, and a table of the settings in which runs differ.
+
+    Settings and reconstruction losses are read from the run directories.
+    """
     targets = [summarize_target(inspection, RunDirectory(inspection.target)) for inspection in inspections]
     table = _comparison_table(comparison_rows(targets))
     note = "" if same_data(targets) else f" {DIFFERENT_DATA_NOTE}"

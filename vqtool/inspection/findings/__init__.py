@@ -34,14 +34,17 @@ FINDINGS: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
     codebook_saturated,
 )
 
-# Findings that more training cannot change. Any run shows the others in its first steps.
+# Findings that more training cannot change. Healthy runs can have the others in their first steps.
 _EARLY_FINDINGS = {codebook_too_large}
 
 _SEVERITY_ORDER = ("severe", "warning", "note")
 
 
 def diagnose(evidence: Evidence) -> list[Finding]:
-    """Return all findings, the severe ones first; early in training only those that more training cannot change."""
+    """Return all findings, sorted by severity (severe, warning, note), then in the order of FINDINGS.
+
+    While `early_until` of the evidence is not None, only findings that more training cannot change are returned.
+    """
     functions = [find for find in FINDINGS if find in _EARLY_FINDINGS or evidence.early_until is None]
     findings = [finding for find in functions for finding in find(evidence)]
     return sorted(findings, key=lambda finding: _SEVERITY_ORDER.index(finding.severity))

@@ -15,7 +15,11 @@ _MAX_CODEBOOK_DIM = 16
 
 
 def move_codes_to_latents(evidence: Evidence) -> Iterator[Change]:
-    """Yield k-means initialisation, EMA updates and dead-code reset, which place codes at the latents."""
+    """Yield changes that move codes to the latents.
+
+    These are k-means instead of random initialisation, EMA instead of entropy-only updates, and a dead-code reset if a
+    learned codebook has none.
+    """
     init, update = evidence.quantizer_setting("init"), evidence.quantizer_setting("update")
     if getattr(init, "kind", None) == "random":
         yield Change(evidence.quantizer_key("init.kind"), "kmeans", "initialises the codes by k-means on the latents")
@@ -52,7 +56,7 @@ def reduce_fixed_codes(evidence: Evidence, used: int) -> Iterator[Change]:
 
 
 def _lower_levels(levels: list[int], used: int) -> list[int]:
-    """Decrement the largest of the FSQ levels while their product stays at least `used` and each level at least 2."""
+    """Return FSQ levels, the largest decremented while their product is at least `used` and each is at least 2."""
     lowest, candidate = levels, list(levels)
     while min(candidate) > 1 and prod(candidate) >= used:
         lowest = list(candidate)
@@ -61,7 +65,7 @@ def _lower_levels(levels: list[int], used: int) -> list[int]:
 
 
 def add_residual_level(evidence: Evidence, why: str) -> Iterator[Change]:
-    """Yield one more level for the outermost residual quantizer; `why` is the effect to show."""
+    """Yield one more level for the outermost residual quantizer; `why` becomes `Change.why`."""
     if evidence.residual_levels:
         key, levels = evidence.residual_levels
         yield Change(key, str(levels + 1), why)

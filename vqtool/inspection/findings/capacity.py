@@ -1,4 +1,4 @@
-"""Findings about the codebook size: more codes than the training data can place, or fewer than pay off."""
+"""Findings about the codebook size: too many codes for the training data, or so few that more would pay off."""
 
 from collections.abc import Iterator
 from math import prod
@@ -9,16 +9,17 @@ from vqtool.inspection.explain import pluralize
 from vqtool.inspection.finding import Change, Finding
 from vqtool.inspection.findings.advice import add_residual_level, previous_power_of_two, reduce_codebook_size
 
-# Fewer training tokens per code cannot place the codes.
+# With fewer training tokens per code, the codes overfit them.
 _MIN_TRAINING_TOKENS_PER_CODE = 20
 # Perplexity, as a fraction of K, above which a codebook is used almost uniformly.
 _MIN_SATURATED_PERPLEXITY = 0.9
-# Errors are quantization errors as fractions of the variance of the latents. `halving` is the error if all codes were
-# merged in pairs, over the error: about 1.3 in 8 dimensions, 1.6 in 4 and 2.1 in 2, where an optimal codebook of half
-# the size has 2^(2/D) = 1.19, 1.41 and 2. From `_MIN_STEEP_HALVING` on, more codes pay off even for a small error.
+# Errors are quantization errors as fractions of the variance of the latents. The metric `halving` is the factor by
+# which the error would grow if the codes were merged in pairs: about 1.3 for D = 8, 1.6 for D = 4 and 2.1 for D = 2.
+# With an optimal codebook of half the size it grows by 2^(2/D) = 1.19, 1.41 and 2. Above `_MIN_STEEP_HALVING`, more
+# codes pay off even for a small error.
 _MIN_STEEP_HALVING, _MIN_ERROR_IF_STEEP = 1.75, 0.1
-# A large error is worth more codes at any `halving` above this; below, merging has next to no effect, so that the
-# latents are noise to this number of codes.
+# Above the error `_MIN_ERROR`, more codes pay off if `halving` is above `_MIN_HALVING`. Below it, merging codes hardly
+# increases the error: the latents are noise at this number of codes.
 _MIN_HALVING, _MIN_ERROR = 1.05, 0.5
 
 
@@ -27,7 +28,7 @@ def codebook_too_large(evidence: Evidence) -> Iterator[Finding]:
     if evidence.training_tokens is None:
         return
     for level, usage in evidence.codebooks:
-        if evidence.metric(level, "spread") is None:  # fixed codes, which need no training data
+        if evidence.metric(level, "spread") is None:  # fixed codes need no training data; or latents do not vary
             continue
         tokens = evidence.levels_per_codebook * evidence.training_tokens
         tokens_per_code = tokens / usage.codebook_size
@@ -44,9 +45,9 @@ def codebook_too_large(evidence: Evidence) -> Iterator[Finding]:
 
 
 def codebook_saturated(evidence: Evidence) -> Iterator[Finding]:
-    """Report codebooks that are all used almost uniformly, if more codes would clearly reduce the error.
+    """Report the first codebook whose quantization error more codes would clearly reduce.
 
-    At most one finding, for the first codebook where they would.
+    Only if the perplexity of every codebook is more than 0.9 times its K.
     """
     error = _relative_error(evidence)
     saturated = all(
@@ -75,10 +76,10 @@ def codebook_saturated(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _relative_error(evidence: Evidence) -> float | None:
-    """Return the quantization error over the variance of the latents, after all levels.
+    """Return the quantization error after all levels, as a fraction of the variance of the latents.
 
-    The relative errors of the levels of a residual quantizer multiply; groups of a product quantizer are averaged.
-    None if the error of a level is unknown.
+    It is the product of the errors of the levels of a residual quantizer, and the mean over the groups of a product
+    quantizer. None if the error of a level is unknown.
     """
     known = [error for level in range(len(evidence.levels)) if (error := evidence.metric(level, "error")) is not None]
     if len(known) < len(evidence.levels):

@@ -15,14 +15,14 @@ from vqtool.inspection.findings.usage import has_collapsed
 _MIN_DUPLICATES, _MAX_DUPLICATE_FRACTION = 2, 0.02
 # Fraction of the codebook that may be outliers.
 _MAX_OUTLIER_FRACTION = 0.01
-# `spread` is the RMS distance of the chosen codes from the mean of the latents, over that of the latents. The minimum
-# is relative to an optimal codebook, because the codes are means of latents and spread less than these, much less if
-# there are few codes in many dimensions.
+# The metric `spread` is the RMS distance of the codes from the mean of the latents, weighted by hits, over the RMS
+# distance of the latents from their mean. Its minimum is relative to `_optimal_spread`: codes are means of latents, so
+# they spread less than the latents, much less for few codes in many dimensions.
 _MIN_SPREAD_OVER_OPTIMAL, _MAX_SPREAD = 1 / 3, 2.0
 
 
 def duplicate_codes(evidence: Evidence) -> Iterator[Finding]:
-    """Report codebooks with more than 2% duplicates: codes that are nearly identical to another code."""
+    """Report codebooks with at least 2, and more than 2%, duplicates: codes that are nearly identical to another."""
     for level, usage in evidence.codebooks:
         duplicates = evidence.metric(level, "duplicates")
         if (
@@ -44,9 +44,9 @@ def duplicate_codes(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _distinct_code_size(evidence: Evidence) -> int:
-    """Return the power of two that holds the distinct codes of every level, because all levels have the same K.
+    """Return the smallest power of two that is at least the number of distinct codes of every codebook.
 
-    Counts one distinct code per two duplicates, an upper bound if more than two codes coincide.
+    Two duplicates count as one distinct code, which is an upper bound if more than two codes coincide.
     """
     distinct = (
         usage.codebook_size - int(evidence.metric(level, "duplicates") or 0) // 2 for level, usage in evidence.codebooks
@@ -55,7 +55,10 @@ def _distinct_code_size(evidence: Evidence) -> int:
 
 
 def outlier_codes(evidence: Evidence) -> Iterator[Finding]:
-    """Report codebooks with more than 1% outliers: codes without hits that are far from all latents."""
+    """Report codebooks with more than 1% outliers: codes without hits, far from all latents.
+
+    Far is more than 4 standard deviations of the latents from their mean, see `codebook_statistics`.
+    """
     for level, usage in evidence.codebooks:
         outliers = evidence.metric(level, "outside")
         if outliers and outliers > _MAX_OUTLIER_FRACTION * usage.codebook_size:
@@ -71,7 +74,7 @@ def outlier_codes(evidence: Evidence) -> Iterator[Finding]:
 
 
 def scale_mismatch(evidence: Evidence) -> Iterator[Finding]:
-    """Report codebooks whose RMS spread is over 2 times that of the latents, or under a third of the optimal spread."""
+    """Report codebooks whose `spread` is more than 2, or less than a third of the optimal spread."""
     for level, usage in evidence.codebooks:
         spread, optimal = evidence.metric(level, "spread"), _optimal_spread(evidence, usage.codebook_size)
         if spread is not None and not _MIN_SPREAD_OVER_OPTIMAL * optimal <= spread <= _MAX_SPREAD:

@@ -17,9 +17,10 @@ _MAX_ID_BITS = 100
 
 
 def collisions(evidence: Evidence) -> Iterator[Finding]:
-    """Report a collision rate far above that of random ids (the birthday bound), for ids of several levels.
+    """Report a collision rate above 10% and above 3 times that of random ids, for ids of several levels.
 
-    Of n rows with random ids of b bits, the fraction 1 - m (1 - (1 - 1/m)^n) / n collides, where m = 2^b.
+    Of n rows with random ids of b bits, the fraction 1 - m (1 - (1 - 1/m)^n) / n collides, where m = 2^b (the birthday
+    problem).
     """
     if evidence.distinct is None or len(evidence.levels) < 2 or not evidence.distinct.rows:
         return

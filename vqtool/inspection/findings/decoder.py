@@ -14,7 +14,7 @@ _MAX_INFORMATIVE_ERROR = 0.7
 
 
 def decoder_ignores_codes(evidence: Evidence) -> Iterator[Finding]:
-    """Report a reconstruction loss that hardly rises if samples are decoded from each other's indices."""
+    """Report a reconstruction loss that rises by less than 5% if samples are decoded from each other's indices."""
     if max(usage.codebook_size for usage in evidence.levels) == 1:  # the only index carries no information
         return
     unshuffled = evidence.metrics.get("validation/loss/unshuffled")
@@ -36,7 +36,10 @@ def decoder_ignores_codes(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _train_decoder_more(evidence: Evidence) -> Iterator[Change]:
-    """Yield more steps and a higher learning rate if the codes of all levels carry information."""
+    """Yield twice the steps and three times the learning rate, if the codes of every level carry information.
+
+    That is, if the quantization error of every level is below 0.7 of the variance of its latents.
+    """
     errors = [evidence.metric(level, "error") for level in range(len(evidence.levels))]
     if evidence.settings and all(error is not None and error < _MAX_INFORMATIVE_ERROR for error in errors):
         training = evidence.settings.training

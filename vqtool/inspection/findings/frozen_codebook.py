@@ -10,17 +10,19 @@ from vqtool.inspection.findings.advice import move_codes_to_latents
 
 # RMS movement of the codes, over the RMS quantization error, below which they are frozen.
 _MAX_FROZEN_MOVEMENT = 1e-3
-# Healthy codes move little in a few steps. EMA codes forget older latents in far fewer steps than this, so by then
-# they have moved as far as they ever do around latents that are at rest.
+# In fewer steps, healthy codes can move as little. This is many times the memory of EMA codes: around constant latents
+# they fluctuate as far in this number of steps as in more.
 _MIN_STEPS = 100
 # Learning rate, as a fraction of its maximum, below which codes need not move.
 _MIN_LR_FRACTION = 0.1
-# EMA settings with larger values are advised to use these.
+# Advised values of EMA settings, if those of the run are larger.
 _MAX_SUGGESTED_EMA = {"decay": 0.9, "min_ema_hits": 15.0}
 
 
 def codebook_frozen(evidence: Evidence) -> Iterator[Finding]:
-    """Report codebooks that did not move over the last 100 or more steps at a high learning rate.
+    """Report codebooks whose codes moved by less than 0.1% of the RMS quantization error in 100 or more steps.
+
+    These are the last steps with at least a tenth of the maximum learning rate.
 
     Not reported for EMA updates with an identity encoder: fixed latents let the codes converge.
     """
@@ -32,21 +34,24 @@ def codebook_frozen(evidence: Evidence) -> Iterator[Finding]:
     for level, _ in evidence.codebooks:
         movements = [evidence.metric(level, "movement", validation) for validation in window[1:]]
         # The sum of the movements between validations is an upper bound of the movement over the whole window.
-        path = sum(movement for movement in movements if movement is not None)
-        if movements and None not in movements and path < _MAX_FROZEN_MOVEMENT:
+        total_movement = sum(movement for movement in movements if movement is not None)
+        if movements and None not in movements and total_movement < _MAX_FROZEN_MOVEMENT:
             first, last = window[0]["step"], window[-1]["step"]
             yield Finding(
                 "codebook_frozen",
                 "severe",
                 f"the codes{evidence.codebook_suffix(level)} did not move from step {first:,} to step {last:,}",
-                {"level": level, "movement": path, "since": first, "step": last},
+                {"level": level, "movement": total_movement, "since": first, "step": last},
                 "the codes are not updated: the loss that trains them has almost no weight, or its gradient vanishes",
                 (*_update_codes(evidence), *move_codes_to_latents(evidence)),
             )
 
 
 def _validations_at_high_lr(settings: RunSettings, history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the fewest last validations at a high learning rate that span at least 100 steps; empty if none do."""
+    """Return the latest validations at a high learning rate, as few as span at least 100 steps; empty if none do.
+
+    High is at least a tenth of the maximum learning rate.
+    """
     training = settings.training
     min_lr = _MIN_LR_FRACTION * training.learning_rate
     validations = [metrics for metrics in history if learning_rate(training, metrics["step"]) >= min_lr]
@@ -57,7 +62,7 @@ def _validations_at_high_lr(settings: RunSettings, history: Sequence[dict[str, A
 
 
 def _update_codes(evidence: Evidence) -> Iterator[Change]:
-    """Yield EMA updates, or for EMA a shorter memory."""
+    """Yield EMA instead of another update, or for EMA a shorter memory."""
     update = evidence.quantizer_setting("update")
     if getattr(update, "kind", None) != "ema":
         yield Change(

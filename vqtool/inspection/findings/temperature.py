@@ -6,9 +6,9 @@ from vqtool.inspection.evidence import Evidence
 from vqtool.inspection.finding import Change, Finding
 
 # Entropies are fractions of ln K.
-# Entropy of the mean soft assignment above which it counts as uniform, and of the counts below which they do not.
+# Entropy of the mean soft assignment above which it is nearly uniform, and of the counts below which they are not.
 _MIN_UNIFORM_SOFT_ENTROPY, _MIN_UNIFORM_ENTROPY = 0.95, 0.8
-# Mean entropy of the soft assignment of one latent, below which it is as hard as the hard assignment.
+# Mean entropy of the soft assignment of one latent, below which it is practically the hard assignment.
 _MAX_HARD_SAMPLE_ENTROPY = 1e-3
 # Temperatures are in units of the mean squared quantization error of one dimension. At 2 the soft assignment is the
 # posterior of Gaussians of this variance around the codes. Hard assignments at a much lower temperature are due to the
@@ -40,7 +40,10 @@ def temperature_too_high(evidence: Evidence) -> Iterator[Finding]:
 
 
 def temperature_too_low(evidence: Evidence) -> Iterator[Finding]:
-    """Report levels whose soft assignment is as hard as the hard one, so that the entropy loss has no gradient."""
+    """Report levels whose soft assignment is practically hard, so that the entropy loss has no gradient.
+
+    Only if the temperature is at most 0.2 times the mean squared quantization error of one dimension.
+    """
     temperature = _temperature_over_error(evidence)
     if not _has_entropy_loss(evidence) or temperature is None or temperature > _MAX_LOW_TEMPERATURE:
         return

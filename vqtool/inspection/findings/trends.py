@@ -10,12 +10,12 @@ from vqtool.inspection.findings.advice import move_codes_to_latents, reduce_lear
 
 # Fewer validations do not show a trend.
 _MIN_VALIDATIONS = 4
-# Growth of the commitment loss from its minimum. Latents spread somewhat in any run, and the codes follow; less growth
-# is a problem if the relative quantization error has grown by the given factor too, because the codes do not follow.
+# Growth of the commitment loss from its minimum. Latents spread somewhat in any run, and the codes follow. If the
+# relative quantization error has grown too, by `_MIN_ERROR_GROWTH`, the codes do not follow, and less growth suffices.
 _MIN_GROWTH, _MIN_GROWTH_WITH_ERROR, _MIN_ERROR_GROWTH = 5.0, 3.0, 1.5
-# Factor on the minimum growth if it may be due to the start of training, where healthy runs grow by factors of 6 to 10.
+# Factor on this growth if it may be due to the start of training, where the loss of healthy runs grows 6 to 10 times.
 _EARLY_GROWTH_FACTOR = 5.0
-# Last commitment loss, as a fraction of the maximum, below which the latents have come back.
+# Last commitment loss, as a fraction of the maximum, below which the latents have contracted again.
 _MIN_FRACTION_OF_MAX = 0.5
 # Growth in the second half of training, measured by the cumulative learning rate. In healthy runs the loss levels off.
 # It doubles if the spread of the latents grows with the square root of the cumulative learning rate.
@@ -52,7 +52,7 @@ def latents_diverging(evidence: Evidence) -> Iterator[Finding]:
 
 
 def usage_dropping(evidence: Evidence) -> Iterator[Finding]:
-    """Report usage that fell by more than 10 percentage points while the reconstruction loss improved."""
+    """Report usage that fell by more than 10 percentage points from its maximum while the reconstruction improved."""
     usages = [metrics.get("codebook/usage") for metrics in evidence.history]
     losses = [metrics.get("validation/loss/reconstruction") for metrics in evidence.history]
     known = [
@@ -60,14 +60,14 @@ def usage_dropping(evidence: Evidence) -> Iterator[Finding]:
     ]
     if len(known) < _MIN_VALIDATIONS:
         return
-    (max_usage, loss_then), (usage, loss) = max(known), known[-1]
-    if max_usage - usage > _MAX_USAGE_DROP and loss < loss_then:
+    (max_usage, loss_at_max), (usage, loss) = max(known), known[-1]
+    if max_usage - usage > _MAX_USAGE_DROP and loss < loss_at_max:
         no_reset = evidence.quantizer_setting("dead_code_reset") is None
         yield Finding(
             "usage_dropping",
             "warning",
             f"usage fell from {max_usage:.0%} to {usage:.0%} while the reconstruction loss improved",
-            {"usage": usage, "most": max_usage, "reconstruction": loss, "reconstruction_then": loss_then},
+            {"usage": usage, "most": max_usage, "reconstruction": loss, "reconstruction_then": loss_at_max},
             "the encoder concentrates its latents on fewer codes, and "
             + ("dead codes are not reset" if no_reset else "codes lose their hits faster than they are reset"),
             (*move_codes_to_latents(evidence), *reduce_learning_rate(evidence)),
@@ -75,19 +75,20 @@ def usage_dropping(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _halfway_index(settings: RunSettings | None, steps: list[int]) -> int:
-    """Return the index of the last step up to which at most half of the learning of all steps was done, at least 0.
+    """Return the index in `steps`, ascending, of the last step in the first half of training; at least 0.
 
-    Learning is measured by the cumulative learning rate, or by the number of steps if the settings are unknown.
+    Training ends at the last of `steps`. Halves have equal cumulative learning rates, or equal numbers of steps if the
+    settings are unknown.
     """
 
-    def learning(step: int) -> float:
+    def progress(step: int) -> float:
         return step if settings is None else cumulative_lr(settings.training, step)
 
-    return max(0, bisect_right(steps, learning(steps[-1]) / 2, key=learning) - 1)
+    return max(0, bisect_right(steps, progress(steps[-1]) / 2, key=progress) - 1)
 
 
 def _error_has_grown(evidence: Evidence) -> bool:
-    """Return whether the relative quantization error of a level has grown by more than half since its minimum."""
+    """Return whether the relative quantization error of any level has grown by more than half since its minimum."""
     for level in range(len(evidence.levels)):
         errors = [evidence.metric(level, "error", metrics) for metrics in (*evidence.history, *evidence.later)]
         known = [error for error in errors if error is not None]

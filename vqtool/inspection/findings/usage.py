@@ -18,7 +18,7 @@ from vqtool.inspection.findings.advice import (
 )
 from vqtool.metrics.usage import Usage, usage_from_counts
 
-# Smaller codebooks do not collapse, and have a code with a large fraction of the tokens by nature.
+# Smaller codebooks are not checked for collapse or a dominant code: few codes with most of the tokens are normal there.
 _MIN_CODEBOOK_SIZE = 8
 # Relative perplexity (see `_relative_perplexity`) below which a codebook has collapsed.
 _MIN_RELATIVE_PERPLEXITY = 0.1
@@ -41,7 +41,7 @@ _IF_SHARED = "the file does not record whether its levels share a codebook; if t
 
 
 def collapse(evidence: Evidence) -> Iterator[Finding]:
-    """Report codebooks whose tokens are on very few codes.
+    """Report codebooks in which very few codes get almost all tokens, see `has_collapsed`.
 
     Severe; a warning if the levels may share a codebook, and their summed counts have not collapsed.
     """
@@ -71,8 +71,8 @@ def dead_codes(evidence: Evidence) -> Iterator[Finding]:
     Severe if more than 50% of the codes are dead, otherwise a warning. If the levels may share a codebook, it is severe
     only if more than 50% are dead in the summed counts too.
 
-    `never_hit` of the evidence counts the dead codes that were never hit in training; `last_hit` is the mean step at
-    which the others were hit last. Both are None for fixed codes.
+    In the evidence of the finding, `never_hit` is the number of dead codes that were never hit in training, and
+    `last_hit` is the mean step at which the others were hit last. Both are None for fixed codes or if unknown.
     """
     for level, usage in evidence.codebooks:
         size, dead = usage.codebook_size, usage.dead
@@ -97,7 +97,10 @@ def dead_codes(evidence: Evidence) -> Iterator[Finding]:
 
 
 def dominant_code(evidence: Evidence) -> Iterator[Finding]:
-    """Report a code with more than 30% of the tokens; a note if the other codes are used evenly, else a warning."""
+    """Report a code with more than 30% of the tokens of a codebook; needs at least 8 codes and 100 tokens.
+
+    A note if the relative perplexity of the other codes is above 0.3, otherwise a warning.
+    """
     for level, usage in evidence.codebooks:
         code = usage.counts.index(max(usage.counts))
         fraction = usage.counts[code] / max(1, usage.tokens)
@@ -127,7 +130,7 @@ def has_collapsed(usage: Usage) -> bool:
 def _relative_perplexity(usage: Usage) -> float:
     """Return (perplexity - 1) / (perplexity of uniform usage - 1): 0 if one code has all tokens, about 1 if uniform.
 
-    Subtracting 1, the smallest perplexity, lets small codebooks collapse too.
+    Without the subtraction of 1, the smallest perplexity, the ratio of a small codebook could not be close to 0.
     """
     return (usage.perplexity - 1) / max(1e-9, expected_perplexity(usage.codebook_size, usage.tokens) - 1)
 
@@ -149,7 +152,7 @@ def _dead_code_cause(evidence: Evidence, dead: int, never_hit: float | None) -> 
 
 
 def _hit_history(dead: int, never_hit: float | None, last_hit: float | None) -> str:
-    """Return the end of the message: how many of the dead codes were hit in training, and when."""
+    """Return the end of the message: how many of the dead codes were hit in training, and when; empty if unknown."""
     if never_hit is None:
         return ""
     if not dead - never_hit:

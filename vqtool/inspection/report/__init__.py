@@ -24,11 +24,16 @@ def write_report(
     The same targets give the same bytes.
 
     Args:
-        data, key: the dataset to encode, instead of the validation split of each run.
-        on_skipped: called with each run of a directory that cannot be used, and the error; by default it is raised.
+        path: HTML file to write.
+        data, key: the dataset to encode; None: the validation split of a single run, or for a comparison no dataset but
+            the counts of the best validation of each run.
+        overwrite: replace an existing file.
+        on_skipped: for a comparison, called with each run of a directory that cannot be used, and the error; None: the
+            error is raised.
 
     Raises:
-        CheckpointError: a target is not a run, a directory of runs or an index file.
+        CheckpointError: a target is damaged, or is neither a run, a directory of runs nor an index file.
+        ConfigError: the settings of a run that is encoded are invalid, or the device is not available.
         DataError: an index file or the data cannot be used, or the page cannot be written.
     """
     check_report(path, overwrite)

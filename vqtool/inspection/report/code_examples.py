@@ -22,7 +22,7 @@ from vqtool.metrics.usage import Usage
 _MOST_USED_CODES, _LEAST_USED_CODES = 8, 4
 
 _IMAGE_WIDTH_PIXELS = 260
-# Columns of a picture of whole samples, besides the one of changed pixels.
+# Columns of a picture of whole samples, besides the heat map of changed pixels.
 _MAX_WHOLE_SAMPLES = 3
 # Pixel values in [0, 1] that differ by more than this count as changed.
 _MIN_PIXEL_CHANGE = 1 / 32
@@ -33,14 +33,14 @@ _PLOT_MARGINS_INCHES = (0.55, 0.08, 0.42, 0.08)
 
 @dataclass(frozen=True)
 class CodeExamples:
-    """The M samples nearest to a code.
+    """The samples of the M tokens whose latents are nearest to a code, nearest first.
 
     Attributes:
         token_fraction: hits divided by the number of all tokens.
         row_indices: (M,), indices of the samples in the user's array.
-        positions: (M,), the position in 0..L-1 at which each sample has the code.
-        rows: (M, *row).
-        reconstructions: (M, *row).
+        positions: (M,), the position of the token in its sample, 0 to L - 1.
+        rows: (M, *row), the samples.
+        reconstructions: (M, *row), decoded from the indices of the samples.
         reconstructions_without_code: (M, *row), decoded from indices in which the most used other code of the level
             replaces this code at the position.
     """
@@ -63,7 +63,7 @@ class CodeExamples:
 
     @property
     def title(self) -> str:
-        """Title of the picture."""
+        """Title of the picture, such as `code 3: 12 hits (1.5%)`."""
         return f"code {self.code}: {pluralize(self.hits, 'hit')} ({self.token_fraction:.1%})"
 
 
@@ -128,11 +128,12 @@ def select_codes(
     most_used: int = _MOST_USED_CODES,
     least_used: int = _LEAST_USED_CODES,
 ) -> list[int]:
-    """Return the most used and then the least used codes among those with a nearest token, in descending order of hits.
+    """Return the most used and the least used codes among those with a nearest token, in descending order of hits.
 
     Args:
         nearest_tokens: (K, M), -1 where a code has fewer than M tokens.
-        most_used, least_used: number of codes from the start and the end of that order.
+        most_used, least_used: number of codes from the start and the end of that order, at least 1. Each code is
+            returned once; if there are no more codes than the sum, all are.
     """
     codes = [
         int(code) for code in codes_by_hits(usage.counts) if code < len(nearest_tokens) and nearest_tokens[code, 0] >= 0
@@ -141,7 +142,11 @@ def select_codes(
 
 
 def _examples(model_samples: ModelSamples, level: int, codes: list[int], usage: Usage) -> list[CodeExamples]:
-    """Return the examples of each code. Encoding and decoding all of them in one batch is faster than code by code."""
+    """Return the examples of each code of a level. One batch for all codes is faster than code by code.
+
+    Args:
+        usage: usage of this level.
+    """
     nearest = [model_samples.data_pass.nearest_tokens[level][code] for code in codes]
     nearest = [tokens[tokens >= 0] for tokens in nearest]
     tokens, counts = np.concatenate(nearest), [len(tokens) for tokens in nearest]
@@ -223,7 +228,7 @@ def _drawing_style(model_samples: ModelSamples) -> _DrawingStyle:
 
 
 def _draw_vectors(examples: CodeExamples) -> Picture:
-    """Draw a heat map of the rows, and below them their reconstructions. All codes have the same colour scale."""
+    """Draw a heat map of the rows, and below them their reconstructions. The colour scale is the same for all codes."""
     rows, reconstructions = examples.rows.double().numpy(), examples.reconstructions.double().numpy()
     preview = examples.model_samples.preview_rows.double()
     name, label = examples.drawing_name, f"rows of code {examples.code}"
@@ -284,7 +289,7 @@ def _draw_patches(examples: CodeExamples) -> Picture:
     renderer = SampleRenderer(examples.model_samples.tokenizer.spec, examples.model_samples.preview_rows)
     rows, columns = examples.model_samples.grid
     patches = [
-        [patch(pixels, (rows, columns), at) for pixels, at in zip(images, examples.positions, strict=True)]
+        [patch(image, (rows, columns), position) for image, position in zip(images, examples.positions, strict=True)]
         for images in (renderer.render(examples.rows), renderer.render(examples.reconstructions))
     ]
     element = png_element(mosaic(patches, EXAMPLES_PER_CODE), f"patches of code {examples.code}", _IMAGE_WIDTH_PIXELS)
@@ -310,7 +315,11 @@ def _draw_whole_samples(examples: CodeExamples) -> Picture:
 def patch(pixels: Pixels, grid: tuple[int, int], position: int) -> Pixels:
     """Return the part of an image (H, W, 4) that a token covers, with a margin of half a token on every side.
 
-    The token has `position` in a row-major grid over the image. The patch is transparent outside the image.
+    The patch is transparent outside the image. All tokens of an image give patches of the same size.
+
+    Args:
+        grid: number of tokens per column and row of the image.
+        position: index of the token in the row-major grid.
     """
     height, width = (-(-side // cells) for side, cells in zip(pixels.shape[:2], grid, strict=True))
     top, left = position // grid[1] * height, position % grid[1] * width

@@ -19,7 +19,7 @@ from vqtool.metrics.usage import Usage
 
 # Levels in the figure of hits per code; its CSV file has all levels.
 _MAX_LEVELS_DRAWN = 8
-# Rows per level in the CSV file; codes with hits are always included.
+# Upper limit of the rows per level in the CSV file, exceeded if more codes have hits.
 _MAX_CSV_CODES = 1 << 16
 # With more codes, the map draws codes as pixels instead of vector shapes, which keeps the page small.
 _MAX_CODES_AS_SHAPES = 600
@@ -107,7 +107,7 @@ class PrincipalComponents:
     explained_variance_ratio: Points
 
     def project(self, vectors: NDArray[np.float32]) -> Points:
-        """Return (vectors - mean) @ directions: (M, D) to (M, C)."""
+        """Project vectors (n, D) to (n, C), float64: (vectors - mean) @ directions."""
         return (vectors.astype(np.float64) - self.mean) @ self.directions
 
 
@@ -129,7 +129,11 @@ def principal_components(vectors: NDArray[np.float32], components: int = 2) -> P
 
 
 def codebook_map_figure(data_pass: DataPass, levels: list[Usage]) -> Figure | None:
-    """Draw the codes of each level over the density of its latents; None if the codebook is too large to draw."""
+    """Draw the codes of each level over the density of its latents; None if the codebook is too large to draw.
+
+    Args:
+        levels: usage of each level in the pass, `data_pass.counter.levels`.
+    """
     if not data_pass.codebooks:
         return None
     pictures, rows = [], []
@@ -156,7 +160,7 @@ def codebook_map_figure(data_pass: DataPass, levels: list[Usage]) -> Figure | No
 def _draw_map(
     level: int, components: PrincipalComponents, codes: Points, latents: Points, hits: NDArray[np.int64]
 ) -> str:
-    """Draw projected codes (K, 2) and latents (S, 2), and return the SVG markup."""
+    """Draw projected codes (K, 2), with their hits (K,), and latents (S, 2); return the SVG markup."""
     used = hits > 0
     as_pixels = len(hits) > _MAX_CODES_AS_SHAPES
     sizes = np.maximum(60 * hits[used] / max(1, hits.max()), 1.0 if as_pixels else 3.0)
@@ -183,7 +187,7 @@ def _draw_map(
 
 
 def _set_limits(ax: Axes, points: Points) -> None:
-    """Fit the axes to the points (M, 2), which exclude dead codes: a distant dead code would shrink the rest."""
+    """Fit the axes to the points (n, 2). These exclude dead codes: a distant dead code would shrink the rest."""
     low, high = points.min(axis=0), points.max(axis=0)
     margin = 0.08 * np.maximum(high - low, 1e-6)
     ax.set_xlim(low[0] - margin[0], high[0] + margin[0])

@@ -145,12 +145,13 @@ def _cooccurrence(level: int, neighbour: str, y: Indices, x: Indices, max_codes:
 
 
 def _most_used(indices: Indices, max_codes: int) -> NDArray[np.int64]:
-    """Return the codes with most hits, in ascending order; the lower code wins ties."""
+    """Return the `max_codes` codes with most hits, or all, sorted by code number; the lower code wins ties."""
     codes, hits = np.unique(indices, return_counts=True)
     return np.sort(codes[np.lexsort((codes, -hits))[:max_codes]].astype(np.int64))
 
 
 def _pearson_residuals(y: Indices, x: Indices, neighbour_codes: Indices, codes: Indices) -> NDArray[np.float64]:
+    """Return `Cooccurrence.pearson_residuals` (m', m) of pairs y (P,), x (P,) for sorted codes (m',) and (m,)."""
     rows, columns = np.searchsorted(neighbour_codes, y), np.searchsorted(codes, x)
     rows, columns = rows.clip(max=len(neighbour_codes) - 1), columns.clip(max=len(codes) - 1)
     in_rows, in_columns = neighbour_codes[rows] == y, codes[columns] == x
@@ -165,7 +166,13 @@ def _pearson_residuals(y: Indices, x: Indices, neighbour_codes: Indices, codes: 
 
 
 def cooccurrence_figure(cooccurrences: Sequence[Cooccurrence], levels: Sequence[Usage]) -> Figure | None:
-    """Draw bits per token with and without each neighbour, and matrices of frequent pairs; None without neighbours."""
+    """Draw bits per token with and without each neighbour, and matrices of frequent pairs.
+
+    None without co-occurrences: tokens then have no neighbours.
+
+    Args:
+        levels: usage of each level.
+    """
     if not cooccurrences:
         return None
     return Figure(

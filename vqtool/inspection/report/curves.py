@@ -18,6 +18,7 @@ Metrics = Sequence[dict[str, Any]]
 # A loss curve is drawn on a logarithmic scale if its maximum is more than this multiple of its minimum.
 _MAX_LINEAR_RATIO = 5.0
 
+# Metrics drawn in a comparison, with the labels of their axes.
 _COMPARED_TAGS = {
     "validation/loss/reconstruction": "reconstruction",
     "codebook/usage": "used / K",
@@ -27,7 +28,11 @@ _COMPARED_TAGS = {
 
 
 def curves_figure(metrics: Metrics, codebook_size: int) -> Figure | None:
-    """Draw the losses, usage, perplexity and entropies of a run against steps; None if no such metric was logged."""
+    """Draw the losses, usage, perplexity and entropies of a run against steps; None if no such metric was logged.
+
+    Args:
+        codebook_size: K; the perplexity is drawn as a fraction of it.
+    """
     tags = sorted(
         {tag for line in metrics for tag in line if tag.startswith(("loss/", "validation/loss/", "codebook/"))}
     )
@@ -57,7 +62,11 @@ def curves_figure(metrics: Metrics, codebook_size: int) -> Figure | None:
 
 
 def overlaid_curves_figure(metrics_of_runs: Sequence[Metrics]) -> Figure | None:
-    """Draw the validation curves of several runs on common axes; None if no run has any."""
+    """Draw the validation curves of several runs on common axes; None if no run has any.
+
+    Args:
+        metrics_of_runs: logged metrics of each target; empty for an index file.
+    """
     curves = {tag: [metric_series(metrics, tag) for metrics in metrics_of_runs] for tag in _COMPARED_TAGS}
     if not any(steps for runs in curves.values() for steps, _ in runs):
         return None

@@ -94,7 +94,7 @@ class Table:
     @property
     def formatted(self) -> list[list[str]]:
         """Cells as text for a table on the page: floats with three decimals, integers with thousands separators."""
-        return [[_formatted(cell) for cell in row] for row in self.rows]
+        return [[_format_cell(cell) for cell in row] for row in self.rows]
 
     @property
     def uri(self) -> str:
@@ -126,7 +126,10 @@ class Figure:
 class Drawing:
     """Matplotlib axes that `svg_drawing` turns into SVG markup.
 
+    The arguments are those of `svg_drawing`.
+
     Attributes:
+        figure: the Matplotlib figure.
         axes: array of axes, (rows, columns).
         svg: the markup; empty until the `svg_drawing` block ends.
     """
@@ -143,12 +146,12 @@ class Drawing:
 
     @property
     def ax(self) -> Axes:
-        """The first axes."""
+        """The top left axes, for drawings with one."""
         first: Axes = self.axes[0, 0]
         return first
 
     def add_colorbar(self, mappable: Any, label: str) -> None:
-        """Add the colour bar of an image."""
+        """Add the colour bar of an image, `mappable`, beside all axes."""
         bar = self.figure.colorbar(mappable, ax=list(self.axes.flat), label=label, shrink=0.8, aspect=25)
         bar.outline.set_visible(False)
 
@@ -164,15 +167,16 @@ def svg_drawing(
     margins: Margins | None = None,
     **options: Any,
 ) -> Iterator[Drawing]:
-    """Yield axes to draw on, and set `svg` of the drawing when the block ends. Equal drawings give equal bytes.
+    """Yield a drawing, and set its `svg` when the block ends. Equal drawings give equal bytes.
 
     The markup has no background and uses the text colour of the page.
 
     Args:
         name: salt of the element ids; must be unique on the page.
-        label: description for screen readers.
+        label: description for screen readers; it is not escaped, so it must not contain text from the user.
         width, height: size in inches.
-        margins: fixed margins; by default matplotlib fits them to the labels, which doubles the drawing time.
+        rows, columns: number of axes.
+        margins: fixed margins; None: Matplotlib fits them to the labels, which doubles the drawing time.
         options: passed to `matplotlib.figure.Figure.subplots`.
     """
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
@@ -184,7 +188,13 @@ def svg_drawing(
 
 
 def png_element(pixels: NDArray[Any], label: str, width: int) -> str:
-    """Return an `<img>` element with an embedded PNG of RGBA pixels (H, W, 4) in [0, 1], `width` CSS pixels wide."""
+    """Return an `<img>` element with an embedded PNG.
+
+    Args:
+        pixels: RGBA (H, W, 4); values are clipped to [0, 1].
+        label: description for screen readers; it is not escaped, so it must not contain text from the user.
+        width: displayed width in CSS pixels.
+    """
     from matplotlib.image import imsave
 
     content = io.BytesIO()
@@ -194,7 +204,7 @@ def png_element(pixels: NDArray[Any], label: str, width: int) -> str:
 
 
 def _embeddable_svg(svg: str, label: str) -> str:
-    """Return an SVG file as an element of an HTML page.
+    """Convert an SVG file to an element of an HTML page that scales with the page and has its text colour.
 
     Removes what would clash between drawings on one page: `<style>` elements, which apply to the whole page, and ids of
     groups, which are the same in every drawing.
@@ -208,7 +218,7 @@ def _embeddable_svg(svg: str, label: str) -> str:
     return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 
 
-def _formatted(cell: Any) -> str:
+def _format_cell(cell: Any) -> str:
     if isinstance(cell, float):
         return f"{cell:.3f}"
     return f"{cell:,}" if isinstance(cell, int) else str(cell)

@@ -37,6 +37,7 @@ class SampleRenderer:
     """Renders images and integer grids as RGBA pixels, with the same scale for all rows.
 
     Args:
+        spec: layout and classes of the rows.
         rows: (n, *row), the rows that determine the scale: their minimum is black and their maximum is white.
     """
 
@@ -62,13 +63,13 @@ class SampleRenderer:
 
 
 def first_channel(spec: SampleSpec, rows: Tensor) -> NDArray[np.float64]:
-    """Return the first channel (n, T) of rows of sequences, or the classes of integer sequences."""
+    """Return the first channel (n, T) of rows (n, *row) of sequences, or the classes of integer sequences; float64."""
     values = rows[:, None] if spec.classes else rows_to_values(rows, spec.layout)
     return values[:, 0].double().numpy()
 
 
 def index_maps_figure(model_samples: ModelSamples) -> Figure | None:
-    """Draw one picture per preview sample; None for vectors, whose tokens have no layout."""
+    """Draw input, codes and reconstruction of each preview sample; None for vectors, which have no spatial axes."""
     size = model_samples.samples.size
     if not size:
         return None
@@ -76,8 +77,8 @@ def index_maps_figure(model_samples: ModelSamples) -> Figure | None:
     colours = [code_colours(model_samples, level) for level in range(min(levels, MAX_LEVELS))]
     draw = _draw_image if len(size) == 2 else _draw_waveform
     rows = [
-        (model_samples.row_index(n), position, level, int(model_samples.preview_indices[n, position, level]))
-        for n in range(len(model_samples.preview_rows))
+        (model_samples.row_index(sample), position, level, int(model_samples.preview_indices[sample, position, level]))
+        for sample in range(len(model_samples.preview_rows))
         for position in range(model_samples.preview_indices.shape[1])
         for level in range(levels)
     ]
@@ -109,7 +110,7 @@ def index_maps_figure(model_samples: ModelSamples) -> Figure | None:
 
 
 def code_colours(model_samples: ModelSamples, level: int = 0) -> Colours:
-    """Return one RGB colour (K, 3) per code of a level; codes near each other have similar colours.
+    """Return the RGB colour of each code of a level, (K, 3) in [0, 1]; codes near each other have similar colours.
 
     Red, green and blue are the first three principal components of the code, scaled so that the 2% and 98% quantiles of
     the latents get the darkest and the brightest value. A codebook that is too large for `DataPass.codebooks` gets
@@ -206,6 +207,6 @@ def _show_codes(
     if max(codes.shape) > _MAX_LABELLED_GRID_SIDE:
         return
     for (row, column), code in np.ndenumerate(codes):
-        dark = colours[code].mean() < 0.55
-        size = 8 if codes.shape[1] <= 4 else 6 if codes.max() < 1000 else 4.5
-        ax.text(column, row, str(code), ha="center", va="center", fontsize=size, color="white" if dark else "black")
+        text_colour = "white" if colours[code].mean() < 0.55 else "black"
+        font_size = 8 if codes.shape[1] <= 4 else 6 if codes.max() < 1000 else 4.5
+        ax.text(column, row, str(code), ha="center", va="center", fontsize=font_size, color=text_colour)

@@ -1,7 +1,7 @@
 """Everything that a report page shows about a run or an index file, gathered in one pass over the data.
 
 Shapes: n of N samples, L tokens per sample, Q levels, K codes, D code dimension, S latents, M nearest tokens per code,
-B tokens of a block. The token at position l of sample n has the number n·L + l.
+B tokens of a block. The token at position l of sample i has the number i·L + l.
 """
 
 import math
@@ -33,8 +33,9 @@ from vqtool.runs.index_file import read_indices
 from vqtool.runs.run_directory import RunDirectory
 from vqtool.runtime.progress import pass_bar
 
-# Levels whose codes and latents are drawn.
+# Codes and latents are drawn for this many levels, from the first.
 MAX_LEVELS = 4
+# M.
 EXAMPLES_PER_CODE = 6
 _MAX_LATENTS_PER_LEVEL = 10_000
 # Codebooks with more codes are neither drawn nor shown by examples.
@@ -46,7 +47,7 @@ class NearestTokens:
     """Keeps the M nearest tokens of each code, block by block.
 
     Attributes:
-        distances: (K, M), ascending; inf where a code has fewer than M tokens.
+        distances: (K, M), squared, ascending; inf where a code has fewer than M tokens.
         tokens: (K, M), the token numbers; -1 where a code has fewer than M tokens.
     """
 
@@ -59,7 +60,7 @@ class NearestTokens:
 
         Args:
             codes: (B,), the code of each token.
-            distances: (B,), between each token's latent and its code.
+            distances: (B,), squared, between each token's latent and its code.
             tokens: (B,), the token numbers.
         """
         closer = distances < self.distances[codes, -1]
@@ -87,11 +88,11 @@ class DataPass:
     Attributes:
         counter: the hits of each code.
         cooccurrences: statistics of neighbouring codes.
-        codebooks: (K, D) each.
-        latents: (S, D) each, at regular intervals over the pass: the vectors that are compared with the codes, that is,
-            residuals from the second level of a residual quantizer on.
-        nearest_tokens: (K, M) each, the tokens nearest to each code that have it, nearest first; -1 where there are
-            fewer than M.
+        codebooks: codes (K, D) of each level.
+        latents: preprocessed latents (S, D) of each level, at regular intervals over the pass. From the second level of
+            a residual quantizer on they are residuals.
+        nearest_tokens: (K, M) for each level, the numbers of those tokens of each code whose latents are nearest to it,
+            nearest first; -1 where a code has fewer than M tokens.
     """
 
     counter: CodeCounter
@@ -107,8 +108,8 @@ class ModelSamples:
 
     Attributes:
         samples: the N samples that `data_pass` covers.
-        preview_rows: the first samples, (n, *row).
-        preview_indices: their indices, (n, L, Q).
+        preview_rows: rows (n, *row) of the first 6 samples, or of all if there are fewer.
+        preview_indices: their indices, (n, L, Q), also for Q = 1.
         preview_reconstructions: their reconstructions, (n, *row).
     """
 
@@ -129,7 +130,7 @@ class ModelSamples:
         return sample if self.samples.row_indices is None else int(self.samples.row_indices[sample])
 
     def take_rows(self, samples: Sequence[int]) -> Tensor:
-        """Return the rows (n, *row) of the user's array that hold the given samples."""
+        """Return the rows (n, *row) of the given sample numbers, in their order."""
         row_indices = np.array([self.row_index(sample) for sample in samples], dtype=np.int64)
         return self.samples.rows.take(row_indices)
 
@@ -138,7 +139,7 @@ class ModelSamples:
         return self.tokenizer.encode_batch(self.tokenizer.spec.to_samples(rows))
 
     def decode(self, indices: Tensor) -> Tensor:
-        """Return the reconstructions (n, *row) of indices (n, L) or (n, L, Q)."""
+        """Return the reconstructions (n, *row) of indices (n, L) or (n, L, Q), in the dtype of the user's array."""
         return self.tokenizer.decode(indices, self.samples.rows.shape)
 
 
@@ -149,9 +150,9 @@ class ReportInputs:
     Attributes:
         cooccurrences: statistics of neighbouring codes.
         config: text of the run's config.yaml; empty for an index file.
-        metrics: one object per logged step; empty for an index file.
-        model_samples: None for an index file, or if the data of the run cannot be read.
-        data_error: a sentence that says why the data of the run cannot be read.
+        metrics: metrics by tag, and `step`, of each logged step; empty for an index file.
+        model_samples: the model and its encoded data; None for an index file, or if the data of the run cannot be read.
+        data_error: a sentence that says why the data of the run cannot be read; None if they can, or for an index file.
     """
 
     inspection: Inspection
@@ -170,10 +171,11 @@ def collect_inputs(
     If `data` is None and the run's own data cannot be read, the result has no `model_samples` but a `data_error`.
 
     Args:
-        data, key: the dataset to encode, instead of the validation split of the run.
+        data, key: the dataset to encode; None: the validation split of the run.
 
     Raises:
         CheckpointError: the run cannot be loaded.
+        ConfigError: config.yaml is invalid, or the device is not available.
         DataError: the index file or `data` cannot be read, or `data` is given with an index file.
     """
     if target.is_file():
@@ -213,7 +215,7 @@ def collect_data_pass(tokenizer: Tokenizer, samples: Samples, max_latents: int =
     """Encode all samples once, and return code counts, co-occurrences, latents and nearest tokens.
 
     Args:
-        max_latents: limit of the latents kept per level.
+        max_latents: upper limit of S.
     """
     quantizer, grid = tokenizer.model.quantizer, tokenizer.model.grid(samples.size)
     tokens_per_sample = math.prod(grid)
@@ -253,16 +255,16 @@ def collect_data_pass(tokenizer: Tokenizer, samples: Samples, max_latents: int =
 
 
 def level_latents(preprocessed: Tensor, indices: Tensor, codebooks: list[Tensor]) -> list[Tensor]:
-    """Return, for each of the first levels, the vectors (n, D) that it compares with its codes (K, D).
+    """Return, for each of the first levels, the vectors (B, D) that it quantizes.
 
-    A product quantizer splits its input into groups of D dimensions; other quantizers have one group. Each group has
-    Q / groups consecutive levels. The first level of a group compares the D dimensions of the group, r[0] = z. Level q
-    of a group compares the residual r[q] = r[q-1] - e[q-1][indices[q-1]].
+    A product quantizer splits its input into G groups of D dimensions; other quantizers have one group. Each group has
+    Q / G consecutive levels. The first level of a group quantizes the D dimensions of the group, r[0] = z. Level q of a
+    group quantizes the residual r[q] = r[q-1] - e[q-1,indices[q-1]].
 
     Args:
-        preprocessed: (n, groups·D), the output of `Quantizer.preprocess`.
-        indices: (n, Q).
-        codebooks: codes of the first levels, at most Q of them.
+        preprocessed: (B, G·D), the output of `Quantizer.preprocess`.
+        indices: (B, Q).
+        codebooks: codes (K, D) of the first levels, at least one and at most Q.
     """
     dim = codebooks[0].shape[1]
     groups = preprocessed.shape[1] // dim
@@ -278,7 +280,7 @@ def level_latents(preprocessed: Tensor, indices: Tensor, codebooks: list[Tensor]
 
 
 def _drawable_codebooks(quantizer: Quantizer) -> list[Tensor]:
-    """Return the codes (K, D) of the first levels, or an empty list if a codebook is too large to draw."""
+    """Return the codes (K, D) of the first levels, float32 on the CPU; empty if a codebook is too large to draw."""
     if max(quantizer.codebook_sizes) > _MAX_CODES:
         return []
     codes = quantizer.codes.detach().float().cpu()

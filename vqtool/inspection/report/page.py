@@ -124,8 +124,8 @@ def render_comparison_page(
     """Return the HTML page that compares several runs or index files.
 
     Args:
-        metrics_of_runs: the logged metrics of each run; empty for an index file.
-        skipped_notes: one sentence for each run that was skipped.
+        metrics_of_runs: the logged metrics of each target; empty for an index file.
+        skipped_notes: one sentence for each run that was skipped; may contain control characters.
     """
     have_same_data = same_data(runs)
     figures = [overlaid_curves_figure(metrics_of_runs), rate_distortion_figure(runs, have_same_data)]
