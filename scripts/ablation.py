@@ -22,18 +22,21 @@ STEPS = 300
 
 
 class Choice(NamedTuple):
-    """A change to the recommended settings."""
+    """A change to the recommended quantizer, or none."""
 
     name: str
+    """Label of the table row."""
     changes: dict[str, Any]
+    """Changed keys of the quantizer block."""
     entropy: float = 0.0
+    """Weight of the entropy loss."""
 
     def image_run(self, data: str, seed: int) -> ImageRun:
-        """Return the run on images."""
+        """Return the run on `data`, `digits` or `patches`, at K = 512."""
         return ImageRun(data, 512, None, seed, STEPS, {**RECOMMENDED, **self.changes}, self.entropy)
 
     def centres(self, seed: int) -> int:
-        """Count the centres of the mixture that get a code."""
+        """Train at K = 256 on the mixture of 256 Gaussians without a network; return how many centres get a code."""
         samples, centres = mixture_samples(seed)
         # Without a network these settings have no effect.
         changes = {
@@ -92,10 +95,11 @@ def main() -> None:
         for choice in CHOICES:
             cells = []
             for _ in ("digits", "patches"):
-                found = [next(results) for _ in SEEDS]
-                cells += [f"{fmean(run.error for run in found):.4f}", f"{fmean(run.usage for run in found):.1%}"]
-            least = min(next(centres) for _ in SEEDS)
-            table.add_row(choice.name, *cells, str(least))
+                seed_results = [next(results) for _ in SEEDS]
+                cells.append(f"{fmean(result.error for result in seed_results):.4f}")
+                cells.append(f"{fmean(result.usage for result in seed_results):.1%}")
+            fewest_centres = min(next(centres) for _ in SEEDS)
+            table.add_row(choice.name, *cells, str(fewest_centres))
     Console(width=140).print(table)
 
 

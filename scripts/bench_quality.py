@@ -38,11 +38,12 @@ class Row(NamedTuple):
     measure: str
     vqtool: Sequence[float]
     peer: str = ""
+    """Name of the peer; empty: there is none."""
     peer_values: Sequence[float] = ()
 
     @property
     def ratio(self) -> float | None:
-        """Mean of vqtool over the mean of the peer."""
+        """Mean of vqtool divided by the mean of the peer; None without a peer."""
         return fmean(self.vqtool) / fmean(self.peer_values) if self.peer_values else None
 
 
@@ -54,22 +55,22 @@ def gaussian() -> Iterator[Row]:
             training, test = (_normal(100_000, dim, 2 * seed + part) for part in range(2))
             with trained(training, test, seed, {"kind": "vector", "codebook_size": size}, steps=300) as tokenizer:
                 ours.append(mse(test, decoded(tokenizer, test)))
-            found = KMeans(size, n_init=3, random_state=seed).fit(training)
-            theirs.append(mse(test, found.cluster_centers_[found.predict(test)]))
+            fitted = KMeans(size, n_init=3, random_state=seed).fit(training)
+            theirs.append(mse(test, fitted.cluster_centers_[fitted.predict(test)]))
         yield Row(f"mse, D = {dim}, K = {size}", ours, "scikit-learn KMeans, n_init=3", theirs)
 
 
 def mixture() -> Iterator[Row]:
     """Centres of a mixture of 256 Gaussians that have a code within half the distance to the next centre; 10 seeds."""
-    found, theirs = [], []
+    ours, theirs = [], []
     for seed in range(10):
         samples, centres = mixture_samples(seed)
         with trained(samples[:-2000], samples[-2000:], seed, {"kind": "vector", "codebook_size": 256}) as tokenizer:
-            found.append(centres_found(centres, tokenizer.codebook.numpy()))
+            ours.append(centres_found(centres, tokenizer.codebook.numpy()))
         theirs.append(
             centres_found(centres, KMeans(256, n_init=1, random_state=seed).fit(samples[:-2000]).cluster_centers_)
         )
-    yield Row("centres found, of 256", found, "scikit-learn KMeans, n_init=1", theirs)
+    yield Row("centres found, of 256", ours, "scikit-learn KMeans, n_init=1", theirs)
 
 
 ENTROPY_RECIPE = {
@@ -91,15 +92,16 @@ BARE = {
 
 def entropy() -> Iterator[Row]:
     """Perplexity and usage on the mixture with an entropy loss: recommended settings and `update: entropy_only`."""
-    figures: dict[str, list[tuple[float, float]]] = {"recipe": [], "bare": []}
+    # Perplexity / K and usage for each seed.
+    results: dict[str, list[tuple[float, float]]] = {"recipe": [], "bare": []}
     for seed in SEEDS:
         samples, _ = mixture_samples(seed)
         for name, quantizer in (("recipe", ENTROPY_RECIPE), ("bare", BARE)):
             with trained(samples[:-8000], samples[-8000:], seed, quantizer, steps=500, entropy=0.1) as tokenizer:
                 level = tokenizer.evaluate().evaluation.levels[0]
-                figures[name].append((level.perplexity / 256, level.usage))
+                results[name].append((level.perplexity / 256, level.usage))
     for index, measure in enumerate(("perplexity / K", "usage")):
-        ours, theirs = ([pair[index] for pair in figures[name]] for name in ("recipe", "bare"))
+        ours, theirs = ([pair[index] for pair in results[name]] for name in ("recipe", "bare"))
         yield Row(measure, ours, "vqtool, update: entropy_only", theirs)
 
 
@@ -117,11 +119,11 @@ def ids() -> Iterator[Row]:
         training, test = rows[:18_000], rows[18_000:]
         with trained(training, test, seed, RECIPE, batch_size=2048, steps=80) as tokenizer:
             errors.append(mse(test, decoded(tokenizer, test)))
-            tally = CodeCounter(tokenizer.model.quantizer.codebook_sizes, ids=True)
-            tally.add(tokenizer.encode(rows).numpy())
-            assert tally.distinct
-            rates.append(tally.distinct.collision_rate)
-            usages += [level.usage for level in tally.levels]
+            counter = CodeCounter(tokenizer.model.quantizer.codebook_sizes, ids=True)
+            counter.add(tokenizer.encode(rows).numpy())
+            assert counter.distinct
+            rates.append(counter.distinct.collision_rate)
+            usages += [level.usage for level in counter.levels]
         other = faiss.ResidualQuantizer(rows.shape[1], 3, 8)  # default beam size: 5
         other.train(training)
         theirs.append(mse(test, other.decode(other.compute_codes(test))))
@@ -141,11 +143,12 @@ def images(size: int, jobs: int = 2) -> Iterator[Row]:
     short, full = (50, 600) if size > 1024 else (300, 1500)
     with get_context("spawn").Pool(jobs) as pool:
         for data in ("digits", "patches"):
-            tried = [ImageRun(data, size, peer, seed=0, steps=short) for peer in peer_settings()]
-            best = finalists(tried, pool.map(ImageRun.error, tried, chunksize=1), 1 if size > 1024 else 2)
+            screened = [ImageRun(data, size, peer, seed=0, steps=short) for peer in peer_settings()]
+            best = finalists(screened, pool.map(ImageRun.error, screened, chunksize=1), 1 if size > 1024 else 2)
             runs = [ImageRun(data, size, peer, seed, full) for peer in [None, *best] for seed in SEEDS]
-            found = pool.map(ImageRun.result, runs, chunksize=1)
-            groups = [found[start : start + len(SEEDS)] for start in range(0, len(found), len(SEEDS))]
+            results = pool.map(ImageRun.result, runs, chunksize=1)
+            # The results of each quantizer at all seeds; vqtool first.
+            groups = [results[start : start + len(SEEDS)] for start in range(0, len(results), len(SEEDS))]
             ours = [result.error for result in groups[0]]
             means = [fmean(result.error for result in group) for group in groups[1:]]
             winner = means.index(min(means))
@@ -170,14 +173,14 @@ PARTS: dict[str, Callable[[], Iterator[Row]]] = {
 
 
 def decoded(tokenizer: Tokenizer, rows: Array) -> Array:
-    """Return the rows after encode and decode."""
-    restored: Array = tokenizer.decode(tokenizer.encode(rows)).numpy()
-    return restored
+    """Return the rows (N, D) after encode and decode."""
+    reconstructions: Array = tokenizer.decode(tokenizer.encode(rows)).numpy()
+    return reconstructions
 
 
-def mse(rows: Array, restored: Array) -> float:
-    """Return the mean squared error, in float64."""
-    return float(np.square(rows.astype(np.float64) - restored).mean())
+def mse(rows: Array, reconstructions: Array) -> float:
+    """Return the mean squared error over all elements, computed in float64."""
+    return float(np.square(rows.astype(np.float64) - reconstructions).mean())
 
 
 def _normal(rows: int, dim: int, seed: int) -> Array:
@@ -196,11 +199,13 @@ def _clustered(seed: int) -> Array:
 
 
 def _title(part: Callable[[], Iterator[Row]]) -> str:
-    documented = part.func if isinstance(part, partial) else part
-    return (documented.__doc__ or "").splitlines()[0]
+    """Return the first line of the docstring of a part."""
+    function = part.func if isinstance(part, partial) else part
+    return (function.__doc__ or "").splitlines()[0]
 
 
 def _spread(values: Sequence[float]) -> str:
+    """Return mean [minimum, maximum] with four digits; empty without values."""
     return f"{fmean(values):.4g} [{min(values):.4g}, {max(values):.4g}]" if values else ""
 
 

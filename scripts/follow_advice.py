@@ -33,7 +33,7 @@ BARE = {
 
 
 def bare(data: Path, steps: int) -> dict[str, Any]:
-    """Return the config of the first round."""
+    """Return the config of the first round, for the array at `data`."""
     return {
         "data": {"kind": "tensors", "path": str(data)},
         "model": {"encoder": {"kind": "conv2d", "width": 32, "downsamples": 2, "res_blocks": 1}, "quantizer": BARE},
@@ -45,38 +45,38 @@ def bare(data: Path, steps: int) -> dict[str, Any]:
 def train_and_inspect(config: Path, changes: list[Change], folder: Path) -> Inspection:
     """Train with these changes, each as an argument of --set, and inspect the run."""
     train(load_config(config, [f"{change.key}={change.value}" for change in changes]), folder)
-    (found,) = inspect([folder])
-    return found
+    (inspection,) = inspect([folder])
+    return inspection
 
 
-def next_change(found: Inspection, made: list[Change]) -> Change | None:
-    """Return the first change that was not made yet, of the most severe finding that advises one."""
-    known = {(change.key, change.value) for change in made}
-    advised = [change for finding in found.findings for change in finding.changes]
-    return next((change for change in advised if (change.key, change.value) not in known), None)
+def next_change(inspection: Inspection, applied: list[Change]) -> Change | None:
+    """Return the first advised change that is not applied yet, the most severe finding first; None if there is none."""
+    applied_pairs = {(change.key, change.value) for change in applied}
+    advised = [change for finding in inspection.findings for change in finding.changes]
+    return next((change for change in advised if (change.key, change.value) not in applied_pairs), None)
 
 
-def row(number: int, changes: list[Change], found: Inspection) -> str:
-    """Return a row of the table."""
-    (level,) = found.levels
-    loss = RunDirectory(Path(found.target)).read_summary()
+def row(number: int, changes: list[Change], inspection: Inspection) -> str:
+    """Return the Markdown row of a round, with the last of its changes."""
+    (level,) = inspection.levels
+    loss = RunDirectory(Path(inspection.target)).read_summary()
     reconstruction = loss["best"]["validation/loss/reconstruction"] if loss else float("nan")
     change = f"`{changes[-1].key}={changes[-1].value}`" if changes else "none"
-    names = ", ".join(finding.name for finding in found.findings) or "none"
+    names = ", ".join(finding.name for finding in inspection.findings) or "none"
     return f"| {number} | {change} | {level.usage:.0%} | {level.perplexity:.1f} | {reconstruction:.4f} | {names} |"
 
 
 def follow(folder: Path, steps: int, rounds: int) -> None:
-    """Train, inspect and change settings until nothing more is advised."""
+    """Train, inspect and change settings until no finding advises a new change, for at most `rounds` runs."""
     np.save(folder / "patches.npy", patches())
     config = folder / "bare.yaml"
     config.write_text(yaml.safe_dump(bare(folder / "patches.npy", steps)))
     print("| round | change | usage | perplexity of 256 | reconstruction | findings |\n|---|---|---|---|---|---|")
     changes: list[Change] = []
     for number in range(rounds):
-        found = train_and_inspect(config, changes, folder / f"round-{number}")
-        print(row(number, changes, found), flush=True)
-        change = next_change(found, changes)
+        inspection = train_and_inspect(config, changes, folder / f"round-{number}")
+        print(row(number, changes, inspection), flush=True)
+        change = next_change(inspection, changes)
         if change is None:
             return
         changes.append(change)

@@ -24,20 +24,20 @@ from vqtool.errors import ConfigError, DataError, TrainingError
 from vqtool.training import dry_run, train
 
 CONFIG = Path("mutant.yaml")
-# One in this many runnable mutants is also trained.
-TRAINED = 10
-# Sizes in bytes between these limits are valid but slow, and are reduced.
-CHEAP, REFUSED = 1 << 22, 1 << 36
+# One in this many mutants is also trained, if it passes the dry run.
+TRAINING_PERIOD = 10
+# Data sets and batches with a size in bytes between these limits are valid but slow, and are reduced.
+MIN_SLOW_BYTES, MAX_SLOW_BYTES = 1 << 22, 1 << 36
 
 
 def check(seed: int, number: int) -> Outcome:
-    """Load and dry-run a mutant, and train some of them."""
+    """Load and dry-run a mutant, and train some of them. A TrainingError counts as "run"."""
     CONFIG.write_bytes(mutant(seed, number))
     settings = None
     try:
         settings = affordable(load_config(CONFIG))
         dry_run(settings)
-        if number % TRAINED == 0:
+        if number % TRAINING_PERIOD == 0:
             _train(settings)
     except (ConfigError, DataError) as error:
         return _refused(str(error), settings)
@@ -47,6 +47,7 @@ def check(seed: int, number: int) -> Outcome:
 
 
 def _train(settings: RunSettings) -> None:
+    """Train at most two steps, with all logs and checkpoints."""
     short = {"steps": min(2, settings.training.steps), "log_every": 1, "validate_every": 2, "checkpoint_every": 2}
     training = settings.training.model_copy(update=short)
     folder = Path("run")
@@ -55,30 +56,39 @@ def _train(settings: RunSettings) -> None:
 
 
 def _refused(message: str, settings: RunSettings | None) -> Outcome:
-    """Return "refused" if the message names a key or the data and is safe to print, otherwise "broken"."""
+    """Return "refused" if the message names a key or a data path and is safe to print, otherwise "broken".
+
+    Args:
+        message: text of the ConfigError or DataError.
+        settings: settings of the mutant; None: the config could not be loaded, so the message must start with its path.
+    """
     if not all(line.isprintable() for line in message.split("\n")):
         return Outcome("broken", f"unprintable message: {message!r}")
     if len(message) > 20_000:
         return Outcome("broken", f"message of {len(message):,} characters: {message[:200]}")
-    if settings is None:  # the config itself is invalid
+    if settings is None:
         return Outcome("refused" if message.startswith(str(CONFIG)) else "broken", message)
     paths = [path for path in (getattr(settings.data, "path", ""), settings.data.validation) if isinstance(path, str)]
-    named = _KEY.search(message) or any(path and path in message for path in paths)
-    return Outcome("refused" if named else "broken", message)
+    is_named = _KEY.search(message) or any(path and path in message for path in paths)
+    return Outcome("refused" if is_named else "broken", message)
 
 
 _KEY = re.compile(r"^(name|seed|data|model|device): |\b(data|model|loss|training)\.[a-z_]+", re.MULTILINE)
 
 
 def affordable(settings: RunSettings) -> RunSettings:
-    """Return the settings with slow sizes reduced."""
+    """Return the settings with sizes reduced that are valid but slow.
+
+    Data and batches are reduced if they take between `MIN_SLOW_BYTES` and `MAX_SLOW_BYTES`, the sizes of the model
+    always; larger data must be refused.
+    """
     values = settings.model_dump()
     data, training, model = values["data"], values["training"], values["model"]
     sizes = [size for size in data.get("source", {}).values() if type(size) is int]
-    numbers = math.prod(sizes)
-    if (
-        CHEAP < data.get("samples", 1) * numbers * 32 < REFUSED
-        or CHEAP < training["batch_size"] * numbers * 32 < REFUSED
+    sample_bytes = math.prod(sizes) * 32
+    if any(
+        MIN_SLOW_BYTES < samples * sample_bytes < MAX_SLOW_BYTES
+        for samples in (data.get("samples", 1), training["batch_size"])
     ):
         _shrink(data, limit=64)
         _shrink(training, limit=64)
@@ -87,11 +97,13 @@ def affordable(settings: RunSettings) -> RunSettings:
 
 
 def _layers(values: dict[str, Any]) -> int:
+    """Return the largest number of layers, blocks or groups in a model block."""
     inner = [_layers(value) for value in values.values() if isinstance(value, dict)]
     return max([*inner, *(values.get(key) or 0 for key in ("res_blocks", "layers", "depth", "groups"))])
 
 
 def _shrink(values: dict[str, Any], limit: int) -> None:
+    """Set sizes above `limit` to those of `SMALL`, in place."""
     for key, value in values.items():
         if isinstance(value, dict):
             _shrink(value, limit)

@@ -17,33 +17,33 @@ from checks.tensor_mutants import mutant
 
 from vqtool import load
 from vqtool.config import RunSettings
-from vqtool.data import Dataset, Samples, open_dataset
+from vqtool.data import Samples, open_dataset
 from vqtool.errors import ConfigError, DataError, TrainingError
 from vqtool.inference.encode import encode_file
 from vqtool.training import train
 
-# Four in this many mutants are also used for training and encoding.
-TRAINED = 20
-# The largest number of rows that a mutant may have.
-MOST_ROWS = 1 << 24
+# Of this many consecutive mutants, the first four, one per file format, are also used for training and encoding.
+TRAINING_PERIOD = 20
+# A mutant that opens with more rows than this is broken: no valid file has so many.
+MAX_ROWS = 1 << 24
 
 
 def check(seed: int, number: int) -> Outcome:
-    """Open, scan and read a mutant, and train on some of them."""
+    """Open, scan and read a mutant, and train on some of them; a refusal must name the file and be printable."""
     suffix, content = mutant(seed, number)
     path = Path(f"mutant-{number}{suffix}")
     path.write_bytes(content)
     try:
-        return _used(path, number)
+        return _read_and_train(path, number)
     except (ConfigError, DataError) as error:
         message = str(error)
-        fit = path.name in message and all(line.isprintable() for line in message.split("\n"))
-        return Outcome("refused" if fit else "broken", message)
+        is_valid = path.name in message and all(line.isprintable() for line in message.split("\n"))
+        return Outcome("refused" if is_valid else "broken", message)
     finally:
         path.unlink()
 
 
-def _used(path: Path, number: int) -> Outcome:
+def _read_and_train(path: Path, number: int) -> Outcome:
     settings = _settings(path, key=None)
     try:
         dataset = open_dataset(settings.data, seed=0)
@@ -52,26 +52,24 @@ def _used(path: Path, number: int) -> Outcome:
             raise
         settings = _settings(path, key="x")
         dataset = open_dataset(settings.data, seed=0)
-    _read(dataset)
-    if number % TRAINED < 4 and not dataset.spec.classes:
+    for samples in (dataset.training, dataset.validation):
+        _read_all(samples)
+    if number % TRAINING_PERIOD < 4 and not dataset.spec.classes:
         _train(settings, path)
     return Outcome("run", f"{dataset.spec}")
 
 
-def _read(dataset: Dataset) -> None:
-    for samples in (dataset.training, dataset.validation):
-        assert len(samples) <= MOST_ROWS
-        _read_all(samples)
-
-
 def _read_all(samples: Samples) -> None:
-    numbers = np.arange(min(len(samples), 1000))[::-1].copy()
-    assert len(samples.take(numbers)) == len(numbers)
+    """Read up to 1,000 samples in reverse order by index, then all in order; all must be finite."""
+    assert len(samples) <= MAX_ROWS
+    indices = np.arange(min(len(samples), 1000))[::-1].copy()
+    assert len(samples.take(indices)) == len(indices)
     for start in range(0, len(samples), 4096):
         assert samples.read(start, min(start + 4096, len(samples))).isfinite().all()
 
 
 def _train(settings: RunSettings, path: Path) -> None:
+    """Train two steps, and encode the file at `path`."""
     folder = Path("run")
     shutil.rmtree(folder, ignore_errors=True)
     try:

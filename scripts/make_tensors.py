@@ -22,14 +22,14 @@ def digits() -> NDArray[np.float32]:
 
 
 def patches(side: int = 32, stride: int = 16) -> NDArray[np.uint8]:
-    """Return (N, side, side, 3) overlapping squares of two photographs."""
-    cut = [
+    """Return RGB squares (N, side, side, 3) of two photographs, one every `stride` pixels; they overlap by default."""
+    squares = [
         image[top : top + side, left : left + side]
         for image in load_sample_images().images
         for top in range(0, image.shape[0] - side + 1, stride)
         for left in range(0, image.shape[1] - side + 1, stride)
     ]
-    return np.stack(cut)
+    return np.stack(squares)
 
 
 def main() -> None:

@@ -26,11 +26,11 @@ def double(folder: Path, share: float) -> Iterator[Row]:
     cases, sizes = first_share([*CASES], share), first_share((3, 2), share)
     _run(folder, [*cases, UNEVEN], "--double", sizes=(1, *sizes))
     for size in sizes:
-        found = {case: _difference(folder, case, size) for case in [*cases, UNEVEN]}
-        worst = max(found, key=found.__getitem__)
-        check = f"{size} processes, float64, {len(found)} configs: all results of 20 steps"
-        result = f"largest difference {found[worst]:.1e} ({worst}; limit 1e-12)"
-        yield Row(check, result, found[worst] <= 1e-12)
+        differences = {case: _difference(folder, case, size) for case in [*cases, UNEVEN]}
+        worst = max(differences, key=differences.__getitem__)
+        check = f"{size} processes, float64, {len(differences)} configs: all results of 20 steps"
+        result = f"largest difference {differences[worst]:.1e} ({worst}; limit 1e-12)"
+        yield Row(check, result, differences[worst] <= 1e-12)
 
 
 def single(folder: Path, share: float) -> Iterator[Row]:
@@ -38,7 +38,9 @@ def single(folder: Path, share: float) -> Iterator[Row]:
     cases, sizes = first_share([*CASES], share), first_share((3, 2), share)
     _run(folder, cases, sizes=(1, *sizes))
     for size in sizes:
-        gradients, tensors, losses, indices = zip(*(_float32(folder, case, size) for case in cases), strict=True)
+        gradients, tensors, losses, indices = zip(
+            *(_compare_float32(folder, case, size) for case in cases), strict=True
+        )
         result = f"relative difference {max(gradients):.1e} (limit 1e-5), of a single tensor {max(tensors):.1e}"
         yield Row(f"{size} processes, float32: gradient of the first step", result, max(gradients) <= 1e-5)
         result = f"relative difference {max(losses):.1e} (limit 1e-3)"
@@ -71,46 +73,52 @@ PARTS = {
 
 
 def _run(folder: Path, cases: Sequence[str], *options: str, sizes: Sequence[int]) -> None:
+    """Run process_cases.py with these options for each number of processes; results are in folder/SIZE/CASE.pt."""
     for size in sizes:
-        to = folder / str(size)
-        to.mkdir(exist_ok=True)
-        subprocess.run([*job(size), SCRIPT, *cases, "--to", str(to), *options], check=True)
+        output = folder / str(size)
+        output.mkdir(exist_ok=True)
+        subprocess.run([*job(size), SCRIPT, *cases, "--to", str(output), *options], check=True)
 
 
-def _found(folder: Path, case: str, size: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    one, several = (torch.load(folder / str(each) / f"{case}.pt", weights_only=True) for each in (1, size))
+def _load_results(folder: Path, case: str, size: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the results of a case, tensors by name, with one process and with `size` processes."""
+    one, several = (torch.load(folder / str(number) / f"{case}.pt", weights_only=True) for number in (1, size))
     assert one.keys() == several.keys()
     return one, several
 
 
 def _difference(folder: Path, case: str, size: int) -> float:
-    one, several = _found(folder, case, size)
-    return max(_apart(one[name], several[name]) for name in one)
+    """Return the largest difference of any result between one process and `size` processes."""
+    one, several = _load_results(folder, case, size)
+    return max(_max_difference(one[name], several[name]) for name in one)
 
 
-def _apart(one: Tensor, other: Tensor) -> float:
-    """Return the largest difference of two tensors, relative for values above 1."""
+def _max_difference(one: Tensor, other: Tensor) -> float:
+    """Return max |one - other| / max(|one|, 1) over all elements; infinity if the shapes differ, 0 if empty."""
     if one.shape != other.shape:
         return float("inf")
     one, other = one.double(), other.double()
     return float(((one - other).abs() / one.abs().clamp_min(1)).max()) if one.numel() else 0.0
 
 
-def _float32(folder: Path, case: str, size: int) -> tuple[float, float, float, float]:
-    """Return the relative differences of gradient, worst single tensor and loss, and the fraction of equal indices.
+def _compare_float32(folder: Path, case: str, size: int) -> tuple[float, float, float, float]:
+    """Compare the results of one process and of `size` processes in float32.
 
-    With `update: entropy_only`, the first gradient of the codes is close to 0, so its difference is mostly rounding.
+    Returns:
+        Relative difference of the gradient of step 1 over all parameters; the same for the parameter where it is
+        largest; relative difference of the losses of step 20; fraction of equal indices. The second has no limit: with
+        `update: entropy_only` the first gradient of the codes is close to 0, so its difference is mostly rounding.
     """
-    one, several = _found(folder, case, size)
-    first = [name for name in one if name.startswith("gradient") and name.endswith("step 1")]
-    tensors = max((_relative(one[name], several[name]) for name in first), default=0.0)
-    whole = [torch.cat([found[name].flatten() for name in first] or [torch.zeros(0)]) for found in (one, several)]
+    one, several = _load_results(folder, case, size)
+    names = [name for name in one if name.startswith("gradient") and name.endswith("step 1")]
+    worst_tensor = max((_relative(one[name], several[name]) for name in names), default=0.0)
+    gradients = [torch.cat([run[name].flatten() for name in names] or [torch.zeros(0)]) for run in (one, several)]
     losses = _relative(one["losses, step 20"], several["losses, step 20"])
-    return _relative(*whole), tensors, losses, float((one["indices"] == several["indices"]).double().mean())
+    return _relative(*gradients), worst_tensor, losses, float((one["indices"] == several["indices"]).double().mean())
 
 
 def _relative(one: Tensor, other: Tensor) -> float:
-    """Return the norm of the difference, relative to the norm of `one`."""
+    """Return |one - other| / |one|, with Euclidean norms."""
     return float((one.double() - other.double()).norm() / one.double().norm().clamp_min(1e-30))
 
 

@@ -15,7 +15,7 @@ from checks import soak_commands, soak_kills, soak_mixed_stops
 from checks.guarantees import Row, run_checks
 
 Part = Callable[[Path, int], Iterable[Row]]
-# Each part and its number of repetitions.
+# Each part and its number of repetitions at --share 1.
 PARTS: dict[str, tuple[Part, int]] = {
     "saving": (soak_kills.saving, 200),
     "exact": (soak_kills.exact, 50),
@@ -29,10 +29,11 @@ PARTS: dict[str, tuple[Part, int]] = {
 }
 
 
-def _counted(part: Part, times: int) -> Callable[[Path, float], Iterable[Row]]:
-    return lambda folder, share: part(folder, max(1, round(share * times)))
+def _scaled(part: Part, repetitions: int) -> Callable[[Path, float], Iterable[Row]]:
+    """Return the part as a function of folder and --share; it repeats at least once."""
+    return lambda folder, share: part(folder, max(1, round(share * repetitions)))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # threads do not survive a fork
-    run_checks(__doc__, {name: _counted(part, times) for name, (part, times) in PARTS.items()})
+    run_checks(__doc__, {name: _scaled(part, repetitions) for name, (part, repetitions) in PARTS.items()})

@@ -24,7 +24,7 @@ def main() -> None:
 
 
 def reference() -> dict[str, str]:
-    """The contents of both files, by name."""
+    """Return the contents of both files, by name."""
     introduction, marker, _ = (CONFIGS / "README.md").read_text(encoding="utf-8").partition(MARKER)
     root = schema()
     return {
@@ -34,7 +34,7 @@ def reference() -> dict[str, str]:
 
 
 def schema() -> Schema:
-    """The JSON schema of the config. A block with several kinds needs its `kind`, as the loader does."""
+    """Return the JSON schema of the config. A block with several kinds requires its `kind`, as the loader does."""
     root = RunSettings.model_json_schema()
     for block in root["$defs"].values():
         if "kind" in block["properties"]:
@@ -43,42 +43,42 @@ def schema() -> Schema:
 
 
 def _sections(root: Schema) -> Iterator[str]:
-    """Each block once, where it first occurs, followed by the blocks inside it."""
-    blocks, seen = [("", [root])], set[str]()
+    """Yield the Markdown of each block once, under its first key, followed by the blocks inside it."""
+    blocks, written = [("", [root])], set[str]()  # dotted key and schemas, one per kind, of each block
     while blocks:
-        path, members = blocks.pop(0)
+        path, kinds = blocks.pop(0)
         yield f"\n## {f'`{path}`' if path else 'Top level'}\n\n"
-        yield from _block(members)
+        yield from _block(kinds)
         inner = []
-        for key, value in [item for member in members for item in member["properties"].items()]:
-            new = [name for name in _refs(value) if name not in seen]
-            seen.update(new)
+        for key, value in [item for kind in kinds for item in kind["properties"].items()]:
+            new = [name for name in _refs(value) if name not in written]
+            written.update(new)
             if new:
                 inner.append((f"{path}.{key}".lstrip("."), [root["$defs"][name] for name in new]))
         blocks = inner + blocks
 
 
-def _block(members: list[Schema]) -> Iterator[str]:
-    """The keys that all kinds of a block have, then those of each kind."""
-    properties = [member["properties"] for member in members]
-    if len(members) == 1 and "kind" not in properties[0]:
-        yield _summary(members[0]) + _table(members[0], list(properties[0]))
+def _block(kinds: list[Schema]) -> Iterator[str]:
+    """Yield tables of the keys that all kinds of a block have, then of those of each kind."""
+    properties = [kind["properties"] for kind in kinds]
+    if len(kinds) == 1 and "kind" not in properties[0]:
+        yield _summary(kinds[0]) + _table(kinds[0], list(properties[0]))
         return
     common = [key for key, value in properties[0].items() if all(other.get(key) == value for other in properties)]
-    yield f"`kind` (required) is one of {', '.join(f'`{_kind(member)}`' for member in members)}.\n"
+    yield f"`kind` (required) is one of {', '.join(f'`{_kind_name(kind)}`' for kind in kinds)}.\n"
     if common:
-        yield "\nAll kinds have these keys:\n" + _table(members[0], common)
-    for member in members:
-        yield f"\n### `kind: {_kind(member)}`\n\n" + _summary(member)
-        yield _table(member, [key for key in member["properties"] if key not in ["kind", *common]])
+        yield "\nAll kinds have these keys:\n" + _table(kinds[0], common)
+    for kind in kinds:
+        yield f"\n### `kind: {_kind_name(kind)}`\n\n" + _summary(kind)
+        yield _table(kind, [key for key in kind["properties"] if key not in ["kind", *common]])
 
 
-def _kind(block: Schema) -> str:
+def _kind_name(block: Schema) -> str:
     return str(block["properties"]["kind"]["const"])
 
 
 def _summary(block: Schema) -> str:
-    """The first paragraph of the class's docstring."""
+    """Return the first paragraph of the docstring of the settings class, in one line."""
     return " ".join(block["description"].split("\n\n")[0].split()) + "\n"
 
 
@@ -99,7 +99,7 @@ def _default(value: Any) -> str:
 
 
 def _values(value: Schema) -> str:
-    """What a key may be set to."""
+    """Return the values that a key accepts, as text for the table."""
     if "discriminator" in value:
         kinds = {ref.rpartition("/")[2]: kind for kind, ref in value["discriminator"]["mapping"].items()}
         return f"block of kind {', '.join(f'`{kinds[name]}`' for name in _refs(value))}"
@@ -121,13 +121,13 @@ def _bounds(value: Schema) -> str:
 
 
 def _refs(value: Any) -> list[str]:
-    """The definitions that a key's schema refers to, in order."""
+    """Return the names in `$defs` that a key's schema refers to, in order."""
     if isinstance(value, list):
         return [name for item in value for name in _refs(item)]
     if not isinstance(value, dict):
         return []
-    found = [value["$ref"].rpartition("/")[2]] if "$ref" in value else []
-    return found + [name for key in ("anyOf", "oneOf", "items") if key in value for name in _refs(value[key])]
+    names = [value["$ref"].rpartition("/")[2]] if "$ref" in value else []
+    return names + [name for key in ("anyOf", "oneOf", "items") if key in value for name in _refs(value[key])]
 
 
 if __name__ == "__main__":

@@ -29,7 +29,15 @@ def trained(
     batch_size: int = 8192,
     entropy: float = 0.0,
 ) -> Iterator[Tokenizer]:
-    """Train on arrays with vqtool's defaults except for the arguments, and yield the tokenizer."""
+    """Train a quantizer on arrays with vqtool's defaults except for the arguments, and yield the tokenizer.
+
+    Args:
+        training: (N, D) training vectors, not normalised.
+        test: (M, D) validation vectors, which select the best model.
+        seed: of the run.
+        quantizer: quantizer block of the config.
+        entropy: weight of the entropy loss.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         np.save(folder / "train.npy", training)
@@ -47,12 +55,18 @@ def trained(
 
 
 def mixture_samples(seed: int) -> tuple[Array, Array]:
-    """Return 60,000 samples of a mixture of 256 Gaussians at least eight standard deviations apart, and the centres."""
+    """Return samples (60000, 16) of a mixture of 256 Gaussians, and the centres (256, 16).
+
+    The standard deviation is 1, and the smallest distance between two centres is 8.
+    """
     source = MixtureSettings(components=256, dim=16, separation=8.0)
     return source.generate(60_000, np.random.default_rng(seed)), source.centres(np.random.default_rng(seed))
 
 
 def centres_found(centres: Array, codes: Array) -> int:
-    """Count the centres that have a code within half the distance to the next centre."""
+    """Return the number of centres (M, D) of `mixture_samples` with a code of (K, D) less than 4 away.
+
+    That is half the smallest distance between two centres.
+    """
     distances = torch.cdist(torch.from_numpy(centres), torch.from_numpy(np.asarray(codes, dtype=np.float32)))
     return int((distances.min(dim=1).values < 4.0).sum())

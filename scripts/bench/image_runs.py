@@ -26,33 +26,36 @@ RECOMMENDED: dict[str, Any] = _RECIPE["model"]["quantizer"]
 
 
 class Result(NamedTuple):
-    """Result of a run."""
+    """Result of a run on the validation images."""
 
     error: float
-    """mean squared error of validation images, in normalised units"""
+    """Mean squared error in normalised units."""
     usage: float
+    """Fraction of the K codes with at least one hit."""
     tokens: int
-    """of the validation images"""
+    """Number of tokens of all validation images."""
     ratio: float | None
-    """vqtool only: quantization error of validation latents, over that of k-means codes of the training latents"""
+    """Quantization error of the validation latents, divided by that of k-means codes of the training latents; None for
+    a peer."""
 
 
 class ImageRun(NamedTuple):
-    """One run."""
+    """A training run with vqtool's quantizer or with a peer's. Network, optimizer and batches do not depend on it."""
 
     data: str
+    """`digits` or `patches`."""
     codebook_size: int
     peer: PeerSettings | None
-    """None: vqtool's recommended quantizer."""
+    """Quantizer of vector-quantize-pytorch; None: vqtool's."""
     seed: int
     steps: int
     quantizer: dict[str, Any] = RECOMMENDED
-    """of vqtool"""
+    """vqtool's quantizer block, except for `codebook_size`; ignored with a peer."""
     entropy: float = 0.0
-    """weight of vqtool's entropy loss"""
+    """Weight of the entropy loss, which a peer does not have."""
 
     def result(self) -> Result:
-        """Train, and evaluate on the validation images."""
+        """Train in one thread, and evaluate on the validation images."""
         torch.set_num_threads(1)
         training, validation = images(self.data)
         torch.manual_seed(self.seed)
@@ -69,13 +72,14 @@ class ImageRun(NamedTuple):
             optimizer.backward(loss)
             optimizer.step(step)
             model.quantizer.update()
-        return self._judge(model.eval(), training, validation)
+        return self._evaluate(model.eval(), training, validation)
 
     def error(self) -> float:
         """Return the error of `result`."""
         return self.result().error
 
     def _model(self, training: Tensor) -> tuple[Autoencoder, RunSettings]:
+        """Return the model for images (N, C, H, W), and settings of which only `training` is used further."""
         encoder = {"kind": "conv2d", "width": _DIM, "downsamples": 1, "res_blocks": 1}
         settings = RunSettings.model_validate(
             {
@@ -102,38 +106,45 @@ class ImageRun(NamedTuple):
         return model, settings
 
     @torch.no_grad()
-    def _judge(self, model: Autoencoder, training: Tensor, validation: Tensor) -> Result:
-        errors, used, tokens = 0.0, set(), 0
+    def _evaluate(self, model: Autoencoder, training: Tensor, validation: Tensor) -> Result:
+        squared_error, used, tokens = 0.0, set(), 0
         for x in validation.split(128):
             output = model(x)
-            errors += float((output.prediction - output.target).square().sum())
+            squared_error += float((output.prediction - output.target).square().sum())
             used |= set(output.quantizer.indices.flatten().tolist())
             tokens += output.quantizer.indices.numel()
-        ratio = None if self.peer else _ratio(model, training, validation)
-        return Result(errors / validation.numel(), len(used) / self.codebook_size, tokens, ratio)
+        ratio = None if self.peer else _ratio_to_kmeans(model, training, validation)
+        return Result(squared_error / validation.numel(), len(used) / self.codebook_size, tokens, ratio)
 
 
-def _ratio(model: Autoencoder, training: Tensor, validation: Tensor) -> float:
+def _ratio_to_kmeans(model: Autoencoder, training: Tensor, validation: Tensor) -> float:
+    """Return `Result.ratio` for images (N, C, H, W)."""
     quantizer = model.quantizer
     inner = quantizer.inner if isinstance(quantizer, ProjectedQuantizer) else quantizer
-    fitted, judged = (
-        torch.cat([quantizer.preprocess(model.latents(x)).reshape(-1, inner.dim) for x in part.split(128)])
-        for part in (training, validation)
+    training_latents, validation_latents = (
+        torch.cat([quantizer.preprocess(model.latents(x)).reshape(-1, inner.dim) for x in images.split(128)])
+        for images in (training, validation)
     )
-    reference = kmeans(fitted, len(inner.codes), Generator().manual_seed(0))
-    ours, best = ((judged - codes[nearest_codes(judged, codes)]).square().mean() for codes in (inner.codes, reference))
+    kmeans_codes = kmeans(training_latents, len(inner.codes), Generator().manual_seed(0))
+    ours, best = (
+        (validation_latents - codes[nearest_codes(validation_latents, codes)]).square().mean()
+        for codes in (inner.codes, kmeans_codes)
+    )
     return float(ours / best)
 
 
 def images(name: str) -> tuple[Tensor, Tensor]:
-    """Return training and validation images (N, C, 8, 8) with mean 0 and variance 1."""
-    found = digits() if name == "digits" else patches(8, 8).transpose(0, 3, 1, 2).astype(np.float32)
-    training, validation = train_validation_split(len(found), 0.2, 0)
-    scaled = torch.from_numpy((found - found[training].mean()) / found[training].std())
+    """Return training and validation images (N, C, 8, 8), 80% and 20% of `digits` (C = 1) or `patches` (C = 3).
+
+    Mean and variance over all values of the training images are 0 and 1.
+    """
+    array = digits() if name == "digits" else patches(8, 8).transpose(0, 3, 1, 2).astype(np.float32)
+    training, validation = train_validation_split(len(array), 0.2, 0)
+    scaled = torch.from_numpy((array - array[training].mean()) / array[training].std())
     return scaled[training], scaled[validation]
 
 
 def finalists(runs: Sequence[ImageRun], errors: Sequence[float], number: int) -> list[PeerSettings]:
-    """Return the peer settings of the `number` runs with the smallest errors."""
+    """Return the peer settings of the `number` runs with the smallest errors, best first."""
     order = sorted(range(len(runs)), key=errors.__getitem__)
     return [peer for run in order[:number] if (peer := runs[run].peer)]

@@ -17,16 +17,17 @@ from vqtool import VectorQuantizer
 from vqtool.quantizers import nearest_codes
 from vqtool.runtime.threads import map_rows
 
-# Codes and dimensions.
+# K and D of each search.
 SEARCHES = [(512, 64), (1024, 64), (8192, 64), (16384, 64), (8192, 256), (65536, 64), (8192, 8)]
 # Names of the peers in the tables.
 VQP, TEXTBOOK = "vector-quantize-pytorch", "textbook implementation"
+# N, K and D of a training step.
 STEP = (8192, 16384, 64)
 MIB = 1 << 20
 
 
 def search(turns: int) -> Iterator[Measurement]:
-    """Time the search for the nearest codes of 16,384 vectors; vectors and codes are normal."""
+    """Time the search for the nearest codes of 16,384 vectors; vectors and codes are normally distributed."""
     for size, dim in SEARCHES:
         yield from _search(size, dim, turns)
 
@@ -35,10 +36,10 @@ def _search(size: int, dim: int, turns: int) -> Iterator[Measurement]:
     vectors, codes = torch.randn(16384, dim), torch.randn(size, dim)
     index = faiss.IndexFlatL2(dim)
     index.add(codes.numpy())
-    other = peer.VectorQuantize(dim=dim, codebook_size=size).eval()
-    other._codebook.embed.data.copy_(codes[None])
+    vqp = peer.VectorQuantize(dim=dim, codebook_size=size).eval()
+    vqp._codebook.embed.data.copy_(codes[None])
     columns = codes.T.contiguous()
-    taken = time_alternately(
+    seconds = time_alternately(
         {
             "ours": lambda: nearest_codes(vectors, codes),
             "faiss": lambda: index.search(vectors.numpy(), 1),
@@ -47,44 +48,54 @@ def _search(size: int, dim: int, turns: int) -> Iterator[Measurement]:
         turns,
     )
     # The peer is slow, so two turns are measured.
-    slow = time_alternately(
-        {"ours": lambda: nearest_codes(vectors, codes), "peer": torch.no_grad()(lambda: other(vectors[None]))}, 2
+    vqp_seconds = time_alternately(
+        {"ours": lambda: nearest_codes(vectors, codes), "peer": torch.no_grad()(lambda: vqp(vectors[None]))}, 2
     )
     case = f"search, K = {size}, D = {dim}"
-    yield compare_timings(case, taken["ours"], "FAISS", taken["faiss"])
+    yield compare_timings(case, seconds["ours"], "FAISS", seconds["faiss"])
     if size >= 8192 and dim >= 64:
-        yield compare_timings(case, taken["ours"], "float32 matrix product only", taken["product"])
-    yield compare_timings(case, slow["ours"], VQP, slow["peer"])
+        yield compare_timings(case, seconds["ours"], "float32 matrix product only", seconds["product"])
+    yield compare_timings(case, vqp_seconds["ours"], VQP, vqp_seconds["peer"])
     yield _agreement(f"indices, K = {size}, D = {dim}", vectors, codes, index)
 
 
 def _product(vectors: Tensor, columns: Tensor) -> None:
-    """Compute the float32 products of vectors (N, D) and codes (D, K), with the threads and blocks of the search."""
+    """Compute float32 products of vectors (N, D) and `columns` (D, K), with the threads and blocks of the search."""
     rows = max(128, (1 << 21) // columns.shape[1])
 
-    def walk(part: slice) -> None:
+    def multiply(thread_rows: slice) -> None:
         product = torch.empty(rows, columns.shape[1])
-        for block in vectors[part].split(rows):
+        for block in vectors[thread_rows].split(rows):
             torch.mm(block, columns, out=product[: len(block)])
 
-    map_rows(walk, len(vectors), torch.get_num_threads(), vectors.device)
+    map_rows(multiply, len(vectors), torch.get_num_threads(), vectors.device)
 
 
 def _agreement(case: str, vectors: Tensor, codes: Tensor, index: faiss.IndexFlatL2) -> Measurement:
-    """Count the rows where FAISS finds another code, and those where its code differs by more than float32 rounding."""
+    """Count the vectors for which FAISS finds another code, and those among them that rounding does not explain.
+
+    Rounding explains them if vqtool's code is the nearer one, by at most the float32 error of a squared distance.
+    """
     ours, theirs = nearest_codes(vectors, codes), torch.from_numpy(index.search(vectors.numpy(), 1)[1][:, 0])
     differ = (ours != theirs).nonzero().squeeze(1)
     rows = vectors[differ].double()
-    best, found = ((rows - codes[chosen[differ]].double()).square().sum(1) for chosen in (ours, theirs))
+    our_distances, faiss_distances = (
+        (rows - codes[chosen[differ]].double()).square().sum(1) for chosen in (ours, theirs)
+    )
     scale = rows.square().sum(1) + codes.double().square().sum(1).max()
-    tied = (best <= found) & (found - best <= scale * vectors.shape[1] * torch.finfo(torch.float32).eps)
+    is_rounding = (our_distances <= faiss_distances) & (
+        faiss_distances - our_distances <= scale * vectors.shape[1] * torch.finfo(torch.float32).eps
+    )
     return Measurement(
-        case, f"{len(differ)} of {len(ours):,} differ, {int((~tied).sum())} by more than rounding", "FAISS"
+        case, f"{len(differ)} of {len(ours):,} differ, {int((~is_rounding).sum())} by more than rounding", "FAISS"
     )
 
 
 class Textbook(nn.Module):
-    """`VectorQuantizer(size, dim)` as its formula is written, with all N x K matrices in memory."""
+    """The losses of `VectorQuantizer(size, dim)` as their formulas are written, with all N x K matrices in memory.
+
+    `forward` takes vectors (N, D); it returns quantized vectors (N, D), commitment loss () and entropy loss ().
+    """
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
@@ -135,16 +146,19 @@ STEPS = {"textbook": _textbook_step, "ours": _our_step, "peer": _peer_step}
 
 
 def training_step(turns: int) -> Iterator[Measurement]:
-    """Time forward and backward with the entropy loss on normal data, by default and with denormals flushed."""
+    """Time forward and backward with the entropy loss on normal vectors, with and without flushing of denormals."""
     name = "step, N = {}, K = {}, D = {}".format(*STEP)
-    for flush, how in ((False, ""), (True, ", denormals flushed")):
-        taken = json.loads(_printed(f"print(json.dumps(step_seconds({turns}, {flush})))"))
-        yield compare_timings(f"{name}{how}", taken["ours"], TEXTBOOK, taken["textbook"])
-        yield compare_timings(f"{name}{how}", taken["ours"], f"{VQP}, diversity loss", taken["peer"])
+    for flush, suffix in ((False, ""), (True, ", denormals flushed")):
+        seconds = json.loads(_run_in_new_process(f"print(json.dumps(step_seconds({turns}, {flush})))"))
+        yield compare_timings(f"{name}{suffix}", seconds["ours"], TEXTBOOK, seconds["textbook"])
+        yield compare_timings(f"{name}{suffix}", seconds["ours"], f"{VQP}, diversity loss", seconds["peer"])
 
 
 def step_seconds(turns: int, flush: bool) -> dict[str, list[float]]:
-    """Return the seconds per step; run in a new process, whose threads inherit the denormal mode set here."""
+    """Return the seconds of a step in each turn, by the names of `STEPS`.
+
+    Call it in a new process: its threads inherit the denormal mode set here.
+    """
     torch.set_flush_denormal(flush)
     torch.manual_seed(0)
     return time_alternately({name: make(*STEP) for name, make in STEPS.items()}, turns)
@@ -153,30 +167,33 @@ def step_seconds(turns: int, flush: bool) -> dict[str, list[float]]:
 def memory(turns: int) -> Iterator[Measurement]:
     """Measure the peak memory of a training step above its inputs and outputs, each in a new process."""
     rows, size, dim = STEP
-    ours, textbook = ([_grown(name, rows) for _ in range(turns)] for name in ("ours", "textbook"))
-    larger = [_grown("ours", 16 * rows) for _ in range(turns)]
-    for count, taken, name, other in (
+    ours, textbook = ([_step_mib(name, rows) for _ in range(turns)] for name in ("ours", "textbook"))
+    larger = [_step_mib("ours", 16 * rows) for _ in range(turns)]
+    for count, mibs, name, peer_mibs in (
         (rows, ours, TEXTBOOK, textbook),
         (16 * rows, larger, f"vqtool, N = {rows}", ours),
     ):
-        mine, theirs = median(taken), median(other)
+        mine, theirs = median(mibs), median(peer_mibs)
         case = f"memory of a step, N = {count}, K = {size}, D = {dim}"
         yield Measurement(case, f"{mine:.0f} MiB", name, f"{theirs:.0f} MiB", theirs / mine)
 
 
-def _grown(name: str, rows: int) -> float:
-    """Return the peak MiB of a step, minus the memory before it and its outputs: two (N, D), one (N,), one (K, D)."""
-    return float(_printed(f"print(measure({name!r}, {rows}))"))
+def _step_mib(name: str, rows: int) -> float:
+    """Return `measure` of a new process."""
+    return float(_run_in_new_process(f"print(measure({name!r}, {rows}))"))
 
 
-def _printed(code: str) -> str:
-    """Return what a new process prints that runs `code` with the names of this module."""
+def _run_in_new_process(code: str) -> str:
+    """Run `code`, which can use the names of this module, in a new process; return its standard output."""
     code = f"from bench.speed_kernels import *; {code}"
     return check_output([executable, "-W", "ignore", "-c", code], cwd=Path(__file__).parents[1], text=True)
 
 
 def measure(name: str, rows: int) -> float:
-    """Return the peak MiB for `_grown`; run in a new process."""
+    """Return the peak memory of a step in MiB, above the memory before it and without its outputs; N = `rows`.
+
+    The outputs are two tensors (N, D), one (K, D) and int64 indices (N,). Call it in a new process.
+    """
     _, size, dim = STEP
     STEPS[name](16, 16, dim)()  # one-time setup of the libraries
     step = STEPS[name](rows, size, dim)
@@ -189,5 +206,6 @@ def measure(name: str, rows: int) -> float:
 
 
 def _status(key: str) -> int:
+    """Return a field of /proc/self/status in bytes."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(key + ":"))

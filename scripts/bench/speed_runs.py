@@ -32,11 +32,11 @@ def loop(turns: int) -> Iterator[Measurement]:
     for name, steps in (("quickstart", 200), ("vectors", 2000)):
         changes = [f"training.validate_every={steps}", "data.validation=0.01", "model.quantizer.init={kind: random}"]
         settings = load_config(CONFIGS / f"{name}.yaml", [f"training.steps={steps}", *changes])
-        whole, bare = [], []
+        full_runs, bare_loops = [], []
         for _ in range(turns):
-            bare.append(_bare_loop(settings))
-            whole.append(_whole_loop(settings))
-        yield compare_timings(f"train, {name}.yaml, {steps} steps", whole, "bare loop", bare)
+            bare_loops.append(_bare_loop(settings))
+            full_runs.append(_full_run(settings))
+        yield compare_timings(f"train, {name}.yaml, {steps} steps", full_runs, "bare loop", bare_loops)
 
 
 def _bare_loop(settings: RunSettings) -> float:
@@ -60,15 +60,15 @@ def _bare_loop(settings: RunSettings) -> float:
         return time.perf_counter() - start
 
 
-def _whole_loop(settings: RunSettings) -> float:
-    """Return the seconds of a run, without opening its data."""
+def _full_run(settings: RunSettings) -> float:
+    """Return the seconds of `train`, minus those of `set_up`."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         set_up(settings)
-        opening = time.perf_counter() - start
+        setup_seconds = time.perf_counter() - start
         start = time.perf_counter()
         train(settings, Path(folder) / "run")
-        return time.perf_counter() - start - opening
+        return time.perf_counter() - start - setup_seconds
 
 
 def encode(turns: int) -> Iterator[Measurement]:
@@ -76,21 +76,26 @@ def encode(turns: int) -> Iterator[Measurement]:
 
     With an MLP, where reading and hashing weigh most, and with convolutions on a smaller file.
     """
-    grown = []
+    growths = []
     for recipe, row, gigabytes, times in (("vectors", (256,), 4, max(1, turns // 2)), ("images", (3, 32, 32), 1, 1)):
-        whole, parts, memory = _encode(recipe, row, gigabytes << 30, times)
-        grown.append(memory)
+        command, in_memory, growth = _encode(recipe, row, gigabytes << 30, times)
+        growths.append(growth)
         case = f"encode of {gigabytes} GiB, {recipe}.yaml"
-        yield compare_timings(case, whole, "encoder and search only, in memory", [_PARTS * taken for taken in parts])
-    yield Measurement("encode, growth of RssAnon", f"{max(grown):.0f} MiB")
+        yield compare_timings(case, command, "encoder and search only, in memory", in_memory)
+    yield Measurement("encode, growth of RssAnon", f"{max(growths):.0f} MiB")
 
 
-# One in this many rows is encoded in memory.
-_PARTS = 8
+# In memory, only the first rows are encoded, one in this many; the time is multiplied by it.
+_SUBSET_DIVISOR = 8
 
 
 def _encode(recipe: str, row: tuple[int, ...], size: int, times: int) -> tuple[list[float], list[float], float]:
-    """Return the seconds of the command, the seconds of a part in memory, and the largest memory growth in MiB."""
+    """Train a recipe, and encode a file of `size` bytes with rows (C, ...) of shape `row`, `times` times.
+
+    Returns:
+        Seconds of the command each time; seconds in memory each time, for the same number of rows; largest growth of
+        the command's memory in MiB.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data, run, out = folder / "data.npy", folder / "run", folder / "tokens.npy"
@@ -98,19 +103,23 @@ def _encode(recipe: str, row: tuple[int, ...], size: int, times: int) -> tuple[l
         _write(data, (rows, *row))
         _train(recipe, run, data, folder / "few.npy")
         tokenizer = load(run)
-        part = torch.from_numpy(np.load(data, mmap_mode="r")[: rows // _PARTS].copy())
+        subset = torch.from_numpy(np.load(data, mmap_mode="r")[: rows // _SUBSET_DIVISOR].copy())
 
-        whole, parts, grown = [], [], []
+        command, in_memory, growths = [], [], []
         for turn in range(times):
             os.environ["XDG_CACHE_HOME"] = str(folder / f"cache-{turn}")  # so that the file is scanned again
-            parts += time_alternately({"alone": lambda: tokenizer.encode_batch(part)}, 1)["alone"]
-            taken, memory = _watched([executable, "-m", "vqtool", "encode", run, data, "--out", out, "--overwrite"])
-            whole.append(taken)
-            grown.append(memory)
-        return whole, parts, max(grown)
+            (seconds,) = time_alternately({"subset": lambda: tokenizer.encode_batch(subset)}, 1)["subset"]
+            in_memory.append(_SUBSET_DIVISOR * seconds)
+            seconds, growth = _run_and_watch(
+                [executable, "-m", "vqtool", "encode", run, data, "--out", out, "--overwrite"]
+            )
+            command.append(seconds)
+            growths.append(growth)
+        return command, in_memory, max(growths)
 
 
 def _write(path: Path, shape: tuple[int, ...]) -> None:
+    """Write an array of normal values, in blocks of 16 MiB; each block is the first one plus a constant."""
     array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
     count = (1 << 22) // math.prod(shape[1:])
     block = np.random.default_rng(0).standard_normal((count, *shape[1:]), dtype=np.float32)
@@ -119,27 +128,33 @@ def _write(path: Path, shape: tuple[int, ...]) -> None:
     array.flush()
 
 
-def _train(recipe: str, run: Path, data: Path, few: Path) -> None:
-    np.save(few, np.load(data, mmap_mode="r")[:10_000])
-    changes = ["data.kind=tensors", f"data.path={few}", "training.steps=100", "model.quantizer.codebook_size=1024"]
+def _train(recipe: str, run: Path, data: Path, training_data: Path) -> None:
+    """Write the first 10,000 rows of `data` to `training_data`, and train a recipe on them for 100 steps."""
+    np.save(training_data, np.load(data, mmap_mode="r")[:10_000])
+    changes = [
+        "data.kind=tensors",
+        f"data.path={training_data}",
+        "training.steps=100",
+        "model.quantizer.codebook_size=1024",
+    ]
     train(load_config(CONFIGS / f"{recipe}.yaml", changes), run)
 
 
-def _watched(command: list[object]) -> tuple[float, float]:
-    """Return the seconds of a command, and the growth of its anonymous memory in MiB after all imports."""
+def _run_and_watch(command: list[object]) -> tuple[float, float]:
+    """Run a command; return its seconds, and its peak anonymous memory above that after its imports, in MiB."""
     start = time.perf_counter()
     process = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     readings = []
     while process.poll() is None:
-        readings.append(anonymous(process.pid))
+        readings.append(_anonymous_of(process.pid))
         time.sleep(0.1)
-    taken = time.perf_counter() - start
+    seconds = time.perf_counter() - start
     assert process.returncode == 0, command
-    return taken, max(readings) - _anonymous_once_loaded()
+    return seconds, max(readings) - _anonymous_once_loaded()
 
 
-def anonymous(pid: int) -> float:
-    """Return the anonymous memory of a process in MiB."""
+def _anonymous_of(pid: int) -> float:
+    """Return the anonymous memory of a process in MiB; 0 if it has ended."""
     try:
         return _anonymous(Path(f"/proc/{pid}/status").read_text())
     except OSError:
@@ -147,6 +162,7 @@ def anonymous(pid: int) -> float:
 
 
 def _anonymous(status: str) -> float:
+    """Return the anonymous memory in MiB from the text of /proc/PID/status; 0 if it is not in there."""
     return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("RssAnon:")), 0.0)
 
 
@@ -167,9 +183,9 @@ def start(turns: int) -> Iterator[Measurement]:
             "torch": [executable, "-c", "import torch"],
         }
         quiet = subprocess.DEVNULL
-        taken = time_alternately(
+        seconds = time_alternately(
             {name: partial(subprocess.run, line, check=True, stdout=quiet) for name, line in commands.items()},
             2 * turns,
         )
-    yield Measurement("vqtool --help", format_spread(taken["help"]))
-    yield compare_timings("vqtool inspect RUN", taken["inspect"], 'python -c "import torch"', taken["torch"])
+    yield Measurement("vqtool --help", format_spread(seconds["help"]))
+    yield compare_timings("vqtool inspect RUN", seconds["inspect"], 'python -c "import torch"', seconds["torch"])

@@ -12,27 +12,34 @@ from pathlib import Path
 from bench.timing import Measurement, compare_timings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-# vqtool's command line sets GOMP_SPINCOUNT=10000 unless the user sets a policy. 300,000 is the default of GNU OpenMP.
+# Environment variables of each policy. vqtool's command line sets GOMP_SPINCOUNT=10000 unless the user sets a policy.
+# 300,000 is the default of GNU OpenMP.
 POLICIES = {
     "GOMP_SPINCOUNT=300000": {"GOMP_SPINCOUNT": "300000"},
     "GOMP_SPINCOUNT=1000": {"GOMP_SPINCOUNT": "1000"},
     "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
 }
+# Recipe and number of steps.
 RUNS = (("vectors", 150), ("quickstart", 60))
 
 
 def threads(turns: int) -> Iterator[Measurement]:
-    """Time whole commands as shipped, and with other policies."""
-    for busy in (False, True):
+    """Time `vqtool train` with its own policy and with others, alone and beside a process that keeps a core busy."""
+    for is_busy in (False, True):
         for name, steps in RUNS:
-            taken: dict[str, list[float]] = {policy: [] for policy in ("shipped", *POLICIES)}
-            with _busy_process() if busy else nullcontext():
+            seconds_by_policy: dict[str, list[float]] = {policy: [] for policy in ("shipped", *POLICIES)}
+            with _busy_process() if is_busy else nullcontext():
                 for _ in range(turns):
-                    for policy, time_alternately in taken.items():
-                        time_alternately.append(_train(name, steps, POLICIES.get(policy, {})))
+                    for policy, seconds in seconds_by_policy.items():
+                        seconds.append(_train(name, steps, POLICIES.get(policy, {})))
             for policy in POLICIES:
-                beside = "beside one busy process" if busy else "alone"
-                yield compare_timings(f"{name}.yaml, {steps} steps, {beside}", taken["shipped"], policy, taken[policy])
+                load = "beside one busy process" if is_busy else "alone"
+                yield compare_timings(
+                    f"{name}.yaml, {steps} steps, {load}",
+                    seconds_by_policy["shipped"],
+                    policy,
+                    seconds_by_policy[policy],
+                )
 
 
 def _train(name: str, steps: int, policy: dict[str, str]) -> float:
@@ -47,6 +54,7 @@ def _train(name: str, steps: int, policy: dict[str, str]) -> float:
 
 @contextmanager
 def _busy_process() -> Iterator[None]:
+    """Keep one core busy within the context."""
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
         try:
             yield

@@ -11,34 +11,36 @@ class Measurement(NamedTuple):
 
     case: str
     vqtool: str
+    """Result of vqtool, with its unit."""
     peer: str = ""
+    """Name of the peer; empty: there is none."""
     peer_result: str = ""
     ratio: float | None = None
-    """Peer over vqtool: how many times as fast, or as small, vqtool is."""
+    """Result of the peer divided by that of vqtool: how many times as fast, or as small, vqtool is."""
 
 
 def time_alternately(implementations: Mapping[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
-    """Return the seconds of each implementation in each turn.
+    """Return the seconds of each implementation, by name: one value per turn.
 
     In a turn each implementation runs twice and the second run is timed. The first run absorbs the effects of the
     previous implementation: its data in the caches, and its threads, which spin for some milliseconds.
     """
-    taken: dict[str, list[float]] = {name: [] for name in implementations}
+    seconds: dict[str, list[float]] = {name: [] for name in implementations}
     for _ in range(turns):
         for name, run in implementations.items():
             run()
             start = time.perf_counter()
             run()
-            taken[name].append(time.perf_counter() - start)
-    return taken
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
 
 
 def compare_timings(case: str, ours: Sequence[float], peer: str, theirs: Sequence[float]) -> Measurement:
-    """Return the row that compares the seconds of vqtool with those of a peer."""
+    """Return the row that compares the seconds of vqtool with those of a peer; the ratio is that of the medians."""
     return Measurement(case, format_spread(ours), peer, format_spread(theirs), median(theirs) / median(ours))
 
 
-def format_spread(taken: Sequence[float]) -> str:
-    """Return median [minimum, maximum] in milliseconds."""
-    low, middle, high = (f"{1000 * value:,.4g}" for value in (min(taken), median(taken), max(taken)))
+def format_spread(seconds: Sequence[float]) -> str:
+    """Format a list of seconds as median [minimum, maximum] in milliseconds."""
+    low, middle, high = (f"{1000 * value:,.4g}" for value in (min(seconds), median(seconds), max(seconds)))
     return f"{middle} [{low}, {high}] ms"

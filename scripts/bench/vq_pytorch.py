@@ -12,14 +12,17 @@ from vqtool.quantizers import QuantizerOutput
 
 @dataclass(frozen=True)
 class PeerSettings:
-    """One setting of vector-quantize-pytorch; everything else is its default."""
+    """Settings of a quantizer of vector-quantize-pytorch; all others are its defaults."""
 
     kind: str
+    """`ema`, `cosine`, `cosine, 8 dimensions` or `simvq`."""
     commitment: float
+    """Weight of the commitment loss."""
     rotation: bool
+    """Whether gradients pass the argmin by the rotation trick."""
 
     def build(self, codebook_size: int, dim: int) -> "PeerQuantizer":
-        """Return the quantizer."""
+        """Return the quantizer with K = `codebook_size` codes for latents of width `dim`."""
         if self.kind == "simvq":
             return PeerQuantizer(
                 peer.SimVQ(
@@ -47,23 +50,26 @@ class PeerSettings:
 
 
 class PeerQuantizer(nn.Module):
-    """Return vqtool's output type; the commitment weight is already part of its loss."""
+    """A quantizer of vector-quantize-pytorch that returns vqtool's output type.
+
+    Its `commitment_loss` is the peer's whole loss, which includes the commitment weight; its `entropy_loss` is 0.
+    """
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
 
     def forward(self, vectors: Tensor) -> QuantizerOutput:
-        """Quantize (B, L, D)."""
+        """Quantize latents (B, L, D); in training mode this also updates the codebook."""
         quantized, indices, loss = self.inner(vectors)
         return QuantizerOutput(quantized, indices, loss.sum(), torch.zeros(()))
 
     def update(self) -> None:
-        """Do nothing: its forward updates the codebook."""
+        """Do nothing: `forward` updates the codebook."""
 
 
 def settings() -> Iterator[PeerSettings]:
-    """Yield EMA with k-means and dead-code reset, cosine, cosine in 8 dimensions, SimVQ; each weight and estimator."""
+    """Yield 24 settings: each of four kinds with each of three commitment weights, with and without rotation trick."""
     for kind in ("ema", "cosine", "cosine, 8 dimensions", "simvq"):
         for commitment in (0.25, 1.0, 4.0):
             for rotation in (False, True):

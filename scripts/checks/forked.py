@@ -24,12 +24,13 @@ MEMORY = 6 << 30
 
 
 class Outcome(NamedTuple):
-    """Outcome of a mutant: "run", "refused" or "broken" (the guarantee does not hold), with details."""
+    """Outcome of a check: `kind` is "run", "refused" or "broken" (the guarantee does not hold)."""
 
     kind: str
     detail: str = ""
 
 
+# Checks the mutant of a number.
 Check = Callable[[int], Outcome]
 
 
@@ -38,7 +39,10 @@ class Hang(BaseException):
 
 
 def outcomes(numbers: Sequence[int], check: Check) -> Iterator[tuple[int, Outcome]]:
-    """Yield the outcome of `check` for each number in order; a new process continues after a crash or a hang."""
+    """Yield each number, in order, with the outcome of `check` for it.
+
+    The checks run in one forked process. If it crashes or hangs, that check is broken, and a new process does the rest.
+    """
     done = 0
     while done < len(numbers):
         child, pipe = _fork(numbers[done:], check)
@@ -48,21 +52,22 @@ def outcomes(numbers: Sequence[int], check: Check) -> Iterator[tuple[int, Outcom
         os.kill(child, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if done < len(numbers):
-            how = "hung" if status == -signal.SIGKILL else f"process exited with status {status}"
-            yield numbers[done], Outcome("broken", how)
+            reason = "hung" if status == -signal.SIGKILL else f"process exited with status {status}"
+            yield numbers[done], Outcome("broken", reason)
             done += 1
 
 
 def _fork(numbers: Sequence[int], check: Check) -> tuple[int, int]:
-    reading, writing = os.pipe()
+    """Start a process that checks all numbers; return its id, and a pipe with one line of JSON per outcome."""
+    read_end, write_end = os.pipe()
     child = os.fork()
     if child:
-        os.close(writing)
-        return child, reading
+        os.close(write_end)
+        return child, read_end
     try:
-        _limit()
+        _set_limits()
         for number in numbers:
-            os.write(writing, json.dumps(_guarded(check, number)).encode() + b"\n")
+            os.write(write_end, json.dumps(_run_check(check, number)).encode() + b"\n")
     finally:
         os._exit(0)
 
@@ -70,26 +75,27 @@ def _fork(numbers: Sequence[int], check: Check) -> tuple[int, int]:
 def _lines(pipe: int) -> Iterator[bytes]:
     """Yield lines until the pipe is closed, or until no line arrives within the time limit of a check."""
     with os.fdopen(pipe, "rb", buffering=0) as file:
-        rest = b""
-        while select.select([file], [], [], SECONDS + 10)[0] and (found := file.read(1 << 16)):
-            *lines, rest = (rest + found).split(b"\n")
+        partial_line = b""
+        while select.select([file], [], [], SECONDS + 10)[0] and (content := file.read(1 << 16)):
+            *lines, partial_line = (partial_line + content).split(b"\n")
             yield from lines
 
 
-def _limit() -> None:
+def _set_limits() -> None:
+    """Limit memory, disable core dumps, raise `Hang` on SIGALRM, and turn warnings into errors, in this process."""
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, mapped + MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGALRM, _hang)
+    signal.signal(signal.SIGALRM, _raise_hang)
     warnings.simplefilter("error")
 
 
-def _hang(number: int, frame: Any) -> None:
+def _raise_hang(number: int, frame: Any) -> None:
     raise Hang
 
 
-def _guarded(check: Check, number: int) -> Outcome:
-    """Return the outcome of a check; an exception counts as broken."""
+def _run_check(check: Check, number: int) -> Outcome:
+    """Return the outcome of a check; any exception, including `Hang` after `SECONDS`, counts as broken."""
     signal.alarm(SECONDS)
     try:
         return check(number)
@@ -101,7 +107,7 @@ def _guarded(check: Check, number: int) -> Outcome:
 
 
 def make_parser(doc: str | None, mutants: int) -> argparse.ArgumentParser:
-    """Return a parser for the number of mutants, the seed, and the number of a single mutant."""
+    """Return a parser with the options `mutants` (default: the argument), `seed`, and `only`, one number or None."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mutants", type=int, default=mutants, help=f"number of mutants; default: {mutants}")
     parser.add_argument("--seed", type=int, default=0, help="seed of the mutants; default: 0")
@@ -111,20 +117,24 @@ def make_parser(doc: str | None, mutants: int) -> argparse.ArgumentParser:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """Change to a temporary folder, which also holds the scan cache."""
+    """Context with a temporary working directory, which also holds the scan cache; sets PyTorch to one thread."""
     torch.set_num_threads(1)  # threads do not survive a fork
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder
-        before = Path.cwd()
+        old_folder = Path.cwd()
         os.chdir(folder)
         try:
             yield Path(folder)
         finally:
-            os.chdir(before)
+            os.chdir(old_folder)
 
 
 def run(arguments: argparse.Namespace, check: Check, show: Callable[[int], str]) -> Counter[str]:
-    """Check all mutants, print the broken ones, and count the outcomes."""
+    """Check the mutants that the options of `make_parser` select, print the broken ones, and count outcomes by kind.
+
+    Args:
+        show: returns the text to print for a mutant of a number.
+    """
     numbers = range(arguments.mutants) if arguments.only is None else [arguments.only]
     counts: Counter[str] = Counter()
     for number, outcome in tqdm(outcomes(numbers, check), total=len(numbers), disable=None):

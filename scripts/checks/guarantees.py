@@ -20,7 +20,13 @@ class Row(NamedTuple):
 
 
 def run_checks(doc: str | None, parts: Mapping[str, Callable[[Path, float], Iterable[Row]]]) -> None:
-    """Run the parts named on the command line, each in its own temporary folder, scaled by --share."""
+    """Run the parts named on the command line, print a table of their rows, and exit: 1 if a guarantee did not hold.
+
+    Args:
+        doc: docstring of the script, for --help.
+        parts: for each name, a function of a temporary folder of its own and of --share, the fraction of its full
+            number of repetitions to run.
+    """
     parser = make_parser(doc, parts)
     parser.add_argument("--share", type=float, default=1.0, help="fraction of the full counts to run; default: 1")
     options = parser.parse_args()

@@ -27,7 +27,7 @@ SMALL: dict[str, int] = {
     "num_tokens": 4,
 }
 
-# Values of every type, and the limits of ranges.
+# Values of every type, and values at the limits of numbers, for any key.
 VALUES: list[Any] = [
     *(None, True, False, 0, 1, 2, 3, 5, 8, -1, -(2**63), 2**31, 2**32, 2**63, 2**64, 10**30, 0.0, 0.5, 1.0, -0.5),
     *(1e-308, 1e308, -1e308, 1e-45, 1e38, 1e39, float("nan"), float("inf"), float("-inf"), 5e-324, 0.999999999999),
@@ -41,7 +41,7 @@ VALUES: list[Any] = [
     *({"kind": "nothing"}, {"kind": None}, {"kind": 3}, {"kind": ["a"]}, {"kind": {}}, {"a": 1}),
 ]  # fmt: skip
 
-# Blocks that no recipe has, by key.
+# Blocks that no recipe has, each with the key where it is put.
 GRAFTS: list[tuple[str, dict[str, Any]]] = [
     ("quantizer", {"kind": "fsq", "levels": [4, 4]}),
     ("quantizer", {"kind": "lfq", "bits": 4}),
@@ -70,7 +70,7 @@ GRAFTS: list[tuple[str, dict[str, Any]]] = [
     ("loss", {"reconstruction": "cosine", "entropy": 0.1}),
 ]
 
-# Sizes and weights, by type: small ones, large ones, and ones that no arithmetic survives.
+# Sizes and weights, by type: small, large, and so extreme that arithmetic overflows or underflows.
 NUMBERS: dict[type, list[Any]] = {
     bool: [True, False],
     int: [

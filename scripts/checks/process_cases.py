@@ -29,13 +29,13 @@ TILES = {"kind": "synthetic", "samples": 200, "source": {"kind": "tiles", "heigh
 CONV2D = {"kind": "conv2d", "width": 8, "downsamples": 1}
 TRANSFORMER = {"kind": "transformer", "num_tokens": 4, "patch_size": 4, "width": 8, "depth": 1, "heads": 2}
 MLP = {"kind": "mlp", "width": 16, "layers": 1}
-# Codes are initialised, and dead codes reset, within a few steps.
-SOON = {"init": {"kind": "kmeans", "latents_per_code": 6}, "dead_code_reset": {"window_hits": 2, "min_hits": 2}}
-BARE = {"init": {"kind": "random"}, "dead_code_reset": None}
+# With EARLY, codes are initialised and dead codes reset within a few steps; with STATIC neither happens.
+EARLY = {"init": {"kind": "kmeans", "latents_per_code": 6}, "dead_code_reset": {"window_hits": 2, "min_hits": 2}}
+STATIC = {"init": {"kind": "random"}, "dead_code_reset": None}
 
 
 def _vector(**block: Any) -> Block:
-    return {"kind": "vector", "codebook_size": 24, "codebook_dim": 6, **SOON, **block}
+    return {"kind": "vector", "codebook_size": 24, "codebook_dim": 6, **EARLY, **block}
 
 
 def _case(quantizer: Block, batch_size: int = 33, data: Block = MIXTURE, encoder: Block = MLP) -> Block:
@@ -53,7 +53,7 @@ CASES: dict[str, Block] = {
     "residual, long": _case({**_RESIDUAL, "level_dropout": 0}, 27, {**MIXTURE, "samples": 12_000, "validation": 0.8}),
     "ema, random init": _case(_vector(init={"kind": "random"})),
     "ema, 2 samples": _case(_vector(), batch_size=2),
-    "entropy only": _case({**_vector(update={"kind": "entropy_only"}), **BARE}, batch_size=17),
+    "entropy only": _case({**_vector(update={"kind": "entropy_only"}), **STATIC}, batch_size=17),
     "codebook loss": _case(
         _vector(update={"kind": "codebook_loss"}, unquantized_fraction=0.1, gradient_estimator="rotation"), 31
     ),
@@ -78,7 +78,7 @@ CASES: dict[str, Block] = {
 }
 
 
-# Each sum over processes, and a config in which it matters.
+# Each reduction over processes, and a config whose results change without it.
 MUTANTS = {
     "vqtool.runtime.distributed.batch_shard.BatchShard.sum": "codebook loss",
     "vqtool.runtime.distributed.batch_shard.all_reduce": "codebook loss",
@@ -90,50 +90,62 @@ MUTANTS = {
     "vqtool.metrics.evaluation.all_reduce_statistics": "residual, long",
     "vqtool.metrics.collisions.all_gather_rows": "residual, long",
 }
-# The case of a quantizer without a trainer, and the rows of each process by number of processes.
+# The case of a quantizer without a trainer, and the number of rows of each rank by number of processes.
 UNEVEN, ROWS = "uneven rows", {1: (53,), 2: (0, 53), 3: (40, 0, 13)}
 
 
 def train_case(case: str, double: bool, steps: int) -> dict[str, Tensor]:
-    """Return losses and gradients of each step, the final state, and usage and indices of the validation split."""
-    prepared = set_up(RunSettings.model_validate(CASES[case]))
-    model, settings = prepared.model, prepared.settings.training
-    kind = torch.float64 if double else torch.float32
-    model.to(kind)
-    order = BatchOrder(len(prepared.dataset.training), settings.batch_size, 0)
-    stepper = Stepper(prepared, order)
+    """Train a case of `CASES`; return its results as tensors by name.
+
+    Losses and gradients of each step, the final state, and code counts, losses, ids and indices of the validation
+    split. They must not depend on the number of processes.
+
+    Args:
+        double: train in float64 instead of float32.
+    """
+    setup = set_up(RunSettings.model_validate(CASES[case]))
+    model, settings = setup.model, setup.settings.training
+    dtype = torch.float64 if double else torch.float32
+    model.to(dtype)
+    order = BatchOrder(len(setup.dataset.training), settings.batch_size, 0)
+    stepper = Stepper(setup, order)
     results: dict[str, Tensor] = {}
-    batches = BatchLoader(prepared.dataset.training, order, steps, prepared.device, 0)
+    batches = BatchLoader(setup.dataset.training, order, steps, setup.device, 0)
     with fixed_global_batch(settings.batch_size):
         for step in range(steps):
             x = batches.load(step)
-            output = stepper.forward(x.to(kind) if x.is_floating_point() else x)
+            output = stepper.forward(x.to(dtype) if x.is_floating_point() else x)
             metrics = stepper.metrics(step, output)
             results[f"losses, step {step + 1}"] = torch.tensor(list(metrics.values()), dtype=torch.float64)
             stepper.backward_and_update(step, output)
-            gradients = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
-            results |= {f"gradient of {name}, step {step + 1}": each.clone() for name, each in gradients.items()}
+            for name, parameter in model.named_parameters():
+                if parameter.grad is not None:
+                    results[f"gradient of {name}, step {step + 1}"] = parameter.grad.clone()
             model.quantizer.run_init(only_if_complete=True)
     model.hit_steps.synchronize()
     results |= {f"state {name}": tensor.clone() for name, tensor in model.state_dict().items()}
-    return results | _validated(prepared, kind)
+    return results | _validation_results(setup, dtype)
 
 
-def _validated(prepared: TrainingSetup, kind: torch.dtype) -> dict[str, Tensor]:
-    model, data = prepared.model, prepared.dataset
-    evaluation = evaluate_distributed(model, data.validation, prepared.settings.loss)
-    levels = {f"usage of level {number}": counts for number, counts in enumerate(evaluation.counts)}
+def _validation_results(setup: TrainingSetup, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return code counts per level, losses, number of distinct ids, and indices of the validation split."""
+    model, data = setup.model, setup.dataset
+    evaluation = evaluate_distributed(model, data.validation, setup.settings.loss)
+    level_counts = {f"usage of level {number}": counts for number, counts in enumerate(evaluation.counts)}
     assert data.spec.size or evaluation.distinct
     distinct = [evaluation.distinct.rows, evaluation.distinct.ids] if evaluation.distinct else []
     losses = torch.tensor(list(evaluation.losses.values()), dtype=torch.float64)
     x = data.validation.read(0, len(data.validation))
     model.eval()
-    indices = model.encode(x.to(kind) if x.is_floating_point() else x)
-    return {**levels, "validation losses": losses, "distinct ids": torch.tensor(distinct), "indices": indices}
+    indices = model.encode(x.to(dtype) if x.is_floating_point() else x)
+    return {**level_counts, "validation losses": losses, "distinct ids": torch.tensor(distinct), "indices": indices}
 
 
 def uneven(double: bool) -> dict[str, Tensor]:
-    """Train a quantizer without a trainer; the processes have different numbers of rows, one of them none."""
+    """Train a vector quantizer without a trainer; return gradients and codes of each step and the final state.
+
+    The processes have different numbers of rows (`ROWS`), one of them none. Codes must be equal on all ranks.
+    """
     torch.manual_seed(0)
     quantizer = VectorQuantizerSettings.model_validate(_vector(unquantized_fraction=0.3)).build()
     quantizer.to(torch.float64 if double else torch.float32)
@@ -155,30 +167,30 @@ def uneven(double: bool) -> dict[str, Tensor]:
 
 
 def bytes_of_a_step(codes: int, dim: int) -> int:
-    """Return the bytes that this process passes to all_reduce in a step, without the gradients of DDP."""
+    """Return the bytes that this process passes to all_reduce in the second step, without the gradients of DDP."""
     quantizer = {"kind": "vector", "codebook_size": codes, "codebook_dim": dim, "init": {"kind": "random"}}
-    prepared = set_up(RunSettings.model_validate(_case({**quantizer, "sample_entropy_weight": 0.1}, 32)))
-    order = BatchOrder(len(prepared.dataset.training), 32, 0)
-    stepper = Stepper(prepared, order)
-    batches = BatchLoader(prepared.dataset.training, order, 2, prepared.device, 0)
+    setup = set_up(RunSettings.model_validate(_case({**quantizer, "sample_entropy_weight": 0.1}, 32)))
+    order = BatchOrder(len(setup.dataset.training), 32, 0)
+    stepper = Stepper(setup, order)
+    batches = BatchLoader(setup.dataset.training, order, 2, setup.device, 0)
     reduced_bytes = []
     all_reduce = dist.all_reduce
 
-    def counting(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def count_bytes(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
         reduced_bytes.append(tensor.nbytes)
         return all_reduce(tensor, *args, **kwargs)
 
     with fixed_global_batch(32):
         for step in range(2):
-            with patch.object(dist, "all_reduce", counting):
+            with patch.object(dist, "all_reduce", count_bytes):
                 reduced_bytes.clear()
                 stepper.backward_and_update(step, stepper.forward(batches.load(step)))
     return sum(reduced_bytes)
 
 
 def _without(name: str) -> AbstractContextManager[Any]:
-    """Skip a sum over processes: `module.name` returns its argument."""
-    return patch(name, lambda *args: next(each for each in args if isinstance(each, Tensor | list)))
+    """Context in which the function `name`, a reduction over processes, returns its tensor or list unchanged."""
+    return patch(name, lambda *args: next(argument for argument in args if isinstance(argument, Tensor | list)))
 
 
 def main() -> None:

@@ -49,7 +49,7 @@ _IMAGES: dict[str, Any] = {
 
 
 def scaling(folder: Path, share: float) -> Iterator[Row]:
-    """Measure the throughput of two processes with one thread each and of one with two threads; no limit."""
+    """Compare the throughput of two processes with one thread each and of one with two threads; it cannot fail."""
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(_IMAGES))
     speeds: dict[int, list[float]] = {1: [], 2: []}

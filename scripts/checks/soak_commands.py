@@ -22,42 +22,50 @@ from vqtool.runs.model_file import read_model
 from vqtool.runs.run_directory import RunDirectory
 
 _CONFIGS = Path(__file__).parents[2] / "configs"
-_ENDED = {signal.SIGTERM: 143, signal.SIGINT: 130}
+# Exit code of a command that a signal stops.
+_EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 # Limit of the relative error of the memory estimate.
 _TOLERANCE = 0.25
 # Limit of the seconds from a signal to the end of the command.
-_PROMPTLY = 10
+_MAX_STOP_SECONDS = 10
+# Result of a command that ended before its signal.
 _DONE = "had already finished"
 
 
 def signals(folder: Path, times: int) -> Iterator[Row]:
-    """Send SIGTERM and SIGINT at random times, from start-up to the end, to a run that validates and saves often."""
+    """Send SIGTERM or SIGINT at random times, from start-up to the end, to runs that validate and save often.
+
+    Each must exit with 143 or 130 within the limit; resumed, it must give the model of an uninterrupted run.
+    """
     config = _config(folder, steps=40, validate_every=5, checkpoint_every=3)
     _vqtool("train", "--config", config, "--run-dir", folder / "straight")
-    expected, picks = RunDirectory(folder / "straight").model.read_bytes(), random.Random(0)
+    expected, rng = RunDirectory(folder / "straight").model.read_bytes(), random.Random(0)
     began = time.monotonic()
     _vqtool("train", "--config", config, "--run-dir", folder / "timed")
-    span = time.monotonic() - began
+    run_seconds = time.monotonic() - began
     codes, slowest, different = [], 0.0, 0
     for number in range(times):
         run = folder / f"run-{number}"
         kind = (signal.SIGTERM, signal.SIGINT)[number % 2]
-        code, took = _stopped(["train", "--config", config, "--run-dir", run], kind, picks.uniform(0, span))
+        code, seconds = _stop_after(["train", "--config", config, "--run-dir", run], kind, rng.uniform(0, run_seconds))
         codes.append(
-            "exited with 143 or 130" if code == _ENDED[kind] else _DONE if code == 0 else f"exited with {code}"
+            "exited with 143 or 130" if code == _EXIT_CODES[kind] else _DONE if code == 0 else f"exited with {code}"
         )
-        slowest = max(slowest, took)
+        slowest = max(slowest, seconds)
         _vqtool("train", "--config", config, "--run-dir", run, "--resume")
         different += RunDirectory(run).model.read_bytes() != expected
         shutil.rmtree(run)
-    tally = ", ".join(f"{codes.count(code)} {code}" for code in dict.fromkeys(codes))
-    held = {*codes} <= {"exited with 143 or 130", _DONE} and slowest < _PROMPTLY and not different
-    result = f"{tally}; slowest {slowest:.1f} s (limit {_PROMPTLY} s); {different} resumed runs differ"
+    exit_counts = ", ".join(f"{codes.count(code)} {code}" for code in dict.fromkeys(codes))
+    held = {*codes} <= {"exited with 143 or 130", _DONE} and slowest < _MAX_STOP_SECONDS and not different
+    result = f"{exit_counts}; slowest {slowest:.1f} s (limit {_MAX_STOP_SECONDS} s); {different} resumed runs differ"
     yield Row(f"{times} signals", result, held)
 
 
 def disk(folder: Path, times: int) -> Iterator[Row]:
-    """Limit the size of files that `train` and `encode` may write, at `times` sizes."""
+    """Limit the size of the files that `train --resume` and `encode --overwrite` may write, at `times` sizes each.
+
+    Each must fail with a one-line error, and leave a loadable run or an unchanged index file.
+    """
     config = _config(folder, steps=4, validate_every=1, checkpoint_every=1)
     run = folder / "run"
     _vqtool("train", "--config", config, "--run-dir", run)
@@ -66,52 +74,58 @@ def disk(folder: Path, times: int) -> Iterator[Row]:
     largest = max(path.stat().st_size for path in run.rglob("*") if path.is_file())
     for number in range(times):
         limit = largest * (number + 1) // (times + 1)
-        grown = folder / "grown"
-        shutil.copytree(run, grown)
-        arguments = ["train", "--config", config, "--run-dir", grown, "--resume", "--set", "training.steps=8"]
-        done = _limited(arguments, limit)
-        if not (_refused(done) and _intact(grown)):
-            broken.append(f"train at {limit} bytes: {done.returncode} {done.stderr[-200:]}")
-        shutil.rmtree(grown)
-        done = _limited(
+        copy = folder / "grown"
+        shutil.copytree(run, copy)
+        arguments = ["train", "--config", config, "--run-dir", copy, "--resume", "--set", "training.steps=8"]
+        completed = _run_with_file_limit(arguments, limit)
+        if not (_is_refused(completed) and _is_intact(copy)):
+            broken.append(f"train at {limit} bytes: {completed.returncode} {completed.stderr[-200:]}")
+        shutil.rmtree(copy)
+        completed = _run_with_file_limit(
             ["encode", run, "--out", folder / "tokens.npy", "--overwrite"], len(tokens) * (number + 1) // (times + 1)
         )
-        if not (_refused(done) and (folder / "tokens.npy").read_bytes() == tokens):
-            broken.append(f"encode: {done.returncode} {done.stderr[-200:]}")
+        if not (_is_refused(completed) and (folder / "tokens.npy").read_bytes() == tokens):
+            broken.append(f"encode: {completed.returncode} {completed.stderr[-200:]}")
     result = f"{len(broken)} without a one-line error or with damaged files"
     yield Row(f"{2 * times} commands with limited file size", "; first: ".join([result, *broken[:1]]), not broken)
 
 
 def memory(folder: Path, times: int) -> Iterator[Row]:
-    """Compare the memory estimate of --dry-run for each shipped recipe with the peak of a run."""
+    """Compare the memory estimate of --dry-run with the peak of a run, for the first `times` recipes by name."""
     for recipe in sorted(_CONFIGS.glob("*.yaml"))[:times]:
-        few = ["--set", "training.steps=12", "--set", "training.validate_every=6", "--set", "training.device=cpu"]
-        arguments = ["train", "--config", recipe, "--run-dir", folder / recipe.stem, *few]
-        planned = json.loads(_vqtool(*arguments, "--dry-run", "--json").stdout)["memory_bytes"]
-        held = _peak(arguments)
-        result = f"estimate {planned / 1e6:,.0f} MB, peak {held / 1e6:,.0f} MB (limit {_TOLERANCE:.0%} apart)"
-        yield Row(f"memory of {recipe.stem}.yaml", result, abs(planned / held - 1) < _TOLERANCE)
+        changes = ["--set", "training.steps=12", "--set", "training.validate_every=6", "--set", "training.device=cpu"]
+        arguments = ["train", "--config", recipe, "--run-dir", folder / recipe.stem, *changes]
+        estimate = json.loads(_vqtool(*arguments, "--dry-run", "--json").stdout)["memory_bytes"]
+        peak = _peak(arguments)
+        result = f"estimate {estimate / 1e6:,.0f} MB, peak {peak / 1e6:,.0f} MB (limit {_TOLERANCE:.0%} apart)"
+        yield Row(f"memory of {recipe.stem}.yaml", result, abs(estimate / peak - 1) < _TOLERANCE)
 
 
 def twice(folder: Path, times: int) -> Iterator[Row]:
-    """Repeat a config with other numbers of loader threads, and start two processes in one run directory."""
-    config, models = _config(folder, steps=60, validate_every=20), set()
+    """Train a config `times` times with different numbers of loader threads; all models must be equal.
+
+    Then start a second process in the directory of a running one; it must be refused.
+    """
+    config, model_files = _config(folder, steps=60, validate_every=20), set()
     for number in range(times):
         threads = f"training.loader_threads={(1, 0, 3)[number % 3]}"
         _vqtool("train", "--config", config, "--run-dir", folder / str(number), "--set", threads)
-        models.add(RunDirectory(folder / str(number)).model.read_bytes())
-    yield Row(f"the same config {times} times", f"{len(models)} distinct model files (limit 1)", len(models) == 1)
+        model_files.add(RunDirectory(folder / str(number)).model.read_bytes())
+    yield Row(
+        f"the same config {times} times", f"{len(model_files)} distinct model files (limit 1)", len(model_files) == 1
+    )
     first = _start(["train", "--config", config, "--run-dir", folder / "shared", "--set", "training.steps=100000"])
     while not (folder / "shared" / "metrics.jsonl").exists():
         time.sleep(0.05)
     second = _vqtool("train", "--config", config, "--run-dir", folder / "shared", "--resume", check=False)
     first.send_signal(signal.SIGTERM)
     first.wait()
-    told = second.returncode == 2 and "another process is training in this directory" in second.stderr
-    yield Row("two processes in one run directory", f"the second exited with {second.returncode}", told)
+    is_refused = second.returncode == 2 and "another process is training in this directory" in second.stderr
+    yield Row("two processes in one run directory", f"the second exited with {second.returncode}", is_refused)
 
 
 def _config(folder: Path, **training: int) -> Path:
+    """Write a config for a small run with these keys of the training block; return its path."""
     path = folder / "config.yaml"
     blocks = {
         "data": {"kind": "synthetic", "samples": 20_000, "source": {"kind": "gaussian", "dim": 16}},
@@ -130,6 +144,7 @@ def _command(arguments: Sequence[object]) -> list[str]:
 
 
 def _vqtool(*arguments: object, check: bool = True) -> "subprocess.CompletedProcess[str]":
+    """Run a vqtool command to its end; with `check`, raise CalledProcessError if it fails."""
     return subprocess.run(_command(arguments), capture_output=True, text=True, check=check)
 
 
@@ -137,28 +152,30 @@ def _start(arguments: Sequence[object]) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(_command(arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def _stopped(arguments: Sequence[object], kind: signal.Signals, seconds: float) -> tuple[int, float]:
+def _stop_after(arguments: Sequence[object], kind: signal.Signals, seconds: float) -> tuple[int, float]:
     """Send a signal to a command after some seconds; return its exit code and the seconds until its exit."""
     process = _start(arguments)
-    time.sleep(0.1 + seconds)  # Earlier signals reach Python before vqtool runs.
+    time.sleep(0.1 + seconds)  # earlier signals reach Python before vqtool runs
     process.send_signal(kind)
     began = time.monotonic()
     return process.wait(), time.monotonic() - began
 
 
-def _limited(arguments: Sequence[object], limit: int) -> "subprocess.CompletedProcess[str]":
+def _run_with_file_limit(arguments: Sequence[object], limit: int) -> "subprocess.CompletedProcess[str]":
     """Run a command that may write files of at most `limit` bytes."""
-    cut = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
-    return subprocess.run(_command(arguments), capture_output=True, text=True, preexec_fn=cut)
+    limit_file_size = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
+    return subprocess.run(_command(arguments), capture_output=True, text=True, preexec_fn=limit_file_size)
 
 
-def _refused(done: "subprocess.CompletedProcess[str]") -> bool:
-    """Whether a command reported in one line that it could not write."""
-    told = [line for line in done.stderr.splitlines() if line.startswith("vqtool: ")]
-    return done.returncode == 2 and len(told) == 1 and "cannot be" in told[0] and "Traceback" not in done.stderr
+def _is_refused(completed: "subprocess.CompletedProcess[str]") -> bool:
+    """Return whether a command failed with exit code 2 and one line that says what it could not write."""
+    errors = [line for line in completed.stderr.splitlines() if line.startswith("vqtool: ")]
+    has_one_error = len(errors) == 1 and "cannot be" in errors[0] and "Traceback" not in completed.stderr
+    return completed.returncode == 2 and has_one_error
 
 
-def _intact(folder: Path) -> bool:
+def _is_intact(folder: Path) -> bool:
+    """Return whether model and checkpoint of a run can be loaded."""
     try:
         read_model(RunDirectory(folder).model)
         return load_checkpoint(RunDirectory(folder)) is not None
@@ -167,7 +184,7 @@ def _intact(folder: Path) -> bool:
 
 
 def _peak(arguments: Sequence[object]) -> int:
-    """Return the peak memory of a command in bytes."""
+    """Run a command; return its peak resident memory in bytes."""
     process = _start(arguments)
     _, status, usage = os.wait4(process.pid, 0)
     assert status == 0, arguments

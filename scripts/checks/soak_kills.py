@@ -25,110 +25,119 @@ from vqtool.runs.model_file import read_model
 from vqtool.runs.run_directory import RunDirectory
 from vqtool.training import train
 
-# Steps of a run.
+# Number of steps of a run.
 STEPS = 120
 
 
 def saving(folder: Path, kills: int) -> Iterator[Row]:
-    """Kill runs that save a checkpoint at every step."""
-    yield from _killed(folder, kills, "a checkpoint every step", {"checkpoint_every": 1, "validate_every": 2})
+    """Kill runs that save a checkpoint at every step, `kills` times in all, and resume them."""
+    yield from _kill_runs(folder, kills, "a checkpoint every step", {"checkpoint_every": 1, "validate_every": 2})
 
 
 def exact(folder: Path, kills: int) -> Iterator[Row]:
-    """Kill runs over ten epochs that save a checkpoint every 7 steps."""
-    often = {"checkpoint_every": 7, "validate_every": 10, "log_every": 3}
-    yield from _killed(folder, kills, "ten epochs", often)
+    """Kill runs over ten epochs that save a checkpoint every 7 steps, `kills` times in all, and resume them."""
+    intervals = {"checkpoint_every": 7, "validate_every": 10, "log_every": 3}
+    yield from _kill_runs(folder, kills, "ten epochs", intervals)
 
 
 def encoding(folder: Path, kills: int) -> Iterator[Row]:
-    """Kill an encode and run it again."""
-    config = config_of(folder, {"steps": 5}, samples=40_000)
+    """Kill an encode `kills` times, and run it again; each index file must equal that of an uninterrupted encode."""
+    config = write_config(folder, {"steps": 5}, samples=40_000)
     train(load_config(config), folder / "run")
-    tokenizer, out, picks = load(folder / "run"), folder / "tokens.npy", random.Random(0)
+    tokenizer, out, rng = load(folder / "run"), folder / "tokens.npy", random.Random(0)
     encode_file(tokenizer, folder / "straight.npy")
-    began = time.monotonic()
+    start = time.monotonic()
     encode_file(tokenizer, out)
-    span, unlike = time.monotonic() - began, 0
+    seconds, different = time.monotonic() - start, 0
     for _ in range(kills):
         if out.exists():
-            unlike += not _alike(out, folder / "straight.npy")
+            different += not _equal_files(out, folder / "straight.npy")
             out.unlink()
-        _kill_after(lambda: encode_file(load(folder / "run"), out), picks.uniform(0, 1.1 * span))
+        _kill_after(lambda: encode_file(load(folder / "run"), out), rng.uniform(0, 1.1 * seconds))
     encode_file(tokenizer, out, overwrite=out.exists())
-    unlike += not _alike(out, folder / "straight.npy")
-    left = list(folder.glob(".*.part"))
-    result = f"{unlike} index files differ from an uninterrupted encode; {len(left)} temporary files left"
-    yield Row(f"encode killed {kills} times", result, not unlike and not left)
+    different += not _equal_files(out, folder / "straight.npy")
+    temp_files = list(folder.glob(".*.part"))
+    result = f"{different} index files differ from an uninterrupted encode; {len(temp_files)} temporary files left"
+    yield Row(f"encode killed {kills} times", result, not different and not temp_files)
 
 
 def parts(folder: Path, kills: int) -> Iterator[Row]:
-    """Kill workers of `encode --part` and start them again."""
-    train(load_config(config_of(folder, {"steps": 5}, samples=100_000)), folder / "run")
+    """Kill workers of `encode --part` `kills` times, then run all; the result must equal that of one `encode`."""
+    train(load_config(write_config(folder, {"steps": 5}, samples=100_000)), folder / "run")
     encode_file(load(folder / "run"), folder / "straight.npy")
     for workers in (2, 3, 16):
-        out, picks = folder / f"{workers}.npy", random.Random(workers)
+        out, rng = folder / f"{workers}.npy", random.Random(workers)
         for _ in range(kills):
-            part = Part(picks.randint(1, workers), workers)
-            _kill_after(partial(_encode_part, folder / "run", out, part), picks.uniform(0, 0.4))
+            part = Part(rng.randint(1, workers), workers)
+            _kill_after(partial(_encode_part, folder / "run", out, part), rng.uniform(0, 0.4))
         for number in range(workers):
             _encode_part(folder / "run", out, Part(number + 1, workers))
-        same = _alike(out, folder / "straight.npy")
-        left = [path.name for path in folder.iterdir() if path.name.startswith((f"{workers}.npy.", f".{workers}."))]
-        result = f"{'equal' if same else 'different'} bytes; {len(left)} temporary files left"
-        yield Row(f"encode by {workers} workers, {kills} kills", result, same and not left)
+        same = _equal_files(out, folder / "straight.npy")
+        temp_files = [
+            path.name for path in folder.iterdir() if path.name.startswith((f"{workers}.npy.", f".{workers}."))
+        ]
+        result = f"{'equal' if same else 'different'} bytes; {len(temp_files)} temporary files left"
+        yield Row(f"encode by {workers} workers, {kills} kills", result, same and not temp_files)
 
 
 def _encode_part(run: Path, out: Path, part: Part) -> None:
     encode_part(load(run), out, part)
 
 
-def _alike(one: Path, other: Path) -> bool:
-    """Whether two index files and their manifests are equal."""
+def _equal_files(one: Path, other: Path) -> bool:
+    """Return whether two index files and their manifests are equal to the byte."""
     return all(one.with_suffix(kind).read_bytes() == other.with_suffix(kind).read_bytes() for kind in (".npy", ".json"))
 
 
-def _killed(folder: Path, kills: int, kind: str, often: dict[str, int]) -> Iterator[Row]:
-    settings = load_config(config_of(folder, {"steps": STEPS, **often}))
+def _kill_runs(folder: Path, kills: int, kind: str, intervals: dict[str, int]) -> Iterator[Row]:
+    """Kill and resume runs until `kills` kills hit a running process; compare them with an uninterrupted run.
+
+    Args:
+        kind: name of this kind of run in the table.
+        intervals: keys of the training block.
+    """
+    settings = load_config(write_config(folder, {"steps": STEPS, **intervals}))
     train(settings, folder / "straight")
-    expected, picks, span = outcome(folder / "straight"), random.Random(kills), span_of(folder, settings)
-    runs, unfit, different, total = 0, 0, 0, kills
+    expected, rng, seconds = results_of(folder / "straight"), random.Random(kills), run_seconds(folder, settings)
+    runs, not_resumable, different, num_kills = 0, 0, 0, kills
     while kills:
         run = folder / f"run-{runs}"
         while kills and not RunDirectory(run).summary.exists():
-            kills -= _kill_after(partial(train, settings, run, resume=True), picks.uniform(0, span / 4))
-            unfit += not fit(RunDirectory(run))
+            kills -= _kill_after(partial(train, settings, run, resume=True), rng.uniform(0, seconds / 4))
+            not_resumable += not is_resumable(RunDirectory(run))
         train(settings, run, resume=True)
-        different += outcome(run) != expected
+        different += results_of(run) != expected
         shutil.rmtree(run)
         runs += 1
-    result = f"{unfit} times not resumable; {different} of {runs} runs differ from an uninterrupted run"
-    yield Row(f"{total} kills, {kind}", result, not unfit and not different)
+    result = f"{not_resumable} times not resumable; {different} of {runs} runs differ from an uninterrupted run"
+    yield Row(f"{num_kills} kills, {kind}", result, not (not_resumable or different))
 
 
-def fit(run: RunDirectory) -> bool:
-    """Whether a run can be resumed and has no damaged file with a valid name."""
+def is_resumable(run: RunDirectory) -> bool:
+    """Return whether a run can be resumed, and neither its model nor any checkpoint is damaged."""
     try:
-        said: list[str] = []
-        load_checkpoint(run, said.append)
+        lines: list[str] = []
+        load_checkpoint(run, lines.append)
         if run.model.exists():
             read_model(run.model)
     except CheckpointError:
         return False
-    return not any("damaged" in line for line in said)
+    return not any("damaged" in line for line in lines)
 
 
-def span_of(folder: Path, settings: Any) -> float:
-    began = time.monotonic()
+def run_seconds(folder: Path, settings: Any) -> float:
+    """Train in a new directory; return the seconds that it takes."""
+    start = time.monotonic()
     train(settings, folder / "timed")
-    return time.monotonic() - began
+    return time.monotonic() - start
 
 
 def _kill_after(work: Callable[[], object], seconds: float) -> bool:
-    """Run `work` in a child process and kill it after some seconds; return whether it was still alive."""
+    """Run `work` in a child process, and kill it after some seconds; return whether it was still running."""
     child = os.fork()
     if not child:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
+        with open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), 2)
         work()
         os._exit(0)
     time.sleep(seconds)
@@ -136,11 +145,11 @@ def _kill_after(work: Callable[[], object], seconds: float) -> bool:
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
-def outcome(folder: Path) -> dict[str, Any]:
-    """Return the results of a run without timings: model, training state, and each step of both logs."""
+def results_of(folder: Path) -> dict[str, Any]:
+    """Return the results of a run without timings: bytes of the model, training state, and both metric logs."""
     run = RunDirectory(folder)
-    board = EventAccumulator(str(folder), {"scalars": 0}, purge_orphaned_data=False).Reload()
-    scalars = {tag: [(each.step, each.value) for each in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
+    events = EventAccumulator(str(folder), {"scalars": 0}, purge_orphaned_data=False).Reload()
+    scalars = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     state = load_checkpoint(run)
     assert state is not None
     numbers = {name: tensor.numpy().tobytes() for name, tensor in state.model.items()}
@@ -162,7 +171,8 @@ def _without_speed(line: str) -> dict[str, Any]:
     return {tag: value for tag, value in yaml.safe_load(line).items() if "throughput" not in tag}
 
 
-def config_of(folder: Path, training: dict[str, int], samples: int = 400) -> Path:
+def write_config(folder: Path, training: dict[str, int], samples: int = 400) -> Path:
+    """Write a config for a small run with these keys of the training block; return its path."""
     path = folder / "config.yaml"
     blocks = {
         "data": {"kind": "synthetic", "samples": samples, "source": {"kind": "gaussian", "dim": 8}},

@@ -1,6 +1,7 @@
 """Mutants of valid tensor files, with random damage and false headers.
 
-A mutant is a function of a seed and a number, so each one can be reproduced.
+A mutant is a function of a seed and a number, so each one can be reproduced, except for the times in zip archives (.npz,
+.pt).
 """
 
 import io
@@ -28,18 +29,25 @@ DTYPES = [
 
 
 def mutant(seed: int, number: int) -> tuple[str, bytes]:
-    """Return suffix and content of a mutant: a valid file with one to three changes."""
+    """Return suffix and content of a mutant: a valid file with one to three changes.
+
+    Consecutive numbers cycle through the suffixes.
+    """
     random = Random(f"{seed}/{number}")
     suffix = SUFFIXES[number % len(SUFFIXES)]
     content = _valid(suffix, random.randrange(len(SHAPES)), random.randrange(len(DTYPES)), random.randrange(4))
     for _ in range(random.choice([1, 1, 2, 3])):
-        content = random.choice([*_MUTATIONS, *_OF_KIND[suffix]])(content, random)
+        content = random.choice([*_MUTATIONS, *_FORMAT_MUTATIONS[suffix]])(content, random)
     return suffix, content
 
 
 @cache
 def _valid(suffix: str, shape: int, dtype: int, variant: int) -> bytes:
-    """Return a file with one array; variants have two arrays, a transposed or a compressed one."""
+    """Return the content of a valid file with the array of `SHAPES[shape]` and `DTYPES[dtype]`.
+
+    Variant 1 has a second array, except in .npy. Variant 2 is transposed in .pt, in Fortran order in .npy, and
+    compressed in .npz. All other files have one contiguous array.
+    """
     values = torch.rand(SHAPES[shape], generator=torch.Generator().manual_seed(0)) * 20
     tensor = values.to(DTYPES[dtype])
     tensors = {"x": tensor, "y": torch.ones(3, 2)} if variant == 1 else {"x": tensor}
@@ -48,8 +56,8 @@ def _valid(suffix: str, shape: int, dtype: int, variant: int) -> bytes:
         case ".safetensors":
             return safetensors.torch.save(tensors)
         case ".pt":
-            turned = tensor.transpose(0, 1) if variant == 2 else tensor
-            torch.save(turned if variant != 1 else tensors, file)
+            single = tensor.transpose(0, 1) if variant == 2 else tensor
+            torch.save(single if variant != 1 else tensors, file)
         case ".npy":
             np.save(file, np.asfortranarray(_array(tensor)) if variant == 2 else _array(tensor))
         case _:
@@ -89,18 +97,18 @@ def _cut(content: bytes, random: Random) -> bytes:
 
 def _overwrite(content: bytes, random: Random) -> bytes:
     """Overwrite bytes with NaN, infinity, limits of integers or zeros."""
-    with_what = random.choice(_PATTERNS) * random.choice([1, 4, 32])
+    pattern = random.choice(_PATTERNS) * random.choice([1, 4, 32])
     start = random.randrange(len(content) + 1)
-    return content[:start] + with_what + content[start + len(with_what) :]
+    return content[:start] + pattern + content[start + len(pattern) :]
 
 
 def _number(content: bytes, random: Random) -> bytes:
     """Replace a number in a header; in .npy and .safetensors, shapes and offsets are text."""
-    found = list(re.finditer(rb"\d+", content[:4000]))
-    if not found:
+    numbers = list(re.finditer(rb"\d+", content[:4000]))
+    if not numbers:
         return content
-    spot = random.choice(found)
-    return content[: spot.start()] + random.choice(_NUMBERS) + content[spot.end() :]
+    match = random.choice(numbers)
+    return content[: match.start()] + random.choice(_HEADER_NUMBERS) + content[match.end() :]
 
 
 def _word(content: bytes, random: Random) -> bytes:
@@ -110,7 +118,7 @@ def _word(content: bytes, random: Random) -> bytes:
 
 
 def _length(content: bytes, random: Random) -> bytes:
-    """Replace the length of a header."""
+    """Replace the length of a header: two bytes in .npy, otherwise the first eight bytes, as in .safetensors."""
     start, form = (0, "<Q") if content[:1] != b"\x93" else (8, "<H")
     value = random.choice([0, 1, 2, 100, 1000, 65535, 2**31, 2**53, 2**63, 2**64 - 1]) % 2 ** (
         8 * struct.calcsize(form)
@@ -120,10 +128,10 @@ def _length(content: bytes, random: Random) -> bytes:
 
 def _directory(content: bytes, random: Random) -> bytes:
     """Replace a field of a zip's central directory or of a local header: size, offset, method or flags."""
-    spots = [match.start() for match in re.finditer(rb"PK\x01\x02|PK\x03\x04|PK\x05\x06", content)]
-    if not spots:
+    offsets = [match.start() for match in re.finditer(rb"PK\x01\x02|PK\x03\x04|PK\x05\x06", content)]
+    if not offsets:
         return content
-    at = random.choice(spots) + random.randint(4, 46)
+    at = random.choice(offsets) + random.randint(4, 46)
     new = random.choice(
         [b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x01\0", b"\x08\0", b"\xff\xff\xff\x7f", random.randbytes(2)]
     )
@@ -143,8 +151,8 @@ def _repack(content: bytes, random: Random) -> bytes:
     members[random.choice([name, name, name, *_NAMES])] = changed
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", random.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])) as new:
-        for each, body in members.items():
-            new.writestr(each, body)
+        for name, body in members.items():
+            new.writestr(name, body)
     return file.getvalue()
 
 
@@ -152,7 +160,7 @@ _PATTERNS = [
     *(b"\0", b"\xff", b"\x80", b"\x7f", struct.pack("<f", float("nan")), struct.pack("<f", float("inf"))),
     *(struct.pack("<d", float("nan")), struct.pack("<d", 1e300), struct.pack("<q", -(2**63)), struct.pack("<q", 2**40)),
 ]
-_NUMBERS = [
+_HEADER_NUMBERS = [
     *(b"0", b"1", b"-1", b"2", b"7", b"24", b"1000000", b"4294967296", b"9223372036854775807", b"18446744073709551616"),
     *(b"9" * 400, b"1e3", b"true", b"", b"1, 1", b"0x10", b"1.5"),
 ]
@@ -183,8 +191,9 @@ _NAMES = [
 ]
 
 Mutation = Callable[[bytes, Random], bytes]
+# For all formats, and for each format; one is drawn uniformly, so a mutation listed several times is more likely.
 _MUTATIONS: list[Mutation] = [_flip, _truncate, _extend, _cut, _overwrite]
-_OF_KIND: dict[str, list[Mutation]] = {
+_FORMAT_MUTATIONS: dict[str, list[Mutation]] = {
     ".npy": [_number, _number, _word, _word, _length, _overwrite],
     ".npz": [_repack, _repack, _repack, _directory, _directory, _number, _word],
     ".safetensors": [_number, _number, _number, _word, _word, _length],

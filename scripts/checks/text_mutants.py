@@ -7,6 +7,7 @@ from checks.mutant_values import FRAGMENTS
 
 
 def _flip(content: bytes, random: Random) -> bytes:
+    """Flip one to three bits."""
     changed = bytearray(content or b"a")
     for _ in range(random.randint(1, 3)):
         changed[random.randrange(len(changed))] ^= 1 << random.randrange(8)
@@ -19,6 +20,7 @@ def _insert(content: bytes, random: Random) -> bytes:
 
 
 def _cut(content: bytes, random: Random) -> bytes:
+    """Remove at most 20 bytes."""
     start, stop = sorted(random.randrange(len(content) + 1) for _ in range(2))
     return content[:start] + content[min(stop, start + 20) :]
 
@@ -41,4 +43,5 @@ def _lines(content: bytes, random: Random) -> bytes:
     return b"\n".join(lines)
 
 
+# One is drawn uniformly, so a mutation listed several times is more likely.
 TEXT_MUTATIONS: list[Callable[[bytes, Random], bytes]] = [_flip, _flip, _insert, _cut, _lines, _lines]
