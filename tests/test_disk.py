@@ -53,7 +53,7 @@ def test_run_on_a_full_disk_ends_with_an_error_and_can_be_resumed(tmp_path: Path
             train(longer, folder, resume=True)
         assert load_checkpoint(RunDirectory(folder), pytest.fail) is not None
         assert read_model(RunDirectory(folder).model)[0].step
-        assert not list(folder.rglob("*.twelfth"))
+        assert not list(folder.rglob("*.part"))
         train(longer, folder, resume=True)
         assert RunDirectory(folder).model.read_bytes() == RunDirectory(tmp_path / "uninterrupted").model.read_bytes()
 
