@@ -1,7 +1,7 @@
 """Mutants of valid tensor files, with random damage and false headers.
 
-A mutant is a function of a seed and a number, so each one can be reproduced, except for the times in zip archives (.npz,
-.pt).
+A mutant is a function of a seed and a number, so each one can be reproduced; only the times in .npz and .pt archives
+differ.
 """
 
 import io
