@@ -1,5 +1,8 @@
 """BatchLoader: order, reading ahead, errors, threads and shards."""
 
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ import torch
 from vqtool.data import BatchOrder, Samples, SampleSpec
 from vqtool.data.rows import NumpyRows, RowIndices
 from vqtool.errors import DataError
+from vqtool.runtime.threads import single_threaded_pool
 from vqtool.training.batches import BatchLoader
 
 CPU = torch.device("cpu")
@@ -39,10 +43,24 @@ def rows(fails_at: int | None = None) -> RecordedRows:
 read_sizes = pytest.mark.parametrize("bytes_per_read", [1, 48, 100, 1000])
 
 
-def wait_for_reads(loader: BatchLoader) -> None:
-    """Wait until the reads in progress are done."""
-    for future in loader._pending:
-        future.exception()
+@pytest.fixture
+def reads_ahead(monkeypatch: pytest.MonkeyPatch) -> list[Future[Any]]:
+    """List of all reads that loaders submit to their threads."""
+    submitted: list[Future[Any]] = []
+
+    def recording_pool(threads: int) -> ThreadPoolExecutor:
+        pool = single_threaded_pool(threads)
+        submit = pool.submit
+
+        def record(*arguments: Any) -> Future[Any]:
+            submitted.append(submit(*arguments))
+            return submitted[-1]
+
+        monkeypatch.setattr(pool, "submit", record)
+        return pool
+
+    monkeypatch.setattr("vqtool.training.batches.single_threaded_pool", recording_pool)
+    return submitted
 
 
 def test_batches_follow_the_batch_order() -> None:
@@ -53,11 +71,11 @@ def test_batches_follow_the_batch_order() -> None:
     assert source.reads == [order.batch(step).tolist() for step in range(6)]
 
 
-def test_next_batch_is_read_ahead_but_none_beyond_the_last_step() -> None:
+def test_next_batch_is_read_ahead_but_none_beyond_the_last_step(reads_ahead: list[Future[Any]]) -> None:
     order, source = BatchOrder(10, 4, seed=3), rows()
     with BatchLoader(Samples(source, SPEC), order, 3, CPU, bytes_per_read=1) as loader:
         loader.load(1)
-        wait_for_reads(loader)
+        wait(reads_ahead)
         assert source.reads == [order.batch(step).tolist() for step in (1, 2)]
         loader.load(2)
     assert len(source.reads) == 2
@@ -130,11 +148,11 @@ def test_batches_do_not_depend_on_number_of_threads(threads: int, bytes_per_read
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
-def test_each_thread_reads_one_batch_ahead(threads: int) -> None:
+def test_each_thread_reads_one_batch_ahead(threads: int, reads_ahead: list[Future[Any]]) -> None:
     source = rows()
     with BatchLoader(Samples(source, SPEC), BatchOrder(10, 4, seed=3), 6, CPU, threads, bytes_per_read=1) as loader:
         loader.load(0)
-        wait_for_reads(loader)
+        wait(reads_ahead)
         assert len(source.reads) == 1 + threads
 
 

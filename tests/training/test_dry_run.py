@@ -1,3 +1,4 @@
+import importlib
 import itertools
 import math
 from pathlib import Path
@@ -10,11 +11,10 @@ import torch
 from tests.training import IDENTITY, logged_metrics, tiny_settings, with_random_init
 from vqtool.config import RunSettings
 from vqtool.errors import ConfigError, DataError
-from vqtool.quantizers import kmeans
+from vqtool.models.autoencoder import Autoencoder
 from vqtool.runs.run_directory import RunDirectory
 from vqtool.training import dry_run, train
 from vqtool.training.eta import InitEstimate
-from vqtool.training.step import Stepper
 
 
 def test_result_agrees_with_data_and_settings(tmp_path: Path) -> None:
@@ -65,27 +65,29 @@ def test_trial_steps_quantize_without_k_means(
         fields = settings.model_dump()
         fields["model"]["quantizer"] = quantizer
         settings = RunSettings.model_validate(fields)
-    needs_init, distinct, seeded, allocated = [], [], [], []
-    forward, kmeans_plus_plus = Stepper.forward, kmeans.__globals__["kmeans_plus_plus"]
+    needs_init, distinct_codes, seeded_sizes, allocated = [], [], [], []
+    kmeans_module = importlib.import_module("vqtool.quantizers.kmeans")  # its package has a function of this name
+    forward, kmeans_plus_plus = Autoencoder.forward, kmeans_module.kmeans_plus_plus
 
-    def record_forward(stepper: Stepper, x: torch.Tensor) -> Any:
-        model = stepper._model
-        needs_init.append(model.quantizer.needs_init)
-        distinct.append([len(codes.unique(dim=0)) for codes in model.quantizer.learned_codes if codes is not None])
-        return forward(stepper, x)
+    def record_forward(model: Autoencoder, x: torch.Tensor) -> Any:
+        if model.training:
+            needs_init.append(model.quantizer.needs_init)
+            learned_codes = [codes for codes in model.quantizer.learned_codes if codes is not None]
+            distinct_codes.append([len(codes.unique(dim=0)) for codes in learned_codes])
+        return forward(model, x)
 
     def record_seeding(vectors: torch.Tensor, codebook_size: int, *arguments: Any) -> torch.Tensor:
-        seeded.append(codebook_size)
+        seeded_sizes.append(codebook_size)
         return kmeans_plus_plus(vectors, codebook_size, *arguments)
 
-    monkeypatch.setattr(Stepper, "forward", record_forward)
-    monkeypatch.setitem(kmeans.__globals__, "kmeans_plus_plus", record_seeding)
+    monkeypatch.setattr(Autoencoder, "forward", record_forward)
+    monkeypatch.setattr(kmeans_module, "kmeans_plus_plus", record_seeding)
     monkeypatch.setattr(InitEstimate, "allocate_memory", lambda init: allocated.append(init))
     result = dry_run(settings)
     assert len(allocated) == 1
     assert needs_init[:3] == [True, False, False]
-    assert distinct[1] == result.codebook_sizes  # equal codes would make the search slower
-    assert not seeded
+    assert distinct_codes[1] == result.codebook_sizes  # equal codes would make the search slower
+    assert not seeded_sizes
 
 
 def test_estimated_time_is_that_of_steps_validations_and_initialisation(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Time left in a run, and time and memory of the k-means initialisation."""
 
+import importlib
 import itertools
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from tests.training import tiny_settings, with_random_init
 from vqtool.config import RunSettings, TrainingSettings
-from vqtool.quantizers import ResidualQuantizer, VectorQuantizer, kmeans
+from vqtool.quantizers import ResidualQuantizer, VectorQuantizer
 from vqtool.quantizers.kmeans import KMeansSpeed
 from vqtool.runtime.memory import peak_memory
 from vqtool.training import train
@@ -175,7 +176,9 @@ def test_estimated_time_counts_all_passes_of_all_levels(tmp_path: Path) -> None:
 def test_allocated_memory_is_that_of_the_initialisation(
     levels: int, shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(kmeans.__globals__, "_MAX_EXCHANGE_FLOPS", 3 << 30)  # enough for one or two exchanges
+    # A private limit, because samples large enough to measure would otherwise take a minute: one or two exchanges.
+    kmeans_module = importlib.import_module("vqtool.quantizers.kmeans")  # its package has a function of this name
+    monkeypatch.setattr(kmeans_module, "_MAX_EXCHANGE_FLOPS", 3 << 30)
     sample = torch.randn(1 << 13, 2048, generator=torch.Generator().manual_seed(0))
     quantizers = [VectorQuantizer(4, 2048)] * levels if shared else [VectorQuantizer(4, 2048) for _ in range(levels)]
     quantizer = ResidualQuantizer(quantizers) if levels > 1 else quantizers[0]

@@ -16,12 +16,9 @@ from tests.training import (
     tiny_settings,
 )
 from vqtool.config import RunSettings
-from vqtool.data import BatchOrder, batch_order
+from vqtool.data import BatchOrder
 from vqtool.errors import DataError, Stopped
-from vqtool.quantizers.codebook_update import EmaCodebook
-from vqtool.quantizers.dead_codes import DeadCodeReset
-from vqtool.quantizers.initialization import KMeansInit
-from vqtool.quantizers.losses import ErrorScale
+from vqtool.models.autoencoder import Autoencoder
 from vqtool.runs.model_file import read_model
 from vqtool.runs.run_directory import RunDirectory
 from vqtool.training import train, trainer
@@ -63,16 +60,16 @@ def equal(one: Any, other: Any) -> bool:
 # Stopped by a signal
 
 
-class SignalAtCheck(list[int]):
-    """List of received signals that appears empty at the first `checks` checks, then holds SIGTERM."""
+class SignalAtCheck:
+    """Replaces the vote of all ranks on a signal in `raise_if_stopped`: SIGTERM after the first `checks` checks."""
 
     def __init__(self, checks: int) -> None:
-        super().__init__([signal.SIGTERM])
         self.remaining = checks
 
-    def __bool__(self) -> bool:
+    def __call__(self, number: int) -> int:
+        assert number == 0
         self.remaining -= 1
-        return self.remaining < 0
+        return signal.SIGTERM if self.remaining < 0 else 0
 
 
 @pytest.mark.parametrize("quantizer", ["vector", "product", "residual"])
@@ -85,25 +82,26 @@ def test_resume_after_a_signal_at_any_check_gives_the_same_result(
     block = {"kind": quantizer, **sizes[quantizer], "quantizer": inner} if quantizer in sizes else inner
     model = {**settings.model.model_dump(), "quantizer": block}
     settings = RunSettings.model_validate({**settings.model_dump(), "model": model})
-    train(settings, tmp_path / "straight")
-    never = SignalAtCheck(10**9)
-    monkeypatch.setattr("vqtool.runtime.signals._received", never)
-    train(settings, tmp_path / "counted")  # the data are already scanned
-    total = 10**9 - never.remaining
+    train(settings, tmp_path / "uninterrupted")
+    no_signal = SignalAtCheck(10**9)
+    with monkeypatch.context() as patch:
+        patch.setattr("vqtool.runtime.signals.any_rank", no_signal)
+        train(settings, tmp_path / "counted")  # the data are already scanned
+    total = 10**9 - no_signal.remaining
     assert total > 20
     for checks in range(0, total, total // 12):
         folder = tmp_path / str(checks)
-        monkeypatch.setattr("vqtool.runtime.signals._received", SignalAtCheck(checks))
-        with pytest.raises(Stopped, match="stopped by SIGTERM"):
-            train(settings, folder)
-        monkeypatch.setattr("vqtool.runtime.signals._received", [])
+        with monkeypatch.context() as patch:
+            patch.setattr("vqtool.runtime.signals.any_rank", SignalAtCheck(checks))
+            with pytest.raises(Stopped, match="SIGTERM"):
+                train(settings, folder)
         train(settings, folder, resume=True)
-        assert equal(outcome(folder, 5), outcome(tmp_path / "straight", 5)), checks
+        assert equal(outcome(folder, 5), outcome(tmp_path / "uninterrupted", 5)), checks
 
 
 def test_signal_before_training_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vqtool.runtime.signals._received", SignalAtCheck(0))
-    with pytest.raises(Stopped, match=r"stopped by SIGTERM before the first step; no checkpoint was saved$"):
+    monkeypatch.setattr("vqtool.runtime.signals.any_rank", SignalAtCheck(0))
+    with pytest.raises(Stopped, match=r"SIGTERM .*no checkpoint"):
         train(tiny_settings(tmp_path), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -130,19 +128,20 @@ def kill_and_resume(settings: RunSettings, folder: Path, at: int, mutate: Mutate
 @pytest.mark.parametrize("at", range(1, 8))
 def test_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, at: int) -> None:
     settings = settings_in(tmp_path)
-    train(settings, tmp_path / "straight")
+    train(settings, tmp_path / "uninterrupted")
     kill_and_resume(settings, tmp_path / "run", at)
-    assert equal(outcome(tmp_path / "run"), outcome(tmp_path / "straight"))
+    assert equal(outcome(tmp_path / "run"), outcome(tmp_path / "uninterrupted"))
 
 
-def _skip_buffers(patch: pytest.MonkeyPatch, kind: type[torch.nn.Module], names: list[str]) -> None:
-    load = kind._load_from_state_dict
+def _skip_buffers(patch: pytest.MonkeyPatch, *names: str) -> None:
+    """Keep the initial values of these buffers of the quantizer when a checkpoint is loaded."""
+    load = Autoencoder.load_state_dict
 
-    def load_without_buffers(self: Any, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        current = {f"{prefix}{name}": getattr(self, name) for name in names}
-        load(self, {**state_dict, **current}, prefix, *args)
+    def load_without_buffers(model: Autoencoder, state: dict[str, Any]) -> Any:
+        initial = model.state_dict()
+        return load(model, {**state, **{f"quantizer.{name}": initial[f"quantizer.{name}"] for name in names}})
 
-    patch.setattr(kind, "_load_from_state_dict", load_without_buffers)
+    patch.setattr(Autoencoder, "load_state_dict", load_without_buffers)
 
 
 def _skip_optimizer(patch: pytest.MonkeyPatch) -> None:
@@ -160,8 +159,7 @@ def _restart_batch_order(patch: pytest.MonkeyPatch) -> None:
 
 
 def _change_order_seed(patch: pytest.MonkeyPatch) -> None:
-    permutation = batch_order._permutation
-    patch.setattr(batch_order, "_permutation", lambda samples, seed, epoch: permutation(samples, seed + 1, epoch))
+    patch.setattr(trainer, "BatchOrder", lambda samples, batch_size, seed: BatchOrder(samples, batch_size, seed + 1))
 
 
 MUTANTS: dict[str, Mutate] = {
@@ -169,41 +167,31 @@ MUTANTS: dict[str, Mutate] = {
     "schedule": _restart_schedule,
     "position in the data": _restart_batch_order,
     "seed of the batch order": _change_order_seed,
-    "EMA counts": lambda patch: _skip_buffers(patch, EmaCodebook, ["counts"]),
-    "EMA sums": lambda patch: _skip_buffers(patch, EmaCodebook, ["sums"]),
-    "hits of the dead-code reset": lambda patch: _skip_buffers(patch, DeadCodeReset, ["hits"]),
-    "error scale": lambda patch: _skip_buffers(patch, ErrorScale, ["error", "weight"]),
-    "whether codes are initialised": lambda patch: _skip_buffers(patch, KMeansInit, ["done"]),
+    "EMA counts": lambda patch: _skip_buffers(patch, "codebook.counts"),
+    "EMA sums": lambda patch: _skip_buffers(patch, "codebook.sums"),
+    "hits of the dead-code reset": lambda patch: _skip_buffers(patch, "dead_code_reset.hits"),
+    "error scale": lambda patch: _skip_buffers(patch, "error_scale.error", "error_scale.weight"),
+    "whether codes are initialised": lambda patch: _skip_buffers(patch, "initializer.done"),
 }
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_result_differs_if_any_state_is_not_restored(tmp_path: Path, mutant: str) -> None:
     settings = settings_in(tmp_path)
-    train(settings, tmp_path / "straight")
+    train(settings, tmp_path / "uninterrupted")
     kill_and_resume(settings, tmp_path / "run", 5, MUTANTS[mutant])
-    assert not equal(outcome(tmp_path / "run"), outcome(tmp_path / "straight"))
+    assert not equal(outcome(tmp_path / "run"), outcome(tmp_path / "uninterrupted"))
 
 
-def test_result_differs_if_the_k_means_sample_is_not_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "INIT_DEADLINE_FRACTION", 1.0)
-    settings = tiny_settings(tmp_path, encoder=IDENTITY, validate_every=8, checkpoint_every=3)
+def test_result_differs_if_the_k_means_sample_is_not_restored(tmp_path: Path) -> None:
+    # The sample of 80 latents is complete after five of 80 steps; an incomplete one would be used after eight.
+    settings = tiny_settings(tmp_path, encoder=IDENTITY, steps=80, validate_every=80, checkpoint_every=3)
     settings = with_quantizer(settings, init={"kind": "kmeans", "latents_per_code": 10})
-    train(settings, tmp_path / "straight")
+    train(settings, tmp_path / "uninterrupted")
     kill_and_resume(settings, tmp_path / "run", 4)
-    assert equal(outcome(tmp_path / "run"), outcome(tmp_path / "straight"))
-    empty = torch.empty(0, 4)
-
-    def skip_sample(patch: pytest.MonkeyPatch) -> None:
-        load = KMeansInit._load_from_state_dict
-        patch.setattr(
-            KMeansInit,
-            "_load_from_state_dict",
-            lambda self, state, prefix, *args: load(self, {**state, f"{prefix}sample": empty}, prefix, *args),
-        )
-
-    kill_and_resume(settings, tmp_path / "mutant", 4, skip_sample)
-    assert not equal(outcome(tmp_path / "mutant"), outcome(tmp_path / "straight"))
+    assert equal(outcome(tmp_path / "run", 80), outcome(tmp_path / "uninterrupted", 80))
+    kill_and_resume(settings, tmp_path / "mutant", 4, lambda patch: _skip_buffers(patch, "initializer.sample"))
+    assert not equal(outcome(tmp_path / "mutant", 80), outcome(tmp_path / "uninterrupted", 80))
 
 
 # The best model
@@ -211,9 +199,9 @@ def test_result_differs_if_the_k_means_sample_is_not_restored(tmp_path: Path, mo
 
 def test_best_model_of_a_lost_step_is_found_again(tmp_path: Path) -> None:
     settings = settings_in(tmp_path, validate_every=2, checkpoint_every=5)
-    train(settings, tmp_path / "straight")
+    train(settings, tmp_path / "uninterrupted")
     kill_and_resume(settings, tmp_path / "run", 5)
-    assert equal(outcome(tmp_path / "run"), outcome(tmp_path / "straight"))
+    assert equal(outcome(tmp_path / "run"), outcome(tmp_path / "uninterrupted"))
 
 
 def test_damaged_best_model_is_reported_and_replaced(tmp_path: Path) -> None:
@@ -226,7 +214,7 @@ def test_damaged_best_model_is_reported_and_replaced(tmp_path: Path) -> None:
     run.summary.unlink()
     longer = settings_in(tmp_path, steps=9)
     summary = train(longer, tmp_path / "run", resume=True, log=lines.append)
-    assert any("model.safetensors: damaged" in line and "validation replaces it" in line for line in lines)
+    assert any("model.safetensors: damaged" in line for line in lines)
     assert read_model(run.model)[0].step == summary["best_step"] == 9
 
 
@@ -242,7 +230,7 @@ def test_changed_data_are_an_error_unless_allowed(tmp_path: Path) -> None:
     content = bytearray((tmp_path / "data.npy").read_bytes())
     content[-1] ^= 1
     (tmp_path / "data.npy").write_bytes(content)
-    with pytest.raises(DataError, match=r"/run: the data changed .*SHA-256 .*--allow-data-change"):
+    with pytest.raises(DataError, match=r"/run: .*SHA-256 .*--allow-data-change"):
         train(settings, tmp_path / "run", resume=True)
     lines: list[str] = []
     train(settings, tmp_path / "run", resume=True, allow_data_change=True, log=lines.append)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.cli import mentions
 from tests.training import (
     CODEBOOK_LOSS,
     ENTROPY,
@@ -228,7 +229,7 @@ def test_best_step_has_the_smallest_logged_metric(tmp_path: Path) -> None:
 
 def test_signal_stops_after_the_step_and_saves_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stop_in_step(monkeypatch, 4)
-    with pytest.raises(Stopped, match="stopped by SIGTERM after step 4; checkpoint saved; --resume") as stopped:
+    with pytest.raises(Stopped, match=r"SIGTERM .*step 4.*checkpoint.*--resume") as stopped:
         train(tiny_settings(tmp_path, checkpoint_every=100), tmp_path / "run")
     assert stopped.value.signal == signal.SIGTERM
     assert [path.stem for path in RunDirectory(tmp_path / "run").checkpoints.glob("*.pt")] == ["step-000000004"]
@@ -239,7 +240,7 @@ def test_signal_stops_after_the_step_and_saves_a_checkpoint(tmp_path: Path, monk
 def test_resume_after_a_signal_in_the_last_step_validates_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         stop_in_step(patch, 8)
-        with pytest.raises(Stopped, match="after step 8; checkpoint saved"):
+        with pytest.raises(Stopped, match=r"SIGTERM .*step 8.*checkpoint"):
             train(tiny_settings(tmp_path), tmp_path / "run")
     assert logged_metrics(tmp_path / "run")[-1]["step"] == 7
     assert train(tiny_settings(tmp_path), tmp_path / "run", resume=True)["steps"] == 8
@@ -285,9 +286,7 @@ def test_non_finite_step_is_an_error_and_not_applied(
             trainer.train()
     rows = ", ".join(map(str, train_validation_split(60, 0.2, 0)[0][BatchOrder(48, 16, seed=0).batch(4)[:8]]))
     name = term if term == "gradient" else f"{term} loss"
-    assert str(error.value).startswith(f"step 5: the {name} is NaN or infinite; ")
-    assert "; lower training.learning_rate" in str(error.value)
-    assert str(error.value).endswith(f": {rows}, ...")
+    assert mentions(str(error.value), f"step 5: ... {name} ... training.learning_rate ... {rows}")
     assert_equal_states(dict(model.state_dict()), dict(read_checkpoint(tmp_path / "clean", 4)["model"]))
     model.quantizer.update()  # type: ignore[operator]
     assert_equal_states(dict(model.state_dict()), dict(read_checkpoint(tmp_path / "clean", 4)["model"]))
@@ -302,6 +301,14 @@ def record_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     forward = step_module.Stepper.forward
     monkeypatch.setattr(step_module.Stepper, "forward", lambda self, x: (steps.append(1), forward(self, x))[1])
     return steps
+
+
+class DeferredCheckStepper(step_module.Stepper):
+    """Checks losses only in `check_finite`, as on a GPU."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.checks_each_step = False
 
 
 @pytest.mark.parametrize("update", [{"kind": "ema"}, CODEBOOK_LOSS], ids=["ema", "codebook_loss"])
@@ -322,9 +329,9 @@ def test_no_step_is_applied_between_a_non_finite_step_and_its_detection(
     train(settings, tmp_path / "clean")
     steps = record_steps(monkeypatch)
     make_non_finite(monkeypatch, "commitment", 3)
+    monkeypatch.setattr("vqtool.training.trainer.Stepper", DeferredCheckStepper)
     trainer, model = trainer_in(tmp_path / "run", settings)
-    trainer._stepper.checks_each_step = False
-    with pytest.raises(TrainingError, match="step 3: the commitment loss is NaN or infinite; the step was not applied"):
+    with pytest.raises(TrainingError, match=r"step 3: .*commitment loss"):
         trainer.train()
     assert len(steps) == 4  # checked before the checkpoint of step 4
     assert_equal_states(dict(model.state_dict()), dict(read_checkpoint(tmp_path / "clean", 2)["model"]))
@@ -334,7 +341,7 @@ def test_non_finite_step_is_detected_at_once_on_a_cpu(tmp_path: Path, monkeypatc
     steps = record_steps(monkeypatch)
     make_non_finite(monkeypatch, "commitment", 3)
     settings = with_random_init(tiny_settings(tmp_path, log_every=7, checkpoint_every=7, validate_every=7))
-    with pytest.raises(TrainingError, match="step 3: the commitment loss is NaN"):
+    with pytest.raises(TrainingError, match=r"step 3: .*commitment loss"):
         train(settings, tmp_path / "run")
     assert len(steps) == 3
 
@@ -345,7 +352,7 @@ def test_non_finite_step_without_parameters_is_not_applied(tmp_path: Path, monke
         tmp_path / "run",
         with_random_init(tiny_settings(tmp_path, encoder=IDENTITY, update={"kind": "ema", "decay": 0.99})),
     )
-    with pytest.raises(TrainingError, match="step 2: the commitment loss is NaN"):
+    with pytest.raises(TrainingError, match=r"step 2: .*commitment loss"):
         trainer.train()
     assert model.get_buffer("quantizer.codebook.counts").sum() == pytest.approx(16 * 0.01)
 
@@ -359,9 +366,7 @@ def overflowing_settings(tmp_path: Path) -> RunSettings:
 
 
 def test_all_non_finite_losses_are_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        TrainingError, match="step 1: the reconstruction loss and the commitment loss are NaN or infinite"
-    ):
+    with pytest.raises(TrainingError, match=r"step 1: .*reconstruction loss .*commitment loss"):
         train(with_random_init(overflowing_settings(tmp_path)), tmp_path / "run")
 
 
@@ -450,7 +455,7 @@ def test_bfloat16_trains_about_as_well_as_float32(tmp_path: Path) -> None:
 def test_each_validation_is_logged_as_one_line(tmp_path: Path) -> None:
     lines: list[str] = []
     train(tiny_settings(tmp_path), tmp_path / "run", log=lines.append)
-    assert lines[1] == "step 1: codebook initialised by k-means; quantization is now active"
+    assert mentions(lines[1], "step 1: ... k-means")
     fields_of_lines = [line.split("  ") for line in lines if "  val_reconstruction " in line]
     assert [fields[0] for fields in fields_of_lines] == ["step 3/8", "step 6/8", "step 8/8"]
     assert [fields[-1].startswith("ETA ") for fields in fields_of_lines] == [True, True, False]
