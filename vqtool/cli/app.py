@@ -23,9 +23,10 @@ _OUT_OF_MEMORY_ADVICE = "free memory, pass fewer rows, or choose another --devic
 
 
 class Commands(TyperGroup):
-    """Runs a command; prints errors that the user can fix, and exits with a code. Any other exception is a bug.
+    """Command group that prints errors that the user can fix, and exits with an exit code.
 
-    Codes: 3 if training cannot continue, 128 + signal after a signal, otherwise 2.
+    The exit code of such an error is 3 if training cannot continue, 128 + signal number after a signal, and 2 in all
+    other cases. Any other exception is a bug and is not caught.
     """
 
     def invoke(self, ctx: Any) -> Any:

@@ -87,7 +87,7 @@ def describe_errors(error: ValidationError, tree: ConfigTree, root: SettingsClas
 
 
 def first_error(error: ValidationError) -> str:
-    """Return a message for the first invalid key of a JSON file: `shape: expected a list (got 5)`."""
+    """Return a message for the first invalid key of a JSON file: `shape: expected a list (got 5)`, `shape: missing`."""
     detail = error.errors(include_url=False)[0]
     statement = _statement(detail)
     return f"{dotted(detail['loc'])}: {statement}{_received(statement, detail['input'])}"

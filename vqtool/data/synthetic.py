@@ -89,7 +89,7 @@ class MixtureSettings(SourceSettings):
 
 
 class SinusoidsSettings(SourceSettings):
-    """Sequences: sums of sinusoids of random frequency, phase and amplitude."""
+    """Sequences: sums of sinusoids of random frequency, phase and amplitude, plus Gaussian noise."""
 
     kind: Literal["sinusoids"] = "sinusoids"
     channels: int = Field(1, ge=1, description="number of channels, each with its own tones")

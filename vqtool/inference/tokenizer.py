@@ -191,13 +191,14 @@ class Tokenizer:
         return indices if levels in (None, len(sizes)) else indices[..., :levels]
 
     def check_levels(self, levels: int | None, option: str) -> None:
-        """Check a number of leading levels to decode, 1 to Q; None: all.
+        """Check that the quantizer can decode the first `levels` of its Q levels.
 
         Args:
+            levels: number of leading levels to decode, 1 to Q; None: all levels.
             option: name of the option or argument; the error message starts with it.
 
         Raises:
-            DataError: `levels` is out of range, or less than Q for a quantizer that can only decode all levels.
+            DataError: `levels` is not in 1..Q, or it is less than Q and the quantizer can only decode all levels.
         """
         count = len(self.model.quantizer.codebook_sizes)
         if levels is None or levels == count:

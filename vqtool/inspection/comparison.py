@@ -38,14 +38,16 @@ _RECONSTRUCTION_TAG = "validation/loss/reconstruction"
 
 @dataclass(frozen=True)
 class TargetSummary:
-    """A run or an index file in a comparison; of an index file only the inspection is known.
+    """Summary of a run or an index file in a comparison.
+
+    For an index file, or a run whose settings or model cannot be read, all attributes except `inspection` are None.
 
     Attributes:
         inspection: usage and findings.
-        bits: size of the indices of a sample, L times the sum over levels of log2 K.
-        used_bits: entropy of these indices, L times the sum over levels of the entropy of the counts, in bits.
-        reconstruction: reconstruction loss of the best validation, in normalised units.
-        step: training step of that validation.
+        bits: size of the indices of a sample in bits, L times the sum over levels of log2 K.
+        used_bits: entropy of the indices of a sample in bits, L times the sum over levels of the entropy of the counts.
+        reconstruction: reconstruction loss of the best validation, in normalised units; None if it is unknown.
+        step: training step of the best validation; None if it is unknown.
         settings: settings of the run.
     """
 

@@ -94,7 +94,10 @@ class Evidence:
 
     @property
     def early_until(self) -> int | None:
-        """`early_steps` if the last known validation of the run was before that step; otherwise None."""
+        """End of the early phase, `early_steps`, if the last known validation was before this step; otherwise None.
+
+        The value is also None if no validation is known.
+        """
         validations = [*self.history, *self.later]
         return self.early_steps if validations and validations[-1]["step"] < self.early_steps else None
 

@@ -21,11 +21,15 @@ def straight_through(vectors: Tensor, codes: Tensor) -> Tensor:
 
 
 def rotation(vectors: Tensor, codes: Tensor) -> Tensor:
-    """Return the assigned codes e (..., D), up to rounding, with the gradient of |e|/|z| · R z for z (..., D).
+    """Return the assigned codes e (..., D), up to rounding; the backward pass uses the gradient of |e|/|z| · R z.
 
     R = I - 2 r rᵀ + 2 ê ẑᵀ rotates ẑ to ê, where ẑ = z/|z|, ê = e/|e| and r = (ẑ + ê)/|ẑ + ê|. R and |e|/|z| are
-    constants in the backward pass (the rotation trick: Fifty et al. 2024, "Restructuring Vector Quantization with the
-    Rotation Trick", eq. 4). If z or e is 0, z gets no gradient. No gradient reaches the codes.
+    constants in the backward pass. This is the rotation trick (Fifty et al. 2024, "Restructuring Vector Quantization
+    with the Rotation Trick", eq. 4). If z or e is 0, the gradient of z is 0. No gradient reaches the codes.
+
+    Args:
+        vectors: z (..., D).
+        codes: e (..., D), the code assigned to each vector.
     """
     z, e = vectors.detach(), codes.detach()
     z_unit, e_unit = F.normalize(z, dim=-1), F.normalize(e, dim=-1)

@@ -61,7 +61,15 @@ class KMeansInit(nn.Module):
             self._batches.append(vectors.detach())
 
     def pass_through(self, vectors: Tensor, indices: Tensor) -> QuantizerOutput:
-        """Accumulate a preprocessed batch (..., D); return it unquantized, with `indices` (...) and losses of 0."""
+        """Accumulate a preprocessed batch for the k-means sample, and return it unquantized.
+
+        Args:
+            vectors: (..., D), the preprocessed batch.
+            indices: (...), or (..., Q) for a quantizer with levels.
+
+        Returns:
+            `vectors` and `indices`, unchanged, with a commitment loss and an entropy loss of 0.
+        """
         self.accumulate(vectors.reshape(-1, vectors.shape[-1]))
         zero = vectors.new_zeros(())
         return QuantizerOutput(vectors, indices, zero, zero)

@@ -84,7 +84,7 @@ def kmeans(
 def _iteration_limits(
     num_vectors: int, codebook_size: int, dim: int, iterations: int, exchanges: int, max_flops: int = _MAX_LLOYD_FLOPS
 ) -> tuple[int, int] | None:
-    """Return the maximum number of Lloyd's iterations per run and of exchanges; None if codes are only drawn."""
+    """Return `iterations` and `exchanges`, reduced to the work limits of `kmeans`; None if it only draws vectors."""
     flops = 2 * num_vectors * dim * codebook_size
     # Above the limit even seeding takes too long. With at least as many codes as vectors, each vector is a code.
     if flops > max_flops or codebook_size >= num_vectors:

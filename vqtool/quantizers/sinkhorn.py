@@ -28,17 +28,18 @@ def sinkhorn_codes(
         P          = argmin of sum of P · cost + epsilon · rms(cost) · sum of P ln P
         indices[n] = argmax over k of P[n,k]
 
-    cost is |z_n - e_k|² minus its row and column means. These do not change P, but they would change rms(cost), and so
-    the meaning of epsilon. Sinkhorn-Knopp iterations rescale columns and rows in turn, here in the log domain. Used
-    for clustering in SeLa (Asano et al. 2020, "Self-labelling via Simultaneous Clustering and Representation Learning",
-    3.2) and for semantic ids in LC-Rec (Zheng et al. 2024, eq. 5).
+    cost is the squared distance |z_n - e_k|², centred so that every row and every column has mean 0. Centring does not
+    change P. It keeps the row and column means out of rms(cost), the unit of epsilon. The solver is the Sinkhorn-Knopp
+    iteration in the log domain, which rescales columns and rows in turn. The method is used for clustering in SeLa
+    (Asano et al. 2020, "Self-labelling via Simultaneous Clustering and Representation Learning", 3.2) and for semantic
+    ids in LC-Rec (Zheng et al. 2024, eq. 5).
 
     Args:
         vectors: z (N, D).
         codebook: e (K, D).
         epsilon: entropic regularisation, positive, relative to rms(cost); a smaller value makes the plan sharper, and
             needs more iterations.
-        iterations: number of rescalings of all columns and then of all rows.
+        iterations: number of iterations; each rescales all columns, then all rows.
         shard: position of these vectors in the global batch, over which codes are balanced; default: they are the
             whole batch.
 

@@ -75,11 +75,11 @@ def soft_sums(
         The sums, in the wider of both dtypes and at least float32; gradients reach `vectors` and `codebook`.
     """
     dtype = torch.promote_types(torch.promote_types(vectors.dtype, codebook.dtype), torch.float32)
-    rows_per_block = rows_per_block or _default_rows_per_block(*codebook.shape)
+    rows_per_block = rows_per_block or default_rows_per_block(*codebook.shape)
     return SoftSums(*_SoftSums.apply(vectors.to(dtype), codebook.to(dtype), temperature, entropy, rows_per_block))
 
 
-def _default_rows_per_block(
+def default_rows_per_block(
     codebook_size: int,
     dim: int,
     logits_per_block: int = _LOGITS_PER_BLOCK,

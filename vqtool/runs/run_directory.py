@@ -164,7 +164,11 @@ class RunDirectory:
             temp_file.unlink(missing_ok=True)
 
     def _outputs(self) -> list[Path]:
-        """Return the paths of all files and directories that a run writes, except the config; they need not exist."""
+        """Return the paths of the files and directories that a run writes into its directory, except config.yaml.
+
+        Event files are listed if they exist; all other paths are always listed. Temporary files and the content of the
+        listed directories are not listed.
+        """
         paths = [self.model, self.checkpoints, self.metrics, self.summary, self.projector, self.projector_config]
         return [*paths, *self.event_files()]
 

@@ -186,9 +186,10 @@ def to_json(value: Any) -> str:
 
 
 def preallocate(path: Path) -> None:
-    """Reserve disk space for a sparse file, at its present size.
+    """Reserve disk space for the whole of a sparse, non-empty file, without changing its size.
 
-    Otherwise a full disk raises SIGBUS when a memory map of the file is written, which kills the process.
+    Without reserved space, writing to a memory map of the file raises SIGBUS if the disk is full, which kills the
+    process. On macOS this function has no effect.
 
     Raises:
         OSError: the disk is full.

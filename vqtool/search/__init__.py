@@ -65,20 +65,20 @@ def _nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Implementation of the operator; the arguments are those of `nearest_codes`, already checked."""
     dtype = torch.promote_types(torch.promote_types(vectors.dtype, codebook.dtype), torch.float32)
     codes, device = codebook.to(dtype), vectors.device
-    backend = _select_backend(vectors, codes)
+    backend = select_backend(vectors, codes)
     threads = useful_threads(len(vectors) * (len(codes) + _OVERHEAD_PER_VECTOR), codes.shape[1])
     with torch.no_grad(), full_precision(device):
         if not threads:
-            return _search_in_blocks(vectors, codes, backend(codes))
+            return search_in_blocks(vectors, codes, backend(codes))
         if threads == 1:
-            return on_one_thread(lambda: _search_in_blocks(vectors, codes, backend(codes)), device)
+            return on_one_thread(lambda: search_in_blocks(vectors, codes, backend(codes)), device)
         search = on_one_thread(lambda: backend(codes), device)
         return torch.cat(
-            map_rows(lambda rows: _search_in_blocks(vectors[rows], codes, search), len(vectors), threads, device)
+            map_rows(lambda rows: search_in_blocks(vectors[rows], codes, search), len(vectors), threads, device)
         )
 
 
-def _select_backend(
+def select_backend(
     vectors: Tensor, codes: Tensor, bfloat16_min_products: int = _BFLOAT16_MIN_PRODUCTS
 ) -> type[ScoreSearch]:
     """Return the class of the fastest backend for these sizes, the dtype of `codes` (at least float32) and the device.
@@ -110,7 +110,7 @@ torch.library.register_fake(
 )
 
 
-def _search_in_blocks(
+def search_in_blocks(
     vectors: Tensor, codes: Tensor, search: ScoreSearch, rows_per_block: int = _ROWS_PER_BLOCK
 ) -> Tensor:
     """Return the index (N,) of the nearest code: from `search`, and from `HighPrecisionSearch` where that returns -1.

@@ -56,13 +56,14 @@ class ScoreSearch(ABC):
         codebook: (K, D) float32 or float64; vectors must have the same dtype and device.
 
     Attributes:
+        codebook: the codebook, contiguous.
         is_low_precision: whether scores are less precise than the dtype of the codebook.
     """
 
     is_low_precision = False
 
     def __init__(self, codebook: Tensor) -> None:
-        self._codebook = codebook.contiguous()
+        self.codebook = codebook.contiguous()
         self._centre = codebook.mean(dim=0)
         self._codes = codebook - self._centre
         self._half_sq_norms = self._codes.square().sum(dim=1) / 2
@@ -120,6 +121,9 @@ class MatmulSearch(ScoreSearch):
         bytes_per_block: maximum bytes of one block of scores, if that is at least `min_rows_per_block` rows.
         min_rows_per_block: rows of a block even if it has more bytes; fewer if it would have more than
             `_MAX_SCORES_PER_BLOCK` scores, but at least 1.
+
+    Attributes:
+        columns: (D + 1 or more, C), right factor of the product.
     """
 
     def __init__(
@@ -131,18 +135,18 @@ class MatmulSearch(ScoreSearch):
         super().__init__(codebook)
         self._bytes_per_block, self._min_rows_per_block = bytes_per_block, min_rows_per_block
         self._lanes = _MATMUL_LANES_FEW_CODES if len(codebook) <= _MATMUL_FEW_CODES else _MATMUL_LANES
-        self._columns = self._pad(self._make_columns())
+        self.columns = self._pad(self._make_columns())
 
     def nearest(self, vectors: Tensor) -> Tensor:
-        rows, tolerance = self._make_rows(vectors)
+        rows, tolerance = self.make_rows(vectors)
         nearest = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
-        padded_codes = self._columns.shape[1]
+        padded_codes = self.columns.shape[1]
         cached_rows = self._bytes_per_block // (padded_codes * rows.itemsize)
         rows_per_block = max(1, cached_rows, min(self._min_rows_per_block, _MAX_SCORES_PER_BLOCK // padded_codes))
         buffer = rows.new_empty(min(rows_per_block, len(rows)), padded_codes)
         blocks = (tensor.split(rows_per_block) for tensor in (rows, tolerance, vectors, nearest))
         for row_block, *rerank_blocks in zip(*blocks, strict=True):
-            self._rerank(torch.mm(row_block, self._columns, out=buffer[: len(row_block)]), *rerank_blocks)
+            self.rerank(torch.mm(row_block, self.columns, out=buffer[: len(row_block)]), *rerank_blocks)
         return nearest
 
     @abstractmethod
@@ -150,11 +154,11 @@ class MatmulSearch(ScoreSearch):
         """Return the right factor of the product, transposed: (K, D + 1 or more), with |e - c|²/2 from column D on."""
 
     @abstractmethod
-    def _make_rows(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    def make_rows(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Return the left factor for vectors (N, D), (N, D + 1 or more), and the tolerance (N,) of their scores."""
 
     @abstractmethod
-    def _rerank(self, scores: Tensor, tolerance: Tensor, vectors: Tensor, nearest: Tensor) -> None:
+    def rerank(self, scores: Tensor, tolerance: Tensor, vectors: Tensor, nearest: Tensor) -> None:
         """Set `nearest` (R,) int64 from scores (R, C), tolerance (R,) and vectors (R, D); -1 as in `nearest`."""
 
     def _pad(self, columns: Tensor) -> Tensor:
@@ -171,16 +175,16 @@ class SameDtypeSearch(MatmulSearch):
     def _make_columns(self) -> Tensor:
         return torch.cat([self._codes, self._half_sq_norms[:, None]], dim=1)
 
-    def _make_rows(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    def make_rows(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         shifted = self._centre - vectors
         return F.pad(shifted, (0, 1), value=1.0), self._tolerance(self._upper_norms(shifted))
 
-    def _rerank(self, scores: Tensor, tolerance: Tensor, vectors: Tensor, nearest: Tensor) -> None:
+    def rerank(self, scores: Tensor, tolerance: Tensor, vectors: Tensor, nearest: Tensor) -> None:
         if scores.device.type == "cpu":
-            arrays = (tensor.numpy() for tensor in (tolerance, vectors, self._codebook, nearest))
+            arrays = (tensor.numpy() for tensor in (tolerance, vectors, self.codebook, nearest))
             rerank_scores(scores.numpy(), self._lanes, *arrays)
         else:
-            nearest.copy_(rerank_exact(scores, tolerance, vectors, self._codebook))
+            nearest.copy_(rerank_exact(scores, tolerance, vectors, self.codebook))
 
 
 class SmallDimSearch(ScoreSearch):
@@ -200,7 +204,7 @@ class SmallDimSearch(ScoreSearch):
             "half_sq_norms": half_sq_norms,
             "lane_columns": codes.permute(1, 2, 0).contiguous(),
             "lane_half_sq_norms": half_sq_norms.T.contiguous(),
-            "codes": self._codebook,
+            "codes": self.codebook,
         }
 
     def nearest(self, vectors: Tensor) -> Tensor:
@@ -243,15 +247,15 @@ class Bfloat16Search(MatmulSearch):
         self._bounds = bounds.nan_to_num(torch.inf, torch.inf)
         return torch.cat([rounded, torch.stack([norm_high, norm_low, torch.ones_like(norm_high)], dim=1)], dim=1)
 
-    def _make_rows(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        rows = vectors.new_empty(len(vectors), len(self._columns), dtype=torch.bfloat16)
+    def make_rows(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        rows = vectors.new_empty(len(vectors), len(self.columns), dtype=torch.bfloat16)
         tolerance = vectors.new_empty(len(vectors))
         arguments = (vectors, self._centre, self._bounds, rows.view(torch.uint16), tolerance)
         _round_rows(*(tensor.numpy() for tensor in arguments))
         return rows, tolerance
 
-    def _rerank(self, scores: Tensor, tolerance: Tensor, vectors: Tensor, nearest: Tensor) -> None:
-        arrays = (tensor.numpy() for tensor in (tolerance, vectors, self._codebook, nearest))
+    def rerank(self, scores: Tensor, tolerance: Tensor, vectors: Tensor, nearest: Tensor) -> None:
+        arrays = (tensor.numpy() for tensor in (tolerance, vectors, self.codebook, nearest))
         rerank_bfloat16(scores.view(torch.int16).numpy(), self._lanes, *arrays)
 
 

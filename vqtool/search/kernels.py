@@ -24,7 +24,7 @@ MAX_CANDIDATES = 64
 # Per-dimension bounds on the relative and absolute difference between two sums of the same squares in any order.
 _REORDER_EPS, _REORDER_TINY = 2.0**-50, 2.0**-1020
 # Bound on (1 + u) / (1 - u), u = 2^-8: the best bfloat16 score may be rounded down by u, that of the nearest code up.
-_BFLOAT16_ROUNDING = np.float32(1 + 1.1 * 2**-7)
+BFLOAT16_ROUNDING = np.float32(1 + 1.1 * 2**-7)
 
 Array = NDArray[Any]
 Scalar = Any
@@ -37,7 +37,7 @@ def _squared_difference(vector: Array, code: Array, dim: int) -> Scalar:
 
 
 @strict_kernel
-def _exact_distance(vector: Array, code: Array) -> Scalar:
+def exact_distance(vector: Array, code: Array) -> Scalar:
     """Return |z - e|² in float64, summed in the same order on every machine: the order of `numpy.sum` for D <= 128."""
     unrolled = vector.size - vector.size % 8
     a = b = c = d = e = f = g = h = 0.0
@@ -58,7 +58,7 @@ def _exact_distance(vector: Array, code: Array) -> Scalar:
 
 @strict_kernel
 def _exact_nearest(candidates: Array, vector: Array, codes: Array) -> int:
-    """Return the candidate with the smallest `_exact_distance`; the lowest index among equal, also infinite, distances.
+    """Return the candidate with the smallest `exact_distance`; the lowest index among equal, also infinite, distances.
 
     Args:
         candidates: (n,) indices of codes in any order, n >= 1.
@@ -68,7 +68,7 @@ def _exact_nearest(candidates: Array, vector: Array, codes: Array) -> int:
     nearest, smallest = candidates[0], np.inf
     for i in range(candidates.size):
         code = candidates[i]
-        distance = _exact_distance(vector, codes[code])
+        distance = exact_distance(vector, codes[code])
         if distance < smallest or (distance == smallest and code < nearest):
             nearest, smallest = code, distance
     return nearest
@@ -198,7 +198,7 @@ def rerank_bfloat16(scores: Array, lanes: int, tolerance: Array, vectors: Array,
         nearest[row] = -1
         if tolerance[row] < np.inf:
             limit_bits[0] = np.int32(_min_per_lane(scores[row], lane_min)) << 16
-            limit[0] = limit[0] * _BFLOAT16_ROUNDING + tolerance[row]
+            limit[0] = limit[0] * BFLOAT16_ROUNDING + tolerance[row]
             if limit[0] < np.inf:
                 count = _collect_candidates(scores[row], lane_min, np.int16(limit_bits[0] >> 16), candidates)
                 nearest[row] = _rerank(candidates, count, distances, vectors[row], codes)

@@ -132,14 +132,17 @@ class Stepper:
         self._raise_if_non_finite(*self._guard.first_non_finite())
 
     def _raise_if_non_finite(self, step: int, names: list[str]) -> None:
-        """If `names`, the non-finite terms of a step, are not empty, drop the accumulated batches and raise.
+        """Raise an error if a step has non-finite terms; first discard the batches that the quantizer accumulated.
+
+        Empty `names` have no effect.
 
         Args:
-            step: counted from 0.
-            names: of `reconstruction`, `commitment`, `entropy` and `gradient`.
+            step: number of the step, counted from 0.
+            names: non-finite terms of the step, from `reconstruction`, `commitment`, `entropy` and `gradient`.
 
         Raises:
-            TrainingError: names the terms and lists rows of the step's batch.
+            TrainingError: `names` is not empty. The message names the non-finite losses, or the gradient if all losses
+                are finite, and lists up to 8 rows of the step's batch.
         """
         if not names:
             return

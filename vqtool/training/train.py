@@ -150,7 +150,11 @@ def _prepare_run_dir(
 
 
 def _write_results(run: RunDirectory, setup: TrainingSetup, trainer: Trainer) -> dict[str, Any]:
-    """Write the best codes for TensorBoard, then the summary, which marks the run as finished; return the summary."""
+    """Write the results of a completed training; return the summary.
+
+    Writes the learned codes of the best model for TensorBoard's projector, then summary.json, which marks the run as
+    finished. Loads the weights of the best model into `setup.model`.
+    """
     write_projector(run, setup.model)
     training = setup.settings.training
     summary = {

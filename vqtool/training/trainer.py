@@ -155,7 +155,7 @@ class Trainer:
                 )
 
     def _is_due(self, every: int) -> bool:
-        """Return whether the number of completed steps is a multiple of `every` or the last step is taken."""
+        """Return whether the number of completed steps is a multiple of `every`, or all steps are completed."""
         return self._step % every == 0 or self._step == self._training.steps
 
     def _init_codebooks(self) -> None:

@@ -131,7 +131,11 @@ class Validator:
         return [message for name, message in last.items() if name in previous]
 
     def _findings(self, index: int) -> list[dict[str, str]]:
-        """Return the findings of `history[index]`, for a negative index; none if there is no such validation."""
+        """Return the findings of a validation; an empty list if `history` does not have this validation.
+
+        Args:
+            index: index in `history`, negative; -1 is the last validation.
+        """
         findings: list[dict[str, str]] = []
         return self.history[index].get("findings", findings) if len(self.history) >= -index else findings
 

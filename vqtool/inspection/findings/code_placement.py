@@ -90,9 +90,10 @@ def scale_mismatch(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _optimal_spread(evidence: Evidence, codebook_size: int) -> float:
-    """Return sqrt(1 - K^(-2/D)), the RMS spread of K optimal codes for Gaussian latents over that of the latents.
+    """Return the RMS spread of K optimal codes relative to that of Gaussian latents: sqrt(1 - K^(-2/D)).
 
-    The rate-distortion bound of a Gaussian source (Cover & Thomas 2006, 10.3.2) at log2 K bits. 0 if D is unknown.
+    The formula follows from the rate-distortion bound of a Gaussian source (Cover & Thomas 2006, 10.3.2) at log2 K bits
+    per latent. The value is 0 if D is unknown.
     """
     dim = evidence.quantizer_setting("codebook_dim")
     return float(-math.expm1(-2 * math.log(codebook_size) / dim)) ** 0.5 if isinstance(dim, int) else 0.0

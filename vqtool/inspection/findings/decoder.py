@@ -36,9 +36,10 @@ def decoder_ignores_codes(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _train_decoder_more(evidence: Evidence) -> Iterator[Change]:
-    """Yield twice the steps and three times the learning rate, if the codes of every level carry information.
+    """Yield two changes: double the steps, and triple the learning rate, rounded to one significant digit.
 
-    That is, if the quantization error of every level is below 0.7 of the variance of its latents.
+    They are only yielded if the settings are known and the codes of every level carry information: the quantization
+    error of every level must be known, and below 0.7 times the variance of the level's latents.
     """
     errors = [evidence.metric(level, "error") for level in range(len(evidence.levels))]
     if evidence.settings and all(error is not None and error < _MAX_INFORMATIVE_ERROR for error in errors):

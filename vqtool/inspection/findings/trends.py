@@ -75,10 +75,14 @@ def usage_dropping(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _halfway_index(settings: RunSettings | None, steps: list[int]) -> int:
-    """Return the index in `steps`, ascending, of the last step in the first half of training; at least 0.
+    """Return the index in `steps` of the last step in the first half of training; 0 if no step is in that half.
 
-    Training ends at the last of `steps`. Halves have equal cumulative learning rates, or equal numbers of steps if the
-    settings are unknown.
+    Training ends at the last of `steps`. Both halves have the same cumulative learning rate, or the same number of
+    steps if the settings are unknown. The midpoint belongs to the first half.
+
+    Args:
+        settings: settings of the run; None: unknown.
+        steps: step numbers, ascending; at least one.
     """
 
     def progress(step: int) -> float:

@@ -249,10 +249,10 @@ def _draw_vectors(examples: CodeExamples) -> Picture:
 
 
 def _draw_waveforms(examples: CodeExamples) -> Picture:
-    """Draw the first channel of each sample and the mean of the reconstructions.
+    """Draw the first channel of each sample, and the mean of their reconstructions at each time step.
 
-    If tokens cover a fixed region, time is relative to the start of the token, and only a window around it is drawn.
-    Otherwise the whole samples are drawn.
+    If tokens cover a fixed region of the sample, draw only a window around the token, with time relative to the first
+    step of the token. Otherwise draw the whole samples.
     """
     model_samples = examples.model_samples
     spec, steps = model_samples.tokenizer.spec, model_samples.samples.size[0]

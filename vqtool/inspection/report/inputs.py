@@ -56,7 +56,9 @@ class NearestTokens:
         self.tokens = np.full((codebook_size, tokens_per_code), -1, dtype=np.int64)
 
     def add(self, codes: NDArray[np.int64], distances: NDArray[np.float64], tokens: NDArray[np.int64]) -> None:
-        """Add a block of tokens. Of tokens with equal distances, the one added first comes first.
+        """Add a block of tokens, and keep the M nearest tokens of each code.
+
+        Tokens at equal distances are ranked in the order in which they were added.
 
         Args:
             codes: (B,), the code of each token.
