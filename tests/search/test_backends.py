@@ -14,8 +14,8 @@ from vqtool.search.rerank import rerank_exact
 class DeviceSearch(SameDtypeSearch):
     """The search as on a device other than the CPU."""
 
-    def _rerank(self, scores, tolerance, vectors, nearest):
-        nearest.copy_(rerank_exact(scores, tolerance, vectors, self._codebook))
+    def rerank(self, scores, tolerance, vectors, nearest):
+        nearest.copy_(rerank_exact(scores, tolerance, vectors, self.codebook))
 
 
 FEW = settings(deadline=None, max_examples=80)
@@ -243,8 +243,8 @@ def test_candidates_per_vector_are_few(backend, dtype, offset, size):
     vectors, codes = (random_normal(seed, rows, 64, dtype=dtype) + offset for seed, rows in enumerate((2000, size)))
     check(backend, vectors, codes)
     built = backend(codes)
-    rows, tolerance = built._make_rows(vectors)
-    scores = (rows @ built._columns).double()
+    rows, tolerance = built.make_rows(vectors)
+    scores = (rows @ built.columns).double()
     best = scores.amin(dim=1) * (1.01 if backend is Bfloat16Search else 1)
     candidates = (scores <= (best + tolerance)[:, None]).sum(dim=1)
     assert candidates.double().mean() < (3 if backend is Bfloat16Search else 1.01)
@@ -321,7 +321,7 @@ def test_rerank_exact_gives_equal_codes_equal_distances_for_any_block_size():
 @given(seed=st.integers(0, 1 << 30), d=st.integers(1, 70), exponent=st.floats(-18, 17))
 def test_rows_are_rounded_like_pytorch_followed_by_two_ones(seed, d, exponent):
     vectors, codes = random_normal(seed, 20, d) * 10**exponent, random_normal(seed + 1, 30, d) * 10**exponent
-    rows, tolerance = Bfloat16Search(codes)._make_rows(vectors)
+    rows, tolerance = Bfloat16Search(codes).make_rows(vectors)
     assert torch.equal(rows[:, :d], (codes.mean(dim=0) - vectors).bfloat16())
     assert (rows[:, d : d + 2] == 1).all()
     assert tolerance.isfinite().all()
@@ -330,7 +330,7 @@ def test_rows_are_rounded_like_pytorch_followed_by_two_ones(seed, d, exponent):
 def test_ties_are_rounded_to_even():
     # Half way between two bfloat16 numbers: between 1 and 2 their spacing is 1/128.
     vectors = -torch.tensor([[1 + 1 / 256], [1 + 3 / 256], [1 + 5 / 256]])
-    rows, _ = Bfloat16Search(torch.zeros(4, 1))._make_rows(vectors)
+    rows, _ = Bfloat16Search(torch.zeros(4, 1)).make_rows(vectors)
     assert rows[:, 0].tolist() == [1, 1 + 2 / 128, 1 + 2 / 128]
 
 
@@ -342,8 +342,8 @@ def test_scores_are_not_negative_and_the_nearest_code_is_within_the_tolerance(se
         random_normal(seed + 1, 70, d) * 10 ** exponents[1],
     )
     search = Bfloat16Search(codes)
-    rows, tolerance = search._make_rows(vectors)
-    scores = rows.double() @ search._columns.double()
+    rows, tolerance = search.make_rows(vectors)
+    scores = rows.double() @ search.columns.double()
     assert (scores >= 0).all()
     exact = torch.cdist(vectors.double(), codes.double()).square()
     nearest_scores = scores[torch.arange(20), exact.argmin(dim=1)]
@@ -354,7 +354,7 @@ def test_scores_are_not_negative_and_the_nearest_code_is_within_the_tolerance(se
 def test_row_with_possibly_non_finite_scores_is_all_zeros(value):
     vectors = random_normal(0, 5, 6)
     vectors[3, 2] = value
-    rows, tolerance = Bfloat16Search(random_normal(1, 9, 6))._make_rows(vectors)
+    rows, tolerance = Bfloat16Search(random_normal(1, 9, 6)).make_rows(vectors)
     assert tolerance.isinf().tolist() == [False, False, False, True, False]
     assert not rows[3].any()
     assert rows.isfinite().all()

@@ -4,7 +4,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vqtool.search import high_precision
 from vqtool.search.high_precision import unique_rows
 
 
@@ -30,9 +29,9 @@ def test_rows_that_differ_in_one_bit_are_unique():
     assert unique_rows(table)[0].tolist() == [0, 1]
 
 
-def test_hash_collision_returns_all_rows_as_unique(monkeypatch):
-    monkeypatch.setattr(high_precision, "_hash_factors", lambda columns: torch.zeros(columns, dtype=torch.int64))
-    indices, inverse = unique_rows(torch.tensor([[1.0], [2.0], [1.0]]))
+def test_hash_collision_returns_all_rows_as_unique():
+    # The bits of -0.0 are 2^63, and the factors of the hash are odd: two of them add up to 2^64, the hash of zeros.
+    indices, inverse = unique_rows(torch.tensor([[0.0, 0.0], [-0.0, -0.0], [0.0, 0.0]], dtype=torch.float64))
     assert indices.tolist() == inverse.tolist() == [0, 1, 2]
 
 

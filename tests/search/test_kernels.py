@@ -7,8 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.quantizers import brute_force, distances, random_normal
-from vqtool.search import kernels
-from vqtool.search.kernels import MAX_CANDIDATES, exhaustive_search, rerank_bfloat16, rerank_scores
+from vqtool.search.kernels import (
+    BFLOAT16_ROUNDING,
+    MAX_CANDIDATES,
+    exact_distance,
+    exhaustive_search,
+    rerank_bfloat16,
+    rerank_scores,
+)
 
 FEW = settings(deadline=None, max_examples=60)
 
@@ -32,7 +38,7 @@ def padded_rerank_scores(scores, tolerance, vectors, codes, lanes=16):
 def test_exact_distance_equals_numpy_bit_by_bit(seed, d, dtypes, exponent):
     generator = np.random.default_rng(seed)
     vector, code = (generator.standard_normal(d).astype(dtype) * dtype(10.0**exponent) for dtype in dtypes)
-    assert kernels._exact_distance(vector, code) == distances(vector[None], code[None])[0, 0]
+    assert exact_distance(vector, code) == distances(vector[None], code[None])[0, 0]
 
 
 @FEW
@@ -97,7 +103,7 @@ def test_bfloat16_scores_give_the_same_codes_as_equal_float32_scores(seed, k, sc
     padded = torch.nn.functional.pad(scores, (0, -k % 64), value=torch.inf).view(torch.int16)
     rerank_bfloat16(padded.numpy(), 16, tolerance.numpy(), vectors.numpy(), codes.numpy(), nearest.numpy())
     best = scores.float().amin(dim=1)
-    float32_tolerance = (best * np.float32(kernels._BFLOAT16_ROUNDING) + tolerance - best).numpy()
+    float32_tolerance = (best * np.float32(BFLOAT16_ROUNDING) + tolerance - best).numpy()
     assert (
         nearest.tolist()
         == padded_rerank_scores(scores.float().numpy(), float32_tolerance, vectors.numpy(), codes.numpy()).tolist()

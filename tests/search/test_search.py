@@ -172,7 +172,7 @@ def test_block_sizes_do_not_change_the_result(block, k, d):
             backend = SmallDimSearch(codes)
         else:
             backend = SameDtypeSearch(codes, bytes_per_block=block, min_rows_per_block=1)
-        indices = search._search_in_blocks(vectors, codes, backend, rows_per_block=block)
+        indices = search.search_in_blocks(vectors, codes, backend, rows_per_block=block)
         assert torch.equal(indices, brute_force(vectors, codes))
 
 
@@ -228,12 +228,12 @@ CASES = {
 
 
 def use_matmul(patch, bfloat16):
-    """Search by matrix products for all sizes; in bfloat16 for float32 codes if `bfloat16`."""
+    """Search by matrix products for all sizes, on any processor; in bfloat16 for float32 codes if `bfloat16`."""
 
     def select(vectors, codes):
         return search.Bfloat16Search if bfloat16 and codes.dtype == torch.float32 else search.SameDtypeSearch
 
-    patch.setattr(search, "_select_backend", select)
+    patch.setattr(search, "select_backend", select)
 
 
 @pytest.fixture(params=[True, False], ids=["bfloat16", "same dtype"])
@@ -248,7 +248,7 @@ def built(monkeypatch):
     """The names of the backends that are built."""
     names = []
 
-    def spied(backend):
+    def recording(backend):
         def build(codes):
             names.append(backend.__name__)
             return backend(codes)
@@ -256,8 +256,8 @@ def built(monkeypatch):
         return build
 
     for backend in (Bfloat16Search, SameDtypeSearch):
-        monkeypatch.setattr(search, backend.__name__, spied(backend))
-    monkeypatch.setattr(high_precision, "SameDtypeSearch", spied(SameDtypeSearch))
+        monkeypatch.setattr(search, backend.__name__, recording(backend))
+    monkeypatch.setattr(high_precision, "SameDtypeSearch", recording(SameDtypeSearch))
     return names
 
 
@@ -269,38 +269,40 @@ def test_matmul_backends_are_exact(built, bfloat16, case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_threads_do_not_change_the_result(monkeypatch, two_threads, bfloat16, case):
-    monkeypatch.setattr("vqtool.runtime.threads._SCORES_PER_THREAD", 1)
+    monkeypatch.setattr(search, "useful_threads", lambda num_scores, dim: 2)
     check(*CASES[case])
 
 
-def test_rows_are_split_over_threads(monkeypatch, two_threads):
+@pytest.fixture
+def search_calls(monkeypatch):
+    """(number of vectors, thread, number of PyTorch's threads) of each call of `search_in_blocks`."""
     calls = []
 
-    def spy(*arguments):
-        calls.append((len(arguments[0]), threading.get_ident()))
-        return search_in_blocks(*arguments)
+    def recording(vectors, *arguments):
+        calls.append((len(vectors), threading.get_ident(), torch.get_num_threads()))
+        return search_in_blocks(vectors, *arguments)
 
-    search_in_blocks = search._search_in_blocks
-    monkeypatch.setattr(search, "_search_in_blocks", spy)
-    monkeypatch.setattr("vqtool.runtime.threads._SCORES_PER_THREAD", 1)
-    check(*CASES["apart"])
-    assert [rows for rows, _ in calls] == [150, 150]
-    assert threading.get_ident() not in {thread for _, thread in calls}
+    search_in_blocks = search.search_in_blocks
+    monkeypatch.setattr(search, "search_in_blocks", recording)
+    return calls
 
 
-@pytest.mark.parametrize(("min_pool_scores", "in_pool"), [(76125, True), (76126, False)])
-def test_search_above_the_pool_threshold_runs_on_one_pool_thread(monkeypatch, two_threads, min_pool_scores, in_pool):
-    calls = []
+def test_rows_are_split_over_threads(two_threads, search_calls):
+    vectors, codes = CASES["apart"]
+    # 19,200 x (200 + 512) scores of 16 dimensions are as much work as 2 x 2^22 scores of 64 dimensions.
+    indices = nearest_codes(vectors.repeat(64, 1), codes)
+    assert torch.equal(indices, brute_force(vectors, codes).repeat(64))
+    assert [(rows, threads) for rows, _, threads in search_calls] == [(9600, 1), (9600, 1)]
+    assert threading.get_ident() not in {thread for _, thread, _ in search_calls}
 
-    def spy(*arguments):
-        calls.append((threading.get_ident() != caller, torch.get_num_threads()))
-        return search_in_blocks(*arguments)
 
-    caller, search_in_blocks = threading.get_ident(), search._search_in_blocks
-    monkeypatch.setattr(search, "_search_in_blocks", spy)
-    monkeypatch.setattr("vqtool.runtime.threads._MIN_POOL_SCORES", min_pool_scores)
-    check(random_normal(0, 200, 16), random_normal(1, 97, 16))
-    assert calls == [(in_pool, 1 if in_pool else 2)]
+# The threshold is 2^20 scores of 64 dimensions; a vector costs 97 + 512 scores, here of 16 dimensions.
+@pytest.mark.parametrize(("rows", "in_pool"), [(2755, True), (2754, False)])
+def test_search_above_the_pool_threshold_runs_on_one_pool_thread(two_threads, search_calls, rows, in_pool):
+    check(random_normal(0, rows, 16), random_normal(1, 97, 16))
+    ((num_vectors, thread, threads),) = search_calls
+    assert num_vectors == rows
+    assert (thread != threading.get_ident(), threads) == (in_pool, 1 if in_pool else 2)
 
 
 @FEW
@@ -319,7 +321,7 @@ def test_bfloat16_search_is_exact_at_random_scales(seed, k, d, exponents):
 def test_rows_unresolved_in_bfloat16_are_searched_in_float32(built):
     square = torch.rand(4696, 2, generator=torch.Generator().manual_seed(0))
     vectors, codes = square[:600], square[600:]
-    indices = search._search_in_blocks(vectors, codes, search.Bfloat16Search(codes), rows_per_block=200)
+    indices = search.search_in_blocks(vectors, codes, search.Bfloat16Search(codes), rows_per_block=200)
     assert torch.equal(indices, brute_force(vectors, codes))
     assert built == ["Bfloat16Search", "SameDtypeSearch"]
 
@@ -340,14 +342,14 @@ def test_rows_unresolved_in_bfloat16_are_searched_in_float32(built):
 def test_backend_by_size_and_dtype(monkeypatch, dim, min_products, dtype, backend):
     monkeypatch.setattr(search, "has_bfloat16_matmul", lambda: True)
     vectors, codes = random_normal(0, 30, dim), random_normal(1, 256, dim, dtype=dtype)
-    assert search._select_backend(vectors, codes, bfloat16_min_products=min_products) is backend
+    assert search.select_backend(vectors, codes, bfloat16_min_products=min_products) is backend
     check(vectors, codes)
 
 
 def test_no_bfloat16_without_processor_support(monkeypatch):
     monkeypatch.setattr(search, "has_bfloat16_matmul", lambda: False)
     vectors, codes = random_normal(0, 30, 16), random_normal(1, 256, 16)
-    assert search._select_backend(vectors, codes, bfloat16_min_products=0) is SameDtypeSearch
+    assert search.select_backend(vectors, codes, bfloat16_min_products=0) is SameDtypeSearch
 
 
 @pytest.mark.parametrize("case", ["constructor's codes", "equal codes", "nan", "1e25", "1e-30"])
@@ -361,7 +363,8 @@ def test_indistinguishable_codes_give_exact_results_in_bounded_memory(monkeypatc
         vectors[1:] = torch.nan
     else:
         vectors, codes = vectors * float(case), codes * (1.0 if case == "1e25" else 1e-30)
-    monkeypatch.setattr("vqtool.runtime.threads._SCORES_PER_THREAD", 1 << 60)
+    # No argument of nearest_codes reaches the size of a block. TensorSizes sees only its own thread, here the only one.
+    assert torch.get_num_threads() == 1
     for module, backend in ((search, Bfloat16Search), (search, SameDtypeSearch), (high_precision, SameDtypeSearch)):
         small_blocks = partial(backend, bytes_per_block=1 << 14, min_rows_per_block=1)
         monkeypatch.setattr(module, backend.__name__, small_blocks)
@@ -378,12 +381,12 @@ def exhaustive_calls(monkeypatch):
     """The number of vectors and of codes in each exhaustive search."""
     calls = []
 
-    def spy(vectors, codes):
+    def recording(vectors, codes, nearest):
         calls.append((len(vectors), len(codes)))
-        return nearest_by_all_distances(vectors, codes)
+        exhaustive_search(vectors, codes, nearest)
 
-    nearest_by_all_distances = high_precision._nearest_by_all_distances
-    monkeypatch.setattr(high_precision, "_nearest_by_all_distances", spy)
+    exhaustive_search = high_precision.exhaustive_search
+    monkeypatch.setattr(high_precision, "exhaustive_search", recording)
     return calls
 
 
@@ -396,8 +399,8 @@ def test_duplicate_codes_do_not_cause_an_exhaustive_search(bfloat16, exhaustive_
     vectors[[3, 95]] = torch.nan
     expected = brute_force(vectors, codes)
     expected[[3, 95]] = 0
-    backend = search._select_backend(vectors, codes)(codes)
-    indices = search._search_in_blocks(vectors, codes, backend, rows_per_block=rows)
+    backend = search.select_backend(vectors, codes)(codes)
+    indices = search.search_in_blocks(vectors, codes, backend, rows_per_block=rows)
     assert torch.equal(indices, expected)
     assert not exhaustive_calls
 
