@@ -1,5 +1,6 @@
 """Sums of soft assignments and their gradients against the formulas in float64."""
 
+import math
 import threading
 from functools import partial
 
@@ -9,14 +10,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.quantizers import TensorSizes, random_normal
+from tests.quantizers import TensorSizes, half_smallest_normal, random_normal
+from vqtool import VectorQuantizer
 from vqtool.quantizers import soft_assignment
 from vqtool.quantizers.losses import entropy_loss, negative_entropy
-from vqtool.quantizers.soft_assignment import soft_sums
+from vqtool.quantizers.soft_assignment import default_rows_per_block, soft_sums
+from vqtool.runtime.threads import map_rows
 
 FEW = settings(deadline=None, max_examples=60)
 # Different blocks and threads round the last bits of a sum differently.
 TIGHT = {"rtol": 1e-11, "atol": 1e-12}
+BACKENDS = [torch.backends.mkldnn.matmul, torch.backends.cuda.matmul]
+each_sample_entropy_weight = pytest.mark.parametrize("sample_entropy_weight", [0.0, 0.5])
 
 
 def reference_sums(vectors, codebook, temperature):
@@ -43,14 +48,14 @@ def sums_and_gradients(sums, vectors, codebook, temperature, weights, dtype=None
 def check(vectors, codebook, temperature, seed=0):
     """Compare with the reference within the rounding error of the logits, which are about d[n,k] / temperature."""
     weights = random_normal(seed + 2, 1 + len(codebook), dtype=torch.float64)
-    found = sums_and_gradients(actual_sums, vectors, codebook, temperature, weights)
+    results = sums_and_gradients(actual_sums, vectors, codebook, temperature, weights)
     reference = sums_and_gradients(reference_sums, vectors, codebook, float(temperature), weights, torch.float64)
     furthest = float(torch.cdist(vectors.double(), codebook.double()).max())
     logits = furthest**2 / float(temperature)
     error = 8 * (vectors.shape[1] + 8) * torch.finfo(vectors.dtype).eps * (1 + logits)
     steepest = 2 * furthest / float(temperature) * float(weights.abs().max()) * (1 + logits)
     bounds = [error, error * (1 + logits) * len(vectors), *2 * [error * steepest * len(vectors)]]
-    for actual, expected, bound in zip(found, reference, bounds, strict=True):
+    for actual, expected, bound in zip(results, reference, bounds, strict=True):
         assert actual.dtype == vectors.dtype
         torch.testing.assert_close(actual.double(), expected, rtol=error, atol=bound)
 
@@ -120,9 +125,9 @@ def test_duplicate_vectors_and_codes(seed, n, d):
 def test_float32_is_accurate_far_from_the_origin():
     vectors, codebook = random_normal(0, 40, 8) + 1e4, random_normal(1, 23, 8) + 1e4
     weights = random_normal(2, 24)
-    found = sums_and_gradients(actual_sums, vectors, codebook, 1.0, weights)
+    results = sums_and_gradients(actual_sums, vectors, codebook, 1.0, weights)
     reference = sums_and_gradients(reference_sums, vectors, codebook, 1.0, weights, torch.float64)
-    for actual, expected in zip(found, reference, strict=True):
+    for actual, expected in zip(results, reference, strict=True):
         torch.testing.assert_close(actual.double(), expected, rtol=1e-3, atol=1e-4)
 
 
@@ -132,21 +137,21 @@ def test_one_code_far_from_all_others_does_not_reduce_accuracy(k, far):
     vectors, codebook = random_normal(0, 200, 16), random_normal(1, k, 16)
     codebook[-1, 0] = far
     weights = random_normal(2, 1 + k)
-    found = sums_and_gradients(actual_sums, vectors, codebook, 1.0, weights)
+    results = sums_and_gradients(actual_sums, vectors, codebook, 1.0, weights)
     reference = sums_and_gradients(reference_sums, vectors, codebook, 1.0, weights, torch.float64)
-    for actual, expected in zip(found, reference, strict=True):
+    for actual, expected in zip(results, reference, strict=True):
         assert (actual - expected).norm() <= 2e-6 * expected.norm()
 
 
 def relative_errors(functions, vectors, codebook, temperature):
     """Return the relative errors, in norm, of the value of `functions[float32]` and of its two gradients."""
-    found, reference = [], []
-    for results, dtype in ((found, torch.float32), (reference, torch.float64)):
+    results, reference = [], []
+    for tensors, dtype in ((results, torch.float32), (reference, torch.float64)):
         inputs = [tensor.detach().to(dtype).requires_grad_() for tensor in (vectors, codebook)]
         value = functions[dtype](*inputs, temperature)
-        results += [value.detach(), *torch.autograd.grad(value, inputs)]
+        tensors += [value.detach(), *torch.autograd.grad(value, inputs)]
     return [
-        float((actual - expected).norm() / expected.norm()) for actual, expected in zip(found, reference, strict=True)
+        float((actual - expected).norm() / expected.norm()) for actual, expected in zip(results, reference, strict=True)
     ]
 
 
@@ -180,22 +185,22 @@ def test_denormal_differences_are_accurate(scale):
     vectors, codebook = random_normal(0, 40, 8), random_normal(1, 23, 8)
     tiny = [(tensor * scale).float() for tensor in (vectors, codebook)]
     rounded = reference_sums(*(tensor.double() / scale for tensor in tiny), 8.0)
-    for found, expected in zip(actual_sums(*tiny, 8 * scale**2), rounded, strict=True):
-        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0.0)
+    for actual, expected in zip(actual_sums(*tiny, 8 * scale**2), rounded, strict=True):
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=0.0)
 
 
 def test_blocks_are_summed_in_float64():
     vectors, codebook = random_normal(0, 5000, 2), random_normal(1, 3, 2)
     reference = reference_sums(vectors.double(), codebook.double(), 1.0)
-    for found, expected in zip(actual_sums(vectors, codebook, 1.0, rows_per_block=1), reference, strict=True):
-        torch.testing.assert_close(found.double(), expected, rtol=2e-7, atol=0.0)
+    for actual, expected in zip(actual_sums(vectors, codebook, 1.0, rows_per_block=1), reference, strict=True):
+        torch.testing.assert_close(actual.double(), expected, rtol=2e-7, atol=0.0)
 
 
 def test_large_gradients_do_not_overflow():
     inputs = [random_normal(seed, rows, 8).requires_grad_() for seed, rows in enumerate((50, 20))]
     weights = 1e37 * (1 + random_normal(2, 20))
-    found = torch.autograd.grad((actual_sums(*inputs, 1.0).assignment * weights).sum(), inputs)
-    assert all(gradient.isfinite().all() and gradient.any() for gradient in found)
+    gradients = torch.autograd.grad((actual_sums(*inputs, 1.0).assignment * weights).sum(), inputs)
+    assert all(gradient.isfinite().all() and gradient.any() for gradient in gradients)
 
 
 def test_code_with_overflowing_distance_gets_no_assignment_and_no_gradient():
@@ -259,13 +264,13 @@ def test_no_vectors_give_zero_sums():
 def test_strided_views_give_the_sums_of_contiguous_tensors():
     wide = random_normal(0, 4, 40, dtype=torch.float64)
     vectors, codebook, weights = wide.T, random_normal(1, 9, 8, dtype=torch.float64)[:, ::2], random_normal(2, 10)
-    found = sums_and_gradients(actual_sums, vectors, codebook, 1.0, weights)
+    results = sums_and_gradients(actual_sums, vectors, codebook, 1.0, weights)
     reference = sums_and_gradients(actual_sums, vectors.contiguous(), codebook.contiguous(), 1.0, weights)
-    for actual, expected in zip(found, reference, strict=True):
+    for actual, expected in zip(results, reference, strict=True):
         torch.testing.assert_close(actual, expected, **TIGHT)
 
 
-@pytest.mark.parametrize("sample_entropy_weight", [0.0, 0.5])
+@each_sample_entropy_weight
 @pytest.mark.parametrize("needs_grad", [(True, False), (False, True)])
 def test_gradient_of_one_input_does_not_depend_on_the_other_needing_one(sample_entropy_weight, needs_grad):
     inputs = [random_normal(seed, 9, 4) for seed in range(2)]
@@ -282,9 +287,9 @@ def test_no_gradient_is_recorded_under_no_grad():
     expected = actual_sums(*inputs, 1.0)
     for context in (torch.no_grad, torch.inference_mode):
         with context():
-            found = actual_sums(*inputs, 1.0)
-        assert not any(tensor.requires_grad for tensor in found)
-        assert all(map(torch.equal, found, expected))
+            actual = actual_sums(*inputs, 1.0)
+        assert not any(tensor.requires_grad for tensor in actual)
+        assert all(map(torch.equal, actual, expected))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -313,36 +318,39 @@ def test_blocks_and_threads_do_not_change_the_result(monkeypatch, two_threads, t
     weights = random_normal(2, 1 + k, dtype=torch.float64)
     reference = sums_and_gradients(actual_sums, vectors, codebook, 0.7, weights)
     torch.set_num_threads(threads)
-    monkeypatch.setattr("vqtool.runtime.threads._SCORES_PER_THREAD", 1)
+    monkeypatch.setattr(soft_assignment, "useful_threads", lambda num_scores, dim: 2)
     in_blocks = partial(actual_sums, rows_per_block=rows_per_block)
-    found = sums_and_gradients(in_blocks, vectors, codebook, 0.7, weights)
-    for actual, expected in zip(found, reference, strict=True):
+    results = sums_and_gradients(in_blocks, vectors, codebook, 0.7, weights)
+    for actual, expected in zip(results, reference, strict=True):
         torch.testing.assert_close(actual, expected, **TIGHT)
 
 
 def test_rows_are_split_over_threads_in_both_passes(monkeypatch, two_threads):
-    calls = {"_sums": [], "_gradients": []}
+    passes = []
 
-    def spied(name, function):
-        def spy(factors, rows, *others):
-            calls[name].append((rows, threading.get_ident()))
-            return function(factors, rows, *others)
+    def recording_map_rows(function, *arguments):
+        calls = []
+        passes.append(calls)
 
-        return spy
+        def recording(rows):
+            calls.append((rows, threading.get_ident()))
+            return function(rows)
 
-    for name in calls:
-        monkeypatch.setattr(soft_assignment, name, spied(name, getattr(soft_assignment, name)))
-    monkeypatch.setattr("vqtool.runtime.threads._SCORES_PER_THREAD", 1)
-    sums_and_gradients(actual_sums, random_normal(0, 50, 3), random_normal(1, 9, 3), 1.0, random_normal(2, 10))
-    for slices in calls.values():
-        assert sorted(rows.start for rows, _ in slices) == [0, 25]
-        assert threading.get_ident() not in {thread for _, thread in slices}
+        return map_rows(recording, *arguments)
+
+    monkeypatch.setattr(soft_assignment, "map_rows", recording_map_rows)
+    # 2 x 2048 x 512 scores of 448 dimensions are as much work as 2 x 2^22 scores of 64 dimensions.
+    vectors, codebook = random_normal(0, 2048, 448), random_normal(1, 512, 448)
+    sums_and_gradients(actual_sums, vectors, codebook, 448.0, random_normal(2, 513))
+    assert len(passes) == 2
+    for calls in passes:
+        assert sorted((rows.start, rows.stop) for rows, _ in calls) == [(0, 1024), (1024, 2048)]
+        assert threading.get_ident() not in {thread for _, thread in calls}
 
 
-def test_rows_per_block_of_few_codes_are_bounded_by_the_dimensions(monkeypatch):
-    rows_per_block = soft_assignment._default_rows_per_block(2, 39, logits_per_block=400, min_rows=1)
+def test_rows_per_block_of_few_codes_are_bounded_by_the_dimensions():
+    rows_per_block = default_rows_per_block(2, 39, logits_per_block=400, min_rows=1)
     assert rows_per_block == 10
-    monkeypatch.setattr("vqtool.runtime.threads._SCORES_PER_THREAD", 1 << 60)
     inputs = random_normal(0, 300, 39), random_normal(1, 2, 39)
     with TensorSizes() as sizes:
         actual_sums(*inputs, 1.0, rows_per_block=rows_per_block)
@@ -350,20 +358,19 @@ def test_rows_per_block_of_few_codes_are_bounded_by_the_dimensions(monkeypatch):
     assert max(sizes.numels) <= 2 * 300  # the maximum and the normalizer of each row
 
 
-@pytest.mark.parametrize("sample_entropy_weight", [0.0, 0.5])
+@each_sample_entropy_weight
 @pytest.mark.parametrize(
     ("logits_per_block", "min_rows", "max_logits", "rows_per_block"),
     [(4 * 300, 1, 1, 4), (300, 6, 10 * 300, 6), (300, 6, 2 * 300, 2), (1, 1, 1, 1)],
 )
 def test_no_matrix_of_vectors_by_codes_is_allocated(
-    monkeypatch, sample_entropy_weight, logits_per_block, min_rows, max_logits, rows_per_block
+    sample_entropy_weight, logits_per_block, min_rows, max_logits, rows_per_block
 ):
     n, k, d = 1000, 300, 2
     limits = {"logits_per_block": logits_per_block, "min_rows": min_rows, "max_logits": max_logits}
-    assert soft_assignment._default_rows_per_block(k, d, **limits) == rows_per_block
+    assert default_rows_per_block(k, d, **limits) == rows_per_block
     block = rows_per_block * k
-    # A dispatch mode sees only the operations of its own thread.
-    monkeypatch.setattr("vqtool.runtime.threads._SCORES_PER_THREAD", 1 << 60)
+    assert torch.get_num_threads() == 1  # TensorSizes sees only the operations of its own thread
     vectors, codebook = random_normal(0, n, d).requires_grad_(), random_normal(1, k, d).requires_grad_()
     with TensorSizes() as forward:
         sums = soft_sums(vectors, codebook, 1.0, sample_entropy_weight > 0, rows_per_block)
@@ -385,3 +392,122 @@ def test_very_low_temperatures_give_finite_results(temperature):
     torch.testing.assert_close(assignment.sum(), torch.tensor(40.0))
     assert entropy < 1e-3
     assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+# Precision settings, autocast, half precision and compilation
+
+
+def leaves(n=300, k=200, d=32):
+    return [random_normal(seed, rows, d).requires_grad_() for seed, rows in enumerate((n, k))]
+
+
+def loss_and_gradients(inputs, sample_entropy_weight, loss=entropy_loss):
+    value = loss(*inputs, 8.0, sample_entropy_weight)
+    return value.detach(), *torch.autograd.grad(value, inputs)
+
+
+def assert_same(actual_tensors, expected_tensors):
+    for actual, expected in zip(actual_tensors, expected_tensors, strict=True):
+        assert actual.dtype == expected.dtype
+        assert torch.equal(actual, expected)
+
+
+@each_sample_entropy_weight
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_vectors_give_the_losses_of_the_same_vectors_in_float32(sample_entropy_weight, dtype):
+    model = VectorQuantizer(11, 6, sample_entropy_weight=sample_entropy_weight)
+    with torch.no_grad():
+        model.codebook.weight.copy_(random_normal(1, 11, 6))
+    half = random_normal(0, 40, 6, dtype=dtype).requires_grad_()
+    full = half.detach().float().requires_grad_()
+    actual, expected = model(half), model(full)
+    assert actual.entropy_loss.dtype == actual.commitment_loss.dtype == torch.float32
+    torch.testing.assert_close(actual.entropy_loss, expected.entropy_loss)
+    torch.testing.assert_close(actual.commitment_loss, expected.commitment_loss)
+    half_gradients = torch.autograd.grad(actual.entropy_loss, [half, model.codebook.weight])
+    full_gradients = torch.autograd.grad(expected.entropy_loss, [full, model.codebook.weight])
+    assert half_gradients[0].dtype == dtype
+    torch.testing.assert_close(half_gradients[0], full_gradients[0].to(dtype))
+    torch.testing.assert_close(half_gradients[1], full_gradients[1])
+
+
+@each_sample_entropy_weight
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_codes_are_computed_in_float32(sample_entropy_weight, dtype):
+    model = VectorQuantizer(11, 6, sample_entropy_weight=sample_entropy_weight).to(dtype)
+    float32_model = VectorQuantizer(11, 6, sample_entropy_weight=sample_entropy_weight)
+    float32_model.load_state_dict(model.state_dict())
+    vectors = random_normal(0, 40, 6, dtype=dtype)
+    actual, expected = model(vectors).entropy_loss, float32_model(vectors).entropy_loss
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, expected)
+
+
+@each_sample_entropy_weight
+def test_autocast_does_not_change_loss_or_gradients(sample_entropy_weight):
+    inputs = leaves()
+    expected = loss_and_gradients(inputs, sample_entropy_weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_same(loss_and_gradients(inputs, sample_entropy_weight), expected)
+        value = entropy_loss(*inputs, 8.0, sample_entropy_weight)
+        assert torch.is_autocast_enabled("cpu")
+    assert_same([value.detach(), *torch.autograd.grad(value, inputs)], expected)
+
+
+@each_sample_entropy_weight
+@pytest.mark.parametrize("precision", ["medium", "high"])
+def test_lower_matmul_precision_does_not_apply_and_is_restored(
+    monkeypatch, matmul_precision, sample_entropy_weight, precision
+):
+    inputs, during = leaves(), []
+    expected = loss_and_gradients(inputs, sample_entropy_weight)
+
+    def recording_map_rows(function, *arguments):
+        during.extend(backend.fp32_precision for backend in BACKENDS)
+        return map_rows(function, *arguments)
+
+    monkeypatch.setattr(soft_assignment, "map_rows", recording_map_rows)
+    matmul_precision(precision)
+    value = entropy_loss(*inputs, 8.0, sample_entropy_weight)
+    assert torch.get_float32_matmul_precision() == precision
+    gradients = torch.autograd.grad(value, inputs)
+    assert torch.get_float32_matmul_precision() == precision
+    assert len(during) == 2 * len(BACKENDS)
+    assert not {"bf16", "tf32"} & set(during)
+    assert_same([value.detach(), *gradients], expected)
+
+
+def test_matmul_precision_is_restored_after_an_error_in_backward(monkeypatch, matmul_precision):
+    def fail(*arguments):
+        raise MemoryError
+
+    inputs = leaves(3, 3, 2)
+    matmul_precision("medium")
+    value = entropy_loss(*inputs, 1.0)
+    monkeypatch.setattr(soft_assignment, "map_rows", fail)
+    with pytest.raises(MemoryError):
+        value.backward()
+    assert torch.get_float32_matmul_precision() == "medium"
+
+
+# Dynamo emits warnings about what it does not trace.
+@pytest.mark.filterwarnings("ignore")
+def test_compile_does_not_change_loss_or_gradients():
+    inputs = leaves(50, 20, 8)
+    expected = loss_and_gradients(inputs, 0.5)
+    try:
+        assert_same(loss_and_gradients(inputs, 0.5, torch.compile(entropy_loss, backend="eager")), expected)
+    finally:
+        torch.compiler.reset()
+
+
+def test_denormal_assignments_are_flushed_to_zero():
+    # The assignment to the second code would be 2^-140, a denormal number, which is slow on some processors.
+    distance = (140 * math.log(2)) ** 0.5
+    vectors = torch.zeros(3, 1, requires_grad=True)
+    codes = torch.tensor([[0.0], [distance]], requires_grad=True)
+    assignment = soft_sums(vectors, codes, 1.0, entropy=False).assignment
+    assert assignment.tolist() == [3.0, 0.0]
+    (grad_codes,) = torch.autograd.grad(assignment[1], codes)
+    assert grad_codes.tolist() == [[0.0], [0.0]]
+    assert half_smallest_normal() > 0  # the setting of the caller is restored
