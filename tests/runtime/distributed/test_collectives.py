@@ -1,4 +1,4 @@
-"""Collectives, shards, on_rank0 and the code that uses them, on three ranks."""
+"""Collectives, shards and the code that uses them, on three ranks."""
 
 from typing import Any
 
@@ -6,13 +6,11 @@ import pytest
 import torch
 
 from tests.runtime.distributed import run_on_ranks
-from vqtool.errors import Stopped
 from vqtool.metrics.collisions import IdCounter
 from vqtool.quantizers.dead_codes import HitSteps
 from vqtool.quantizers.vector import VectorQuantizerSettings
 from vqtool.runtime import distributed
 from vqtool.runtime.distributed import BatchShard
-from vqtool.runtime.distributed.process_group import Rank0FailedError
 
 RANKS = 3
 ROWS = (2, 0, 3)  # rows of each rank
@@ -54,38 +52,6 @@ def shards() -> dict[str, Any]:
     }
 
 
-def results_of_on_rank0() -> dict[str, Any]:
-    rank = distributed.rank()
-    calls = []
-
-    def fail() -> None:
-        raise ValueError("no")
-
-    result = distributed.on_rank0(lambda: calls.append(rank) or {"a": [1, "b", None], "t": torch.arange(3)})
-    try:
-        distributed.on_rank0(fail)
-        error_text = ""
-    except (ValueError, Rank0FailedError) as error:
-        error_text = f"{type(error).__name__}: {error}"
-    return {"result": result, "calls": calls, "error": error_text}
-
-
-def stop_in_on_rank0() -> dict[str, Any]:
-    def stop() -> None:
-        distributed.any_rank(2)  # must not communicate, because the other ranks do not call it
-        raise Stopped(15, "stopped by SIGTERM")
-
-    with distributed.async_any_rank():
-        before = distributed.any_rank(0)
-        try:
-            distributed.on_rank0(stop)
-            error_text = ""
-        except Stopped as error:
-            error_text = f"{error.signal}: {error}"
-        after = [distributed.any_rank(0), distributed.any_rank(0)]
-    return {"error": error_text, "any_rank": [before, *after]}
-
-
 def kmeans_init() -> dict[str, Any]:
     rank = distributed.rank()
     settings = {"codebook_size": 4, "codebook_dim": 3, "init": {"kind": "kmeans", "latents_per_code": 2}}
@@ -125,7 +91,7 @@ def hits_and_ids() -> dict[str, Any]:
     return {"first": hit_steps.first, "last": hit_steps.last, "rows": counts.rows, "ids": counts.ids}
 
 
-FUNCTIONS = (reductions, shards, results_of_on_rank0, any_rank, stop_in_on_rank0, kmeans_init, hits_and_ids)
+FUNCTIONS = (reductions, shards, any_rank, kmeans_init, hits_and_ids)
 
 
 def all_results() -> dict[str, Any]:
@@ -169,26 +135,6 @@ def test_shard_mean_is_the_mean_over_the_whole_batch(by_rank: list[dict[str, Any
     expected = torch.cat([rows_of_rank(rank) for rank in range(RANKS)]).mean()
     for results in by_rank:
         torch.testing.assert_close(results["shards"]["mean"], expected, rtol=1e-14, atol=0)
-
-
-def test_on_rank0_calls_once_and_returns_on_all_ranks(by_rank: list[dict[str, Any]]) -> None:
-    for rank, results in enumerate(by_rank):
-        on_rank0 = results["results_of_on_rank0"]
-        assert on_rank0["result"]["a"] == [1, "b", None]
-        assert on_rank0["result"]["t"].tolist() == [0, 1, 2]
-        assert on_rank0["calls"] == ([0] if rank == 0 else [])
-
-
-def test_on_rank0_raises_on_all_ranks_if_rank_0_fails(by_rank: list[dict[str, Any]]) -> None:
-    rank0_error, *other_errors = (results["results_of_on_rank0"]["error"] for results in by_rank)
-    assert rank0_error == "ValueError: no"
-    assert all(error.startswith("Rank0FailedError: stopped: rank 0 failed") for error in other_errors)
-    assert len(other_errors) == 2
-
-
-def test_on_rank0_raises_stopped_on_all_ranks_if_rank_0_is_stopped(by_rank: list[dict[str, Any]]) -> None:
-    for results in by_rank:
-        assert results["stop_in_on_rank0"] == {"error": "15: stopped by SIGTERM", "any_rank": [0, 0, 0]}
 
 
 def test_kmeans_init_runs_on_rank_0_and_gives_equal_codes(by_rank: list[dict[str, Any]]) -> None:
