@@ -9,24 +9,21 @@ import torch.nn.functional as F
 
 from vqtool.data import Samples, SampleSpec
 from vqtool.data.rows import NumpyRows
+from vqtool.metrics import evaluation
 from vqtool.metrics.evaluation import evaluate, iter_reconstructions, shuffled_loss, unweighted_losses
 from vqtool.models.autoencoder import Autoencoder, ModelSettings, resolve_model
 from vqtool.models.losses import LossSettings
 from vqtool.quantizers import LevelStatistics
 
-ROWS = 8
+ROWS = 8  # of a chunk, with `small_chunks`
 LOSS = LossSettings(reconstruction="mse", commitment=0.25, entropy=0.1)
 CONVOLUTION = {"kind": "conv2d", "width": 8, "downsamples": 1, "res_blocks": 1}
 
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    """Set the size of chunks to 8 rows, for samples of `tokens` tokens."""
-
-    def set_tokens(tokens):
-        monkeypatch.setattr("vqtool.models.chunks._MAX_TOKENS_PER_CHUNK", ROWS * tokens)
-
-    return set_tokens
+    """Set the size of chunks to 8 rows: no argument of `evaluate` reaches it, and it is up to 4096 rows otherwise."""
+    monkeypatch.setattr(evaluation, "chunk_rows", lambda model, size: ROWS)
 
 
 def build(spec, encoder, mean=None, scale=None, **quantizer):
@@ -60,8 +57,8 @@ def negative_entropy(p):
     ("update", "factor"),
     [({"kind": "entropy_only"}, 1.0), ({"kind": "ema"}, 1.0), ({"kind": "codebook_loss", "weight": 3.0}, 4.0)],
 )
-def test_evaluation_over_chunks_equals_the_formulas(small_chunks, update, factor):
-    small_chunks(5)
+@pytest.mark.usefixtures("small_chunks")
+def test_evaluation_over_chunks_equals_the_formulas(update, factor):
     spec = SampleSpec("CT", 3, (5,), None, "float32")
     mean, scale = (1.0, -1.0, 0.0), (2.0, 0.5, 1.0)
     model = build(spec, {"kind": "identity"}, mean, scale, update=update, temperature=0.7)
@@ -88,8 +85,8 @@ def test_evaluation_over_chunks_equals_the_formulas(small_chunks, update, factor
     assert result.samples == 21
 
 
-def test_evaluation_of_a_convolutional_model_on_classes(small_chunks):
-    small_chunks(16)
+@pytest.mark.usefixtures("small_chunks")
+def test_evaluation_of_a_convolutional_model_on_classes():
     spec = SampleSpec("HW", 1, (8, 8), 5, "uint8")
     model = build(spec, CONVOLUTION, codebook_dim=4)
     array = np.random.default_rng(0).integers(0, 5, (13, 8, 8), dtype=np.uint8)
@@ -111,8 +108,8 @@ def test_evaluation_of_a_convolutional_model_on_classes(small_chunks):
     assert result.levels[0].counts == [indices.tolist().count(k) for k in range(6)]
 
 
-def test_soft_entropy_is_of_the_pass_not_the_mean_over_chunks(small_chunks):
-    small_chunks(1)
+@pytest.mark.usefixtures("small_chunks")
+def test_soft_entropy_is_of_the_pass_not_the_mean_over_chunks():
     spec = SampleSpec("C", 1, (), None, "float32")
     model = build(spec, {"kind": "identity"}, codebook_size=2)
     with torch.no_grad():
@@ -126,8 +123,8 @@ def test_soft_entropy_is_of_the_pass_not_the_mean_over_chunks(small_chunks):
     assert result.levels[0].perplexity == pytest.approx(2)
 
 
-def test_samples_have_equal_weight_in_a_short_last_chunk(small_chunks):
-    small_chunks(1)
+@pytest.mark.usefixtures("small_chunks")
+def test_samples_have_equal_weight_in_a_short_last_chunk():
     spec = SampleSpec("C", 1, (), None, "float32")
     model = build(spec, {"kind": "identity"}, codebook_size=1)
     with torch.no_grad():
@@ -139,8 +136,8 @@ def test_samples_have_equal_weight_in_a_short_last_chunk(small_chunks):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_evaluate_does_not_change_the_model(small_chunks, training):
-    small_chunks(16)
+@pytest.mark.usefixtures("small_chunks")
+def test_evaluate_does_not_change_the_model(training):
     spec = SampleSpec("CHW", 1, (8, 8), None, "float32")
     model = build(spec, CONVOLUTION, codebook_dim=4, update={"kind": "ema"}).train(training)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -152,8 +149,8 @@ def test_evaluate_does_not_change_the_model(small_chunks, training):
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
 
-def test_interrupted_pass_restores_the_training_mode(small_chunks):
-    small_chunks(1)
+@pytest.mark.usefixtures("small_chunks")
+def test_interrupted_pass_restores_the_training_mode():
     spec = SampleSpec("C", 2, (), None, "float32")
     model = build(spec, {"kind": "identity"}).train()
     passing = iter_reconstructions(model, samples_of(np.zeros((20, 2), np.float32), spec), LOSS, "test")
@@ -163,21 +160,21 @@ def test_interrupted_pass_restores_the_training_mode(small_chunks):
     assert model.training
 
 
-def test_chunks_hold_the_rows_in_order_and_the_decoded_rows(small_chunks):
-    small_chunks(16)
+@pytest.mark.usefixtures("small_chunks")
+def test_chunks_hold_the_rows_in_order_and_the_decoded_rows():
     spec = SampleSpec("HWC", 1, (8, 8), None, "uint8")
     model = build(spec, CONVOLUTION, (100.0,), (50.0,), codebook_dim=4)
     array = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 1), dtype=np.uint8)
     numbers = np.random.default_rng(1).permutation(30)[:21]
-    passed = list(iter_reconstructions(model, samples_of(array, spec, numbers), LOSS, "test"))
+    chunks = list(iter_reconstructions(model, samples_of(array, spec, numbers), LOSS, "test"))
 
-    assert [len(chunk.rows) for chunk in passed] == [8, 8, 5]
-    assert torch.equal(torch.cat([chunk.rows for chunk in passed]), torch.from_numpy(array[numbers]))
+    assert [len(chunk.rows) for chunk in chunks] == [8, 8, 5]
+    assert torch.equal(torch.cat([chunk.rows for chunk in chunks]), torch.from_numpy(array[numbers]))
     x = torch.from_numpy(array[numbers]).permute(0, 3, 1, 2).float()
     with torch.no_grad():
         prediction = model.decoder(model.quantizer.codes[model.encode(x)], (8, 8))
     expected = (prediction * 50 + 100).round().clamp(0, 255).permute(0, 2, 3, 1)
-    decoded = torch.cat([chunk.decoded for chunk in passed])
+    decoded = torch.cat([chunk.decoded for chunk in chunks])
     assert decoded.dtype == torch.uint8
     # A value within rounding errors of one half can be rounded up or down.
     torch.testing.assert_close(decoded.float(), expected, rtol=0, atol=1)
@@ -238,8 +235,8 @@ def test_entropies_of_factors_add_up():
     assert unweighted_losses([factors])[1] == pytest.approx(expected)
 
 
-def test_shuffled_loss_rolls_indices_by_half_the_samples(small_chunks):
-    small_chunks(1)
+@pytest.mark.usefixtures("small_chunks")
+def test_shuffled_loss_rolls_indices_by_half_the_samples():
     spec = SampleSpec("C", 1, (), None, "float32")
     model = build(spec, {"kind": "identity"}, codebook_size=4)
     with torch.no_grad():
@@ -251,9 +248,9 @@ def test_shuffled_loss_rolls_indices_by_half_the_samples(small_chunks):
     assert model.training
 
 
-def test_shuffled_loss_uses_evenly_spaced_samples(small_chunks):
+@pytest.mark.usefixtures("small_chunks")
+def test_shuffled_loss_uses_evenly_spaced_samples():
     """The first chunk consists of equal rows, for which shuffling changes nothing."""
-    small_chunks(1)
     spec = SampleSpec("C", 1, (), None, "float32")
     model = build(spec, {"kind": "identity"}, codebook_size=2)
     with torch.no_grad():
@@ -263,8 +260,8 @@ def test_shuffled_loss_uses_evenly_spaced_samples(small_chunks):
     assert shuffled_loss(model, samples_of(array, spec, np.arange(1, 100, 3)), LOSS) == (0.0, 1.0)
 
 
-def test_latent_statistics_of_a_pass(small_chunks):
-    small_chunks(1)
+@pytest.mark.usefixtures("small_chunks")
+def test_latent_statistics_of_a_pass():
     spec = SampleSpec("C", 3, (), None, "float32")
     model = build(spec, {"kind": "identity"})
     array = np.random.default_rng(0).normal(5, 2, size=(30, 3)).astype(np.float32)
@@ -280,8 +277,8 @@ def test_latent_statistics_of_a_pass(small_chunks):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
-def test_ranks_take_chunks_in_turn_and_get_equally_many(small_chunks, world_size):
-    small_chunks(1)
+@pytest.mark.usefixtures("small_chunks")
+def test_ranks_take_chunks_in_turn_and_get_equally_many(world_size):
     array = np.random.default_rng(0).standard_normal((3 * ROWS + 2, 4)).astype(np.float32)
     spec = SampleSpec("C", 4, (), None, "float32")
     model = build(spec, {"kind": "identity"})

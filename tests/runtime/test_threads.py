@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import vqtool.runtime.threads
 from tests.quantizers import brute_force, random_normal
 from vqtool.quantizers import nearest_codes
 from vqtool.runtime.threads import map_rows, on_one_thread, single_threaded_pool, useful_threads
@@ -238,20 +237,29 @@ def test_failed_thread_start_is_raised_and_leaves_no_threads(monkeypatch, two_th
 
 
 @needs_fork
-def test_pool_starts_in_a_child_forked_while_the_lock_is_held():
+def test_pool_starts_in_a_child_forked_while_another_pool_starts(monkeypatch):
+    children, get_num_threads = [], torch.get_num_threads
+
     def start() -> None:
         single_threaded_pool(1).shutdown()
 
-    with vqtool.runtime.threads._num_threads_lock:
-        child = fork(start)
+    def fork_in_first_call() -> int:
+        """Fork where the number of threads is read, while the lock that guards it is held."""
+        monkeypatch.undo()
+        children.append(fork(start))
+        return get_num_threads()
+
+    monkeypatch.setattr(torch, "get_num_threads", fork_in_first_call)
+    start()
+    (child,) = children
     assert exits_with_0(child)
 
 
 @needs_fork
-def test_search_works_in_a_child_forked_after_a_search(two_threads, monkeypatch):
-    monkeypatch.setattr("vqtool.runtime.threads._SCORES_PER_THREAD", 1)
+def test_search_works_in_a_child_forked_after_a_search(two_threads):
     vectors, codes = random_normal(0, 40, 6), random_normal(1, 200, 6)
-    expected = brute_force(vectors, codes)
+    # 24,000 vectors: enough for two threads.
+    vectors, expected = vectors.repeat(600, 1), brute_force(vectors, codes).repeat(600)
     assert torch.equal(nearest_codes(vectors, codes), expected)
 
     def search_again():
