@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vqtool.metrics.usage import Usage
+from vqtool.runtime.terminal import pluralize
 
 # Usual perplexity of trained codebooks, as fractions of the perplexity of uniform usage.
 _MIN_HEALTHY_FRACTION, _MAX_HEALTHY_FRACTION = 0.5, 0.9
@@ -119,11 +120,6 @@ def _position_in_range(usage: Usage) -> str:
 def early_training_note(step: int) -> str:
     """Return a sentence that says why almost no findings are reported for a run that has not reached this step."""
     return f"Before step {step:,}, only codebook_too_large is reported: other problems can still disappear in training."
-
-
-def pluralize(number: int, noun: str) -> str:
-    """Return a number with its noun: `1 token`, `2,000 tokens`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def format_code_count(number: float) -> str:

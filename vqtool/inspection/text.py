@@ -23,12 +23,12 @@ from vqtool.inspection.comparison import (
     same_data,
     summarize_target,
 )
-from vqtool.inspection.explain import early_training_note, explain, pluralize
+from vqtool.inspection.explain import early_training_note, explain
 from vqtool.inspection.finding import NO_CHANGE, Change, Finding, guide_reference
 from vqtool.inspection.inspect_targets import Inspection
 from vqtool.metrics.usage import Usage
 from vqtool.runs.run_directory import RunDirectory
-from vqtool.runtime.terminal import escape_control
+from vqtool.runtime.terminal import escape_control, pluralize
 
 _SEVERITY_STYLES = {"severe": "bold red", "warning": "yellow", "note": "cyan"}
 # Number of most used, and of least used, codes that are listed.

@@ -27,6 +27,7 @@ from vqtool.runtime.files import (
     read_json,
     to_json,
 )
+from vqtool.runtime.terminal import pluralize
 
 # Version of the format of the index file and its manifest; no other version is read.
 FORMAT_VERSION = 1
@@ -195,8 +196,8 @@ def read_indices(path: Path) -> tuple[NDArray[Any], Manifest]:
     levels = array.shape[2] if array.ndim == 3 else 1
     if levels != len(manifest.codebook_sizes):
         raise DataError(
-            f"{manifest_path(path)}: damaged: codebook_sizes: {_count_noun(len(manifest.codebook_sizes), 'size')}, but "
-            f"{path.name} has {_count_noun(levels, 'level')}; {_REMEDY}"
+            f"{manifest_path(path)}: damaged: codebook_sizes: {pluralize(len(manifest.codebook_sizes), 'size')}, but "
+            f"{path.name} has {pluralize(levels, 'level')}; {_REMEDY}"
         )
     if manifest.unique and (levels < 2 or array.shape[1] != 1):
         raise DataError(
@@ -237,7 +238,3 @@ def _parse_manifest(path: Path) -> Manifest:
             f"{_REMEDY}"
         )
     return manifest
-
-
-def _count_noun(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"

@@ -1,4 +1,4 @@
-"""Text that is safe to print: names from files must not send control sequences to the terminal."""
+"""Text for a terminal: names from files must not send control sequences to it; lists and plurals."""
 
 from collections.abc import Iterable
 
@@ -17,4 +17,9 @@ def join_or(names: Iterable[str]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
-__all__ = ["escape_control", "escape_surrogates", "join_or"]
+def pluralize(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 token`, `2,000 tokens`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+__all__ = ["escape_control", "escape_surrogates", "join_or", "pluralize"]

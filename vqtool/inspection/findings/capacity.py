@@ -5,9 +5,9 @@ from math import prod
 from statistics import fmean
 
 from vqtool.inspection.evidence import Evidence
-from vqtool.inspection.explain import pluralize
 from vqtool.inspection.finding import Change, Finding
 from vqtool.inspection.findings.advice import add_residual_level, previous_power_of_two, reduce_codebook_size
+from vqtool.runtime.terminal import pluralize
 
 # With fewer training tokens per code, the codes overfit them.
 _MIN_TRAINING_TOKENS_PER_CODE = 20

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from vqtool.inspection.evidence import Evidence
-from vqtool.inspection.explain import expected_perplexity, format_code_count, pluralize
+from vqtool.inspection.explain import expected_perplexity, format_code_count
 from vqtool.inspection.finding import Change, Finding, Severity
 from vqtool.inspection.findings.advice import (
     move_codes_to_latents,
@@ -17,6 +17,7 @@ from vqtool.inspection.findings.advice import (
     reduce_learning_rate,
 )
 from vqtool.metrics.usage import Usage, usage_from_counts
+from vqtool.runtime.terminal import pluralize
 
 # Smaller codebooks are not checked for collapse or a dominant code: few codes with most of the tokens are normal there.
 _MIN_CODEBOOK_SIZE = 8

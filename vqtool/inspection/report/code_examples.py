@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqtool.inspection.evidence import residual_depth
-from vqtool.inspection.explain import pluralize
 from vqtool.inspection.report.codebook_figures import codes_by_hits
 from vqtool.inspection.report.figure import BLUE, GREY, ORANGE, Figure, Picture, Table, png_element, svg_drawing
 from vqtool.inspection.report.index_maps import Pixels, SampleRenderer, first_channel
 from vqtool.inspection.report.inputs import EXAMPLES_PER_CODE, ModelSamples
 from vqtool.metrics.usage import Usage
+from vqtool.runtime.terminal import pluralize
 
 _MOST_USED_CODES, _LEAST_USED_CODES = 8, 4
 

@@ -12,10 +12,10 @@ from matplotlib.colors import LogNorm
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from vqtool.inspection.explain import pluralize
 from vqtool.inspection.report.figure import BLUE, DENSITY_CMAP, GREY, RED, Figure, Picture, Table, svg_drawing
 from vqtool.inspection.report.inputs import DataPass
 from vqtool.metrics.usage import Usage
+from vqtool.runtime.terminal import pluralize
 
 # Levels in the figure of hits per code; its CSV file has all levels.
 _MAX_LEVELS_DRAWN = 8

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtool.inspection.explain import pluralize
 from vqtool.inspection.report.figure import BLUE, DIVERGING_CMAP, GREY, ORANGE, Figure, Picture, Table, svg_drawing
 from vqtool.metrics.usage import Usage
+from vqtool.runtime.terminal import pluralize
 
 # Pairs kept in memory, over all neighbours and levels: 64 MiB.
 _MAX_PAIRS = 1 << 23

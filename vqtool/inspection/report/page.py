@@ -24,7 +24,7 @@ from vqtool.inspection.comparison import (
     level_rows,
     same_data,
 )
-from vqtool.inspection.explain import early_training_note, explain, pluralize
+from vqtool.inspection.explain import early_training_note, explain
 from vqtool.inspection.finding import Finding, guide_reference
 from vqtool.inspection.report.code_examples import code_examples_figures
 from vqtool.inspection.report.codebook_figures import codebook_map_figure, usage_figure
@@ -35,7 +35,7 @@ from vqtool.inspection.report.index_maps import index_maps_figure
 from vqtool.inspection.report.inputs import ReportInputs
 from vqtool.metrics.collisions import IdCounts
 from vqtool.metrics.usage import Usage
-from vqtool.runtime.terminal import escape_control, escape_surrogates
+from vqtool.runtime.terminal import escape_control, escape_surrogates, pluralize
 
 
 @dataclass(frozen=True)
