@@ -17,7 +17,6 @@ from vqtool.data import Samples, scan
 from vqtool.errors import DataError
 from vqtool.inference.decode import decode_file
 from vqtool.inference.encode import encode_file, iter_indices, open_encode_job
-from vqtool.models import chunks
 from vqtool.training import train
 
 
@@ -36,7 +35,7 @@ def test_next_batches_are_read_before_the_first_one_is_consumed(
     trained: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer, second_batch_read = load(trained.folder), threading.Event()
-    monkeypatch.setattr(chunks, "_MAX_TOKENS_PER_CHUNK", 64)
+    rows = save(tmp_path, np.resize(trained.array, (600, 1, 8, 8)))  # a chunk has 256 rows
     read = Samples.read
 
     def recording_read(samples: Samples, start: int, stop: int) -> Tensor:
@@ -45,9 +44,10 @@ def test_next_batches_are_read_before_the_first_one_is_consumed(
         return read(samples, start, stop)
 
     monkeypatch.setattr(Samples, "read", recording_read)
-    with open_encode_job(tokenizer, tmp_path / "out.npy", None, None) as job:
+    with open_encode_job(tokenizer, tmp_path / "out.npy", str(rows), None) as job:
         batches = iter_indices(tokenizer, job.samples, job.rows, 1, "encode")
-        assert next(batches)[0] == 0
+        start, indices = next(batches)
+        assert (start, len(indices)) == (0, 256)
         assert second_batch_read.wait(timeout=60)
         batches.close()
 
@@ -99,13 +99,13 @@ def test_data_changed_after_opening_are_refused(trained: TrainedRun, tmp_path: P
         with path.open("r+b") as file:  # overwritten, not truncated, because the pages are mapped
             file.seek(-4, os.SEEK_END)
             file.write(bytes(4))
-        with pytest.raises(DataError, match=r"images\.npy: file changed while it was read"):
+        with pytest.raises(DataError, match=r"images\.npy: .*changed"):
             job.manifest()
 
 
 def test_out_of_memory_error_names_batch_size(trained: TrainedRun, tmp_path: Path) -> None:
     with (
-        pytest.raises(DataError, match="out of memory; lower --batch-size"),
+        pytest.raises(DataError, match=r"out of memory.*--batch-size"),
         open_encode_job(load(trained.folder), tmp_path / "tokens.npy", None, None),
     ):
         raise MemoryError
@@ -115,7 +115,7 @@ def test_output_within_the_data_directory_is_refused(trained: TrainedRun, tmp_pa
     shards = tmp_path / "shards"
     shards.mkdir()
     save(shards, trained.array, "items")
-    with pytest.raises(DataError, match=r"tokens\.npy: .*would be read as data"):
+    with pytest.raises(DataError, match=r"tokens\.npy: .*data directory .*shards"):
         encode_file(load(trained.folder), tmp_path / "." / "shards" / "tokens.npy", str(shards))
     encode_file(load(trained.folder), tmp_path / "tokens.npy", str(shards))
     encode_file(load(trained.folder), shards / "tokens.npy", str(shards / "items.npy"))
@@ -126,10 +126,10 @@ def test_output_within_the_data_directory_is_refused(trained: TrainedRun, tmp_pa
 
 def test_default_data_are_all_rows_of_the_run_in_order(trained: TrainedRun, tmp_path: Path) -> None:
     tokenizer = load(trained.folder)
-    encode_file(tokenizer, tmp_path / "own.npy")
+    encode_file(tokenizer, tmp_path / "default.npy")
     encode_file(tokenizer, tmp_path / "named.npy", str(trained.data))
-    assert files(tmp_path / "own.npy") == files(tmp_path / "named.npy")
-    assert np.array_equal(np.load(tmp_path / "own.npy"), tokenizer.encode(trained.array).numpy())
+    assert files(tmp_path / "default.npy") == files(tmp_path / "named.npy")
+    assert np.array_equal(np.load(tmp_path / "default.npy"), tokenizer.encode(trained.array).numpy())
 
 
 def test_synthetic_data_of_the_run_are_generated_again(tmp_path: Path) -> None:
@@ -152,9 +152,9 @@ def test_existing_outputs_are_kept_without_overwrite(trained: TrainedRun, tmp_pa
     tokenizer, out = load(trained.folder), tmp_path / "tokens.npy"
     encode_file(tokenizer, out)
     before = files(out)
-    with pytest.raises(DataError, match=r"tokens.npy: already exists; .*--overwrite"):
+    with pytest.raises(DataError, match=r"tokens\.npy: .*exists.*--overwrite"):
         encode_file(tokenizer, out)
-    with pytest.raises(DataError, match="already exists"):
+    with pytest.raises(DataError, match=r"tokens\.npy: .*exists"):
         decode_file(tokenizer, out, out)
     assert files(out) == before
     encode_file(tokenizer, out, overwrite=True)
@@ -162,10 +162,10 @@ def test_existing_outputs_are_kept_without_overwrite(trained: TrainedRun, tmp_pa
 
 
 def test_file_at_the_path_of_the_manifest_is_kept(trained: TrainedRun, tmp_path: Path) -> None:
-    (tmp_path / "tokens.json").write_text("mine")
-    with pytest.raises(DataError, match=r"tokens\.json: already exists"):
+    (tmp_path / "tokens.json").write_text("notes")
+    with pytest.raises(DataError, match=r"tokens\.json: .*exists"):
         encode_file(load(trained.folder), tmp_path / "tokens.npy")
-    assert (tmp_path / "tokens.json").read_text() == "mine"
+    assert (tmp_path / "tokens.json").read_text() == "notes"
 
 
 @pytest.mark.parametrize("kind", ["residual", "product"])

@@ -150,7 +150,7 @@ def test_no_ratio_if_the_reference_is_zero(tmp_path: Path) -> None:
     data = {
         "kind": "tensors",
         "path": str(path),
-        "validation": str(save(tmp_path, points, "each")),
+        "validation": str(save(tmp_path, points, "validation")),
         "normalize": "none",
     }
     result = rate_distortion(train_run(tmp_path, VECTOR, data, steps=2))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests import IDENTITY, MLP, files, make_run, normal, save
+from tests.cli import mentions
 from tests.conftest import TrainedRun
 from vqtool import load
 from vqtool.errors import DataError
@@ -170,7 +171,7 @@ def test_unique_ids_with_one_codebook(tmp_path: Path) -> None:
 
 
 def test_unique_requires_one_token_per_sample(trained: TrainedRun, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"--unique: requires one token .*16 \(grid \(4, 4\)\); .*num_tokens: 1"):
+    with pytest.raises(DataError, match=r"--unique: .*16 .*\(4, 4\).*num_tokens: 1"):
         encode_unique_file(load(trained.folder), tmp_path / "tokens.npy")
     assert not list(tmp_path.iterdir())
 
@@ -179,7 +180,7 @@ def test_existing_unique_ids_are_kept_without_overwrite(catalogue: TrainedRun, t
     tokenizer, out = load(catalogue.folder), tmp_path / "tokens.npy"
     encode_unique_file(tokenizer, out)
     before = files(out)
-    with pytest.raises(DataError, match="already exists"):
+    with pytest.raises(DataError, match=r"tokens\.npy: .*exists"):
         encode_unique_file(tokenizer, out)
     assert files(out) == before
     encode_unique_file(tokenizer, out, overwrite=True)
@@ -276,8 +277,8 @@ def test_extend_names_a_changed_row(growing: GrowingCatalogue) -> None:
     growing.array[17] = growing.array[other]
     with pytest.raises(DataError) as error:
         growing.extend(growing.array)
-    expected = f"row 17, codes {codes[17].tolist()} in the file, {codes[other].tolist()} in the data"
-    assert f"old.npy: 1 of its rows do not match the data (first: {expected})" in str(error.value)
+    expected = f"old.npy: 1 ... row 17, ... {codes[17].tolist()} ... {codes[other].tolist()}"
+    assert mentions(str(error.value), expected)
     assert not growing.old.with_name("new.npy").exists()
 
 
@@ -285,18 +286,18 @@ def test_extend_names_a_moved_row(growing: GrowingCatalogue) -> None:
     codes = np.load(growing.old)[:, 0, :-1]
     other = row_with_other_codes(codes, 17)
     growing.array[[17, other]] = growing.array[[other, 17]]
-    with pytest.raises(DataError, match=rf"old\.npy: 2 of its rows do not match .*row {min(17, other)}, codes "):
+    with pytest.raises(DataError, match=rf"old\.npy: 2 .*row {min(17, other)}, "):
         growing.extend(growing.array)
 
 
 def test_extend_refuses_fewer_rows_than_published(growing: GrowingCatalogue) -> None:
-    with pytest.raises(DataError, match=r"old\.npy: has 60 rows, but the data have only 59"):
+    with pytest.raises(DataError, match=r"old\.npy: .*60 .*59"):
         growing.extend(growing.array[:59])
 
 
 def test_extend_refuses_a_file_without_unique_ids(growing: GrowingCatalogue) -> None:
     encode_file(growing.tokenizer, growing.old, overwrite=True)
-    with pytest.raises(DataError, match=r"old\.npy: not written with --unique"):
+    with pytest.raises(DataError, match=r"old\.npy: .*--unique"):
         growing.extend(growing.array)
 
 
@@ -306,7 +307,7 @@ def test_extend_refuses_published_ids_with_duplicates(growing: GrowingCatalogue)
     changed[[17, 23]] = changed[3]
     with atomic_write_indices(growing.old, manifest.shape, manifest.dtype, lambda: manifest) as array:
         array[:] = changed
-    with pytest.raises(DataError, match=r"old\.npy: damaged: 2 rows .*row 17, id "):
+    with pytest.raises(DataError, match=r"old\.npy: damaged: 2 .*row 17, "):
         growing.extend(growing.array)
     assert not growing.old.with_name("new.npy").exists()
 
@@ -314,12 +315,12 @@ def test_extend_refuses_published_ids_with_duplicates(growing: GrowingCatalogue)
 def test_extend_refuses_ids_of_another_model(growing: GrowingCatalogue, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     run = make_run(tmp_path / "other", growing.array, {**MLP, "num_tokens": 1}, dim=4)
-    growing.tokenizer = load(run)
-    with pytest.raises(DataError, match=r"old\.npy: written by another model \([0-9a-f]{12}\.\.\.\), .*extend it with"):
+    published_by, growing.tokenizer = growing.tokenizer.model_sha256, load(run)
+    with pytest.raises(DataError, match=rf"old\.npy: .*{published_by[:12]}.*{growing.tokenizer.model_sha256[:12]}"):
         growing.extend(growing.array)
 
 
 def test_extend_refuses_a_missing_file(growing: GrowingCatalogue) -> None:
     growing.old = growing.old.with_name("gone.npy")
-    with pytest.raises(DataError, match=r"gone\.npy: does not exist"):
+    with pytest.raises(DataError, match=r"gone\.npy: .*exist"):
         growing.extend(growing.array)

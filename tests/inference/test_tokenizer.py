@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, mean_squared_error, r2_score
 
 from tests import CONV1D, CONV2D, IDENTITY, MLP, QUERIES, TRANSFORMER, Block, files, make_run, normal, save
+from tests.cli import mentions
 from tests.conftest import TrainedRun
 from vqtool import load
 from vqtool.errors import CheckpointError, DataError
@@ -21,6 +22,7 @@ from vqtool.inference.encode import encode_file
 from vqtool.inference.tokenizer import EvaluationReport, Tokenizer, to_tensor
 from vqtool.metrics.collisions import IdCounts
 from vqtool.models.chunks import chunk_rows
+from vqtool.quantizers import sinkhorn, vector
 from vqtool.runs.model_file import read_model
 from vqtool.runs.run_directory import RunDirectory
 
@@ -53,15 +55,15 @@ def save_codebook(tokenizer: Tokenizer, run: Path) -> Tokenizer:
 def test_indices_of_near_ties_do_not_depend_on_batch_size(
     tmp_path: Path, encoder: Block, shape: tuple[int, ...]
 ) -> None:
-    # Few distinct rows, each at many num_tokens of a chunk: rounding that depends on the position would be detected.
+    # Few distinct rows, each at many positions of a chunk: rounding that depends on the position would be detected.
     array = np.tile(normal(20, *shape), (40, *[1] * len(shape)))[np.random.default_rng(1).permutation(800)]
     run = make_run(tmp_path, array, encoder)
     tokenizer = save_codebook(on_near_ties(load(run), array), run)
     assert len(array) > 2 * chunk_rows(tokenizer.model, tokenizer.spec.size)
     for batch_size in (1, 300, 999, 1 << 20):
         encode_file(tokenizer, tmp_path / f"{batch_size}.npy", batch_size=batch_size)
-    one = files(tmp_path / "1.npy")
-    assert all(files(tmp_path / f"{size}.npy") == one for size in (300, 999, 1 << 20))
+    reference = files(tmp_path / "1.npy")
+    assert all(files(tmp_path / f"{size}.npy") == reference for size in (300, 999, 1 << 20))
     assert torch.equal(tokenizer.encode(array), torch.from_numpy(np.load(tmp_path / "1.npy")).long())
 
 
@@ -77,22 +79,19 @@ def test_float32_midpoints_get_the_nearest_code_in_float64(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("encoder", [CONV2D, TRANSFORMER, IDENTITY], ids=lambda encoder: encoder["kind"])
-def test_every_encoder_input_is_one_aligned_chunk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: Block
-) -> None:
-    monkeypatch.setattr("vqtool.models.chunks._MAX_TOKENS_PER_CHUNK", 160)
-    array = normal(45, 1, 6, 6)
+def test_every_encoder_input_is_one_aligned_chunk(tmp_path: Path, encoder: Block) -> None:
+    array = normal(2100, 1, 6, 6)
     tokenizer = load(make_run(tmp_path, array, encoder, normalize="none"))
     rows = chunk_rows(tokenizer.model, (6, 6))
-    assert rows == {"conv2d": 16, "transformer": 32, "identity": 4}[encoder["kind"]]
-    padded = np.zeros((-(-45 // rows) * rows, 1, 6, 6), dtype=np.float32)
-    padded[:45] = array
+    assert rows == {"conv2d": 256, "transformer": 1024, "identity": 64}[encoder["kind"]]
+    padded = np.zeros((-(-2100 // rows) * rows, 1, 6, 6), dtype=np.float32)
+    padded[:2100] = array
     encoder_inputs: list[torch.Tensor] = []
     tokenizer.model.encoder.register_forward_pre_hook(lambda module, args: encoder_inputs.append(args[0].clone()))
     uses: dict[str, Callable[[], object]] = {
         "one": lambda: encode_file(tokenizer, tmp_path / "one.npy", batch_size=1),
         "some": lambda: encode_file(tokenizer, tmp_path / "some.npy", batch_size=rows + 1),
-        "all": lambda: encode_file(tokenizer, tmp_path / "all.npy", batch_size=999),
+        "all": lambda: encode_file(tokenizer, tmp_path / "all.npy", batch_size=9999),
         "in Python": lambda: tokenizer.encode(array),
         "eval": lambda: tokenizer.evaluate(str(tmp_path / "data.npy")),
         "inspect": lambda: tokenizer.count_codes(str(tmp_path / "data.npy")),
@@ -114,24 +113,21 @@ def test_chunk_rows_of_mlp_tokenizers(tmp_path: Path, num_tokens: int) -> None:
 
 def test_indices_do_not_depend_on_the_position_in_a_chunk(trained: TrainedRun) -> None:
     tokenizer = load(trained.folder)
-    whole = tokenizer.encode(trained.array)
-    assert torch.equal(tokenizer.encode(trained.array[::-1].copy()), whole.flip(0))
-    assert torch.equal(torch.cat([tokenizer.encode(row[None]) for row in trained.array[:5]]), whole[:5])
+    indices = tokenizer.encode(trained.array)
+    assert torch.equal(tokenizer.encode(trained.array[::-1].copy()), indices.flip(0))
+    assert torch.equal(torch.cat([tokenizer.encode(row[None]) for row in trained.array[:5]]), indices[:5])
 
 
 def test_training_and_encoding_share_one_search(trained: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vqtool.quantizers import sinkhorn as balance
-    from vqtool.quantizers import vector
-
-    searched: list[int] = []
+    searched_sizes: list[int] = []
     search = vector.nearest_codes
 
-    def counted(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-        searched.append(len(vectors))
+    def recording_search(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+        searched_sizes.append(len(vectors))
         return search(vectors, codebook)
 
-    monkeypatch.setattr(vector, "nearest_codes", counted)
-    monkeypatch.setattr(balance, "nearest_codes", counted)
+    monkeypatch.setattr(vector, "nearest_codes", recording_search)
+    monkeypatch.setattr(sinkhorn, "nearest_codes", recording_search)
     tokenizer = load(trained.folder)
     rows = chunk_rows(tokenizer.model, (8, 8))
     array = np.resize(trained.array, (rows, 1, 8, 8))
@@ -139,7 +135,7 @@ def test_training_and_encoding_share_one_search(trained: TrainedRun, monkeypatch
     in_training = tokenizer.model(torch.from_numpy(array)).quantizer.indices
     tokenizer.model.quantizer.discard()
     assert torch.equal(tokenizer.encode(array), in_training)
-    assert searched == [rows * 16, rows * 16]
+    assert searched_sizes == [rows * 16, rows * 16]
 
 
 # Round trips
@@ -197,8 +193,8 @@ def as_numpy(array: NDArray[Any] | torch.Tensor) -> NDArray[Any]:
 
 
 def test_decoded_rows_have_the_shape_and_dtype_of_the_data(case: Case) -> None:
-    like = as_numpy(case.array)
-    assert (case.decoded.shape, case.decoded.dtype) == (like.shape, like.dtype)
+    array = as_numpy(case.array)
+    assert (case.decoded.shape, case.decoded.dtype) == (array.shape, array.dtype)
 
 
 def test_encode_and_decode_equal_the_files(case: Case) -> None:
@@ -208,8 +204,8 @@ def test_encode_and_decode_equal_the_files(case: Case) -> None:
     assert indices.dtype == torch.int64
     assert stored.dtype == np.uint8
     assert np.array_equal(indices.numpy(), stored)
-    for given in (indices, stored, indices.to(torch.int32), np.load(case.tokens, mmap_mode="r")):
-        decoded = tokenizer.decode(given)
+    for tokens in (indices, stored, indices.to(torch.int32), np.load(case.tokens, mmap_mode="r")):
+        decoded = tokenizer.decode(tokens)
         assert decoded.dtype == to_tensor(case.array).dtype
         assert np.array_equal(as_numpy(decoded), case.decoded)
 
@@ -286,14 +282,11 @@ def test_counts_of_the_best_validation_pass_are_saved(trained: TrainedRun) -> No
     assert sum(counts[0]) == 6 * 16
 
 
-@pytest.mark.parametrize("max_tokens", [1 << 12, 1 << 6])  # one chunk, several chunks
-def test_count_codes_counts_the_indices_of_encode(
-    trained: TrainedRun, monkeypatch: pytest.MonkeyPatch, max_tokens: int
-) -> None:
-    monkeypatch.setattr("vqtool.models.chunks._MAX_TOKENS_PER_CHUNK", max_tokens)
-    tokenizer = load(trained.folder)
-    expected = torch.bincount(tokenizer.encode(trained.array).flatten(), minlength=16)
-    counter = tokenizer.count_codes(str(trained.data))
+@pytest.mark.parametrize("rows", [60, 600], ids=["one chunk", "three chunks"])
+def test_count_codes_counts_the_indices_of_encode(trained: TrainedRun, tmp_path: Path, rows: int) -> None:
+    tokenizer, array = load(trained.folder), np.resize(trained.array, (rows, 1, 8, 8))
+    expected = torch.bincount(tokenizer.encode(array).flatten(), minlength=16)
+    counter = tokenizer.count_codes(str(save(tmp_path, array)))
     assert [level.counts for level in counter.levels] == [expected.tolist()]
     assert counter.distinct is None
 
@@ -351,10 +344,7 @@ def test_unsupported_rows_are_refused_with_both_shapes(
     ):
         with pytest.raises(DataError) as error:
             use()
-        assert str(error.value).startswith(
-            f"{what}: rows have shape {other}, but the model was trained on rows of shape"
-        )
-        assert str(shape) in str(error.value)
+        assert mentions(str(error.value), f"{what}: ... {other} ... {shape}")
     assert not out.exists()
 
 
@@ -394,7 +384,7 @@ def test_nan_and_infinity_are_refused(trained: TrainedRun, tmp_path: Path, bad: 
 def test_values_beyond_float32_are_refused(trained: TrainedRun) -> None:
     array = trained.array.astype(np.float64)
     array[3, 0, 0, 0] = 1e300
-    with pytest.raises(DataError, match=r"encode: row 3 .*infinite in float32"):
+    with pytest.raises(DataError, match=r"encode: row 3 .*float32"):
         load(trained.folder).encode(array)
 
 
@@ -415,10 +405,10 @@ def test_values_and_classes_are_not_interchangeable(tmp_path: Path) -> None:
     (tmp_path / "classes").mkdir()
     (tmp_path / "values").mkdir()
     classes = load(make_run(tmp_path / "classes", integers(5, 24, 4, 4, dtype=np.int64), CONV2D))
-    with pytest.raises(DataError, match=r"encode: dtype float32 .*trained on classes \(int64\)"):
+    with pytest.raises(DataError, match=r"encode: .*float32.*int64"):
         classes.encode(normal(5, 4, 4))
     values = load(make_run(tmp_path / "values", normal(24, 4, 4), CONV2D, layout="HW"))
-    with pytest.raises(DataError, match=r"encode: dtype int64 .*trained on values \(float32\)"):
+    with pytest.raises(DataError, match=r"encode: .*int64.*float32"):
         values.encode(integers(5, 24, 4, 4, dtype=np.int64))
 
 
@@ -437,7 +427,7 @@ def test_indices_do_not_depend_on_dtype_or_byte_order(trained: TrainedRun) -> No
 def test_indices_of_another_shape_are_refused_with_both_shapes(trained: TrainedRun, shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError) as error:
         load(trained.folder).decode(np.zeros(shape, dtype=np.int64))
-    assert str(error.value) == f"decode: expected indices of shape (N, 16), got {shape}"
+    assert mentions(str(error.value), f"decode: ... (N, 16) ... {shape}")
 
 
 @pytest.mark.parametrize("row_shape", [(3, 8, 8), (1, 8, 9), (8, 8), (1, 8, 8, 1)])
@@ -511,7 +501,7 @@ def test_product_quantizer_needs_all_groups(tmp_path: Path) -> None:
     indices = tokenizer.encode(normal(40, 6))
     assert torch.equal(tokenizer.decode(indices, levels=2), tokenizer.decode(indices))
     for use in (tokenizer.decode, tokenizer.embed):
-        with pytest.raises(DataError, match=r": levels: only a residual quantizer .*use 2 \(got 1\)$"):
+        with pytest.raises(DataError, match=r": levels: .*residual .*2.*1"):
             use(indices, levels=1)
 
 
@@ -519,7 +509,7 @@ def test_product_quantizer_needs_all_groups(tmp_path: Path) -> None:
 def test_embed_requires_indices_of_all_levels(catalogue: TrainedRun, shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError) as error:
         load(catalogue.folder).embed(np.zeros(shape, dtype=np.int64), levels=1)
-    assert str(error.value) == f"embed: expected indices of shape (N, 1, 2), got {shape}"
+    assert mentions(str(error.value), f"embed: ... (N, 1, 2) ... {shape}")
 
 
 @pytest.mark.parametrize("bad", [4, -1])
@@ -559,7 +549,7 @@ def test_distinct_ids_of_the_best_validation_pass_are_saved(catalogue: TrainedRu
 
 
 def test_missing_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"nothing: not a run: the directory does not exist"):
+    with pytest.raises(CheckpointError, match=r"nothing: not a run"):
         load(tmp_path / "nothing")
 
 
@@ -574,24 +564,24 @@ def test_encode_needs_config_and_model_only(trained: TrainedRun, tmp_path: Path)
     assert torch.equal(load(str(copy_run(trained, tmp_path))).encode(trained.array), expected)
 
 
-def test_a_run_without_a_model_is_refused(trained: TrainedRun, tmp_path: Path) -> None:
+def test_run_without_a_model_is_refused(trained: TrainedRun, tmp_path: Path) -> None:
     (copy_run(trained, tmp_path) / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"has no model.safetensors yet; .*training\.validate_every"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors.*training\.validate_every"):
         load(tmp_path)
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:100], lambda b: b"", lambda b: b"\xff" * len(b), lambda b: b[:-1]])
-def test_a_damaged_model_is_refused(trained: TrainedRun, tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+def test_damaged_model_is_refused(trained: TrainedRun, tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     model = copy_run(trained, tmp_path) / "model.safetensors"
     model.write_bytes(damage(model.read_bytes()))
-    with pytest.raises(CheckpointError, match=r"model.safetensors: damaged"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged"):
         load(tmp_path)
 
 
-def test_a_model_of_another_config_is_refused(trained: TrainedRun, tmp_path: Path) -> None:
+def test_model_of_another_config_is_refused(trained: TrainedRun, tmp_path: Path) -> None:
     config = copy_run(trained, tmp_path) / "config.yaml"
     config.write_text(config.read_text().replace("codebook_size: 16", "codebook_size: 8"))
-    with pytest.raises(CheckpointError, match=r"model.safetensors: .*do not match .*config.yaml"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: .*config\.yaml"):
         load(tmp_path)
 
 
