@@ -65,10 +65,10 @@ def explain(levels: Sequence[Usage], sample_kind: str | None = None, batch_token
         sample_kind: "images", "grids", "sequences" or "vectors"; None if unknown.
         batch_tokens: tokens of a training batch; None: explain with a batch of 256 tokens.
     """
-    first, *others = levels
-    sentences = _explain_level(first, sample_kind, batch_tokens, " of level 0" if others else "")
+    first, *later_levels = levels
+    sentences = _explain_level(first, sample_kind, batch_tokens, " of level 0" if later_levels else "")
     levels_by_position: dict[str, list[int]] = {}
-    for level, usage in enumerate(others, 1):
+    for level, usage in enumerate(later_levels, 1):
         if usage.codebook_size > 1 and usage.tokens > 1:
             levels_by_position.setdefault(_position_in_range(usage), []).append(level)
     positions = "; ".join(
@@ -90,11 +90,11 @@ def _explain_level(usage: Usage, sample_kind: str | None, batch_tokens: int | No
         return ["Only one token was counted. Count more data to measure usage and perplexity."]
     uniform = format_code_count(expected_perplexity(size, usage.tokens))
     low, high = map(format_code_count, healthy_perplexity_range(usage))
-    few = f"{tokens} are few for {size:,} codes: count more data before you judge dead codes. "
+    hint = f"{tokens} are few for {size:,} codes: count more data before you judge dead codes. "
     sentences = [
         f"The perplexity{level_suffix} is {usage.perplexity:,.1f} of K = {size:,}: {usage.entropy_bits:.2f} bits "
         f"per token, as many as {usage.perplexity:,.1f} uniformly used codes would have.",
-        f"{few if usage.tokens < _MIN_TOKENS_PER_CODE * size else ''}Uniform usage would give a perplexity of about "
+        f"{hint if usage.tokens < _MIN_TOKENS_PER_CODE * size else ''}Uniform usage would give a perplexity of about "
         f"{uniform} and {usage.expected_used:,.0f} used codes with {tokens}. Trained codebooks on natural data usually "
         f"reach 0.5 to 0.9 of that perplexity, here {low} to {high}. This codebook is {_position_in_range(usage)}.",
     ]

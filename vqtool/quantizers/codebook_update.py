@@ -193,7 +193,7 @@ class SimVQCodebook(GradientCodebook):
     The codebook loss trains W, as does the entropy loss where it has a weight. Every step thus moves every code, with
     or without hits (SimVQ: Zhu et al. 2024, "Addressing Representation Collapse in Vector Quantized Models with One
     Linear Layer", eq. 6). At first B is normal with standard deviation 1 / sqrt(D), and W the identity. `init_codes`
-    sets B to the codes and W to the identity; `replace` sets rows of B. There is no `weight`.
+    sets B to the codes and W to the identity; `replace` sets rows of B. It has no attribute `weight`.
 
     Attributes:
         basis: (K, D) B, a buffer.

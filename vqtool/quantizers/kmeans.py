@@ -119,12 +119,12 @@ class KMeansSpeed(NamedTuple):
         noise = noise.to(codes)
         inputs = codes[torch.arange(len(noise), device=codes.device) % len(codes)] + codes.std(correction=0) * noise
         nearest_codes(inputs[:1], codes).cpu()  # the first call compiles or loads kernels
-        began = clock()
+        start_time = clock()
         nearest_codes(inputs[:num_assigned], codes).cpu()
-        between = clock()
+        assignment_end = clock()
         distances, number = noise[:num_seeded, 0].square(), _codes_per_round(len(codes))
         _seeding_round(inputs[:num_seeded], distances, number, Generator().manual_seed(0))[1].cpu()
-        return cls((between - began) / num_assigned, (clock() - between) / num_seeded)
+        return cls((assignment_end - start_time) / num_assigned, (clock() - assignment_end) / num_seeded)
 
     def seconds(self, num_vectors: int, codebook_size: int, dim: int) -> float:
         """Return an upper estimate of the seconds of `kmeans` with its default arguments; 0 if codes are only drawn."""
@@ -296,10 +296,10 @@ def _exchange(
     spread = (errors[split] / counts / codes.shape[1]).sqrt()
     noise = torch.randn(number, codes.shape[1], generator=generator).to(codes)
     advance(len(vectors))
-    grown = _lloyd(vectors, torch.cat([codes, codes[split] + 0.5 * spread[:, None] * noise]), iterations, advance)
-    remaining = _codes_to_keep(vectors, grown, len(codes))
+    extended = _lloyd(vectors, torch.cat([codes, codes[split] + 0.5 * spread[:, None] * noise]), iterations, advance)
+    remaining = _codes_to_keep(vectors, extended, len(codes))
     advance(len(vectors))
-    return _lloyd(vectors, grown[remaining], iterations, advance)
+    return _lloyd(vectors, extended[remaining], iterations, advance)
 
 
 def _codes_to_keep(vectors: Tensor, codes: Tensor, number: int) -> Tensor:

@@ -37,8 +37,8 @@ def rerank_exact(
     """
     limits = scores.amin(dim=1) + tolerance
     is_candidate = scores <= limits.where(limits.isfinite(), torch.nan)[:, None]
-    few = is_candidate.sum(dim=1) <= MAX_CANDIDATES
-    rows, codes = (is_candidate & few[:, None]).nonzero().unbind(dim=1)
+    has_few_candidates = is_candidate.sum(dim=1) <= MAX_CANDIDATES
+    rows, codes = (is_candidate & has_few_candidates[:, None]).nonzero().unbind(dim=1)
     distances = _distances(vectors, codebook, rows, codes, elements_per_block)
     smallest = distances.new_full((len(vectors),), torch.inf).scatter_reduce(0, rows, distances, "amin")
     is_nearest = distances <= smallest.index_select(0, rows)

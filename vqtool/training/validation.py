@@ -177,7 +177,8 @@ def codebook_metrics(
 ) -> dict[str, float]:
     """Return metrics of the positions and the hits of the codes, by tag.
 
-    Tags are `codebook/error` for one level, and `codebook/level_0/error` for several; likewise for the others:
+    Tags are `codebook/error` for one level, and `codebook/level_0/error` for several. The other tags follow
+    this pattern:
 
     - `error`: mean squared quantization error over the variance of the level's latents.
     - `spread`, `outside`, `duplicates`, `halving`: positions of learned codes, see `codebook_statistics`.

@@ -36,7 +36,7 @@ _MAX_CODE_FRACTION = 0.3
 # With 100 tokens a fraction of 0.3 is accurate to 0.1, two standard deviations.
 _MIN_TOKENS_FOR_CODE_FRACTION = 100
 # Relative perplexity of the other codes above which a dominant code can be due to the data.
-_MIN_RELATIVE_PERPLEXITY_OF_OTHERS = 0.3
+_MIN_RELATIVE_PERPLEXITY_OF_OTHER_CODES = 0.3
 
 _IF_SHARED = "the file does not record whether its levels share a codebook; if they do, that codebook"
 
@@ -108,15 +108,17 @@ def dominant_code(evidence: Evidence) -> Iterator[Finding]:
         measurable = usage.codebook_size >= _MIN_CODEBOOK_SIZE and usage.tokens >= _MIN_TOKENS_FOR_CODE_FRACTION
         if not (measurable and fraction > _MAX_CODE_FRACTION):
             continue
-        others = usage_from_counts(torch.tensor(usage.counts[:code] + usage.counts[code + 1 :]))
-        others_even = others.tokens > 1 and _relative_perplexity(others) > _MIN_RELATIVE_PERPLEXITY_OF_OTHERS
+        other_codes = usage_from_counts(torch.tensor(usage.counts[:code] + usage.counts[code + 1 :]))
+        other_codes_even = (
+            other_codes.tokens > 1 and _relative_perplexity(other_codes) > _MIN_RELATIVE_PERPLEXITY_OF_OTHER_CODES
+        )
         yield Finding(
             "dominant_code",
-            "note" if others_even else "warning",
+            "note" if other_codes_even else "warning",
             f"code {code}{evidence.codebook_suffix(level)} has {fraction:.0%} of all tokens",
             {"level": level, "code": code, "share": fraction},
             "much of the data is nearly identical, such as background, silence or padding; this can be correct"
-            if others_even
+            if other_codes_even
             else f"much of the data is nearly identical, or {_concentration_cause(evidence)}",
             (*raise_entropy_weight(evidence), *move_codes_to_latents(evidence)),
         )
