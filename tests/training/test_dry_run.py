@@ -141,15 +141,15 @@ def test_dry_run_does_not_affect_training(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"encoder": {"kind": "conv2d"}}, ConfigError, r"model\.encoder\.kind: conv2d takes images"),
+        ({"encoder": {"kind": "conv2d"}}, ConfigError, r"model\.encoder\.kind: conv2d"),
         (
             {"loss": {"reconstruction": "cross_entropy"}},
             ConfigError,
-            r"loss\.reconstruction: cross_entropy .* continuous values",
+            r"loss\.reconstruction: cross_entropy",
         ),
-        ({"data": {"layout": "CHW"}}, DataError, r"data\.layout: CHW .* 3 axes.*\(4,\)"),
-        ({"data": {"channels": 5}}, DataError, r"data\.channels is 5, but the array has 4"),
-        ({"array": np.full((9, 4), np.nan)}, DataError, r"data\.npy: row 0 contains NaN"),
+        ({"data": {"layout": "CHW"}}, DataError, r"data\.layout: CHW .*\(4,\)"),
+        ({"data": {"channels": 5}}, DataError, r"data\.channels .*5.*4"),
+        ({"array": np.full((9, 4), np.nan)}, DataError, r"data\.npy: row 0 .*NaN"),
     ],
 )
 def test_dry_run_raises_the_errors_of_training(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.cli import mentions
 from tests.conftest import TrainedRun
 from tests.training import logged_metrics, tiny_settings
 from vqtool.runs.run_directory import RunDirectory
@@ -140,7 +141,7 @@ def test_damaged_event_file_is_reported_but_not_a_truncated_record(
     with MetricLogs(run, 3, lines.append):
         pass
     assert len(lines) == expected_lines
-    assert all("damaged after" in line for line in lines)
+    assert all(mentions(line, f"{path.name}: ... damaged") for line in lines)
     assert read_events(run.folder).Scalars("loss/tota1")[0].value == 1
 
 

@@ -83,9 +83,9 @@ def test_model_is_on_the_configured_device(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_errors_name_key_or_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"model\.encoder\.kind: conv1d takes sequences"):
+    with pytest.raises(ConfigError, match=r"model\.encoder\.kind: conv1d"):
         set_up(tiny_settings(tmp_path, encoder={"kind": "conv1d"}))
-    with pytest.raises(ConfigError, match=r"loss\.reconstruction: cross_entropy .* continuous values"):
+    with pytest.raises(ConfigError, match=r"loss\.reconstruction: cross_entropy"):
         set_up(tiny_settings(tmp_path, loss={"reconstruction": "cross_entropy"}))
     settings = tiny_settings(tmp_path)
     (tmp_path / "data.npy").unlink()

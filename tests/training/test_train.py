@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.cli import mentions
 from tests.training import (
     CODEBOOK_LOSS,
     ENTROPY,
@@ -45,7 +47,7 @@ def stop(
     """Train, or resume, up to a step."""
     with monkeypatch.context() as patch:
         stop_in_step(patch, step, number)
-        with pytest.raises(Stopped, match=f"after step {step}; checkpoint saved"):
+        with pytest.raises(Stopped, match=rf"step {step}\b.*checkpoint"):
             train(settings, folder, resume=True)
 
 
@@ -71,7 +73,7 @@ def test_same_config_gives_byte_identical_models(
     tmp_path: Path, encoder: dict[str, Any], array: Any, update: dict[str, Any], loss: dict[str, float]
 ) -> None:
     models = []
-    for name, seed in (("first", 0), ("second", 0), ("other", 1)):
+    for name, seed in (("first", 0), ("second", 0), ("another seed", 1)):
         train(
             tiny_settings(tmp_path, array, encoder=encoder, update=update, loss=loss, seed=seed, steps=4),
             tmp_path / name,
@@ -104,73 +106,82 @@ def test_resume_is_byte_identical(
     step: int,
 ) -> None:
     settings = tiny_settings(tmp_path, encoder=encoder, update=update, loss=loss)
-    straight = train(settings, tmp_path / "straight")
+    uninterrupted = train(settings, tmp_path / "uninterrupted")
     stop(settings, tmp_path / "resumed", monkeypatch, step)
     lines: list[str] = []
     resumed = train(settings, tmp_path / "resumed", resume=True, log=lines.append)
-    assert f"{tmp_path / 'resumed'}: resumed from step {step}" in lines
-    assert without_seconds(resumed) == without_seconds(straight)
+    assert any(mentions(line, f"{tmp_path / 'resumed'}: ... resumed ... step {step}") for line in lines)
+    assert without_seconds(resumed) == without_seconds(uninterrupted)
     assert (
-        RunDirectory(tmp_path / "resumed").model.read_bytes() == RunDirectory(tmp_path / "straight").model.read_bytes()
+        RunDirectory(tmp_path / "resumed").model.read_bytes()
+        == RunDirectory(tmp_path / "uninterrupted").model.read_bytes()
     )
-    states = [read_checkpoint(tmp_path / name, 8) for name in ("resumed", "straight")]
+    states = [read_checkpoint(tmp_path / name, 8) for name in ("resumed", "uninterrupted")]
     for name in ("model", "optimizer", "last_validation", "step"):
         assert_equal_states(states[0][name], states[1][name])
-    assert reproducible_log(tmp_path / "resumed") == reproducible_log(tmp_path / "straight")
+    assert reproducible_log(tmp_path / "resumed") == reproducible_log(tmp_path / "uninterrupted")
 
 
 def test_run_can_be_stopped_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = tiny_settings(tmp_path, steps=4)
-    train(settings, tmp_path / "straight")
+    train(settings, tmp_path / "uninterrupted")
     for step in (1, 2, 3):
         stop(settings, tmp_path / "run", monkeypatch, step, signal.SIGINT)
     train(settings, tmp_path / "run", resume=True)
-    assert RunDirectory(tmp_path / "run").model.read_bytes() == RunDirectory(tmp_path / "straight").model.read_bytes()
+    assert (
+        RunDirectory(tmp_path / "run").model.read_bytes() == RunDirectory(tmp_path / "uninterrupted").model.read_bytes()
+    )
     assert [line["step"] for line in logged_metrics(tmp_path / "run")] == [1, 2, 3, 4]
 
 
 def test_killed_run_resumes_from_its_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = tiny_settings(tmp_path)
-    train(settings, tmp_path / "straight")
+    train(settings, tmp_path / "uninterrupted")
     with monkeypatch.context() as patch:
         raise_before_step(patch, 5, KeyboardInterrupt)
         with pytest.raises(KeyboardInterrupt):
             train(settings, tmp_path / "run")
     assert [line["step"] for line in logged_metrics(tmp_path / "run")] == [1, 2, 3, 4]
     train(settings, tmp_path / "run", resume=True)
-    assert reproducible_log(tmp_path / "run") == reproducible_log(tmp_path / "straight")
-    assert RunDirectory(tmp_path / "run").model.read_bytes() == RunDirectory(tmp_path / "straight").model.read_bytes()
+    assert reproducible_log(tmp_path / "run") == reproducible_log(tmp_path / "uninterrupted")
+    assert (
+        RunDirectory(tmp_path / "run").model.read_bytes() == RunDirectory(tmp_path / "uninterrupted").model.read_bytes()
+    )
 
 
 def test_run_killed_before_its_first_checkpoint_restarts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = tiny_settings(tmp_path)
-    train(settings, tmp_path / "straight")
+    train(settings, tmp_path / "uninterrupted")
     with monkeypatch.context() as patch:
         patch.setattr(BatchOrder, "batch", lambda order, at: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train(settings, tmp_path / "run")
     train(settings, tmp_path / "run", resume=True)
-    assert RunDirectory(tmp_path / "run").model.read_bytes() == RunDirectory(tmp_path / "straight").model.read_bytes()
+    assert (
+        RunDirectory(tmp_path / "run").model.read_bytes() == RunDirectory(tmp_path / "uninterrupted").model.read_bytes()
+    )
 
 
 def test_extended_run_equals_a_run_of_that_length(tmp_path: Path) -> None:
-    train(tiny_settings(tmp_path, schedule="constant", validate_every=2), tmp_path / "straight")
+    train(tiny_settings(tmp_path, schedule="constant", validate_every=2), tmp_path / "uninterrupted")
     train(tiny_settings(tmp_path, schedule="constant", validate_every=2, steps=4), tmp_path / "run")
     summary = train(tiny_settings(tmp_path, schedule="constant", validate_every=2), tmp_path / "run", resume=True)
     assert summary["steps"] == 8
     for name in ("model", "optimizer", "last_validation"):
-        assert_equal_states(read_checkpoint(tmp_path / "run", 8)[name], read_checkpoint(tmp_path / "straight", 8)[name])
-    assert reproducible_log(tmp_path / "run") == reproducible_log(tmp_path / "straight")
+        assert_equal_states(
+            read_checkpoint(tmp_path / "run", 8)[name], read_checkpoint(tmp_path / "uninterrupted", 8)[name]
+        )
+    assert reproducible_log(tmp_path / "run") == reproducible_log(tmp_path / "uninterrupted")
     assert RunDirectory(tmp_path / "run").settings().training.steps == 8
 
 
 def test_intervals_do_not_affect_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train(tiny_settings(tmp_path), tmp_path / "straight")
+    train(tiny_settings(tmp_path), tmp_path / "uninterrupted")
     stop(tiny_settings(tmp_path), tmp_path / "run", monkeypatch, 3)
     intervals = {"log_every": 2, "validate_every": 4, "checkpoint_every": 5}
     train(tiny_settings(tmp_path, **intervals), tmp_path / "run", resume=True)
     assert_equal_states(
-        read_checkpoint(tmp_path / "run", 8)["model"], read_checkpoint(tmp_path / "straight", 8)["model"]
+        read_checkpoint(tmp_path / "run", 8)["model"], read_checkpoint(tmp_path / "uninterrupted", 8)["model"]
     )
     assert [line["step"] for line in logged_metrics(tmp_path / "run")] == [1, 2, 3, 4, 6, 8]
 
@@ -222,7 +233,7 @@ def test_existing_run_is_an_error(tmp_path: Path) -> None:
 
 def test_overwrite_replaces_the_run_but_no_other_files(tmp_path: Path) -> None:
     train(tiny_settings(tmp_path, steps=4, checkpoint_every=1), tmp_path / "run")
-    (tmp_path / "run" / "notes.txt").write_text("mine")
+    (tmp_path / "run" / "notes.txt").write_text("notes")
     train(tiny_settings(tmp_path, steps=2, seed=1), tmp_path / "run", overwrite=True)
     train(tiny_settings(tmp_path, steps=2, seed=1), tmp_path / "fresh")
     assert RunDirectory(tmp_path / "run").model.read_bytes() == RunDirectory(tmp_path / "fresh").model.read_bytes()
@@ -230,13 +241,13 @@ def test_overwrite_replaces_the_run_but_no_other_files(tmp_path: Path) -> None:
     assert names == ["step-000000002.json", "step-000000002.pt"]
     assert [line["step"] for line in logged_metrics(tmp_path / "run")] == [1, 2]
     assert len(list((tmp_path / "run").glob("events.*"))) == 1
-    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "run" / "notes.txt").read_text() == "notes"
 
 
 def test_overwrite_with_invalid_settings_keeps_the_run(tmp_path: Path) -> None:
     train(tiny_settings(tmp_path, steps=1), tmp_path / "run")
     before = RunDirectory(tmp_path / "run").model.read_bytes()
-    with pytest.raises(ConfigError, match="conv1d takes sequences"):
+    with pytest.raises(ConfigError, match=r"model\.encoder\.kind: conv1d"):
         train(tiny_settings(tmp_path, encoder={"kind": "conv1d"}), tmp_path / "run", overwrite=True)
     settings = tiny_settings(tmp_path)
     (tmp_path / "data.npy").unlink()
@@ -252,15 +263,15 @@ def test_other_files_with_the_names_of_run_files_are_not_removed(tmp_path: Path,
     (folder / "checkpoints").mkdir(parents=True)
     other_files = [folder / "model.safetensors", folder / "metrics.jsonl", folder / "checkpoints" / "epoch-1.ckpt"]
     for path in other_files:
-        path.write_text("theirs")
+        path.write_text("not of a run")
     with pytest.raises(CheckpointError, match="project"):
         train(tiny_settings(tmp_path, steps=1), folder, resume=resume)
-    assert [path.read_text() for path in other_files] == ["theirs"] * 3
+    assert [path.read_text() for path in other_files] == ["not of a run"] * 3
 
 
 def test_run_directory_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match=r"file/run: cannot be created: .* file; .*--run-dir"):
+    with pytest.raises(CheckpointError, match=r"file/run: .*--run-dir"):
         train(tiny_settings(tmp_path, steps=1), tmp_path / "file" / "run")
 
 
@@ -276,9 +287,9 @@ def test_default_run_directory_is_named_after_the_run(tmp_path: Path, monkeypatc
 
 
 def test_resume_without_a_run_starts_one(tmp_path: Path) -> None:
-    train(tiny_settings(tmp_path, steps=2), tmp_path / "straight")
+    train(tiny_settings(tmp_path, steps=2), tmp_path / "fresh")
     train(tiny_settings(tmp_path, steps=2), tmp_path / "run", resume=True)
-    assert RunDirectory(tmp_path / "run").model.read_bytes() == RunDirectory(tmp_path / "straight").model.read_bytes()
+    assert RunDirectory(tmp_path / "run").model.read_bytes() == RunDirectory(tmp_path / "fresh").model.read_bytes()
 
 
 def test_finished_run_without_checkpoints_cannot_be_extended(tmp_path: Path) -> None:
@@ -286,7 +297,7 @@ def test_finished_run_without_checkpoints_cannot_be_extended(tmp_path: Path) -> 
     model = RunDirectory(tmp_path / "run").model.read_bytes()
     for path in RunDirectory(tmp_path / "run").checkpoint_files():
         path.unlink()
-    with pytest.raises(CheckpointError, match=r"/run: .*no checkpoint .*--overwrite"):
+    with pytest.raises(CheckpointError, match=r"/run: .*checkpoint .*--overwrite"):
         train(tiny_settings(tmp_path, steps=4), tmp_path / "run", resume=True)
     assert RunDirectory(tmp_path / "run").model.read_bytes() == model
 
@@ -301,7 +312,7 @@ def test_interrupted_extension_has_no_summary(tmp_path: Path, monkeypatch: pytes
 def test_overwrite_killed_at_any_point_can_be_resumed(tmp_path: Path, kills: int) -> None:
     settings = tiny_settings(tmp_path, steps=2, checkpoint_every=1)
     train(settings, tmp_path / "run")
-    train(settings, tmp_path / "straight")
+    train(settings, tmp_path / "uninterrupted")
     remaining = [kills]
 
     def exit_at_event(event: str, arguments: Any) -> None:
@@ -317,7 +328,9 @@ def test_overwrite_killed_at_any_point_can_be_resumed(tmp_path: Path, kills: int
         os._exit(0)
     os.waitpid(child, 0)
     train(settings, tmp_path / "run", resume=True)
-    assert RunDirectory(tmp_path / "run").model.read_bytes() == RunDirectory(tmp_path / "straight").model.read_bytes()
+    assert (
+        RunDirectory(tmp_path / "run").model.read_bytes() == RunDirectory(tmp_path / "uninterrupted").model.read_bytes()
+    )
 
 
 @pytest.mark.parametrize("call", [train, dry_run])
@@ -341,7 +354,7 @@ def test_resume_of_a_finished_run_changes_nothing(tmp_path: Path, steps: int) ->
     assert train(tiny_settings(tmp_path, steps=steps), tmp_path / "run", resume=True, log=lines.append) == summary
     assert len(lines) == 1
     assert lines[0].startswith(f"{tmp_path / 'run'}: ")
-    assert "finished at step 4" in lines[0]
+    assert "step 4" in lines[0]
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
@@ -365,22 +378,19 @@ def test_resume_with_changed_settings_is_an_error_that_lists_them(tmp_path: Path
     with pytest.raises(ConfigError) as error:
         train(changed, tmp_path / "run", resume=True)
     message = str(error.value)
-    assert message.startswith(f"{tmp_path / 'run'}: ")
-    assert "--run-dir" in message
-    for key, before, after in (
-        ("seed", 0, 1),
-        ("model.encoder.width", 8, 9),
-        ("model.quantizer.codebook_dim", 8, 9),
-        ("training.batch_size", 16, 8),
-    ):
-        assert f"{key} was changed from {before} to {after}" in message
-    assert "log_every was" not in message
-    assert "steps was" not in message
+    assert mentions(message, f"{tmp_path / 'run'}: ... --run-dir")
+    assert set(re.findall(r"([\w.]+) [a-z ]* (\d+) to (\d+)", message)) == {
+        ("seed", "0", "1"),
+        ("model.encoder.width", "8", "9"),
+        ("model.quantizer.codebook_dim", "8", "9"),
+        ("model.decoder.width", "8", "9"),
+        ("training.batch_size", "16", "8"),
+    }
 
 
 def test_resume_with_data_of_another_shape_is_an_error(tmp_path: Path) -> None:
     train(tiny_settings(tmp_path, steps=2), tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"data\.channels was changed from 4 to 5"):
+    with pytest.raises(ConfigError, match=r"data\.channels .* 4 to 5"):
         train(tiny_settings(tmp_path, np.zeros((60, 5), dtype=np.float32), steps=3), tmp_path / "run", resume=True)
 
 
@@ -401,8 +411,7 @@ def test_extension_that_differs_from_the_longer_run_logs_the_reasons(tmp_path: P
     train(tiny_settings(tmp_path, steps=4), tmp_path / "run")
     train(tiny_settings(tmp_path, steps=8), tmp_path / "run", resume=True, log=lines.append)
     (line,) = [line for line in lines if "extended" in line]
-    for reason in ("from 4 to 8 steps", "training.schedule: cosine", "initialised before its sample"):
-        assert reason in line
+    assert mentions(line, "4 to 8 ... training.schedule: cosine ... sample")
 
 
 def test_extension_that_equals_the_longer_run_logs_nothing(tmp_path: Path) -> None:
@@ -436,18 +445,20 @@ def test_init_from_loads_the_model_of_another_run(tmp_path: Path, monkeypatch: p
     before, after = best_model_tensors(tmp_path / "first"), best_model_tensors(tmp_path / "second")
     for name in ("encoder.net.0.weight", "data_io.mean", "quantizer.initializer.done"):
         assert torch.allclose(before[name], after[name]), name
-    assert any(line.startswith(f"model initialised from {tmp_path / 'first'}, step 8 ") for line in lines)
+    assert any(mentions(line, f"{tmp_path / 'first'} ... step 8") for line in lines)
     assert RunDirectory(tmp_path / "second").settings().training.init_from == str(tmp_path / "first")
 
 
 def test_resume_does_not_need_the_run_of_init_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(tiny_settings(tmp_path), tmp_path / "first")
     settings = tiny_settings(tmp_path, init_from=str(tmp_path / "first"))
-    train(settings, tmp_path / "straight")
+    train(settings, tmp_path / "uninterrupted")
     stop(settings, tmp_path / "run", monkeypatch, 5)
     shutil.rmtree(tmp_path / "first")
     train(settings, tmp_path / "run", resume=True)
-    assert RunDirectory(tmp_path / "run").model.read_bytes() == RunDirectory(tmp_path / "straight").model.read_bytes()
+    assert (
+        RunDirectory(tmp_path / "run").model.read_bytes() == RunDirectory(tmp_path / "uninterrupted").model.read_bytes()
+    )
 
 
 @pytest.mark.parametrize(
@@ -469,7 +480,7 @@ def test_init_from_with_another_model_or_normalisation_is_an_error(
 def test_missing_init_from_is_an_error_and_keeps_the_run(tmp_path: Path) -> None:
     train(tiny_settings(tmp_path), tmp_path / "run")
     before = RunDirectory(tmp_path / "run").model.read_bytes()
-    with pytest.raises(CheckpointError, match="absent: not a run"):
+    with pytest.raises(CheckpointError, match="absent: "):
         train(tiny_settings(tmp_path, init_from=str(tmp_path / "absent")), tmp_path / "run", overwrite=True)
     assert RunDirectory(tmp_path / "run").model.read_bytes() == before
 
@@ -478,7 +489,7 @@ def test_missing_init_from_is_an_error_and_keeps_the_run(tmp_path: Path) -> None
 
 
 def test_second_process_in_the_same_run_directory_is_an_error(tmp_path: Path) -> None:
-    with RunDirectory(tmp_path / "run").locked(), pytest.raises(CheckpointError, match="another process is training"):
+    with RunDirectory(tmp_path / "run").locked(), pytest.raises(CheckpointError, match="another process"):
         train(tiny_settings(tmp_path), tmp_path / "run")
 
 
@@ -503,5 +514,5 @@ def test_out_of_memory_error_names_keys_to_lower(tmp_path: Path, monkeypatch: py
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr("vqtool.training.step.Stepper.forward", raise_out_of_memory)
-    with pytest.raises(ConfigError, match=r"out of memory; lower training\.batch_size first"):
+    with pytest.raises(ConfigError, match=r"out of memory.*training\.batch_size"):
         train(tiny_settings(tmp_path), tmp_path / "run")

@@ -150,10 +150,10 @@ def test_history_is_complete_after_resuming(tmp_path: Path, script: Any, monkeyp
     last = script[1][-1].history
     assert [metrics["step"] for metrics in last] == [2, 4, 6, 8]
     assert all("codebook/movement" in metrics for metrics in last[1:])
-    (tmp_path / "straight").mkdir()
-    train(settings(tmp_path / "straight"), tmp_path / "straight" / "run")
-    straight = script[1][-1].history
-    for resumed, direct in zip(last, straight, strict=True):
+    (tmp_path / "uninterrupted").mkdir()
+    train(settings(tmp_path / "uninterrupted"), tmp_path / "uninterrupted" / "run")
+    uninterrupted = script[1][-1].history
+    for resumed, direct in zip(last, uninterrupted, strict=True):
         tags = [tag for tag in direct if tag.startswith(("codebook", "validation"))]
         assert [resumed[tag] for tag in tags] == [direct[tag] for tag in tags]
 
@@ -162,7 +162,7 @@ def test_repeated_severe_finding_stops_the_run_with_stop_on_severe(tmp_path: Pat
     """The message names only the finding that both validations have."""
     both = [finding("one", "severe"), finding("two", "severe")]
     script[0].update({4: [finding("one", "severe")], 6: both[1:], 8: both})
-    with pytest.raises(TrainingError, match=r"step 8: .*two consecutive validations \(two is so\); checkpoint saved"):
+    with pytest.raises(TrainingError, match=r"step 8: .*\(two is so\).*checkpoint"):
         train(settings(tmp_path, steps=12, stop_on_severe=True), tmp_path / "run")
     state = load_checkpoint(RunDirectory(tmp_path / "run"), lambda line: None)
     assert state is not None
@@ -187,7 +187,7 @@ def test_severe_findings_during_warmup_do_not_stop_the_run(
     if stop_step is None:
         assert train(run, tmp_path / "run")["best_step"]
         return
-    with pytest.raises(TrainingError, match=f"step {stop_step}: .*two consecutive validations"):
+    with pytest.raises(TrainingError, match=rf"step {stop_step}: .*severe.*one is so"):
         train(run, tmp_path / "run")
 
 
