@@ -113,8 +113,8 @@ def test_integers_without_channels_are_classes(layout: LayoutName, dtype: torch.
 
 
 def test_layouts_with_channels_have_the_same_rank() -> None:
-    found = {layout: layouts_with_channels(layout) for layout in ("T", "HW", "HWC")}
-    assert found == {"T": ["C"], "HW": ["CT", "TC"], "HWC": ["CHW", "HWC"]}
+    actual = {layout: layouts_with_channels(layout) for layout in ("T", "HW", "HWC")}
+    assert actual == {"T": ["C"], "HW": ["CT", "TC"], "HWC": ["CHW", "HWC"]}
 
 
 def _value_spec(layout: LayoutName, dtype: str) -> SampleSpec:

@@ -34,17 +34,17 @@ def model_of(encoder, layout, channels, size):
 def test_chunks_hold_the_rows_in_order_padded_with_zeros(n, rows, shape, dtype):
     x = torch.arange(1, 1 + n * math.prod(shape)).reshape(n, *shape).to(dtype)
     pieces = list(chunks(x, rows))
-    assert [len(piece) for piece, _ in pieces] == [rows] * math.ceil(n / rows)
-    assert [real for _, real in pieces] == [rows] * (n // rows) + [n % rows] * (n % rows > 0)
-    assert torch.equal(torch.cat([piece[:real] for piece, real in pieces]), x)
+    assert [len(chunk) for chunk, _ in pieces] == [rows] * math.ceil(n / rows)
+    assert [num_rows for _, num_rows in pieces] == [rows] * (n // rows) + [n % rows] * (n % rows > 0)
+    assert torch.equal(torch.cat([chunk[:num_rows] for chunk, num_rows in pieces]), x)
     assert not pieces[-1][0][pieces[-1][1] :].any()
-    assert all(piece.dtype == dtype for piece, _ in pieces)
+    assert all(chunk.dtype == dtype for chunk, _ in pieces)
 
 
 def test_padded_chunk_is_a_copy():
     x = torch.arange(5.0)
-    ((piece, _),) = chunks(x, 8)
-    piece += 1
+    ((chunk, _),) = chunks(x, 8)
+    chunk += 1
     assert torch.equal(x, torch.arange(5.0))
 
 
@@ -96,8 +96,8 @@ def test_latents_do_not_depend_on_the_number_of_rows():
     model = model_of({"kind": "conv2d", "width": 8, "downsamples": 1, "res_blocks": 1}, "CHW", 1, (8, 8)).eval()
     x = torch.randn(16, 1, 8, 8)
     with torch.no_grad():
-        ((whole, _),) = chunks(x, 16)
-        expected = model.latents(whole)
+        ((full_chunk, _),) = chunks(x, 16)
+        expected = model.latents(full_chunk)
         for n in (1, 3, 15):
-            ((piece, real),) = chunks(x[:n], 16)
-            assert torch.equal(model.latents(piece)[:real], expected[:n])
+            ((chunk, num_rows),) = chunks(x[:n], 16)
+            assert torch.equal(model.latents(chunk)[:num_rows], expected[:n])

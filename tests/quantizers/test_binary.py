@@ -53,14 +53,14 @@ def test_values_and_indices_follow_an_explicit_loop(spherical, bits, dtype):
 @pytest.mark.parametrize("spherical", [False, True])
 def test_codes_indices_and_losses_agree_with_vector_quantize_pytorch(spherical, temperature, vq_pytorch):
     bits = 6
-    theirs = vq_pytorch.LFQ(dim=bits, spherical=spherical, commitment_loss_weight=1.0).train()
-    mine = (BinarySphericalQuantizer if spherical else LookupFreeQuantizer)(bits, temperature)
+    oracle = vq_pytorch.LFQ(dim=bits, spherical=spherical, commitment_loss_weight=1.0).train()
+    model = (BinarySphericalQuantizer if spherical else LookupFreeQuantizer)(bits, temperature)
     z = vectors(4, 30, bits, dtype=torch.float32)
     scale = bits if spherical else 1  # temperature is relative to the squared value of a dimension, 1 / D on the sphere
     with torch.no_grad():
-        expected, parts = theirs(z, inv_temperature=scale / temperature, return_loss_breakdown=True)
-    output = mine(z)
-    (level,) = mine.statistics(z, output.indices)
+        expected, parts = oracle(z, inv_temperature=scale / temperature, return_loss_breakdown=True)
+    output = model(z)
+    (level,) = model.statistics(z, output.indices)
     assert torch.equal(reversed_bits(output.indices, bits), expected.indices.long())
     torch.testing.assert_close(output.quantized, expected.quantized)
     torch.testing.assert_close(output.commitment_loss, parts.commitment)
@@ -98,12 +98,12 @@ def test_spherical_gradients_include_the_normalisation():
     z = vectors(20, 5).requires_grad_()
     output = BinarySphericalQuantizer(5)(z)
     output_grad = vectors(20, 5, seed=2)
-    (mine,) = torch.autograd.grad(output.quantized, [z], output_grad)
+    (gradient,) = torch.autograd.grad(output.quantized, [z], output_grad)
     fixed = z.detach()
     for n in range(20):
         norm = fixed[n].norm()
         unit = fixed[n] / norm
-        torch.testing.assert_close(mine[n], (output_grad[n] - unit * (unit @ output_grad[n])) / norm)
+        torch.testing.assert_close(gradient[n], (output_grad[n] - unit * (unit @ output_grad[n])) / norm)
 
 
 def test_spherical_codes_are_unit_vectors_and_norms_have_no_effect():

@@ -156,7 +156,7 @@ def test_min_ema_hits_raises_the_decay_of_rarely_hit_codes():
         np.testing.assert_allclose(codebook.codes.numpy()[hit], sums[hit] / counts[hit, None], rtol=1e-12)
 
 
-def test_min_ema_hits_keeps_the_averages_grad_codes_without_hits():
+def test_min_ema_hits_keeps_the_averages_of_codes_without_hits():
     codebook = EmaCodebook(3, 2, decay=0.5, min_ema_hits=10.0)
     ema_step(codebook, torch.tensor([[1.0, 1.0], [2.0, 3.0]]), torch.tensor([0, 1]))
     before = state(codebook)
@@ -212,11 +212,11 @@ def test_hits_are_counted_in_float32_for_half_precision_codes(dtype):
 def test_two_accumulated_batches_equal_one_concatenated_batch():
     one, other = EmaCodebook(8, 3, decay=0.99), EmaCodebook(8, 3, decay=0.99)
     other.load_state_dict(one.state_dict())
-    (vectors, indices), (more, others) = ema_batch(0), ema_batch(1)
+    (vectors, indices), (more_vectors, more_indices) = ema_batch(0), ema_batch(1)
     one.accumulate(vectors, indices)
-    one.accumulate(more, others)
+    one.accumulate(more_vectors, more_indices)
     one.update()
-    ema_step(other, torch.cat([vectors, more]), torch.cat([indices, others]))
+    ema_step(other, torch.cat([vectors, more_vectors]), torch.cat([indices, more_indices]))
     torch.testing.assert_close(state(one), state(other))
 
 

@@ -58,19 +58,19 @@ def test_values_and_indices_follow_an_explicit_loop(levels, dtype):
 
 @pytest.mark.parametrize("levels", [levels for levels in LEVELS if 2 not in levels])
 def test_codes_indices_and_gradients_agree_with_vector_quantize_pytorch(levels, vq_pytorch):
-    theirs, mine = vq_pytorch.FSQ(levels), FiniteScalarQuantizer(levels)
+    oracle, model = vq_pytorch.FSQ(levels), FiniteScalarQuantizer(levels)
     z, same = (2 * vectors(8, 100, len(levels), dtype=torch.float32).requires_grad_() for _ in range(2))
     z.retain_grad()
     same.retain_grad()
-    codes, indices = theirs(z)
-    output = mine(same)
+    codes, indices = oracle(z)
+    output = model(same)
     assert torch.equal(output.indices, indices.long())
     torch.testing.assert_close(output.quantized, codes)
     output_grad = vectors(8, 100, len(levels), dtype=torch.float32, seed=2)
     codes.backward(output_grad)
     output.quantized.backward(output_grad)
     torch.testing.assert_close(same.grad, z.grad, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(mine.codes, theirs.implicit_codebook.float())
+    torch.testing.assert_close(model.codes, oracle.implicit_codebook.float())
 
 
 @pytest.mark.parametrize("levels", LEVELS)

@@ -61,8 +61,8 @@ def test_rotation_gradient_is_the_transposed_scaled_rotation(dtype, d):
     assert quantized.dtype == vectors_grad.dtype == dtype
     assert codes_grad is None
     close = {"rtol": 1e-9, "atol": 1e-11} if dtype == torch.float64 else {"rtol": 1e-3, "atol": 1e-4}
-    for mine, z, e, grad in zip(*(t.double() for t in (vectors_grad, vectors, codes, output_grad)), strict=True):
-        torch.testing.assert_close(mine, e.norm() / z.norm() * rotation_matrix(z, e).T @ grad, **close)
+    for actual, z, e, grad in zip(*(t.double() for t in (vectors_grad, vectors, codes, output_grad)), strict=True):
+        torch.testing.assert_close(actual, e.norm() / z.norm() * rotation_matrix(z, e).T @ grad, **close)
 
 
 def test_rotation_preserves_the_angle_between_gradient_and_vector():
@@ -128,19 +128,19 @@ def test_estimators_do_not_depend_on_leading_axes(estimator):
     vectors, codes, output_grad = random_vectors(24, 5)
     flat = run_estimator(estimator, vectors, codes, output_grad)
     shaped = run_estimator(estimator, *(tensor.reshape(4, 6, 5) for tensor in (vectors, codes, output_grad)))
-    for mine, expected in zip(shaped[:2], flat[:2], strict=True):
-        torch.testing.assert_close(mine.reshape(24, 5), expected)
+    for actual, expected in zip(shaped[:2], flat[:2], strict=True):
+        torch.testing.assert_close(actual.reshape(24, 5), expected)
 
 
 def test_rotation_agrees_with_vector_quantize_pytorch():
     oracle = pytest.importorskip("vector_quantize_pytorch.vector_quantize_pytorch")
     vectors, codes, output_grad = random_vectors(50, 8)
-    theirs = vectors.clone().requires_grad_()
-    quantized = oracle.rotate_to(theirs, codes)
-    (expected,) = torch.autograd.grad(quantized, theirs, output_grad)
-    mine, gradients, _ = run_estimator(rotation, vectors, codes, output_grad)
-    torch.testing.assert_close(mine, quantized.detach())
-    torch.testing.assert_close(gradients, expected)
+    leaf = vectors.clone().requires_grad_()
+    expected = oracle.rotate_to(leaf, codes)
+    (expected_gradients,) = torch.autograd.grad(expected, leaf, output_grad)
+    quantized, gradients, _ = run_estimator(rotation, vectors, codes, output_grad)
+    torch.testing.assert_close(quantized, expected.detach())
+    torch.testing.assert_close(gradients, expected_gradients)
 
 
 @pytest.mark.parametrize("name", GRADIENT_ESTIMATORS)

@@ -277,8 +277,8 @@ def test_init_continues_after_loading_the_state_dict(steps):
     assert other.initializer.needs_init == (steps < 3)
     for batch in batches[steps:]:
         outputs = step(one, batch), step(other, batch)
-        for mine, theirs in zip(*outputs, strict=True):
-            assert torch.equal(mine, theirs)
+        for actual, expected in zip(*outputs, strict=True):
+            assert torch.equal(actual, expected)
         assert_same_state(state(other), state(one))
     assert other.initializer.done
 
@@ -313,7 +313,7 @@ def test_an_initialised_module_can_load_a_state_before_init():
 
 @pytest.fixture
 def no_latest_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lift the limit of a tenth of the run; codes of a run this short would be initialised in the first step."""
+    """Lift the limit of a tenth of the run, so that a sample that is complete in step 5 needs no run of 50 steps."""
     monkeypatch.setattr("vqtool.training.trainer.INIT_DEADLINE_FRACTION", 1.0)
 
 
@@ -423,5 +423,5 @@ def test_init_settings_build_the_initializer():
 
 
 def test_latents_per_code_beyond_the_limit_are_refused() -> None:
-    with pytest.raises(ValidationError, match="less than or equal to 65536"):
+    with pytest.raises(ValidationError, match=r"latents_per_code\n.*\b65536\b"):
         KMeansInitSettings(latents_per_code=2**62)

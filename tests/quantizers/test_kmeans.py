@@ -42,8 +42,8 @@ def centres_found(codes, centres):
 def test_error_is_at_most_1_percent_above_scikit_learn(d, k, seed):
     cluster = pytest.importorskip("sklearn.cluster")
     z = vectors(1500, d, seed)
-    theirs = cluster.KMeans(k, n_init=1, random_state=seed).fit(z.numpy()).cluster_centers_
-    assert error(z, kmeans(z, k, seeded(seed))) <= 1.01 * error(z, torch.from_numpy(theirs))
+    sklearn_centres = cluster.KMeans(k, n_init=1, random_state=seed).fit(z.numpy()).cluster_centers_
+    assert error(z, kmeans(z, k, seeded(seed))) <= 1.01 * error(z, torch.from_numpy(sklearn_centres))
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -90,9 +90,9 @@ def tolerances(dtype):
 def test_entropy_loss_matches_the_formula(dtype, temperature, n, k, d):
     vectors, codebook = (tensor.requires_grad_() for tensor in entropy_inputs(n, k, d, dtype))
     loss = entropy_loss(vectors, codebook, temperature)
-    found = loss.detach(), *torch.autograd.grad(loss, [vectors, codebook])
+    results = loss.detach(), *torch.autograd.grad(loss, [vectors, codebook])
     assert loss.dtype == dtype
-    for actual, expected in zip(found, reference_loss_and_gradients(vectors, codebook, temperature), strict=True):
+    for actual, expected in zip(results, reference_loss_and_gradients(vectors, codebook, temperature), strict=True):
         torch.testing.assert_close(actual.double(), expected, **tolerances(dtype))
 
 
@@ -105,8 +105,8 @@ def test_entropy_loss_gradients_match_finite_differences():
 def test_entropy_loss_is_accurate_in_float32_far_from_the_origin(offset):
     vectors, codebook = ((tensor + offset).requires_grad_() for tensor in entropy_inputs(40, 8, 3, torch.float32))
     loss = entropy_loss(vectors, codebook, 1.0)
-    found = loss.detach(), *torch.autograd.grad(loss, [vectors, codebook])
-    for actual, expected in zip(found, reference_loss_and_gradients(vectors, codebook, 1.0), strict=True):
+    results = loss.detach(), *torch.autograd.grad(loss, [vectors, codebook])
+    for actual, expected in zip(results, reference_loss_and_gradients(vectors, codebook, 1.0), strict=True):
         torch.testing.assert_close(actual.double(), expected, rtol=1e-3, atol=1e-5)
 
 
@@ -149,11 +149,11 @@ def test_negative_entropy_sums_over_factors():
 def test_entropy_loss_with_sample_entropy_matches_the_formula(dtype, sample_entropy_weight, temperature, n, k, d):
     vectors, codebook = (tensor.requires_grad_() for tensor in entropy_inputs(n, k, d, dtype))
     loss = entropy_loss(vectors, codebook, temperature, sample_entropy_weight)
-    found = loss.detach(), *torch.autograd.grad(loss, [vectors, codebook])
+    results = loss.detach(), *torch.autograd.grad(loss, [vectors, codebook])
     assert loss.dtype == dtype
-    expected = reference_loss_and_gradients(vectors, codebook, temperature, sample_entropy_weight)
-    for actual, reference in zip(found, expected, strict=True):
-        torch.testing.assert_close(actual.double(), reference, **tolerances(dtype))
+    reference = reference_loss_and_gradients(vectors, codebook, temperature, sample_entropy_weight)
+    for actual, expected in zip(results, reference, strict=True):
+        torch.testing.assert_close(actual.double(), expected, **tolerances(dtype))
 
 
 def test_sample_entropy_gradients_match_finite_differences():
@@ -163,8 +163,8 @@ def test_sample_entropy_gradients_match_finite_differences():
 
 def test_temperature_can_be_a_tensor():
     vectors, codebook = entropy_inputs(40, 8, 3)
-    found = entropy_loss(vectors, codebook, torch.tensor(0.7, dtype=torch.float64), 0.5)
-    assert torch.equal(found, entropy_loss(vectors, codebook, 0.7, 0.5))
+    loss = entropy_loss(vectors, codebook, torch.tensor(0.7, dtype=torch.float64), 0.5)
+    assert torch.equal(loss, entropy_loss(vectors, codebook, 0.7, 0.5))
 
 
 def test_sample_entropies_are_per_row():

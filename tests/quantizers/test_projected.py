@@ -88,8 +88,8 @@ def test_values_and_gradients_follow_the_formulas(dtype, shape):
     output = model(z)
     ((output.quantized * output_grad).sum() + 0.7 * output.commitment_loss + 1.3 * output.entropy_loss).backward()
 
-    mine = dict(model.named_parameters())
-    double = {name: parameter.detach().double().requires_grad_() for name, parameter in mine.items()}
+    parameters = dict(model.named_parameters())
+    double = {name: parameter.detach().double().requires_grad_() for name, parameter in parameters.items()}
     flat = z.detach().double().reshape(-1, LATENT_DIM).requires_grad_()
     y = flat @ double["project_in.weight"].T + double["project_in.bias"]
     codes = double["inner.codebook.weight"]
@@ -108,7 +108,7 @@ def test_values_and_gradients_follow_the_formulas(dtype, shape):
         (output.commitment_loss, commitment),
         (output.entropy_loss, entropy),
         (z.grad, flat.grad.reshape(shape)),
-        *((mine[name].grad, double[name].grad) for name in mine),
+        *((parameters[name].grad, double[name].grad) for name in parameters),
     ]:
         torch.testing.assert_close(actual.detach().double(), expected.detach(), **tolerances(dtype))
 
@@ -133,18 +133,18 @@ def test_half_precision_vectors_are_computed_in_float32():
 def test_float64_vectors_with_float32_projections_are_computed_in_float64():
     model, same = quantizer(), quantizer().double()
     z = vectors(30, LATENT_DIM, dtype=torch.float64)
-    for mine, expected in zip(model(z), same(z), strict=True):
-        assert mine.dtype == expected.dtype
-        torch.testing.assert_close(mine, expected)
+    for actual, expected in zip(model(z), same(z), strict=True):
+        assert actual.dtype == expected.dtype
+        torch.testing.assert_close(actual, expected)
 
 
 def test_autocast_does_not_change_the_output():
     model, z = quantizer(), vectors(30, LATENT_DIM)
     expected = model(z)
     with torch.autocast("cpu", torch.bfloat16):
-        for mine, wanted in zip(model(z), expected, strict=True):
-            assert mine.dtype == wanted.dtype
-            assert torch.equal(mine, wanted)
+        for actual, reference in zip(model(z), expected, strict=True):
+            assert actual.dtype == reference.dtype
+            assert torch.equal(actual, reference)
 
 
 @pytest.mark.parametrize("call", ["forward", "encode"])
@@ -181,11 +181,11 @@ def test_codes_have_the_code_width_and_decode_has_the_latent_width():
 def test_statistics_are_those_of_the_projected_vectors():
     model, z = quantizer(temperature=0.4), vectors(6, 5, LATENT_DIM)
     indices = model.encode(z)
-    (mine,), (inner,) = model.statistics(z, indices), model.inner.statistics(model.project_in(z), indices)
-    for actual, expected in zip(mine, inner, strict=True):
+    (level,), (inner_level,) = model.statistics(z, indices), model.inner.statistics(model.project_in(z), indices)
+    for actual, expected in zip(level, inner_level, strict=True):
         torch.testing.assert_close(actual, expected)
-    assert mine.elements == 30 * CODE_DIM
-    mean = mine.squared_distance / mine.elements
+    assert level.elements == 30 * CODE_DIM
+    mean = level.squared_distance / level.elements
     torch.testing.assert_close(mean.float(), model(z).commitment_loss.detach())
 
 

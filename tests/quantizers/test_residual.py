@@ -83,7 +83,7 @@ def test_loss_gradients_follow_the_formulas():
     model, z = build(inner).double(), vectors(30, D, dtype=torch.float64).requires_grad_()
     output = model(z)
     weights = [level.codebook.weight for level in model.levels]
-    mine = torch.autograd.grad(output.commitment_loss + output.entropy_loss, [z, *weights])
+    gradients = torch.autograd.grad(output.commitment_loss + output.entropy_loss, [z, *weights])
 
     same = z.detach().requires_grad_()
     codebooks = [weight.detach().requires_grad_() for weight in weights]
@@ -93,8 +93,8 @@ def test_loss_gradients_follow_the_formulas():
         loss = loss + (residual - e.detach()).square().mean() + 4 * (residual.detach() - e).square().mean()
         loss = loss + entropy_from_formula(residual, codes)
         residual = residual - e.detach()
-    theirs = torch.autograd.grad(loss / Q, [same, *codebooks])
-    for actual, expected in zip(mine, theirs, strict=True):
+    reference = torch.autograd.grad(loss / Q, [same, *codebooks])
+    for actual, expected in zip(gradients, reference, strict=True):
         torch.testing.assert_close(actual, expected)
 
 
@@ -148,15 +148,15 @@ def test_statistics_are_those_of_each_level_over_its_residuals(inner):
     levels = model.statistics(z, indices)
     assert len(levels) == Q
     residual = model.preprocess(z).reshape(-1, D)
-    for q, (level, actual) in enumerate(zip(model.levels, levels, strict=True)):
+    for q, (level, statistics) in enumerate(zip(model.levels, levels, strict=True)):
         indices_q = indices[..., q].flatten()
-        (expected,) = level.level_statistics(residual, indices_q)
-        for mine, theirs in zip(actual, expected, strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
-        assert actual.counts.tolist() == [indices_q.tolist().count(k) for k in range(model.codebook_sizes[q])]
+        (reference,) = level.level_statistics(residual, indices_q)
+        for actual, expected in zip(statistics, reference, strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+        assert statistics.counts.tolist() == [indices_q.tolist().count(k) for k in range(model.codebook_sizes[q])]
         residual = residual - level.codes[indices_q].detach()
-        torch.testing.assert_close(actual.squared_distance, residual.square().sum().double(), rtol=1e-4, atol=1e-6)
-        assert int(actual.elements) == z.numel()
+        torch.testing.assert_close(statistics.squared_distance, residual.square().sum().double(), rtol=1e-4, atol=1e-6)
+        assert int(statistics.elements) == z.numel()
 
 
 @pytest.mark.parametrize("inner", INNER)
@@ -173,9 +173,8 @@ def test_statistics_of_batches_add_up(inner):
 def test_evaluate_padded_excludes_the_padding(inner):
     model, z = build(inner).eval(), vectors(6, 5, D)
     output, levels = model.evaluate_padded(z, 4)
-    expected = model(z[:4])
-    for mine, theirs in zip(output, expected, strict=True):
-        torch.testing.assert_close(mine, theirs.detach())
+    for actual, expected in zip(output, model(z[:4]), strict=True):
+        torch.testing.assert_close(actual, expected.detach())
     assert [int(level.counts.sum()) for level in levels] == [20] * Q
 
 
@@ -279,9 +278,9 @@ def test_level_dropout_keeps_the_first_levels_of_some_samples():
     torch.testing.assert_close(plain(z).commitment_loss, output.commitment_loss)
     model.discard()
     plain.discard()
-    for each in (model, plain):
-        each(z)
-        each.update()
+    for quantizer in (model, plain):
+        quantizer(z)
+        quantizer.update()
     assert_same_state(state(model), state(plain))
 
 

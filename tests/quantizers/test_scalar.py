@@ -105,12 +105,12 @@ def test_the_entropy_loss_follows_the_formula_over_all_codes(kind, depth, temper
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_entropy_gradient_follows_the_formula_over_all_codes(kind):
     model = BUILDS[kind](temperature=0.4, sample_entropy_weight=0.7)
-    mine, theirs = (vectors(12, model.dim).requires_grad_() for _ in range(2))
-    model(mine).entropy_loss.backward()
-    soft = joint_assignment(model, model.preprocess(theirs))
+    z, same = (vectors(12, model.dim).requires_grad_() for _ in range(2))
+    model(z).entropy_loss.backward()
+    soft = joint_assignment(model, model.preprocess(same))
     batch = sum(entropy(p) for p in marginals(model, soft.mean(dim=0)))
     (0.7 * torch.stack([entropy(p) for p in soft]).mean() - batch).backward()
-    torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(z.grad, same.grad, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -82,15 +82,15 @@ def test_values_and_gradients_follow_the_formulas(dtype, shape, temperature):
     objective(expected, output_grad.double().reshape(-1, D)).backward()
 
     assert torch.equal(output.indices, expected[1].reshape(shape[:-1]))
-    for mine, wanted in [
+    for actual, reference in [
         (output.quantized, expected[0].reshape(shape)),
         (output.commitment_loss, expected[2]),
         (output.entropy_loss, expected[3]),
         (z.grad, flat.grad.reshape(shape)),
         (model.codebook.weight.grad, codes.grad),
     ]:
-        assert mine.dtype == dtype
-        torch.testing.assert_close(mine.detach().double(), wanted.detach(), **tolerances(dtype))
+        assert actual.dtype == dtype
+        torch.testing.assert_close(actual.detach().double(), reference.detach(), **tolerances(dtype))
 
 
 def test_straight_through_and_commitment_gradients():
@@ -144,8 +144,8 @@ def test_half_precision_vectors_are_computed_in_float32(dtype):
     assert output.commitment_loss.dtype == output.entropy_loss.dtype == torch.float32
     assert output.quantized.dtype == dtype
     assert torch.equal(output.quantized, expected.quantized.to(dtype))
-    for mine, wanted in zip(output[1:], expected[1:], strict=True):
-        assert torch.equal(mine, wanted)
+    for actual, reference in zip(output[1:], expected[1:], strict=True):
+        assert torch.equal(actual, reference)
     (output.commitment_loss + output.entropy_loss).backward()
     (expected.commitment_loss + expected.entropy_loss).backward()
     assert torch.equal(z.grad, same.grad.to(dtype))
@@ -155,8 +155,8 @@ def test_float64_vectors_with_float32_codes_are_computed_in_float64():
     model, z = quantizer(), vectors(30, D, dtype=torch.float64)
     output, expected = model(z), naive(z, model.codebook.weight.detach().double())
     assert output.quantized.dtype == output.commitment_loss.dtype == output.entropy_loss.dtype == torch.float64
-    for mine, wanted in zip(output, expected, strict=True):
-        torch.testing.assert_close(mine, wanted, rtol=1e-10, atol=1e-12)
+    for actual, reference in zip(output, expected, strict=True):
+        torch.testing.assert_close(actual, reference, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("update", UPDATES)
@@ -164,9 +164,9 @@ def test_autocast_does_not_change_the_output(update):
     model, z = quantizer(update), vectors(30, D)
     expected = model(z)
     with torch.autocast("cpu", torch.bfloat16):
-        for mine, wanted in zip(model(z), expected, strict=True):
-            assert mine.dtype == wanted.dtype
-            assert torch.equal(mine, wanted)
+        for actual, reference in zip(model(z), expected, strict=True):
+            assert actual.dtype == reference.dtype
+            assert torch.equal(actual, reference)
 
 
 def test_without_options_the_state_is_only_the_codes():
@@ -265,8 +265,9 @@ def test_under_ema_the_entropy_gradient_reaches_only_the_vectors():
     same = z.detach().requires_grad_()
     expected = naive(same, model.codebook.weight)
     torch.testing.assert_close(output.commitment_loss, expected[2])
-    (mine,), (wanted,) = torch.autograd.grad(output.entropy_loss, [z]), torch.autograd.grad(expected[3], [same])
-    torch.testing.assert_close(mine, wanted)
+    (actual,) = torch.autograd.grad(output.entropy_loss, [z])
+    (reference,) = torch.autograd.grad(expected[3], [same])
+    torch.testing.assert_close(actual, reference)
 
 
 def test_backward_after_update_uses_the_codes_of_forward():
@@ -327,10 +328,10 @@ def test_statistics_are_raw_sums():
 def test_evaluate_padded_excludes_the_padding():
     model, z = quantizer(CodebookLossUpdate()).eval(), vectors(8, 5, D)
     output, (level,) = model.evaluate_padded(z, 6)
-    for mine, expected in zip(output, model(z[:6]), strict=True):
-        torch.testing.assert_close(mine, expected)
-    for mine, expected in zip(level, model.statistics(z[:6], output.indices)[0], strict=True):
-        torch.testing.assert_close(mine, expected)
+    for actual, expected in zip(output, model(z[:6]), strict=True):
+        torch.testing.assert_close(actual, expected)
+    for actual, expected in zip(level, model.statistics(z[:6], output.indices)[0], strict=True):
+        torch.testing.assert_close(actual, expected)
 
 
 def test_attributes():
@@ -378,14 +379,14 @@ def test_cosine_follows_the_formulas_for_unit_vectors(dtype):
 
     assert torch.equal(output.indices.flatten(), indices)
     assert torch.equal(indices, (flat @ codes.T).argmax(dim=1))
-    for mine, wanted in [
+    for actual, reference in [
         (output.quantized.reshape(-1, D), quantized),
         (output.commitment_loss, commitment),
         (output.entropy_loss, entropy),
         (z.grad.reshape(-1, D), leaf.grad),
         (model.codebook.weight.grad, weight.grad),
     ]:
-        torch.testing.assert_close(mine.detach().double(), wanted.detach(), **tolerances(dtype))
+        torch.testing.assert_close(actual.detach().double(), reference.detach(), **tolerances(dtype))
 
 
 @pytest.mark.parametrize("update", [CodebookLossUpdate(), EmaUpdate(), SimVQUpdate()])
@@ -397,8 +398,8 @@ def test_under_cosine_the_output_does_not_depend_on_norms(update):
     torch.testing.assert_close(output.quantized.norm(dim=-1), torch.ones(6, 5))
     torch.testing.assert_close(model.decode(output.indices), output.quantized)
     longer = model(100 * z)
-    for mine, expected in zip(longer, output, strict=True):
-        torch.testing.assert_close(mine, expected)
+    for actual, expected in zip(longer, output, strict=True):
+        torch.testing.assert_close(actual, expected)
     assert torch.equal(model.encode(z), output.indices)
     (level,) = model.statistics(z, output.indices)
     unit = F.normalize(z, dim=-1)
@@ -439,12 +440,12 @@ def test_temperature_in_units_of_the_quantization_error(sample_entropy_weight):
     model(z)
     model.update()
     assert float(model.error_scale()) == pytest.approx(error, rel=1e-5)
-    bare = quantizer(EmaUpdate(), 0.7 * error, sample_entropy_weight=sample_entropy_weight)
-    bare.codebook.load_state_dict(model.codebook.state_dict())
-    torch.testing.assert_close(model(z).entropy_loss, bare(z).entropy_loss)
-    (mine,), (expected,) = (each.statistics(z, each.encode(z)) for each in (model, bare))
-    torch.testing.assert_close(mine.soft_assignment, expected.soft_assignment)
-    torch.testing.assert_close(mine.sample_entropy, expected.sample_entropy)
+    absolute = quantizer(EmaUpdate(), 0.7 * error, sample_entropy_weight=sample_entropy_weight)
+    absolute.codebook.load_state_dict(model.codebook.state_dict())
+    torch.testing.assert_close(model(z).entropy_loss, absolute(z).entropy_loss)
+    (actual,), (expected,) = (module.statistics(z, module.encode(z)) for module in (model, absolute))
+    torch.testing.assert_close(actual.soft_assignment, expected.soft_assignment)
+    torch.testing.assert_close(actual.sample_entropy, expected.sample_entropy)
 
 
 @pytest.mark.parametrize("update", [CodebookLossUpdate(), EmaUpdate()])
@@ -462,8 +463,8 @@ def test_temperature_unit_quantization_error_is_scale_invariant(update):
         z = (scale * vectors(30, D, seed=9)).requires_grad_()
         loss = model(z).entropy_loss
         losses.append((loss.detach(), scale * torch.autograd.grad(loss, z)[0]))
-    for mine, expected in zip(losses[1], losses[0], strict=True):
-        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-6)
+    for actual, expected in zip(losses[1], losses[0], strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
     absolute = [quantizer(update, 2.0)(scale * vectors(30, D)).entropy_loss.detach() for scale in (1, 1000)]
     assert abs(absolute[1] - absolute[0]) > 0.1
 
@@ -495,12 +496,12 @@ def test_sample_entropy_is_part_of_the_entropy_loss(dtype):
     soft = torch.softmax(-(flat[:, None] - codes).square().sum(dim=2) / 0.6, dim=1)
     loss = naive(flat, codes, 0.6)[3] - 0.4 * (soft * soft.log()).sum(dim=1).mean()
     loss.backward()
-    for mine, expected in [
+    for actual, expected in [
         (output.entropy_loss.detach(), loss.detach()),
         (z.grad, flat.grad),
         (model.codebook.weight.grad, codes.grad),
     ]:
-        torch.testing.assert_close(mine.double(), expected, **tolerances(dtype))
+        torch.testing.assert_close(actual.double(), expected, **tolerances(dtype))
     without = quantizer(temperature=0.6, dtype=dtype)(z)
     assert torch.equal(output.commitment_loss, without.commitment_loss)
 
@@ -516,10 +517,10 @@ def test_skip_entropy_loss_does_not_compute_it(update, monkeypatch):
         output = other(z)
     assert float(output.entropy_loss) == 0
     assert not output.entropy_loss.requires_grad
-    for mine, wanted in zip(output[:3], expected[:3], strict=True):
-        assert torch.equal(mine, wanted)
-    for mine, wanted in zip(other.statistics(z, other.encode(z))[0], levels[0], strict=True):
-        assert torch.equal(mine, wanted)
+    for actual, reference in zip(output[:3], expected[:3], strict=True):
+        assert torch.equal(actual, reference)
+    for actual, reference in zip(other.statistics(z, other.encode(z))[0], levels[0], strict=True):
+        assert torch.equal(actual, reference)
 
 
 @pytest.mark.parametrize(

@@ -24,12 +24,12 @@ def check_search() -> None:
 def test_search_uses_full_precision_and_restores_the_setting(monkeypatch, matmul_precision, precision):
     during = []
 
-    def spy(*arguments):
+    def recording(*arguments):
         during.extend(backend.fp32_precision for backend in BACKENDS)
         return nearest(*arguments)
 
     nearest = SameDtypeSearch.nearest
-    monkeypatch.setattr(SameDtypeSearch, "nearest", spy)
+    monkeypatch.setattr(SameDtypeSearch, "nearest", recording)
     matmul_precision(precision)
     check_search()
     assert not {"bf16", "tf32"} & set(during)
