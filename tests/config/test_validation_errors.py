@@ -375,4 +375,4 @@ def test_renamed_key_in_another_block_is_not_reported_with_a_name_that_is_invali
 ) -> None:
     message = error_message(write_config_with(tmp_path, block), f"{key}=1")
     assert f"--set {key}: unknown key" in message
-    assert not any(f"mean {new}?" in message for new in ("patch_size", "level_dropout", "beam_size"))
+    assert not any(f" {new}?" in message for new in ("patch_size", "level_dropout", "beam_size"))

@@ -191,10 +191,12 @@ def test_textures_are_in_0_to_1_and_vary_within_and_between_images(channels: int
     assert (x.mean(axis=(1, 2, 3)).max() - x.mean(axis=(1, 2, 3)).min()) > 0.3
 
 
-@pytest.mark.parametrize("make", [lambda: TilesSettings(height=4), lambda: MixtureSettings(components=1)])
-def test_sizes_below_the_minimum_are_refused(make: type) -> None:
-    with pytest.raises(ValidationError, match="greater than or equal to"):
-        make()
+@pytest.mark.parametrize(
+    ("settings", "key", "value"), [(TilesSettings, "height", 4), (MixtureSettings, "components", 1)]
+)
+def test_sizes_below_the_minimum_are_refused(settings: type, key: str, value: int) -> None:
+    with pytest.raises(ValidationError, match=rf"\b{key}\b"):
+        settings(**{key: value})
 
 
 @pytest.mark.parametrize(
@@ -202,5 +204,5 @@ def test_sizes_below_the_minimum_are_refused(make: type) -> None:
     [("sinusoids", "tones", 2**63), ("sinusoids", "noise", 1e300), ("mixture", "separation", 1e300)],
 )
 def test_values_that_would_never_end_or_overflow_are_refused(kind: str, key: str, value: float) -> None:
-    with pytest.raises(ValidationError, match=f"{key}\n.*less than or equal to"):
+    with pytest.raises(ValidationError, match=rf"\b{key}\b"):
         TypeAdapter(SyntheticSource).validate_python({"kind": kind, key: value})

@@ -326,15 +326,15 @@ PICKLES = ["a.pt", "dict.pt", "a.pth", "raw.pt", "raw.npy", "raw.npz", "object.n
 @pytest.mark.parametrize("key", [None, "x"])
 @pytest.mark.parametrize("name", PICKLES)
 def test_pickle_is_refused_and_not_executed(tmp_path: Path, name: str, key: str | None) -> None:
-    _save_pickle(tmp_path / name, _Trap(tmp_path / "sprung"))
+    _save_pickle(tmp_path / name, _Trap(tmp_path / "executed"))
     _error_message(tmp_path / name, key)
-    assert not (tmp_path / "sprung").exists()
+    assert not (tmp_path / "executed").exists()
 
 
 def test_trap_creates_its_file_when_it_is_unpickled(tmp_path: Path) -> None:
-    _save_pickle(tmp_path / "a.pt", _Trap(tmp_path / "sprung"))
+    _save_pickle(tmp_path / "a.pt", _Trap(tmp_path / "executed"))
     torch.load(tmp_path / "a.pt", weights_only=False).close()
-    assert (tmp_path / "sprung").exists()
+    assert (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize("name", ["a.pt", "dict.pt", "a.pth"])

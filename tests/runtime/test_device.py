@@ -34,7 +34,7 @@ def test_unavailable_device_is_refused(monkeypatch: pytest.MonkeyPatch, name: st
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "", "CPU0", "meta", "cuda:01", "cuda:128", "cuda:-1"])
 def test_invalid_names_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=rf'^--device: expected auto, cpu, cuda .* cuda:1 \(got "{name}"\)$'):
+    with pytest.raises(ConfigError, match=rf'^--device: .*auto, cpu, cuda\b.*"{name}"'):
         resolve_device(name, "--device")
 
 

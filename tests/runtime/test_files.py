@@ -62,18 +62,18 @@ def test_permissions_follow_the_umask(tmp_path: Path, mask: int) -> None:
 
 
 def test_missing_directory_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"absent/out\.txt: directory \S*absent does not exist; create it"):
+    with pytest.raises(DataError, match=r"absent/out\.txt: .*directory \S*/absent "):
         _write(tmp_path / "absent" / "out.txt", "new")
 
 
 def test_full_disk_is_reported_with_the_final_name(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"out\.txt: cannot be written: No space left"):
+    with pytest.raises(DataError, match=r"/out\.txt: .*No space left"):
         _write(tmp_path / "out.txt", "half", OSError(28, "No space left on device"))
 
 
 def test_incomplete_write_of_numpy_is_reported_with_its_numbers(tmp_path: Path) -> None:
     # NumPy's error when the disk is full has a text, but no errno.
-    with pytest.raises(DataError, match=r"out\.txt: cannot be written: only 7 of 100 values written; .*disk space"):
+    with pytest.raises(DataError, match=r"/out\.txt: .*\b7 of 100\b.*disk"):
         _write(tmp_path / "out.txt", "half", OSError("100 requested and 7 written"))
 
 

@@ -61,7 +61,7 @@ def test_free_memory_respects_the_limit_of_the_process() -> None:
 )
 def test_out_of_memory_errors_are_converted_with_advice(error: Exception) -> None:
     with (
-        pytest.raises(DataError, match="out of memory; lower --batch-size"),
+        pytest.raises(DataError, match="memory; lower --batch-size"),
         convert_out_of_memory(DataError, "lower --batch-size"),
     ):
         raise error
