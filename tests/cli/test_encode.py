@@ -39,7 +39,8 @@ def test_file_names_that_are_not_utf8_are_escaped_in_json(trained: TrainedRun, t
 def test_indices_equal_those_of_the_python_api(trained: TrainedRun, vqtool: Command) -> None:
     result = vqtool("encode", trained.folder, trained.data, "--out", "tokens.npy")
     assert (result.code, result.err) == (0, "")
-    assert result.out == "tokens.npy: uint8 (60, 16), grid (4, 4); manifest: tokens.json\n"
+    assert mentions(result.out, "tokens.npy ... uint8 ... (60, 16) ... (4, 4) ... tokens.json")
+    assert result.out.count("\n") == 1
     tokens = np.load("tokens.npy", mmap_mode="r")
     assert tokens.dtype == np.uint8
     assert np.array_equal(tokens, load(trained.folder).encode(trained.array))
@@ -47,10 +48,10 @@ def test_indices_equal_those_of_the_python_api(trained: TrainedRun, vqtool: Comm
 
 
 def test_without_data_all_rows_of_the_runs_data_are_encoded_in_order(trained: TrainedRun, vqtool: Command) -> None:
-    assert vqtool("encode", trained.folder, "--out", "own.npy").code == 0
+    assert vqtool("encode", trained.folder, "--out", "default.npy").code == 0
     assert vqtool("encode", trained.folder, trained.data, "--out", "given.npy").code == 0
-    assert Path("own.npy").read_bytes() == Path("given.npy").read_bytes()
-    assert Path("own.json").read_bytes() == Path("given.json").read_bytes()
+    assert Path("default.npy").read_bytes() == Path("given.npy").read_bytes()
+    assert Path("default.json").read_bytes() == Path("given.json").read_bytes()
 
 
 def test_json_is_the_manifest_and_the_path(trained: TrainedRun, vqtool: Command) -> None:
@@ -112,7 +113,7 @@ def test_key_selects_an_array_of_a_container(trained: TrainedRun, vqtool: Comman
     np.savez("two.npz", **{"0": trained.array[:3], "other": trained.array[:5]})
     result = vqtool("encode", trained.folder, "two.npz", "--out", "tokens.npy")
     assert result.code == 2
-    assert "0  float32 (3, 1, 8, 8)\n  other  float32 (5, 1, 8, 8)" in result.err
+    assert mentions(result.err, "\n  0  ... float32 (3, 1, 8, 8)\n  other  ... float32 (5, 1, 8, 8)")
     assert vqtool("encode", trained.folder, "two.npz", "--key", "0", "--out", "tokens.npy").code == 0
     assert np.load("tokens.npy").shape == (3, 16)
 
@@ -150,7 +151,7 @@ def test_wrong_input_exits_with_2_and_writes_nothing(
     np.save("c.npy", np.zeros((4, 64), np.float32))
     np.save("nan.npy", trained.array[:3] * np.array([1, 1, np.nan], np.float32)[:, None, None, None])
     Path("text.npy").write_text("not an array")
-    Path("there.npy").write_text("mine")
+    Path("there.npy").write_text("notes")
     Path("folder.npy").mkdir()
     data = [trained.data] if "--key" in arguments else []
     before = file_names()
@@ -158,7 +159,7 @@ def test_wrong_input_exits_with_2_and_writes_nothing(
     assert (result.code, result.out) == (2, "")
     assert mentions(result.err, message)
     assert file_names() == before
-    assert Path("there.npy").read_text() == "mine"
+    assert Path("there.npy").read_text() == "notes"
 
 
 def test_overwrite_replaces_index_file_and_manifest(trained: TrainedRun, vqtool: Command) -> None:
@@ -170,9 +171,9 @@ def test_overwrite_replaces_index_file_and_manifest(trained: TrainedRun, vqtool:
 
 
 def test_foreign_json_file_with_the_manifests_name_is_not_replaced(trained: TrainedRun, vqtool: Command) -> None:
-    Path("tokens.json").write_text("mine")
+    Path("tokens.json").write_text("notes")
     result = vqtool("encode", trained.folder, "--out", "tokens.npy")
-    assert (result.code, Path("tokens.json").read_text()) == (2, "mine")
+    assert (result.code, Path("tokens.json").read_text()) == (2, "notes")
     assert "tokens.json" in result.err
     assert file_names() == ["tokens.json"]
 
@@ -230,8 +231,7 @@ def test_missing_data_file_of_the_run_exits_with_2(trained: TrainedRun, vqtool: 
 def test_brackets_in_file_names_are_printed_literally(trained: TrainedRun, vqtool: Command) -> None:
     np.save("[red]x.npy", trained.array[:2])
     result = vqtool("encode", trained.folder, "[red]x.npy", "--out", "[bold]t.npy")
-    assert result.out.startswith("[bold]t.npy: uint8 (2, 16)")
-    assert result.out.endswith("[bold]t.json\n")
+    assert mentions(result.out, "[bold]t.npy: ... (2, 16) ... [bold]t.json")
 
 
 # Unique ids
@@ -241,7 +241,8 @@ def test_unique_appends_a_level_that_makes_all_ids_distinct(catalogue: TrainedRu
     assert vqtool("encode", catalogue.folder, "--out", "plain.npy").code == 0
     result = vqtool("encode", catalogue.folder, "--unique", "--out", "ids.npy")
     assert (result.code, result.err) == (0, "")
-    assert result.out == "ids.npy: uint8 (60, 1, 3), grid (1,); manifest: ids.json\n"
+    assert mentions(result.out, "ids.npy ... uint8 ... (60, 1, 3) ... (1,) ... ids.json")
+    assert result.out.count("\n") == 1
     plain, ids = np.load("plain.npy"), np.load("ids.npy")
     assert np.array_equal(ids[..., :-1], plain)
     assert len(np.unique(plain, axis=0)) < len(np.unique(ids, axis=0)) == 60

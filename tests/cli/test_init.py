@@ -78,7 +78,7 @@ def test_out_option_names_the_file(vqtool: Command, tmp_path: Path) -> None:
         (["vector"], "vector: unknown ... vectors"),
         (["zzz"], "zzz: unknown ... images, quickstart, semantic-ids, sequences, tiles, vectors"),
         (["tiles", "--out", "no/t.yaml"], "no/t.yaml ... directory no "),
-        (["tiles", "--out", "mine.yaml"], "mine.yaml ... exists"),
+        (["tiles", "--out", "existing.yaml"], "existing.yaml ... exists"),
         (["--out", "t.yaml"], "need a RECIPE"),
         (["--schema"], "need a RECIPE"),
     ],
@@ -86,8 +86,8 @@ def test_out_option_names_the_file(vqtool: Command, tmp_path: Path) -> None:
 def test_wrong_input_exits_with_2_and_writes_nothing(
     arguments: list[str], message: str, vqtool: Command, tmp_path: Path
 ) -> None:
-    (tmp_path / "mine.yaml").write_text("mine")
+    (tmp_path / "existing.yaml").write_text("notes")
     result = vqtool("init", *arguments)
     assert (result.code, result.out) == (2, "")
     assert mentions(result.err, message)
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["notes"]

@@ -162,7 +162,7 @@ def test_text_shows_the_values_of_json(trained: TrainedRun, vqtool: Command) -> 
     (level,) = inspect(vqtool, trained.folder)["levels"]
     result = vqtool("inspect", trained.folder)
     assert (result.code, result.err) == (0, "")
-    assert "best validation pass: 96 tokens" in result.out
+    assert mentions(result.out, "validation ... 96 tokens")
     rows = {line.split("  ")[0]: line for line in result.out.splitlines()}
     assert f"{level['used']} ({level['usage']:.1%})" in rows["used"]
     assert f"{level['perplexity']:.1f}" in rows["perplexity"]
@@ -252,11 +252,12 @@ def test_report_option_also_writes_an_html_page(tokens: np.ndarray, vqtool: Comm
     plain = vqtool("inspect", "tokens.npy")
     result = vqtool("inspect", "tokens.npy", "--report", "page.html")
     assert (result.code, result.err) == (0, "")
-    assert result.out == f"{plain.out}\nreport: page.html\n"
+    assert result.out.startswith(plain.out)
+    assert "page.html" in result.out.removeprefix(plain.out)
     assert Path("page.html").read_text().startswith("<!doctype html>")
     again = vqtool("inspect", "tokens.npy", "--report", "page.html")
     assert (again.code, again.out) == (2, "")
-    assert "page.html: already exists; use --overwrite to replace it" in again.err
+    assert mentions(again.err, "page.html ... exists ... --overwrite")
     fields = vqtool("inspect", "tokens.npy", "--report", "page.html", "--overwrite", "--json")
     assert json.loads(fields.out) == {**inspect(vqtool, "tokens.npy"), "report": "page.html"}
 
@@ -269,16 +270,17 @@ def test_overwrite_needs_report(tokens: np.ndarray, vqtool: Command) -> None:
 
 def test_text_compares_several_runs(trained: TrainedRun, catalogue: TrainedRun, vqtool: Command) -> None:
     result = vqtool("inspect", trained.folder, catalogue.folder)
-    compared = result.out[result.out.index("comparison:") :]
-    assert "2 x 4" in compared
-    assert "conv2d (1), identity (2)" in compared
+    comparison = result.out[result.out.index("comparison:") :]
+    assert "2 x 4" in comparison
+    (line,) = [line for line in comparison.splitlines() if line.startswith("model.encoder.kind")]
+    assert mentions(line, "conv2d (1) ... identity (2)")
     assert "comparison:" not in vqtool("inspect", trained.folder).out
 
 
 def test_text_explains_expected_usage(trained: TrainedRun, vqtool: Command) -> None:
     out = " ".join(vqtool("inspect", trained.folder).out.split())
-    assert "96 tokens are few for 16 codes" in out
-    assert "batch of 256 tokens can use at most 16 codes" in out
+    assert mentions(out, "96 tokens ... few ... 16 codes")
+    assert mentions(out, "256 tokens ... at most 16 codes")
 
 
 # Findings
@@ -300,8 +302,7 @@ def test_findings_of_an_index_file_come_from_its_counts(trained: TrainedRun, tmp
         assert finding["changes"] == []  # the settings are unknown
     assert findings[1]["evidence"] == {"level": 0, "dead": 15, "never_hit": None, "last_hit": None, "tokens": 480}
     assert findings[2]["evidence"] == {"level": 0, "code": 3, "share": 1.0}
-    shown = vqtool("inspect", "tokens.npy").out
-    assert "severe (dead_codes): 15 of 16 codes have no hits (30 tokens per code)" in shown
+    assert mentions(vqtool("inspect", "tokens.npy").out, "severe (dead_codes): 15 of 16 ... 30 tokens per code")
 
 
 def test_changes_of_a_finding_can_be_set_with_set(vqtool: Command) -> None:

@@ -57,5 +57,5 @@ def test_recipe_is_named_like_its_file(name, tmp_path):
 
 
 def test_unknown_recipe_names_the_closest_one():
-    with pytest.raises(ConfigError, match=r"image: unknown recipe; did you mean images\?"):
+    with pytest.raises(ConfigError, match=r"image: unknown .*images"):
         write_recipe("image")

@@ -151,7 +151,7 @@ def test_output_has_final_metrics_run_directory_and_next_commands(workdir: Path,
     assert "vqtool encode runs/tiny" in result.out
     assert "vqtool inspect runs/tiny" in result.out
     reading, start, validation, *_ = result.err.splitlines()
-    assert reading.startswith("data: rows (1, 8, 8) float32, layout CHW, values, normalize global; 54 ")
+    assert mentions(reading, "data: ... (1, 8, 8) ... float32 ... CHW ... normalize global ... 54 ")
     assert "k-means" in start
     assert "val_reconstruction" in validation
 
@@ -201,8 +201,7 @@ def test_dry_run_writes_nothing(workdir: Path, vqtool: Command) -> None:
 
 def test_dry_run_describes_the_run(workdir: Path, vqtool: Command) -> None:
     result = vqtool("train", "--config", "tiny.yaml", "--dry-run")
-    assert "54 to train, 6 to validate" in result.out
-    assert "grid (4, 4)" in result.out
+    assert mentions(result.out, "54 ... 6 ... (4, 4)")
     assert "runs/tiny" in result.out
     assert "(contains a run)" not in result.out
 
@@ -226,7 +225,7 @@ def test_json_of_a_dry_run(workdir: Path, vqtool: Command) -> None:
 
 def test_model_that_does_not_fit_memory_exits_with_2(workdir: Path, vqtool: Command) -> None:
     huge = ["model.quantizer.codebook_size=16777216", "model.quantizer.codebook_dim=65536"]
-    result = vqtool("train", "--config", "tiny.yaml", "--dry-run", *(word for one in huge for word in ("--set", one)))
+    result = vqtool("train", "--config", "tiny.yaml", "--dry-run", *(word for key in huge for word in ("--set", key)))
     assert (result.code, result.out) == (2, "")
     assert "GB of memory" in result.err
 
@@ -298,7 +297,7 @@ def test_run_directory_that_is_a_file_exits_with_2(run_dir: str, workdir: Path, 
 
 def test_non_finite_loss_exits_with_3_and_names_the_learning_rate(workdir: Path, vqtool: Command) -> None:
     wild = ["learning_rate=1e30", "gradient_clip=null", "warmup_steps=0"]
-    result = vqtool("train", "--config", "tiny.yaml", *(word for one in wild for word in ("--set", f"training.{one}")))
+    result = vqtool("train", "--config", "tiny.yaml", *(word for key in wild for word in ("--set", f"training.{key}")))
     assert (result.code, result.out) == (3, "")
     assert mentions(result.err, "\nvqtool: step 2 ... reconstruction")
     assert "training.learning_rate" in result.err
@@ -322,18 +321,18 @@ def test_resume_and_overwrite_exclude_each_other(finished: Path, vqtool: Command
     before = read_tree(finished)
     result = vqtool("train", "--config", "tiny.yaml", "--resume", "--overwrite")
     assert (result.code, result.out) == (2, "")
-    assert "--resume and --overwrite" in result.err
+    assert mentions(result.err, "--resume ... --overwrite")
     assert read_tree(finished) == before
 
 
 def test_overwrite_replaces_the_run_and_keeps_other_files(finished: Path, vqtool: Command) -> None:
-    (finished / "notes.txt").write_text("mine")
-    (finished / "tokens.npy").write_bytes(b"mine too")
+    (finished / "notes.txt").write_text("notes")
+    (finished / "tokens.npy").write_bytes(b"tokens")
     (old,) = finished.glob("events.out.tfevents.*")
     result = vqtool("train", "--config", "tiny.yaml", "--overwrite", "--set", "training.steps=2", "--set", "seed=1")
     assert result.code == 0
-    assert (finished / "notes.txt").read_text() == "mine"
-    assert (finished / "tokens.npy").read_bytes() == b"mine too"
+    assert (finished / "notes.txt").read_text() == "notes"
+    assert (finished / "tokens.npy").read_bytes() == b"tokens"
     assert [path.stem for path in (finished / "checkpoints").glob("*.pt")] == ["step-000000002"]
     assert {line["step"] for line in read_metrics(finished)} == {2}
     assert not old.exists()
@@ -348,22 +347,23 @@ def test_overwrite_keeps_the_old_run_if_the_new_one_cannot_start(finished: Path,
 
 def test_overwrite_does_not_replace_the_users_config_file(workdir: Path, vqtool: Command) -> None:
     """With `--config config.yaml --run-dir .` the directory looks like a run, because it has a config.yaml."""
-    mine = Path("config.yaml")
-    mine.write_text("# my notes\n" + TINY.format(path="images.npy"))
-    before = mine.read_text()
-    result = vqtool("train", "--config", mine, "--run-dir", ".", "--overwrite", "--set", "training.steps=1")
+    config = Path("config.yaml")
+    config.write_text("# notes\n" + TINY.format(path="images.npy"))
+    before = config.read_text()
+    result = vqtool("train", "--config", config, "--run-dir", ".", "--overwrite", "--set", "training.steps=1")
     assert result.code == 2
-    assert mine.read_text() == before
+    assert config.read_text() == before
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "summary.json", "metrics.jsonl", "checkpoints/other.bin"])
 def test_files_in_a_directory_that_is_not_a_run_are_kept(name: str, workdir: Path, vqtool: Command) -> None:
-    foreign = workdir / "mine" / name
-    foreign.parent.mkdir(parents=True)
-    foreign.write_text("mine")
-    result = vqtool("train", "--config", "tiny.yaml", "--run-dir", "mine", "--set", "training.steps=1")
-    assert result.code == 2 or foreign.read_text() == "mine"
-    assert foreign.exists()
+    other_file = workdir / "project" / name
+    other_file.parent.mkdir(parents=True)
+    other_file.write_text("notes")
+    result = vqtool("train", "--config", "tiny.yaml", "--run-dir", "project", "--set", "training.steps=1")
+    assert (result.code, result.out) == (2, "")
+    assert mentions(result.err, f"project: ... {Path(name).parts[0]} ... --run-dir")
+    assert other_file.read_text() == "notes"
 
 
 def test_resume_without_a_run_starts_one(workdir: Path, vqtool: Command) -> None:
@@ -376,7 +376,7 @@ def test_resume_of_a_finished_run_exits_with_0(finished: Path, vqtool: Command) 
     before = read_tree(finished)
     result = vqtool("train", "--config", "tiny.yaml", "--resume", "--json")
     assert result.code == 0
-    assert "finished at step 12" in result.err
+    assert mentions(result.err, "runs/tiny ... finished ... step 12")
     assert json.loads(result.out) == {"run": "runs/tiny", **json.loads((finished / "summary.json").read_text())}
     assert read_tree(finished) == before
 
@@ -401,7 +401,7 @@ def test_resume_with_a_changed_setting_names_its_key(override: str, key: str, fi
 
 def test_resume_extends_a_run_to_more_steps(finished: Path, vqtool: Command) -> None:
     more = ["training.steps=16", "training.log_every=2", "training.validate_every=8"]
-    sets = [word for one in more for word in ("--set", one)]
+    sets = [word for key in more for word in ("--set", key)]
     result = vqtool("train", "--config", "tiny.yaml", "--resume", "--json", *sets)
     assert result.code == 0
     assert json.loads(result.out)["steps"] == 16
@@ -445,7 +445,7 @@ def test_damaged_checkpoint_is_skipped_with_a_message(content: bytes, finished: 
         path.write_bytes(content)
     result = vqtool("train", "--config", "tiny.yaml", "--resume")
     assert (result.code, result.out) == (2, "")
-    assert "no usable checkpoint" in result.err
+    assert mentions(result.err, "runs/tiny/checkpoints ... --overwrite")
 
 
 # Signals
@@ -458,7 +458,7 @@ def interrupted(workdir: Path, vqtool: Command, monkeypatch: pytest.MonkeyPatch)
         stop_in_step(patch, 1)
         result = vqtool("train", "--config", "tiny.yaml")
     assert result.code == 143
-    assert "\nvqtool: stopped by SIGTERM after step 1; checkpoint saved" in result.err
+    assert mentions(result.err, "\nvqtool: ... SIGTERM ... step 1; ... checkpoint")
     run = workdir / "runs" / "tiny"
     assert [path.name for path in (run / "checkpoints").glob("*.pt")] == ["step-000000001.pt"]
     return run
@@ -468,7 +468,7 @@ def test_run_stopped_before_its_first_validation_has_no_model(interrupted: Path,
     for arguments in (["encode", interrupted, "--out", "t.npy"], ["eval", interrupted], ["inspect", interrupted]):
         result = vqtool(*arguments)
         assert (result.code, result.out) == (2, "")
-        assert f"{interrupted}: has no model.safetensors yet" in result.err
+        assert mentions(result.err, f"{interrupted}: ... model.safetensors ... training.validate_every")
     assert not Path("t.npy").exists()
 
 
@@ -510,7 +510,7 @@ def test_signals_save_a_checkpoint_that_resume_continues(workdir: Path, vqtool: 
         assert (out, code) == ("", 128 + numbers[name])
         assert "Traceback" not in err
         step = int(max(Path(name, "checkpoints").iterdir()).stem.removeprefix("step-"))
-        assert f"stopped by {numbers[name].name} after step {step}; checkpoint saved" in err
+        assert mentions(err, f"{numbers[name].name} ... step {step}; ... checkpoint")
         resumed = vqtool(*command, *rare_logging, "--run-dir", name, "--resume")
         assert resumed.code == 0
         assert json.loads(resumed.out)["steps"] == 300

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.cli import mentions
 from vqtool.inspection.explain import expected_perplexity, explain, healthy_perplexity_range
 from vqtool.metrics.usage import Usage, shannon_entropy, usage_from_counts
 
@@ -35,61 +36,67 @@ def test_healthy_range_depends_on_the_number_of_tokens() -> None:
     assert healthy_perplexity_range(usage(1, 1, *[0] * 98))[1] <= 2
 
 
+def positions_in(sentence: str) -> list[str]:
+    return re.findall(r"\b(above|within|below)\b", sentence)
+
+
 @pytest.mark.parametrize(
     ("counts", "position"),
     [([1_000] * 10, "above"), ([3_000] * 7 + [10] * 3, "within"), ([9_000, 100, 0, 0, 0, 0], "below")],
 )  # fmt: skip
 def test_codebook_is_placed_in_the_healthy_range(counts: list[int], position: str) -> None:
-    assert f"is {position} that range" in explain([usage(*counts)])[1]
+    assert positions_in(explain([usage(*counts)])[1]) == [position]
 
 
 def test_explanation_states_perplexity_range_data_kind_and_batch_limit() -> None:
-    perplexity, normal, images, batch = explain([usage(4, 0, 2, 2)], "images", batch_tokens=2)
-    assert "perplexity is 2.8 of K = 4: 1.50 bits per token" in perplexity
-    assert normal.startswith("8 tokens are few for 4 codes: count more data")
-    assert "0.5 to 0.9 of that perplexity, here 1.5 to 2.7." in normal
-    assert images.startswith("Images")
-    assert batch.startswith("A single batch of 2 tokens can use at most 2 codes")
+    perplexity, healthy_range, images, batch = explain([usage(4, 0, 2, 2)], "images", batch_tokens=2)
+    assert mentions(perplexity, "2.8 ... K = 4 ... 1.50 bits")
+    assert mentions(healthy_range, "8 tokens ... few ... 4 codes ... 0.5 to 0.9 ... 1.5 to 2.7")
+    assert "Images" in images
+    assert mentions(batch, "2 tokens ... at most 2 codes")
     assert len(explain([usage(1, 1)], None)) == 3
 
 
-def test_first_level_is_explained_and_the_others_are_placed_in_the_same_range() -> None:
+def test_first_level_is_explained_and_later_levels_are_placed_in_the_same_range() -> None:
     uniform, healthy, low, single = (
         usage(*[1_000] * 10),
         usage(*[3_000] * 7, *[10] * 3),
         usage(9_000, 9, 0, 0),
         usage(5),
     )
-    perplexity, _, batch, others = explain([healthy, uniform, low, uniform, single])
-    assert "perplexity of level 0 is 7.1 of" in perplexity
-    assert batch.startswith("A single batch")
-    positions = others.partition(": ")[2]
-    assert positions == "levels 1 and 3 are above that range, close to uniform usage; level 2 is below that range."
+    perplexity, _, batch, later_levels = explain([healthy, uniform, low, uniform, single])
+    assert mentions(perplexity, "level 0 ... 7.1")
+    assert "256 tokens" in batch
+    assert mentions(later_levels, "levels 1 and 3 ... above ... level 2 ... below")
+    assert positions_in(later_levels) == ["above", "below"]
     assert len(explain([healthy, single])) == 3
     first, second = explain([single, healthy])
-    assert "of level 0 has a single code" in first
-    assert second.endswith(": level 1 is within that range.")
+    assert mentions(first, "level 0 ... single code")
+    assert mentions(second, "level 1 ... within")
 
 
-def test_single_code_and_single_token_are_not_judged() -> None:
+def test_single_code_and_single_token_have_no_range() -> None:
     for counts in ((1,), (1000,)):
         (sentence,) = explain([usage(*counts)], "images", 2)
-        assert sentence.startswith("The codebook has a single code")
+        assert "single code" in sentence
     (sentence,) = explain([usage(0, 1, 0)], "images")
-    assert sentence.startswith("Only one token")
+    assert "one token" in sentence
 
 
 @pytest.mark.parametrize("counts", [(2, 0), (1, 1), (1000, 0), (100, 100), (1, 1, 1), (2, *[0] * 511), (1, 2)])
 def test_small_counts_give_grammatical_sentences(counts: tuple[int, ...]) -> None:
-    """No `1 codes`, no range from a number to itself, no perplexity below 1."""
+    """No `1 codes`, and no perplexity below 1."""
     text = " ".join(explain([usage(*counts)], "vectors", batch_tokens=1))
-    assert not re.search(r"\b1 (codes|tokens)\b|\b(\d+) to \2 here|[ (]0 to", text)
+    assert not re.search(r"\b1 (codes|tokens)\b", text)
+    shown_range = re.search(r" ([\d.]+) to ([\d.]+)\. ", text)
+    assert shown_range
+    assert 1 <= float(shown_range[1]) <= float(shown_range[2])
     low, high = healthy_perplexity_range(usage(*counts))
     assert 1 <= low <= high
-    assert ("below that range" in text) == (sum(count > 0 for count in counts) == 1)
-    assert "batch of 1 token can use at most 1 code," in text
+    assert ("below" in positions_in(text)) == (sum(count > 0 for count in counts) == 1)
+    assert mentions(text, "1 token ... at most 1 code,")
 
 
 def test_explanation_without_tokens() -> None:
     (sentence,) = explain([usage(0, 0)])
-    assert sentence.startswith("No tokens were counted")
+    assert "No tokens" in sentence

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.cli import mentions
 from tests.conftest import TrainedRun
 from vqtool.errors import CheckpointError, DataError, VqtoolError
 from vqtool.inspection import inspect
@@ -63,14 +64,14 @@ def test_counts_do_not_depend_on_the_block_size(indices_per_block: int, tmp_path
 
 @pytest.mark.parametrize(
     ("sizes", "shape", "message"),
-    [([15], (3, 4), "index 15, but .* 0 to 14;"), ([16, 9], (3, 2, 2), "index 15, but .* 0 to 8;")],
+    [([15], (3, 4), "index 15, .* 0 to 14;"), ([16, 9], (3, 2, 2), "index 15, .* 0 to 8;")],
 )
 def test_index_out_of_range_of_its_level_is_an_error(
     sizes: list[int], shape: tuple[int, ...], message: str, tmp_path: Path
 ) -> None:
     indices = np.zeros(shape, np.uint8)
     indices[-1, ..., -1] = 15
-    with pytest.raises(DataError, match=rf"t\.npy: damaged: contains {message}"):
+    with pytest.raises(DataError, match=rf"t\.npy: damaged: .*{message}"):
         inspect([write(tmp_path / "t.npy", indices, sizes)])
 
 
@@ -83,7 +84,7 @@ def test_model_without_code_counts_is_an_error(tmp_path: Path, trained: TrainedR
     shutil.copytree(trained.folder, tmp_path / "run")
     run = RunDirectory(tmp_path / "run")
     write_model(run.model, read_model(run.model)[0]._replace(counts=[]))
-    with pytest.raises(CheckpointError, match=r"model\.safetensors has no code counts"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors .*counts"):
         inspect([run.folder])
 
 
@@ -95,8 +96,7 @@ def test_run_without_a_model_in_a_directory_is_skipped(tmp_path: Path, trained: 
     inspections = inspect([tmp_path], on_skipped=lambda path, error: messages.append(str(error)))
     assert [Path(inspection.target).name for inspection in inspections] == ["good"]
     (line,) = messages
-    assert line.startswith(f"{tmp_path / 'new'}: has no model.safetensors yet")
-    assert "training.validate_every" in line
+    assert mentions(line, f"{tmp_path / 'new'}: ... model.safetensors ... training.validate_every")
 
 
 def test_damaged_run_in_a_directory_is_skipped_or_an_error(tmp_path: Path, trained: TrainedRun) -> None:

@@ -7,8 +7,9 @@ import pytest
 import torch
 from rich.console import Console
 
+from tests.cli import mentions
 from vqtool.inspection import Inspection, render
-from vqtool.inspection.finding import Change, Finding
+from vqtool.inspection.finding import NO_CHANGE, Change, Finding
 from vqtool.metrics.collisions import IdCounts
 from vqtool.metrics.usage import usage_from_counts
 
@@ -29,24 +30,24 @@ def rows(shown: str) -> dict[str, str]:
 def test_one_level_shows_used_dead_perplexity_and_entropy() -> None:
     shown = rows(text([4, 0, 2, 2]))
     assert shown["run"] == "run"
-    assert shown["counted on some data: 8 tokens"]
+    assert any(mentions(line, "some data ... 8 tokens") for line in shown)
     assert shown["codes"].startswith("codes 4 ")
-    assert shown["used"] == "used 3 (75.0%) expected for uniform usage: 3.6"
+    assert mentions(shown["used"], "used 3 (75.0%) ... 3.6")
     assert shown["dead"].startswith("dead 1 ")
     assert shown["perplexity"].startswith("perplexity 2.8 ")
-    assert shown["entropy"].startswith("entropy 1.500 bits per token, 75.0% of")
+    assert mentions(shown["entropy"], "entropy 1.500 bits ... 75.0%")
 
 
 def test_collision_rate_is_shown_if_ids_were_counted() -> None:
     shown = text([4, 0, 2, 2], distinct=IdCounts(8_000, 7_998))
-    assert "distinct ids: 7,998 of 8,000 rows, collision rate 0.0250%" in shown
+    assert mentions(shown, "distinct ids: 7,998 ... 8,000 rows ... 0.0250%")
     assert "collision" not in text([4, 0, 2, 2])
 
 
 def test_single_token_and_row_are_singular() -> None:
     shown = text([1, 0], distinct=IdCounts(1, 1))
     assert "some data: 1 token\n" in shown
-    assert "distinct ids: 1 of 1 row," in shown
+    assert mentions(shown, "distinct ids: 1 ... 1 row,")
 
 
 def test_most_and_least_used_codes_are_listed_with_their_hits() -> None:
@@ -73,7 +74,7 @@ def test_histogram_bins_are_multiples_of_the_mean_hits() -> None:
 @pytest.mark.parametrize("width", [160, 60])
 def test_several_levels_share_one_table(width: int) -> None:
     shown = text([400, 0, 200, 200], [3, 0], target="deep", width=width).splitlines()
-    assert "counted on some data: 800 tokens per level" in shown
+    assert any(mentions(line, "some data ... 800 tokens per level") for line in shown)
     levels = shown.index(next(line for line in shown if line.startswith("level"))) + 1
     assert [line.split() for line in shown[levels - 1 : levels + 2]] == [
         ["level", "K", "used", "usage", "expected", "dead", "perplexity", "bits"],
@@ -127,7 +128,7 @@ def test_finding_shows_symptom_cause_and_changes() -> None:
         "  try --set 'model.quantizer.dead_code_reset={min_hits: 5}'  # resets dead codes",
         "note (codebook_saturated): [bold]full[/bold]",
         "  cause: more codes would pay",
-        "  no change of the settings is known to help",
+        f"  {NO_CHANGE}",
         "see configs/findings.md (#dead_codes, #codebook_saturated)",
     ]
     assert findings(FINDINGS[1])[-1] == "see configs/findings.md#codebook_saturated"
@@ -159,7 +160,7 @@ def test_early_run_shows_the_step_from_which_all_findings_are_reported() -> None
         render(Inspection("run", "some data", [usage_from_counts(torch.tensor([1, 2]))], None, early_until=1500))
     )
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "Before step 1,500, only codebook_too_large is reported" in shown
+    assert mentions(shown, "1,500 ... codebook_too_large")
     assert shown.endswith("\n\nfindings: none\n")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.cli import mentions
 from tests.training import assert_equal_states, tiny_settings, update_checkpoint_marker
 from vqtool.errors import CheckpointError, DataError
 from vqtool.runs import checkpoint as checkpoint_module
@@ -39,11 +40,11 @@ def state_at(step: int) -> TrainingState:
 
 
 def checkpoint_steps(run: RunDirectory) -> list[int]:
-    """Return the checkpoint_steps of all checkpoints; every .pt file must have its marker."""
+    """Return the steps of all checkpoints; every .pt file must have its marker."""
     names = sorted(path.name for path in run.checkpoints.iterdir())
-    found_steps = [int(name[5:14]) for name in names if name.endswith(".pt")]
-    assert names == sorted(f"step-{step:09d}.{kind}" for step in found_steps for kind in ("pt", "json"))
-    return found_steps
+    steps = [int(name[5:14]) for name in names if name.endswith(".pt")]
+    assert names == sorted(f"step-{step:09d}.{kind}" for step in steps for kind in ("pt", "json"))
+    return steps
 
 
 def load(run: RunDirectory) -> TrainingState:
@@ -74,7 +75,7 @@ def test_checkpoint_without_marker_is_skipped_with_a_message(run: RunDirectory) 
     (run.checkpoints / "step-000000003.pt").write_bytes(b"content")
     lines: list[str] = []
     assert load_checkpoint(run, lines.append) is None
-    assert "step-000000003.pt: incomplete checkpoint: marker step-000000003.json" in lines[0]
+    assert mentions(lines[0], "step-000000003.pt: incomplete ... step-000000003.json")
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
@@ -88,11 +89,11 @@ def test_checkpoint_of_the_same_step_is_replaced_atomically(run: RunDirectory, m
     save_checkpoint(run, state_at(5), keep=1)
     first = load(run)
 
-    def killed(path: Path, value: object) -> None:
+    def raise_interrupt(path: Path, value: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_module, "write_json", killed)
+        patch.setattr(checkpoint_module, "write_json", raise_interrupt)
         with pytest.raises(KeyboardInterrupt):
             save_checkpoint(run, state_at(5), keep=1)
     assert_equal_states(vars(load(run)), vars(first))
@@ -112,10 +113,10 @@ def test_checkpoints_of_later_steps_are_deleted(run: RunDirectory) -> None:
 
 def test_other_files_are_kept(run: RunDirectory) -> None:
     for name in ("step-final.pt", "epoch-000000001.pt", "step-000000001.txt"):
-        (run.checkpoints / name).write_text("mine")
+        (run.checkpoints / name).write_text("notes")
     for step in (5, 50):
         save_checkpoint(run, state_at(step), keep=1)
-    assert sorted(path.name for path in run.checkpoints.iterdir() if path.read_bytes() == b"mine") == [
+    assert sorted(path.name for path in run.checkpoints.iterdir() if path.read_bytes() == b"notes") == [
         "epoch-000000001.pt",
         "step-000000001.txt",
         "step-final.pt",
@@ -203,12 +204,14 @@ def test_resume_is_refused_if_all_checkpoints_are_damaged(tmp_path: Path) -> Non
     for path in run.checkpoints.glob("*.pt"):
         path.write_bytes(flip_a_bit(path.read_bytes()))
     model = run.model.read_bytes()
-    with pytest.raises(CheckpointError, match=r"checkpoints: no usable checkpoint; .*--overwrite"):
+    with pytest.raises(CheckpointError, match=r"checkpoints: .*--overwrite"):
         train(settings, tmp_path / "run", resume=True)
     assert run.model.read_bytes() == model
 
 
 class _Code:
+    """An object that fails the test when it is unpickled."""
+
     def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
         return (pytest.fail, ("code in a checkpoint ran",))
 
@@ -222,7 +225,7 @@ def test_foreign_content_is_refused_and_executes_no_code(run: RunDirectory, cont
     torch.save(content, path)
     update_checkpoint_marker(path)
     lines: list[str] = []
-    with pytest.raises(CheckpointError, match="no usable checkpoint"):
+    with pytest.raises(CheckpointError, match="checkpoints: "):
         load_checkpoint(run, lines.append)
     assert "step-000000003.pt: damaged" in lines[0]
 
@@ -253,15 +256,10 @@ def test_unknown_format_version_is_refused(run: RunDirectory, kind: str, version
     pair[kind]["format_version"] = version
     write_pair(run, pair)
     lines: list[str] = []
-    with pytest.raises(CheckpointError, match="no usable checkpoint"):
+    with pytest.raises(CheckpointError, match="checkpoints: "):
         load_checkpoint(run, lines.append)
-    for text in (
-        f"step-000000003.{kind}: format_version: {json.dumps(version)} ",
-        "reads 1",
-        "update vqtool",
-        "--overwrite",
-    ):
-        assert text in lines[0]
+    expected = f"step-000000003.{kind}: format_version: {json.dumps(version)} ... 1; update vqtool ... --overwrite"
+    assert mentions(lines[0], expected)
 
 
 @pytest.mark.parametrize("kind", ["pt", "json"])
@@ -271,7 +269,7 @@ def test_missing_format_version_is_refused(run: RunDirectory, kind: str) -> None
     del pair[kind]["format_version"]
     write_pair(run, pair)
     lines: list[str] = []
-    with pytest.raises(CheckpointError, match="no usable checkpoint"):
+    with pytest.raises(CheckpointError, match="checkpoints: "):
         load_checkpoint(run, lines.append)
     assert f"step-000000003.{kind}: format_version: missing" in lines[0]
     assert "--overwrite" in lines[0]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.cli import mentions
 from vqtool.errors import DataError
 from vqtool.runs.index_file import (
     Manifest,
@@ -131,10 +132,10 @@ def test_check_output_needs_a_new_npy_file_in_an_existing_directory(path: Path) 
     check_output(path.with_name("new.npy"), overwrite=False)
     check_output(path, overwrite=True)
     for wrong, message in [
-        (path, r"tokens\.npy: already exists; .*--overwrite"),
+        (path, r"tokens\.npy: .*exists; .*--overwrite"),
         (path.with_suffix(".bin"), r"tokens\.bin: .*\.npy"),
-        (path.parent / "no" / "t.npy", r"t\.npy: directory .*no does not exist"),
-        (path / "t.npy", r"t\.npy: .*tokens\.npy is a file, not a directory"),
+        (path.parent / "no" / "t.npy", r"t\.npy: directory .*/no "),
+        (path / "t.npy", r"t\.npy: .*tokens\.npy .*not a directory"),
     ]:
         with pytest.raises(DataError, match=message):
             check_output(wrong, overwrite=False)
@@ -148,7 +149,7 @@ def test_missing_index_file_is_named(path: Path) -> None:
 
 def test_missing_manifest_is_named(path: Path) -> None:
     manifest_path(path).unlink()
-    with pytest.raises(DataError, match=r"tokens\.npy: .*manifest tokens\.json.* missing"):
+    with pytest.raises(DataError, match=r"tokens\.npy: .*tokens\.json"):
         read_indices(path)
 
 
@@ -196,7 +197,7 @@ def test_manifest_with_a_missing_field_is_refused(field: str, path: Path) -> Non
     fields = asdict(MANIFEST)
     del fields[field]
     manifest_path(path).write_text(json.dumps(fields))
-    with pytest.raises(DataError, match=rf"tokens\.json: damaged: {field}: missing; encode the data again"):
+    with pytest.raises(DataError, match=rf"tokens\.json: damaged: {field}: missing"):
         read_indices(path)
 
 
@@ -216,8 +217,9 @@ def test_manifest_of_another_shape_or_dtype_is_refused(array: np.ndarray, path: 
     np.save(path, array)
     with pytest.raises(DataError) as error:
         read_indices(path)
-    assert str(error.value).startswith(f"{path}: contains {array.dtype.name} {list(array.shape)}, ")
-    assert "tokens.json describes uint8 [6, 4]" in str(error.value)
+    assert mentions(
+        str(error.value), f"{path}: ... {array.dtype.name} {list(array.shape)} ... tokens.json ... uint8 [6, 4]"
+    )
 
 
 def npz(path: Path) -> None:
@@ -258,14 +260,14 @@ def test_unknown_format_version_is_refused(version: Any, path: Path) -> None:
     manifest_path(path).write_text(json.dumps({**asdict(MANIFEST), **changed}))
     with pytest.raises(DataError) as error:
         read_indices(path)
-    for part in ("tokens.json: format_version: ", str(version), "reads 1", "update vqtool", "encode the data again"):
-        assert part in str(error.value)
+    expected = f"tokens.json: format_version: {json.dumps(version)} ... 1; update vqtool ... encode"
+    assert mentions(str(error.value), expected)
 
 
 @pytest.mark.parametrize("fields", [{}, {"shape": [6, 4]}, {**asdict(MANIFEST), "format": "vqtool indices 1"}])
 def test_missing_format_version_is_refused(fields: dict[str, Any], path: Path) -> None:
     manifest_path(path).write_text(json.dumps({key: value for key, value in fields.items() if key != "format_version"}))
-    with pytest.raises(DataError, match=r"tokens\.json: format_version: missing.*encode the data again"):
+    with pytest.raises(DataError, match=r"tokens\.json: format_version: missing.*encode"):
         read_indices(path)
 
 
@@ -275,8 +277,8 @@ def test_missing_format_version_is_refused(fields: dict[str, Any], path: Path) -
 def test_manifest_without_index_file_can_be_replaced(path: Path) -> None:
     path.unlink()
     check_indices_output(path, overwrite=False)
-    manifest_path(path).write_text('{"mine": 1}')
-    with pytest.raises(DataError, match=r"tokens\.json: already exists; .*--overwrite"):
+    manifest_path(path).write_text('{"notes": 1}')
+    with pytest.raises(DataError, match=r"tokens\.json: .*exists; .*--overwrite"):
         check_indices_output(path, overwrite=False)
 
 
@@ -291,7 +293,7 @@ def test_indices_are_not_replaced_if_the_manifest_cannot_be_written(
 
     monkeypatch.setattr("vqtool.runs.index_file.to_json", raise_disk_full)
     with (
-        pytest.raises(DataError, match=r"tokens\.json: cannot be written: No space left"),
+        pytest.raises(DataError, match=r"tokens\.json: .*No space left"),
         atomic_write_indices(path, manifest.shape, manifest.dtype, lambda: manifest) as array,
     ):
         array[:] = 0
@@ -306,7 +308,7 @@ def test_full_disk_is_reported_before_the_array_is_filled(path: Path, monkeypatc
     monkeypatch.setattr(os, "posix_fallocate", raise_disk_full)
     before = path.read_bytes()
     with (
-        pytest.raises(DataError, match=r"tokens\.npy: cannot be written: No space left"),
+        pytest.raises(DataError, match=r"tokens\.npy: .*No space left"),
         atomic_write_array(path, (1000, 1000), np.dtype(np.uint8)),
     ):
         pytest.fail("the body was executed")

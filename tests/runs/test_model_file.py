@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.cli import mentions
 from vqtool.errors import CheckpointError
 from vqtool.metrics.collisions import IdCounts
 from vqtool.runs.model_file import SavedModel, read_model, write_model
@@ -132,18 +133,12 @@ def test_unknown_format_version_is_refused(version: Any, path: Path) -> None:
     save_file({"a": torch.ones(3)}, path, metadata={"vqtool": json.dumps(fields)})
     with pytest.raises(CheckpointError) as error:
         read_model(path)
-    for part in (
-        "model.safetensors: format_version: ",
-        str(version),
-        "reads 1",
-        "update vqtool",
-        "train the run again",
-    ):
-        assert part in str(error.value)
+    expected = f"model.safetensors: format_version: {json.dumps(version)} ... 1; update vqtool ... train"
+    assert mentions(str(error.value), expected)
 
 
 @pytest.mark.parametrize("fields", [{}, {"step": 1, "sha256": "0" * 64}])
 def test_missing_format_version_is_refused(fields: dict[str, Any], path: Path) -> None:
     save_file({"a": torch.ones(3)}, path, metadata={"vqtool": json.dumps(fields)})
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: format_version: missing.*train the run again"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: format_version: missing.*train"):
         read_model(path)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli import mentions
 from tests.conftest import TrainedRun
 from vqtool.config import RunSettings
 from vqtool.errors import CheckpointError, ConfigError
@@ -44,13 +45,13 @@ def test_folder_can_be_a_string(run: RunDirectory) -> None:
 
 
 def test_directory_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"not a run: config\.yaml is missing"):
+    with pytest.raises(CheckpointError, match=r"not a run: .*config\.yaml"):
         RunDirectory(tmp_path).settings()
 
 
 def test_directory_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="file/run: cannot be created"):
+    with pytest.raises(CheckpointError, match="file/run: "):
         RunDirectory(tmp_path / "file" / "run").create(SETTINGS)
 
 
@@ -63,7 +64,7 @@ def test_invalid_config_is_named(run: RunDirectory) -> None:
 def test_clear_removes_the_run_and_keeps_other_files(trained: TrainedRun, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(trained.folder, folder)
-    (folder / "notes.txt").write_text("mine")
+    (folder / "notes.txt").write_text("notes")
     (folder / "plots").mkdir()
     RunDirectory(folder).clear()
     # The config and the empty checkpoints directory remain, so the directory still counts as a run.
@@ -81,7 +82,8 @@ def test_directory_is_locked_by_one_process(run: RunDirectory) -> None:
     )
     with run.locked():
         second = subprocess.run([sys.executable, "-c", lock], capture_output=True, text=True)
-        assert "another process is training in this directory" in second.stderr
+        assert second.returncode
+        assert mentions(second.stderr, f"CheckpointError: {run.folder}: ... another process")
     third = subprocess.run([sys.executable, "-c", lock], capture_output=True, text=True)
     assert third.stdout == "locked\n"
 
@@ -93,12 +95,12 @@ def test_locking_removes_temporary_files_of_the_run_only(run: RunDirectory) -> N
         ".metrics.jsonl.part",
         ".events.out.tfevents.1.host.part",
     ]
-    for name in [*temp_files, "checkpoints/.step-000000003.pt.part", ".notes.part", "checkpoints/mine.part"]:
+    for name in [*temp_files, "checkpoints/.step-000000003.pt.part", ".notes.part", "checkpoints/notes.part"]:
         (run.folder / name).write_text("half")
     with run.locked():
         pass
     names = sorted(str(path.relative_to(run.folder)) for path in run.folder.rglob("*.part"))
-    assert names == [".notes.part", "checkpoints/mine.part"]
+    assert names == [".notes.part", "checkpoints/notes.part"]
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", "model.safetensors", "config.yaml"])
@@ -108,11 +110,11 @@ def test_links_and_devices_in_place_of_files_are_refused(run: RunDirectory, tmp_
         path.rmdir()
     path.unlink(missing_ok=True)
     path.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(CheckpointError, match=f"{name}: is a link or a device"), run.locked():
+    with pytest.raises(CheckpointError, match=f"{name}: .*link"), run.locked():
         pytest.fail("locked")
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(CheckpointError, match=f"{name}: is a link or a device"), run.locked():
+    with pytest.raises(CheckpointError, match=f"{name}: .*link"), run.locked():
         pytest.fail("locked")
 
 
@@ -173,7 +175,7 @@ def test_damaged_summary_is_refused(content: bytes, run: RunDirectory) -> None:
 
 def test_missing_key_of_the_summary_is_named(run: RunDirectory) -> None:
     run.write_summary({"steps": 3, "seconds": 1.5, "best_step": 2, "final": {}})
-    with pytest.raises(CheckpointError, match=r"summary\.json: damaged: missing keys: best;"):
+    with pytest.raises(CheckpointError, match=r"summary\.json: damaged: .*\bbest;"):
         run.read_summary()
 
 
@@ -192,5 +194,5 @@ def test_config_without_a_format_version_has_version_1(run: RunDirectory) -> Non
 @pytest.mark.parametrize("version", ["2", "0", "'1'", "1.0", "true", "null"])
 def test_unknown_format_version_of_the_config_is_refused(run: RunDirectory, version: str) -> None:
     run.config.write_text(run.config.read_text().replace("format_version: 1", f"format_version: {version}"))
-    with pytest.raises(ConfigError, match=r"config\.yaml:1: format_version: .*reads 1; update vqtool"):
+    with pytest.raises(ConfigError, match=r"config\.yaml:1: format_version: .*1; update vqtool"):
         run.settings()

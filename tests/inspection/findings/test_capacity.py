@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.inspection.findings.made_evidence import (
+from tests.inspection.findings.evidence_builders import (
     find,
     finding_names,
     make_evidence,

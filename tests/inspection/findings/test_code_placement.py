@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.inspection.findings.made_evidence import (
+from tests.inspection.findings.evidence_builders import (
     finding_names,
     make_evidence,
     make_settings,
@@ -29,7 +29,7 @@ def test_outlier_codes_are_over_1_percent_of_the_codes(outside: float, reported:
 
 def test_message_of_a_single_outlier_is_singular() -> None:
     (outlier,) = diagnose(make_evidence(metrics={"codebook/outside": 1.0}))
-    assert outlier.message == "1 of 16 codes lies far from all latents"
+    assert "1 of 16 codes lies" in outlier.message
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_every_finding_has_a_faulty_run() -> None:
     assert len(HEALTHY) >= 6
 
 
-def test_findings_tell_faults_apart() -> None:
+def test_findings_distinguish_faults() -> None:
     """No finding is reported on more than a third of the faulty runs."""
     for find in FINDINGS:
         assert sum(find.__name__ in names for names in REPORTED.values()) <= len(REPORTED) / 3
@@ -96,12 +96,11 @@ def test_evidence_of_findings_is_valid_json(inspections: dict[str, Inspection]) 
 
 def test_dead_codes_report_whether_they_were_hit_in_training(inspections: dict[str, Inspection]) -> None:
     dead = _only(inspections["random init, no reset"], "dead_codes")
-    assert dead.evidence["never_hit"] == dead.evidence["dead"]
-    assert "never hit in training: all" in dead.message
-    assert dead.cause.startswith("most were initialised far")
+    assert dead.evidence["never_hit"] == dead.evidence["dead"] > 0
+    assert dead.evidence["last_hit"] is None
     mixed = _only(inspections["codebook_loss update, random init, no reset, learning rate 1e-6"], "dead_codes")
     assert 0 < mixed.evidence["never_hit"] < mixed.evidence["dead"]
-    assert "last hit at step" in mixed.message
+    assert 0 < mixed.evidence["last_hit"] < 45
 
 
 def test_guide_lists_the_findings_of_each_run() -> None:

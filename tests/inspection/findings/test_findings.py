@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.inspection.findings.made_evidence import finding_names, make_evidence, make_settings
+from tests.cli import mentions
+from tests.inspection.findings.evidence_builders import finding_names, make_evidence, make_settings
 from vqtool.inspection.findings import diagnose
 from vqtool.metrics.collisions import IdCounts
 
@@ -23,7 +24,9 @@ def test_single_code_is_only_reported_as_too_large() -> None:
     single_code = make_settings({"kind": "vector", "codebook_size": 1, "codebook_dim": 4})
     assert diagnose(make_evidence([500], metrics=metrics, settings=single_code, training_tokens=20)) == []
     (too_large,) = diagnose(make_evidence([500], metrics=metrics, settings=single_code, training_tokens=19))
-    assert too_large.message == "1 code and 19 training tokens: 19.0 tokens per code"
+    assert (too_large.name, too_large.severity) == ("codebook_too_large", "warning")
+    assert too_large.evidence == {"level": 0, "tokens_per_code": 19.0, "codebook_size": 1}
+    assert mentions(too_large.message, "1 code ... 19 training tokens")
     assert too_large.changes == ()
 
 

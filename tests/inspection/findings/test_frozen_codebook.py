@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.inspection.findings.made_evidence import finding_names, make_evidence, make_settings, validations
+from tests.inspection.findings.evidence_builders import finding_names, make_evidence, make_settings, validations
 
 
 @pytest.mark.parametrize(

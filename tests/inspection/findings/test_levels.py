@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.inspection.findings.made_evidence import finding_names, make_evidence, make_settings, residual_block
+from tests.inspection.findings.evidence_builders import finding_names, make_evidence, make_settings, residual_block
 from vqtool.inspection.findings import diagnose
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.inspection.findings.made_evidence import finding_names, make_evidence, make_settings
+from tests.inspection.findings.evidence_builders import finding_names, make_evidence, make_settings
 
 UNEVEN_HITS = [400] * 8 + [1] * 24  # an entropy of 0.63 ln 32
 

@@ -110,8 +110,8 @@ class Browser:
 def browser() -> Iterator[Browser]:
     """Start a browser with a temporary profile, yield it, and end it."""
     assert CHROMIUM
-    browser_read, our_write = os.pipe()
-    our_read, browser_write = os.pipe()
+    browser_read, parent_write = os.pipe()
+    parent_read, browser_write = os.pipe()
     profile = tempfile.mkdtemp()
     # The shell moves the pipe ends to the file descriptors that Chromium expects.
     command = f'exec "$0" "$@" {_COMMAND_FD}<&{browser_read} {_RESPONSE_FD}>&{browser_write}'
@@ -125,19 +125,19 @@ def browser() -> Iterator[Browser]:
     os.close(browser_read)
     os.close(browser_write)
     try:
-        opened = Browser(our_write, our_read)
+        opened = Browser(parent_write, parent_read)
         opened.attach()
         yield opened
         opened._session = None
         opened.call("Browser.close")
     finally:
-        os.close(our_write)
+        os.close(parent_write)
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        os.close(our_read)
+        os.close(parent_read)
         for _ in range(50):  # child processes may still write while they end
             shutil.rmtree(profile, ignore_errors=True)
             if not os.path.exists(profile):

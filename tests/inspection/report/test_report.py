@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+from tests.cli import mentions
 from tests.conftest import TrainedRun
 from tests.inspection.report.conftest import draw_few_examples
 from vqtool.errors import CheckpointError, DataError, Stopped
 from vqtool.inference.semantic_ids import encode_unique_file
 from vqtool.inference.tokenizer import load
 from vqtool.inspection import Inspection, inspect, write_report
-from vqtool.inspection.comparison import TargetSummary
+from vqtool.inspection.comparison import DIFFERENT_DATA_NOTE, TargetSummary
 from vqtool.inspection.finding import Change, Finding
 from vqtool.inspection.report import inputs as inputs_module
 from vqtool.inspection.report.inputs import ReportInputs, collect_inputs
@@ -125,10 +126,10 @@ def test_a_run_without_its_data_has_usage_and_curves(trained: TrainedRun, tmp_pa
 def test_a_signal_while_opening_the_data_is_raised(
     trained: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stopped(*_: object) -> None:
+    def raise_stopped(*_: object) -> None:
         raise Stopped(2, "stopped")
 
-    monkeypatch.setattr(inputs_module, "open_dataset", stopped)
+    monkeypatch.setattr(inputs_module, "open_dataset", raise_stopped)
     with pytest.raises(Stopped):
         write_report(tmp_path / "r.html", [trained.folder])
     assert not list(tmp_path.iterdir())
@@ -157,7 +158,7 @@ def test_several_targets_give_a_comparison_page(runs: dict[str, Path], tmp_path:
     reader = PageReader((tmp_path / "r.html").read_text())
     assert reader.figures == ["overlaid", "rate-distortion"]
     assert "model.encoder.kind" in reader.text
-    assert "These runs have different data" in reader.text
+    assert DIFFERENT_DATA_NOTE in reader.text
     assert reader.text.index("No findings.") < reader.text.index("model.encoder.kind")
     write_report(tmp_path / "files.html", [file, file])
     assert PageReader((tmp_path / "files.html").read_text()).figures == []
@@ -195,7 +196,7 @@ def test_findings_come_first_with_evidence_and_changes() -> None:
     assert text.index("collapse") < text.index("minor") < text.index("What is a good perplexity?")
     assert "severe" in text
     assert "--set 'a.b={x: 1}'" in text
-    assert "Evidence: used = 2, x = 0.3333." in text
+    assert "used = 2, x = 0.3333." in text
     assert "configs/findings.md (#collapse, #minor)" in text
     assert "No findings." in PageReader(render_report_page(ReportInputs(inspection))).text
     early = PageReader(render_report_page(ReportInputs(dataclasses.replace(inspection, early_until=100)))).text
@@ -210,8 +211,8 @@ def test_a_comparison_page_has_the_messages_of_the_findings_only() -> None:
     runs.append(TargetSummary(Inspection("good", "data", [usage], None)))
     reader = PageReader(render_comparison_page(runs, [[], []], ["skipped c: gone."]))
     text = " ".join(reader.text.split())
-    assert f"Findings 1 bad severe{HOSTILE}: few {HOSTILE} 2 good No findings." in text
-    assert "skipped c: gone." in text
+    assert mentions(text, f"1 bad severe{HOSTILE}: few {HOSTILE} ... 2 good ... No findings")
+    assert "skipped c: gone" in text
     assert "script" not in reader.tags
     assert "resets codes" not in text
 
@@ -245,10 +246,10 @@ def test_the_page_of_an_index_file_with_8192_codes_is_small(tmp_path: Path) -> N
 )
 def test_a_path_that_cannot_be_written_is_an_error(name: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "folder.html").mkdir()
-    (tmp_path / "there.html").write_text("mine")
+    (tmp_path / "there.html").write_text("notes")
     with pytest.raises(DataError, match=message):
         write_report(tmp_path / name, [tmp_path / "no target"])
-    assert (tmp_path / "there.html").read_text() == "mine"
+    assert (tmp_path / "there.html").read_text() == "notes"
 
 
 def test_an_invalid_target_writes_no_page(tmp_path: Path, runs: dict[str, Path]) -> None:

@@ -1,4 +1,4 @@
-"""Evidence made by hand, for tests of single findings."""
+"""Functions that build evidence and settings for tests of single findings."""
 
 from typing import Any
 
