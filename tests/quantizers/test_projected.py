@@ -156,7 +156,7 @@ def test_vectors_of_another_width_are_refused(call):
 # Attributes, codes and statistics
 
 
-def test_attributes():
+def test_attributes_are_those_of_the_latents_and_the_inner_quantizer():
     model = quantizer()
     assert (model.codebook_sizes, model.dim, model.has_levels, model.supports_prefix_decoding) == (
         (K,),

@@ -334,7 +334,7 @@ def test_evaluate_padded_excludes_the_padding():
         torch.testing.assert_close(actual, expected)
 
 
-def test_attributes():
+def test_attributes_are_those_of_one_codebook():
     model = VectorQuantizer(K, D)
     assert (model.codebook_sizes, model.dim, model.has_levels) == ((K,), D, False)
 
@@ -342,11 +342,11 @@ def test_attributes():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0, 4), r"must be positive, got codebook_size=0, codebook_dim=4, temperature=1\.0"),
-        ((8, 0), "must be positive, got codebook_size=8, codebook_dim=0"),
-        ((8, 4, 0.0), r"must be positive, got .* temperature=0\.0"),
-        ((8, 4, -1.0), r"must be positive, got .* temperature=-1\.0"),
-        ((8, 4, float("nan")), "must be positive, got .* temperature=nan"),
+        ((0, 4), r"codebook_size=0\b.*codebook_dim=4\b.*temperature=1\.0"),
+        ((8, 0), r"codebook_size=8\b.*codebook_dim=0\b"),
+        ((8, 4, 0.0), r"temperature=0\.0"),
+        ((8, 4, -1.0), r"temperature=-1\.0"),
+        ((8, 4, float("nan")), "temperature=nan"),
     ],
 )
 def test_illegal_sizes_and_temperatures_are_refused(arguments, message):
