@@ -1,3 +1,5 @@
+"""Optimizer: weight decay, gradient clipping, learning rate of a step, and state."""
+
 import copy
 import math
 from pathlib import Path
