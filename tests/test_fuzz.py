@@ -1,4 +1,4 @@
-"""Any config and any tensor file runs, or is refused by a message that names the key or the file: a short version."""
+"""Short version of the fuzzers: any config and tensor file runs, or is refused with the key or file named."""
 
 import operator
 import re
@@ -19,7 +19,7 @@ from vqtool.errors import ConfigError
 from vqtool.runtime.settings import Settings
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-FIGURES = re.compile(r"^\d+ (configs|tensor files): \d+ run, \d+ refused by (key|name), 0 broken$")
+SUMMARY_LINE = re.compile(r"^\d+ (configs|tensor files): \d+ run, \d+ refused by (key|name), 0 broken$")
 
 
 @pytest.mark.parametrize(("script", "mutants"), [("fuzz_configs", 40), ("fuzz_tensors", 200)])
@@ -27,10 +27,10 @@ def test_every_mutant_runs_or_is_refused(script: str, mutants: int) -> None:
     command = [sys.executable, str(SCRIPTS / f"{script}.py"), "--mutants", str(mutants), "--seed", "11"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    assert FIGURES.match(result.stdout.splitlines()[-1])
+    assert SUMMARY_LINE.match(result.stdout.splitlines()[-1])
 
 
-WATCHED = """
+FAULTY_CHECKS = """
 import os, sys, time
 sys.path.insert(0, {scripts!r})
 from checks import forked
@@ -47,8 +47,8 @@ for number, outcome in forked.outcomes(range(5), check):
 """
 
 
-def test_what_watches_over_the_mutants_sees_a_crash_a_hang_an_error_and_growth() -> None:
-    program = WATCHED.format(scripts=str(SCRIPTS))
+def test_crash_hang_error_and_memory_growth_of_a_check_are_reported() -> None:
+    program = FAULTY_CHECKS.format(scripts=str(SCRIPTS))
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines() == [
         "0 broken ['process exited with status -6']",
@@ -59,26 +59,28 @@ def test_what_watches_over_the_mutants_sees_a_crash_a_hang_an_error_and_growth()
     ]
 
 
-def seldom(rare: st.SearchStrategy[Any], usual: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+def mostly(usual: st.SearchStrategy[Any], rare: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Return a strategy that draws from `usual` in 99 of 100 cases, otherwise from `rare`."""
     return st.integers(0, 99).flatmap(lambda number: rare if number == 42 else usual)
 
 
 def blocks(block: type[Settings]) -> st.SearchStrategy[dict[str, Any]]:
-    """Values for a settings class: some of its keys, mostly of their types; seldom one that it does not know."""
+    """Return blocks of a settings class: some of its keys, mostly with valid values; rarely an unknown key."""
     keys = {name: values(field.annotation, list(field.metadata)) for name, field in block.model_fields.items()}
     needed = {name: keys.pop(name) for name, field in block.model_fields.items() if field.is_required()}
     if "kind" in keys:
         needed["kind"] = keys.pop("kind")
     known = st.fixed_dictionaries(needed, optional=keys)
-    return seldom(known.map(lambda found: {**found, "unheard": 1}), known)
+    return mostly(known, known.map(lambda block: {**block, "unknown_key": 1}))
 
 
 def values(annotation: Any, bounds: list[Any]) -> st.SearchStrategy[Any]:
-    """Values of an annotation, within its bounds and just outside; seldom ones of another type."""
-    return seldom(JUNK, of_type(annotation, bounds))
+    """Return values of an annotation, within its bounds or just outside; rarely of another type."""
+    return mostly(of_type(annotation, bounds), JUNK)
 
 
 def of_type(annotation: Any, bounds: list[Any]) -> st.SearchStrategy[Any]:
+    """Return values of the type of an annotation."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return of_type(arguments[0], [*bounds, *arguments[1:]])
@@ -94,20 +96,21 @@ def of_type(annotation: Any, bounds: list[Any]) -> st.SearchStrategy[Any]:
 
 
 def numbers(annotation: type, bounds: list[Any]) -> st.SearchStrategy[Any]:
-    """Numbers at the ends of what is allowed; seldom just beyond."""
+    """Return numbers at the ends of the allowed range; rarely just outside."""
     ends = {name: getattr(bound, name) for bound in flat(bounds) for name in COMPARED if hasattr(bound, name)}
     near = {annotation(value) for end in ends.values() for value in (end - 1, end - 0.5, end, end + 0.5, end + 1)} | {4}
     allowed = [value for value in near if all(COMPARED[name](value, end) for name, end in ends.items())]
-    return seldom(st.sampled_from(sorted(near)), st.sampled_from(sorted(allowed)))
+    return mostly(st.sampled_from(sorted(allowed)), st.sampled_from(sorted(near)))
 
 
 def flat(bounds: list[Any]) -> Iterator[Any]:
+    """Yield single bounds, also those inside pydantic field metadata."""
     for bound in bounds:
         yield from flat(bound.metadata) if hasattr(bound, "metadata") else [bound]
 
 
 COMPARED = {"ge": operator.ge, "gt": operator.gt, "le": operator.le, "lt": operator.lt}
-PLAIN = {str: seldom(st.text(max_size=5), st.just("cpu")), bool: st.booleans(), type(None): st.none()}
+PLAIN = {str: mostly(st.just("cpu"), st.text(max_size=5)), bool: st.booleans(), type(None): st.none()}
 JUNK = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just([]), st.just({}))
 
 
@@ -118,7 +121,7 @@ class WithoutAliases(yaml.SafeDumper):
 
 @given(tree=blocks(RunSettings))
 @settings(max_examples=300, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
-def test_settings_made_of_the_schemas_own_fields_load_or_say_what_is_wrong(
+def test_generated_settings_load_or_each_error_line_names_a_key(
     tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "any.yaml"

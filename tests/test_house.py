@@ -1,4 +1,4 @@
-"""The rules of the house that can be read off the source: which way imports run, and how long things are."""
+"""Rules for the source: direction of imports, length of files and functions, docstrings."""
 
 import ast
 from pathlib import Path
@@ -10,7 +10,7 @@ import vqtool
 PACKAGE = Path(vqtool.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# From top to bottom. A module may import from its own package and from those below.
+# From top to bottom. A module may import from its own package and from packages below it.
 PACKAGES = [
     "__main__",
     "cli",
@@ -34,15 +34,15 @@ def layer(module: str) -> int:
 
 
 def imports(path: Path) -> list[str]:
-    """The modules of vqtool that a file imports, anywhere in it."""
-    found = []
+    """Return the modules of vqtool that a file imports, at its top or inside functions."""
+    names = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            found.append(node.module or "")
+            names.append(node.module or "")
         elif isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-    return [name for name in found if name.startswith("vqtool.")]
+            names += [alias.name for alias in node.names]
+    return [name for name in names if name.startswith("vqtool.")]
 
 
 def module_name(path: Path) -> str:
@@ -52,18 +52,18 @@ def module_name(path: Path) -> str:
 @pytest.mark.parametrize(
     "path", [path for path in MODULES if path.parent != PACKAGE or path.stem != "__init__"], ids=str
 )
-def test_imports_run_down(path):
+def test_imports_point_downwards(path):
     module = module_name(path)
     upward = [name for name in imports(path) if layer(name) < layer(module)]
     assert not upward
 
 
-def test_there_is_no_import_circle():
+def test_imports_have_no_cycle():
     names = {module_name(path).removesuffix(".__init__"): path for path in MODULES}
     graph = {name: {other for other in imports(path) if other in names} for name, path in names.items()}
     while graph:
         leaves = {name for name, below in graph.items() if not below & graph.keys() - {name}}
-        assert leaves, f"a circle among {sorted(graph)}"
+        assert leaves, f"import cycle among {sorted(graph)}"
         graph = {name: below for name, below in graph.items() if name not in leaves}
 
 
@@ -77,7 +77,7 @@ def test_files_and_functions_are_short(path):
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
-def test_public_functions_say_what_they_do(path):
+def test_public_functions_and_classes_have_docstrings(path):
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
             assert ast.get_docstring(node), node.name

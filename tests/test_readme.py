@@ -1,4 +1,4 @@
-"""The Markdown files: their commands, Python and YAML run, in order, and their links lead to files and headings.
+"""Markdown files: commands, Python and YAML run in order, and links lead to files and headings.
 
 Blocks of ```sh, ```python and ```yaml run; training is shortened to a few steps. Other blocks are not run: ```text and
 ```json are output, ```py needs packages or processes that a test does not have.
@@ -27,16 +27,16 @@ FILES = sorted(
     for path in ROOT.glob(pattern)
 )
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-MAX_SMALL_DIM = {"training.steps": 3, "training.batch_size": 8, "training.device": "cpu"}
+SHORT_RUN_OVERRIDES = {"training.steps": 3, "training.batch_size": 8, "training.device": "cpu"}
 
 
 def blocks(path: str) -> list[tuple[str, str]]:
-    """Language and text of each block, in order."""
+    """Return language and text of each block, in order."""
     return BLOCK.findall((ROOT / path).read_text())
 
 
 def commands(block: str) -> Iterator[list[str]]:
-    """The words of each command, without comments and environment variables."""
+    """Yield the words of each command, without comments and environment variables."""
     for line in block.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         while words and re.match(r"[A-Z_]+=", words[0]):
@@ -54,7 +54,7 @@ def arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path, arrays: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory: like a clone, with the arrays of scripts/make_tensors.py."""
+    """A working directory with configs/ and the arrays of scripts/make_tensors.py."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "arrays").symlink_to(arrays)
     monkeypatch.chdir(tmp_path)
@@ -77,15 +77,15 @@ def test_blocks_run_in_order(path, folder, vqtool):
 
 
 def run(words: list[str], vqtool: Any) -> None:
-    """Run a command, or check what can be checked of one that takes long or changes the environment."""
+    """Run a command. Of one that takes long or changes the environment, only check options and names."""
     match words:
         case ["vqtool", *arguments]:
             result = vqtool(*shortened(arguments))
             assert result.code == 0, f"{shlex.join(words)}: {result.err}"
         case ["torchrun", *arguments]:
             command = [sys.executable, "-m", "torch.distributed.run", *shortened(arguments)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-            assert done.returncode == 0, done.stderr
+            process = subprocess.run(command, capture_output=True, text=True, timeout=120)
+            assert process.returncode == 0, process.stderr
         case ["bash" | "python", script, *arguments]:
             source = (ROOT / script).read_text()
             assert all(argument.partition("=")[0] in source for argument in arguments if argument.startswith("--"))
@@ -100,11 +100,11 @@ def run(words: list[str], vqtool: Any) -> None:
 
 
 def shortened(arguments: list[str]) -> list[str]:
-    """The arguments of a command; of training, with overrides that make it short."""
+    """Return the arguments of a command; for training, with overrides that make it short."""
     if "--config" not in arguments:
         return arguments
     config = yaml.safe_load(Path(arguments[arguments.index("--config") + 1]).read_text())
-    keys = dict(MAX_SMALL_DIM)
+    keys = dict(SHORT_RUN_OVERRIDES)
     if "width" in config["model"]["encoder"]:
         keys["model.encoder.width"] = 8
     if "samples" in config["data"] and not any(argument.startswith("data.path=") for argument in arguments):
@@ -113,25 +113,25 @@ def shortened(arguments: list[str]) -> list[str]:
 
 
 def load_yaml(text: str, path: str) -> None:
-    """Check a whole config, or a part of one over the recipe that the file explains."""
-    found = yaml.safe_load(text)
-    if {"data", "model"} <= found.keys():
+    """Validate a complete config, or a part of one merged into the recipe that the file explains."""
+    config = yaml.safe_load(text)
+    if {"data", "model"} <= config.keys():
         Path("config.yaml").write_text(text)
         load_config(Path("config.yaml"))
         return
     recipe = ROOT / Path(path).with_suffix(".yaml")
-    whole = load_config(recipe if recipe.exists() else ROOT / "configs" / "images.yaml").model_dump()
-    RunSettings.model_validate(merged(whole, found))
+    defaults = load_config(recipe if recipe.exists() else ROOT / "configs" / "images.yaml").model_dump()
+    RunSettings.model_validate(merged(defaults, config))
 
 
 def merged(old: Any, new: Any) -> Any:
-    """`new` over `old`; a block of another kind replaces the old block."""
+    """Return `old` updated by `new`; a block of another kind replaces the old block."""
     if not isinstance(old, dict) or not isinstance(new, dict) or new.get("kind", old.get("kind")) != old.get("kind"):
         return new
     return {**old, **{key: merged(old.get(key), value) for key, value in new.items()}}
 
 
-def test_the_readme_is_short_and_names_the_scripts_that_set_up_a_clone():
+def test_readme_is_short_and_names_the_setup_scripts():
     assert (ROOT / "README.md").read_text().count("\n") <= 150
     shell = [text for language, text in blocks("README.md") if language == "sh"]
     scripts = [text for text in shell if text.startswith("bash ")]
@@ -139,17 +139,18 @@ def test_the_readme_is_short_and_names_the_scripts_that_set_up_a_clone():
 
 
 def prose(path: str) -> str:
+    """Return the text of a file without its blocks."""
     return BLOCK.sub("", (ROOT / path).read_text())
 
 
 def anchors(path: str) -> set[str]:
-    """The anchors of the headings of a file, as GitHub makes them."""
-    found: list[str] = []
+    """Return the anchors that GitHub generates for the headings of a file."""
+    generated: list[str] = []
     for heading in re.findall(r"^#+ (.*?)\s*$", prose(path), re.MULTILINE):
         anchor = re.sub(r"[^\w -]", "", re.sub(r"\[(.*?)\]\(.*?\)", r"\1", heading).lower()).replace(" ", "-")
-        repeated = sum(re.fullmatch(rf"{re.escape(anchor)}(-\d+)?", other) is not None for other in found)
-        found.append(f"{anchor}-{repeated}" if repeated else anchor)
-    return set(found)
+        repeated = sum(re.fullmatch(rf"{re.escape(anchor)}(-\d+)?", other) is not None for other in generated)
+        generated.append(f"{anchor}-{repeated}" if repeated else anchor)
+    return set(generated)
 
 
 @pytest.mark.parametrize("path", FILES)

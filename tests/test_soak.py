@@ -1,4 +1,4 @@
-"""The soak, at a small share: what `scripts/soak.sh` does at length."""
+"""Short version of scripts/soak.py: runs and files survive kills and stops."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ SCRIPT = Path(__file__).parent.parent / "scripts" / "soak.py"
 
 
 @pytest.mark.parametrize(("part", "share"), [("saving", 0.03), ("exact", 0.06), ("mixed", 0.1), ("encoding", 0.06)])
-def test_the_promise_holds(part: str, share: float) -> None:
-    done = subprocess.run([sys.executable, SCRIPT, part, "--share", str(share)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " yes " in done.stdout
+def test_guarantees_hold(part: str, share: float) -> None:
+    result = subprocess.run([sys.executable, SCRIPT, part, "--share", str(share)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert " yes " in result.stdout
