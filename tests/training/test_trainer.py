@@ -156,12 +156,12 @@ def test_ema_codes_are_the_means_of_their_latents(tmp_path: Path) -> None:
 # The best model
 
 
-def script(monkeypatch: pytest.MonkeyPatch, metric: str, values: list[float]) -> list[dict[str, Tensor]]:
+def set_validation_metric(monkeypatch: pytest.MonkeyPatch, metric: str, values: list[float]) -> list[dict[str, Tensor]]:
     """Let validations return these values of a metric; return the list of the state dicts that they evaluate."""
     states: list[dict[str, Tensor]] = []
     evaluate = validator.evaluate_distributed
 
-    def scripted(model: Any, *arguments: Any) -> Evaluation:
+    def evaluate_with_value(model: Any, *arguments: Any) -> Evaluation:
         value, evaluation = values[len(states)], evaluate(model, *arguments)
         states.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
         name = metric.rpartition("/")[2]
@@ -170,7 +170,7 @@ def script(monkeypatch: pytest.MonkeyPatch, metric: str, values: list[float]) ->
         level = dataclasses.replace(evaluation.levels[0], **{name: value})
         return dataclasses.replace(evaluation, levels=[level])
 
-    monkeypatch.setattr(validator, "evaluate_distributed", scripted)
+    monkeypatch.setattr(validator, "evaluate_distributed", evaluate_with_value)
     return states
 
 
@@ -190,7 +190,7 @@ def script(monkeypatch: pytest.MonkeyPatch, metric: str, values: list[float]) ->
 def test_saved_model_is_the_one_with_the_best_metric(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: str, values: list[float], best: int
 ) -> None:
-    states = script(monkeypatch, metric, values)
+    states = set_validation_metric(monkeypatch, metric, values)
     summary = train(tiny_settings(tmp_path, best_metric=metric, validate_every=2), tmp_path / "run")
     assert summary["best_step"] == 2 * (best + 1)
     assert summary["best_metric"] == metric
@@ -204,7 +204,7 @@ def test_saved_model_is_the_one_with_the_best_metric(
 
 
 def test_resume_keeps_the_best_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    states = script(monkeypatch, "validation/loss/reconstruction", [1.0, 2.0, 3.0, 4.0])
+    states = set_validation_metric(monkeypatch, "validation/loss/reconstruction", [1.0, 2.0, 3.0, 4.0])
     settings = tiny_settings(tmp_path, validate_every=2)
     with monkeypatch.context() as patch:
         stop_in_step(patch, 5)
@@ -381,7 +381,7 @@ def test_non_finite_entropy_loss_without_weight_is_ignored(tmp_path: Path, monke
 
 
 def test_non_finite_validation_metric_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script(monkeypatch, "validation/loss/entropy", [-1.0, math.nan])
+    set_validation_metric(monkeypatch, "validation/loss/entropy", [-1.0, math.nan])
     with pytest.raises(TrainingError, match=r"step 6: .*validation"):
         train(tiny_settings(tmp_path), tmp_path / "run")
     assert load_checkpoint(RunDirectory(tmp_path / "run")).step == 3  # type: ignore[union-attr]

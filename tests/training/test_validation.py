@@ -95,7 +95,7 @@ def finding(name: str, severity: Any = "warning") -> Finding:
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[int, list[Finding]], list[Evidence]]:
+def fake_diagnose(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[int, list[Finding]], list[Evidence]]:
     """Replace `diagnose`. Return the findings by step, to be filled in by the test, and the evidence it was given."""
     findings: dict[int, list[Finding]] = {}
     diagnosed: list[Evidence] = []
@@ -116,8 +116,10 @@ def finding_lines(lines: list[str]) -> list[str]:
     return [line for line in lines if "is so" in line]
 
 
-def test_finding_is_logged_when_it_appears(tmp_path: Path, script: Any) -> None:
-    script[0].update({4: [finding("one")], 6: [finding("one"), finding("two", "note")], 8: [finding("two", "note")]})
+def test_finding_is_logged_when_it_appears(tmp_path: Path, fake_diagnose: Any) -> None:
+    fake_diagnose[0].update(
+        {4: [finding("one")], 6: [finding("one"), finding("two", "note")], 8: [finding("two", "note")]}
+    )
     lines: list[str] = []
     train(settings(tmp_path, steps=10), tmp_path / "run", log=lines.append)
     assert finding_lines(lines) == ["step 4: warning: one is so", "step 6: note: two is so"]
@@ -130,15 +132,17 @@ def test_finding_is_logged_when_it_appears(tmp_path: Path, script: Any) -> None:
     assert not logged[10]
 
 
-def test_finding_that_reappears_is_logged_again(tmp_path: Path, script: Any) -> None:
-    script[0].update({2: [finding("one")], 6: [finding("one")]})
+def test_finding_that_reappears_is_logged_again(tmp_path: Path, fake_diagnose: Any) -> None:
+    fake_diagnose[0].update({2: [finding("one")], 6: [finding("one")]})
     lines: list[str] = []
     train(settings(tmp_path), tmp_path / "run", log=lines.append)
     assert finding_lines(lines) == ["step 2: warning: one is so", "step 6: warning: one is so"]
 
 
-def test_history_is_complete_after_resuming(tmp_path: Path, script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    script[0].update({step: [finding("one")] for step in (2, 4, 6, 8)})
+def test_history_is_complete_after_resuming(
+    tmp_path: Path, fake_diagnose: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_diagnose[0].update({step: [finding("one")] for step in (2, 4, 6, 8)})
     run = settings(tmp_path)
     with monkeypatch.context() as patch:
         stop_in_step(patch, 5)
@@ -147,21 +151,21 @@ def test_history_is_complete_after_resuming(tmp_path: Path, script: Any, monkeyp
     lines: list[str] = []
     train(run, tmp_path / "run", resume=True, log=lines.append)
     assert finding_lines(lines) == []  # the validation before the stop had it, too
-    last = script[1][-1].history
+    last = fake_diagnose[1][-1].history
     assert [metrics["step"] for metrics in last] == [2, 4, 6, 8]
     assert all("codebook/movement" in metrics for metrics in last[1:])
     (tmp_path / "uninterrupted").mkdir()
     train(settings(tmp_path / "uninterrupted"), tmp_path / "uninterrupted" / "run")
-    uninterrupted = script[1][-1].history
+    uninterrupted = fake_diagnose[1][-1].history
     for resumed, direct in zip(last, uninterrupted, strict=True):
         tags = [tag for tag in direct if tag.startswith(("codebook", "validation"))]
         assert [resumed[tag] for tag in tags] == [direct[tag] for tag in tags]
 
 
-def test_repeated_severe_finding_stops_the_run_with_stop_on_severe(tmp_path: Path, script: Any) -> None:
+def test_repeated_severe_finding_stops_the_run_with_stop_on_severe(tmp_path: Path, fake_diagnose: Any) -> None:
     """The message names only the finding that both validations have."""
     both = [finding("one", "severe"), finding("two", "severe")]
-    script[0].update({4: [finding("one", "severe")], 6: both[1:], 8: both})
+    fake_diagnose[0].update({4: [finding("one", "severe")], 6: both[1:], 8: both})
     with pytest.raises(TrainingError, match=r"step 8: .*\(two is so\).*checkpoint"):
         train(settings(tmp_path, steps=12, stop_on_severe=True), tmp_path / "run")
     state = load_checkpoint(RunDirectory(tmp_path / "run"), lambda line: None)
@@ -170,9 +174,9 @@ def test_repeated_severe_finding_stops_the_run_with_stop_on_severe(tmp_path: Pat
     assert [line["step"] for line in RunDirectory(tmp_path / "run").read_validations()] == [2, 4, 6, 8]
 
 
-def test_different_severe_findings_do_not_stop_the_run(tmp_path: Path, script: Any) -> None:
+def test_different_severe_findings_do_not_stop_the_run(tmp_path: Path, fake_diagnose: Any) -> None:
     """Nor does a severe finding that was a warning in the previous validation."""
-    script[0].update(
+    fake_diagnose[0].update(
         {4: [finding("one", "severe"), finding("two")], 6: [finding("two", "severe")], 8: [finding("one")]}
     )
     assert train(settings(tmp_path, stop_on_severe=True), tmp_path / "run")["best_step"]
@@ -180,9 +184,9 @@ def test_different_severe_findings_do_not_stop_the_run(tmp_path: Path, script: A
 
 @pytest.mark.parametrize(("warmup_steps", "stop_step"), [(3, 6), (4, 8), (8, None)])
 def test_severe_findings_during_warmup_do_not_stop_the_run(
-    warmup_steps: int, stop_step: int | None, tmp_path: Path, script: Any
+    warmup_steps: int, stop_step: int | None, tmp_path: Path, fake_diagnose: Any
 ) -> None:
-    script[0].update({step: [finding("one", "severe")] for step in (2, 4, 6, 8)})
+    fake_diagnose[0].update({step: [finding("one", "severe")] for step in (2, 4, 6, 8)})
     run = settings(tmp_path, stop_on_severe=True, warmup_steps=warmup_steps)
     if stop_step is None:
         assert train(run, tmp_path / "run")["best_step"]
@@ -191,13 +195,13 @@ def test_severe_findings_during_warmup_do_not_stop_the_run(
         train(run, tmp_path / "run")
 
 
-def test_severe_findings_do_not_stop_the_run_by_default(tmp_path: Path, script: Any) -> None:
-    script[0].update({step: [finding("one", "severe")] for step in (2, 4, 6, 8)})
+def test_severe_findings_do_not_stop_the_run_by_default(tmp_path: Path, fake_diagnose: Any) -> None:
+    fake_diagnose[0].update({step: [finding("one", "severe")] for step in (2, 4, 6, 8)})
     assert train(settings(tmp_path), tmp_path / "run")["best_step"]
 
 
-def test_repeated_warnings_do_not_stop_the_run(tmp_path: Path, script: Any) -> None:
-    script[0].update({step: [finding("one")] for step in (2, 4, 6, 8)})
+def test_repeated_warnings_do_not_stop_the_run(tmp_path: Path, fake_diagnose: Any) -> None:
+    fake_diagnose[0].update({step: [finding("one")] for step in (2, 4, 6, 8)})
     assert train(settings(tmp_path, stop_on_severe=True), tmp_path / "run")["best_step"]
 
 
@@ -210,7 +214,7 @@ def test_single_validation_sample_has_no_shuffled_loss(tmp_path: Path) -> None:
     assert not any("shuffled" in tag for tag in last)
 
 
-def test_training_tokens_are_samples_times_tokens_per_sample(tmp_path: Path, script: Any) -> None:
+def test_training_tokens_are_samples_times_tokens_per_sample(tmp_path: Path, fake_diagnose: Any) -> None:
     encoder = {"kind": "mlp", "width": 8, "num_tokens": 3}
     train(tiny_settings(tmp_path, encoder=encoder), tmp_path / "run")
-    assert script[1][-1].training_tokens == 48 * 3
+    assert fake_diagnose[1][-1].training_tokens == 48 * 3
