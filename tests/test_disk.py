@@ -48,7 +48,7 @@ def test_run_on_a_full_disk_ends_with_an_error_and_can_be_resumed(tmp_path: Path
         shutil.copytree(tmp_path / "run", folder)
         with (
             file_size_limit(largest * twelfth // 12),
-            pytest.raises(DataError, match=r"cannot be written: File too large"),
+            pytest.raises(DataError, match="File too large"),
         ):
             train(longer, folder, resume=True)
         assert load_checkpoint(RunDirectory(folder), pytest.fail) is not None
@@ -65,9 +65,9 @@ def test_encode_and_decode_on_a_full_disk_keep_existing_files(trained: TrainedRu
     before = (*files(out), back.read_bytes())
     for size in (0, 100, 500):
         with file_size_limit(size):
-            with pytest.raises(DataError, match=r"tokens\.\w+: cannot be written: File too large"):
+            with pytest.raises(DataError, match=r"tokens\.\w+: .*File too large"):
                 encode_file(tokenizer, out, overwrite=True)
-            with pytest.raises(DataError, match=r"back\.npy: cannot be written: File too large"):
+            with pytest.raises(DataError, match=r"back\.npy: .*File too large"):
                 decode_file(tokenizer, out, back, overwrite=True)
         assert (*files(out), back.read_bytes()) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back.npy", "tokens.json", "tokens.npy"]
@@ -76,7 +76,7 @@ def test_encode_and_decode_on_a_full_disk_keep_existing_files(trained: TrainedRu
 @pytest.mark.skipif(os.geteuid() == 0, reason="root ignores permissions")
 def test_read_only_directory_is_named(tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o555)
-    with pytest.raises(CheckpointError, match=r"locked/run: cannot be created: permission denied"):
+    with pytest.raises(CheckpointError, match=r"locked/run: .*permission denied"):
         train(tiny_settings(tmp_path, steps=1), tmp_path / "locked" / "run")
 
 
@@ -89,5 +89,5 @@ def test_directory_that_cannot_be_created_is_named(tmp_path: Path, monkeypatch: 
         mkdir(self, *args, **kwargs)
 
     monkeypatch.setattr(Path, "mkdir", mkdir_without_permission)
-    with pytest.raises(CheckpointError, match=r"run: cannot be created: permission denied"):
+    with pytest.raises(CheckpointError, match=r"run: .*permission denied"):
         train(tiny_settings(tmp_path, steps=1), tmp_path / "run")

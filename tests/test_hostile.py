@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests import normal
+from tests.cli import mentions
 from tests.conftest import Result, TrainedRun
 from tests.hostile import CONFIGS, TENSOR_FILES, Trap, npy, npz
 
@@ -35,7 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def _assert_refused(result: Result, name: str, text: str) -> None:
     assert result.code == 2, result.err
     assert name in result.err
-    assert text in result.err
+    assert mentions(result.err, text)
     assert "Traceback" not in result.err
     assert len(result.err) < 20_000
     assert all(line.isprintable() for line in result.err.split("\n"))
@@ -81,16 +82,14 @@ def test_huge_or_endless_config_is_refused_after_1_mib(folder: Path, vqtool: Com
     with (folder / "sparse.yaml").open("wb") as file:
         file.truncate(2 << 30)
     for path in (folder / "sparse.yaml", Path("/dev/zero")):
-        _assert_refused(
-            vqtool("train", "--config", path, "--dry-run"), str(path), "larger than 1,048,576 bytes; not a config"
-        )
+        _assert_refused(vqtool("train", "--config", path, "--dry-run"), str(path), "1,048,576 bytes")
 
 
 def test_symlink_to_itself_is_refused_as_config_and_run_directory(folder: Path, vqtool: Command) -> None:
     (folder / "loop").symlink_to(folder / "loop")
     np.save(folder / "x.npy", normal(20, 3))
-    _assert_refused(vqtool("train", "--config", "loop", "--dry-run"), "loop", "is a symbolic link to itself")
-    _assert_refused(vqtool("train", "--config", "c.yaml", "--run-dir", "loop"), "loop", "cannot be created")
+    _assert_refused(vqtool("train", "--config", "loop", "--dry-run"), "loop", "symbolic link")
+    _assert_refused(vqtool("train", "--config", "c.yaml", "--run-dir", "loop"), "loop", "created")
     _assert_refused(vqtool("encode", "loop", "x.npy", "--out", "t.npy"), "loop", "not a run")
     _assert_refused(vqtool("inspect", "loop"), "loop", "does not exist")
 
@@ -107,7 +106,7 @@ def test_control_characters_of_a_file_name_are_escaped(name: str, folder: Path, 
     (folder / "shards").mkdir()
     (folder / "shards" / name).write_bytes(npy("(3, 4)"))
     result = vqtool("train", "--config", "c.yaml", "--set", "data.path=shards", "--dry-run")
-    _assert_refused(result, name.encode("unicode_escape").decode(), "damaged or truncated .npy file")
+    _assert_refused(result, name.encode("unicode_escape").decode(), "damaged")
     assert result.err.count("\n") == 1
 
 
@@ -146,8 +145,8 @@ RUNS: dict[str, tuple[Callable[[Path], None], str, str]] = {
         "config.yaml",
         "is not supported",
     ),
-    "endless config": (_replace("config.yaml", Path("/dev/zero")), "config.yaml", "is a link or a device"),
-    "config loop": (_replace("config.yaml", Path("config.yaml")), "run", "is a link or a device"),
+    "endless config": (_replace("config.yaml", Path("/dev/zero")), "config.yaml", "link"),
+    "config loop": (_replace("config.yaml", Path("config.yaml")), "run", "link"),
     "summary": (_replace("summary.json", b"\x80\x04]"), "summary.json", "damaged"),
 }
 
