@@ -170,7 +170,7 @@ def test_overwrite_replaces_index_file_and_manifest(trained: TrainedRun, vqtool:
     assert json.loads(Path("tokens.json").read_text())["shape"] == [7, 16]
 
 
-def test_foreign_json_file_with_the_manifests_name_is_not_replaced(trained: TrainedRun, vqtool: Command) -> None:
+def test_other_file_with_the_name_of_the_manifest_is_not_replaced(trained: TrainedRun, vqtool: Command) -> None:
     Path("tokens.json").write_text("notes")
     result = vqtool("encode", trained.folder, "--out", "tokens.npy")
     assert (result.code, Path("tokens.json").read_text()) == (2, "notes")

@@ -206,7 +206,7 @@ def test_dry_run_describes_the_run(workdir: Path, vqtool: Command) -> None:
     assert "(contains a run)" not in result.out
 
 
-def test_dry_run_says_that_the_directory_contains_a_run(finished: Path, vqtool: Command) -> None:
+def test_dry_run_reports_an_existing_run(finished: Path, vqtool: Command) -> None:
     before = read_tree(finished)
     assert "(contains a run)" in vqtool("train", "--config", "tiny.yaml", "--dry-run").out
     assert read_tree(finished) == before

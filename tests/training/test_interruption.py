@@ -197,7 +197,7 @@ def test_result_differs_if_the_k_means_sample_is_not_restored(tmp_path: Path) ->
 # The best model
 
 
-def test_best_model_of_a_lost_step_is_found_again(tmp_path: Path) -> None:
+def test_best_model_is_written_again_after_steps_are_lost(tmp_path: Path) -> None:
     settings = settings_in(tmp_path, validate_every=2, checkpoint_every=5)
     train(settings, tmp_path / "uninterrupted")
     kill_and_resume(settings, tmp_path / "run", 5)

@@ -96,7 +96,7 @@ def test_a_page_has_its_figures_and_no_external_resources(
     assert "What is a good perplexity?" in reader.text
 
 
-def test_the_same_run_gives_the_same_bytes(
+def test_report_of_the_same_run_is_byte_identical(
     runs: dict[str, Path], pages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw_few_examples(monkeypatch)
