@@ -22,7 +22,9 @@ def test_weak_level_leaves_over_95_percent_of_the_variance(error: float, reporte
         ((0.5, 0.5, 0.97, 0.5, 0.5, 0.5), [2], False),
     ],
 )
-def test_weak_levels_of_a_product_are_reported_by_group(errors: tuple[float, ...], weak: list[int], fewer: bool) -> None:
+def test_weak_levels_of_a_product_are_reported_by_group(
+    errors: tuple[float, ...], weak: list[int], fewer: bool
+) -> None:
     """All groups have the same number of levels, so fewer are suggested only if no group needs the later ones."""
     metrics = {f"codebook/level_{number}/error": error for number, error in enumerate(errors)}
     product = make_settings({"kind": "product", "groups": 2, "quantizer": residual_block(levels=3)})
