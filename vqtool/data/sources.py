@@ -235,8 +235,8 @@ def describe_mismatch(name: str, rows: Rows, expected_name: str, expected: Rows)
     """
     shapes, dtypes = (rows.shape, expected.shape), (dtype_name(rows.dtype), dtype_name(expected.dtype))
     differing = [(field, pair) for field, pair in (("shape", shapes), ("dtype", dtypes)) if pair[0] != pair[1]]
-    actual, expected = (" and ".join(f"{field} {pair[side]}" for field, pair in differing) for side in (0, 1))
-    return f"{name} have {actual}, but {expected_name} have {expected}"
+    actual_text, expected_text = (" and ".join(f"{field} {pair[side]}" for field, pair in differing) for side in (0, 1))
+    return f"{name} have {actual_text}, but {expected_name} have {expected_text}"
 
 
 def _file_stamp(path: Path) -> tuple[int, ...]:
