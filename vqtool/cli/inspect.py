@@ -62,7 +62,12 @@ def inspect(
 def _json_fields(
     targets: Sequence[Path], inspections: Sequence["Inspection"], skipped: Sequence[tuple[Path, VqtoolError]]
 ) -> dict[str, Any]:
-    """Return the JSON fields of a single target; otherwise "targets", a list of such fields, and "skipped"."""
+    """Return the fields of the JSON output of `inspect`.
+
+    If the only target is a run or an index file, these are its own fields. For several targets, or a directory of runs,
+    they are "targets", a list with the fields of each run and index file, and "skipped", a list with the path and the
+    error of each run that could not be inspected.
+    """
     inspected = [
         {
             "target": inspection.target,

@@ -35,8 +35,9 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
         overrides: values of `--set`, each `KEY=VALUE`, as in `apply_overrides`.
 
     Raises:
-        ConfigError: the file cannot be read, or the config is invalid. The message has a line, with location and key,
-            for each invalid key, at most 100; only one line if the file or an override is not YAML.
+        ConfigError: the file cannot be read, or the config is invalid. The message has one line, with location and key,
+            for each of the first 100 invalid keys; a last line says if there are more. If the file or an override is
+            not YAML, the message has only one line.
     """
     tree = read_yaml(_read_text(path), str(path))
     if not isinstance(tree.values, dict):

@@ -173,9 +173,11 @@ def _value_at(values: Any, path: KeyPath) -> Any:
 
 
 def _statement_in_config(detail: Any, path: KeyPath, tree: ConfigTree, root: SettingsClass) -> str:
-    """Return what is wrong, as `_statement` does, with valid names for an unknown key or kind.
+    """Return what an error at the key `path` says, as `_statement` does, with hints that depend on the config.
 
-    Return `expected ` for a `literal_error`: the caller appends the choices of all branches of the union.
+    For an unknown key or kind, the hint is the most similar valid name, or a list of all valid names if none is similar
+    (see `_unknown_key_hint`). For a missing kind, it lists the valid kinds. For a `literal_error`, return only
+    `expected `: the caller appends the valid values, because a union has one such error for each branch.
     """
     match detail["type"]:
         case "extra_forbidden":

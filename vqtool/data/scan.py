@@ -76,8 +76,10 @@ class FileScan:
 
     Attributes:
         sha256: SHA-256 of the file, or of the array's bytes for data in memory.
-        moments: moments of the rows that `moment_rows` selected; None for classes. If it was False, unspecified.
-        smallest, largest: smallest and largest class over all rows, not yet checked to be >= 0; None for values.
+        moments: moments of the rows that `moment_rows` selected; None for classes. If the file was scanned with
+            `moment_rows=False`, do not use them: they are None or those of an earlier scan.
+        smallest, largest: smallest and largest class over all rows; None for values. Scanning does not reject negative
+            classes.
     """
 
     sha256: str
@@ -87,18 +89,18 @@ class FileScan:
 
 
 def scan_file(path: Path, rows: Rows, layout: LayoutName, key: str | None, moment_rows: RowMask) -> FileScan:
-    """Scan a file and cache the result, or return the cached scan.
+    """Return the cached scan of a file; if there is none, scan the file and cache the result.
 
     Args:
         path: the file.
         rows: the array in the file.
         layout: layout of the rows.
-        key: name of the array in the file; None: its only array.
-        moment_rows: rows that enter the moments; all rows are checked. With False, the moments are unspecified: None,
-            or those of an earlier scan.
+        key: name of the array in the file; None: the file has only one array.
+        moment_rows: rows from which the moments are computed; the other results are those of all rows. With False, the
+            moments of the returned scan must not be used: they are None or those of an earlier scan.
 
     Raises:
-        DataError: a value is NaN, infinite or beyond the range of float32; names the first row with such a value.
+        DataError: a value of any row is NaN, infinite or beyond the range of float32; names the first such row.
     """
     entry = _cache_path(path, layout, key, moment_rows)
     scan = _read_cache(entry)

@@ -49,7 +49,8 @@ class DatasetScan:
 
     Attributes:
         shards: in the order of their rows.
-        moments: moments of the rows that `moment_rows` selected; None for classes. If it was False, unspecified.
+        moments: moments of the rows that `moment_rows` selected; None for classes. If the source was scanned with
+            `moment_rows=False`, do not use them: they are None or come from earlier scans.
         largest: largest class over all rows; None for values.
     """
 

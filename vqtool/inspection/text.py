@@ -194,7 +194,10 @@ class _FirstFitting:
 
 
 class _SuggestedChange:
-    """A suggested --set option with its effect, on one line if both fit, otherwise on two."""
+    """A suggested --set option and its effect, on one line if both fit the terminal.
+
+    Otherwise the effect starts on a new line, and both are wrapped at the width of the terminal.
+    """
 
     def __init__(self, change: Change) -> None:
         self._option = "try --set " + shlex.quote(f"{change.key}={change.value}")

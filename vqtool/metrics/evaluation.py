@@ -32,8 +32,9 @@ class Evaluation:
     Attributes:
         losses: means over the pass.
             `reconstruction`: reconstruction loss of the settings, on normalised values or on classes.
-            `commitment`, `entropy`: see `unweighted_losses`; without codebook loss and sample entropy.
-            `total`: weighted sum of `LossSettings`, with codebook loss and sample entropy.
+            `commitment`: commitment loss of `unweighted_losses`, which excludes the codebook loss.
+            `entropy`: entropy loss of `unweighted_losses`, which excludes the sample entropy.
+            `total`: sum of the losses with the weights of `LossSettings`; includes codebook loss and sample entropy.
         levels: usage of each level.
         soft_entropies: entropy of the mean soft assignment divided by ln K, for each level: 0 to 1, where 1 is even
             usage; 1 if K is 1.

@@ -1,7 +1,7 @@
 """Codebooks and how they are updated: by gradients, by moving averages (EMA), or through one linear map (SimVQ).
 
 Each update has a settings class, selected by `kind`, that builds its codebook. Its `required_loss` names the loss whose
-weight must not be 0, because otherwise nothing moves the codes; None: no loss is needed.
+weight must not be 0, because this loss trains the codes; None: no loss is needed.
 
 Shapes: N vectors, K codes, D dimensions.
 """
@@ -270,8 +270,9 @@ class SimVQUpdate(Settings):
 class EmaUpdate(Settings):
     """Update each code to an exponential moving average of the latents assigned to it.
 
-    No gradient reaches the codes (van den Oord et al. 2017, eqs. 6-8). A code with few hits in a step decays more
-    slowly: its effective decay is max(decay, exp(-hits / min_ema_hits)).
+    No gradient reaches the codes (van den Oord et al. 2017, eqs. 6-8). In each step the moving averages of a code's
+    hits and latents are multiplied by max(decay, exp(-hits / min_ema_hits)), or by `decay` if min_ema_hits is 0. With
+    few hits in a step this factor is closer to 1, so the code changes less.
     """
 
     kind: Literal["ema"] = "ema"

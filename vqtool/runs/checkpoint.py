@@ -88,13 +88,19 @@ class TrainingState:
 
 
 def save_checkpoint(run: RunDirectory, state: TrainingState, keep: int) -> None:
-    """Write a checkpoint; then delete checkpoints of later steps, and all but the last `keep` (at least 1).
+    """Write a checkpoint; then delete the checkpoints of later steps, and of the others all but the last `keep`.
 
-    A step has two possible .pt files. If the step is saved again, the file that the marker does not name is written, so
-    the old checkpoint stays valid until the marker is replaced.
+    A checkpoint is a .pt file and a marker, a JSON file that names the .pt file. There are two possible names of the
+    .pt file of a step. If a step is saved again, the new .pt file gets the name that the marker does not contain. The
+    old checkpoint is therefore valid until its marker is replaced.
+
+    Args:
+        run: run directory.
+        state: state to save.
+        keep: number of checkpoints to keep, including the new one; at least 1.
 
     Raises:
-        DataError: the checkpoint cannot be written; the existing checkpoints are still usable.
+        DataError: the checkpoint cannot be written. The existing checkpoints are still usable.
     """
     marker = run.checkpoints / f"step-{state.step:09d}.json"
     path = next(path for path in _data_paths(marker) if _named_file(marker) != path.name)

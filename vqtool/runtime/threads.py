@@ -27,10 +27,11 @@ _num_threads_lock = Lock()
 
 
 def useful_threads(num_scores: int, dim: int) -> int:
-    """Return how many pool threads to use for `num_scores` scores of one vector and one code, of `dim` dimensions each.
+    """Return the number of pool threads that are worth using to compute `num_scores` scores.
 
-    0: compute in the calling thread, because the work is shorter than waking a pool thread. The number is not limited
-    by PyTorch's number of threads; the time of a score is taken as proportional to 64 + dim.
+    A score compares one vector with one code, both of `dim` dimensions. Its time is assumed to be proportional to
+    64 + dim. If all scores take less time than waking a pool thread, return 0: compute them in the calling thread. The
+    result can be larger than PyTorch's number of threads; `map_rows` applies that limit.
     """
     num_scores = num_scores * (64 + dim) // 128
     return max(num_scores // _SCORES_PER_THREAD, int(num_scores >= _MIN_POOL_SCORES))

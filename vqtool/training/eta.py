@@ -109,7 +109,10 @@ class InitEstimate(NamedTuple):
     """Whether all levels share one codebook. Level q (from 1) is then fitted to the q·S vectors of levels 1 to q."""
 
     def seconds(self, clock: Clock = time.perf_counter) -> float:
-        """Measure the speed of k-means on the device of `codes`, and return an upper estimate of the seconds."""
+        """Return an upper estimate of the seconds that the initialisation of all levels takes.
+
+        The speed of k-means is measured first, on the device of `codes`.
+        """
         speed = KMeansSpeed.measure(self.sample_size, self.codes, clock)
         # After k-means the sample is assigned to count hits; with several levels, again to compute the residual.
         assignments = 2 if self.levels > 1 else 1

@@ -95,7 +95,11 @@ class ErrorCollector:
 
 
 def _check_codes_are_updated(settings: RunSettings) -> None:
-    """Raise a ConfigError if codes are updated by a loss whose weight is 0."""
+    """Check that the loss that a codebook update requires (`required_loss`, if any) has a weight above 0.
+
+    Raises:
+        ConfigError: the weight is 0; names the first such update.
+    """
     weights = {"entropy": settings.loss.entropy, "commitment": settings.loss.commitment}
     for key, update in settings.model.quantizer.updates.items():
         if update.required_loss and not weights[update.required_loss]:

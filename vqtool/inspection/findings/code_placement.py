@@ -74,7 +74,10 @@ def outlier_codes(evidence: Evidence) -> Iterator[Finding]:
 
 
 def scale_mismatch(evidence: Evidence) -> Iterator[Finding]:
-    """Report codebooks whose `spread` is more than 2, or less than a third of the optimal spread."""
+    """Report each codebook whose metric `spread` is above 2 or below `_optimal_spread` / 3.
+
+    `spread` is the RMS spread of the codes relative to that of the latents. The upper limit of 2 is a fixed number.
+    """
     for level, usage in evidence.codebooks:
         spread, optimal = evidence.metric(level, "spread"), _optimal_spread(evidence, usage.codebook_size)
         if spread is not None and not _MIN_SPREAD_OVER_OPTIMAL * optimal <= spread <= _MAX_SPREAD:
